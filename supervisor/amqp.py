@@ -1,0 +1,309 @@
+"""pika's parameters, pika's errors in words, and how a queue is declared. Workers import this: keep it light."""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import pika
+from pika import exceptions
+from pika.adapters.utils import connection_workflow as workflow
+
+from supervisor import queues
+from supervisor.endpoint import Endpoint
+from supervisor.version import __version__
+
+__all__ = ["Kind", "Trouble", "declare_or_take", "explain", "parameters"]
+
+
+def parameters(endpoint: Endpoint, *, heartbeat: float, name: str, timeout: float = 15.0) -> pika.ConnectionParameters:
+    """What pika needs to connect to one broker node, once.
+
+    `heartbeat` in seconds, rounded up (AMQP knows whole ones; 0 is off). `name` is the connection's name in
+    `rabbitmqctl list_connections` and the management UI. `timeout` in seconds bounds TCP, TLS and AMQP handshake
+    together; looking up a host name is bounded by the resolver only (resolv.conf(5)), so bound the wait as well.
+    There is one attempt: trying again is the caller's business. Raises ValueError for an unusable certificate file.
+    """
+    tls: Any = _tls(endpoint) if endpoint.tls else None
+    return pika.ConnectionParameters(
+        host=endpoint.host,
+        port=endpoint.port,
+        virtual_host=endpoint.vhost,
+        credentials=pika.PlainCredentials(endpoint.user, endpoint.password),
+        heartbeat=math.ceil(heartbeat),
+        ssl_options=tls,
+        client_properties={"connection_name": name, "product": "workq-supervise", "version": __version__},
+        socket_timeout=min(10.0, timeout),
+        stack_timeout=timeout,
+        connection_attempts=1,
+        retry_delay=0,
+        # A broker with an alarm keeps the connection: a wait with a deadline of its own is the caller's business.
+        blocked_connection_timeout=None,
+        # The kernel's answer to a peer that vanished while heartbeats are not being served.
+        tcp_options={"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3},
+    )
+
+
+def _tls(endpoint: Endpoint) -> pika.SSLOptions:
+    """TLS that verifies the certificate and the host name; there is no way to switch that off."""
+    cafile, certfile = endpoint.option("cafile"), endpoint.option("certfile")
+    try:
+        context = ssl.create_default_context(cafile=cafile)
+        if certfile is not None:
+            context.load_cert_chain(certfile, endpoint.option("keyfile"))
+    except OSError as error:
+        what = " or ".join(path for path in (cafile, certfile, endpoint.option("keyfile")) if path)
+        raise ValueError(f"certificate file {what} cannot be used: {error.strerror or error}") from error
+    return pika.SSLOptions(context, endpoint.option("server_name") or endpoint.host)
+
+
+# ------------------------------------------------------------------------------------------- errors in words
+
+
+class Kind(StrEnum):
+    """What is wrong between us and the broker."""
+
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    DNS = "dns"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    PROTOCOL = "protocol"
+    AUTHENTICATION = "authentication"
+    VHOST = "vhost"
+    LIMIT = "limit"
+    PERMISSION = "permission"
+    MISSING = "missing_queue"
+    UNAVAILABLE = "queue_unavailable"
+    MISMATCH = "mismatch"
+    PRECONDITION = "precondition"
+    ACK_TIMEOUT = "acknowledgement_timeout"
+    LOCKED = "locked"
+    OPERATOR = "closed_by_operator"
+    HEARTBEAT = "heartbeat"
+    LOST = "lost"
+    BROKER = "broker_error"
+    SETTINGS = "settings"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One error, told apart."""
+
+    kind: Kind
+    reason: str
+    """One line: what happened, what it means, what to do. No secret."""
+    permanent: bool
+    """The broker has answered, and said no to our settings: trying again with the same ones makes no sense."""
+
+
+_PERMANENT: Final = frozenset(
+    # Not TLS: an expired certificate is renewed on the broker's side, without us. Not a missing queue: somebody else,
+    # who has the permission, may be about to declare it.
+    {Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.MISMATCH, Kind.SETTINGS}
+)
+_CLOSE: Final = re.compile(r"\((\d{3})\) (['\"])(.*)\2", re.S)
+"""The repr of pika's ConnectionClosedByBroker, which is all that its Probable...Error hold of it."""
+_FAR: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL})
+
+
+def explain(error: BaseException, endpoint: Endpoint | None = None) -> Trouble:
+    """Tell what an error from pika, ssl or the OS means for the connection to `endpoint`."""
+    cause = _innermost(error)
+    who = _Who(endpoint)
+    kind, reason = _closed(cause, who) or _handshake(cause, who) or _network(cause, who)
+    return Trouble(kind, _one_line(reason), kind in _PERMANENT)
+
+
+class _Who:
+    """The other side, as far as it is known, for use in sentences."""
+
+    def __init__(self, endpoint: Endpoint | None) -> None:
+        self._name = str(endpoint) if endpoint else "the broker"
+        self.user = f"user {endpoint.user}" if endpoint else "our user"
+        self.guest = endpoint is not None and endpoint.user == "guest"
+        self.vhost = f"virtual host {endpoint.vhost}" if endpoint else "the virtual host"
+        self._password = endpoint.password if endpoint else ""
+
+    def __str__(self) -> str:
+        return self._name
+
+    def clean(self, text: str) -> str:
+        """An unforeseen text; nobody knows what it quotes, so without the password."""
+        return text.replace(self._password, "***") if self._password else text
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The exception at the bottom of pika's wrappers.
+
+    Of several, one an address, the last: pika ends with the first address that gets as far as AMQP.
+    """
+    while True:
+        inner: Any = None
+        if isinstance(error, workflow.AMQPConnectionWorkflowFailed):
+            inner = error.exceptions[-1] if error.exceptions else None
+        elif isinstance(error, workflow.AMQPConnectorPhaseErrorBase):
+            inner = error.exception
+        elif isinstance(error, exceptions.AMQPConnectionError) and error.args:
+            inner = error.args[0]
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+
+
+def _closed(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
+    """The broker closed the channel or the connection, and said why."""
+    if isinstance(error, exceptions.ChannelClosedByBroker | exceptions.ConnectionClosedByBroker):
+        return _reply(error.reply_code, error.reply_text, broker)
+    if isinstance(error, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError):
+        match = _CLOSE.search(str(error.args[0]))
+        if match is None:
+            return Kind.LOST, f"{broker} closed the connection during the handshake; it may be starting or stopping"
+        code, text = int(match[1]), match[3]
+        if isinstance(error, exceptions.ProbableAuthenticationError) and code == 403:
+            hint = "check user and password in the URL"
+            if broker.guest:
+                hint += "; a broker lets guest in from its own host only"
+            return Kind.AUTHENTICATION, f"{broker} refuses the login of {broker.user}: {hint} ({text})"
+        return _reply(code, text, broker)
+    return None
+
+
+def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
+    """RabbitMQ's reply codes (https://www.rabbitmq.com/amqp-0-9-1-reference#constants), told apart by text where one
+    of them stands for several things."""
+    if code == 320:
+        return Kind.OPERATOR, f"{broker} closed the connection: it is shutting down, or an operator did it ({text})"
+    if code == 403 and "exclusive use" in text:
+        return Kind.LOCKED, f"the queue has an exclusive consumer; stop it, or wait until it leaves ({text})"
+    if code == 403:
+        return Kind.PERMISSION, f"{broker.user} may not do this; see rabbitmqctl set_permissions ({text})"
+    if code == 404 and "down or inaccessible" in text:
+        return Kind.UNAVAILABLE, f"the queue exists, but the node that holds it is down; it returns with it ({text})"
+    if code == 404:
+        return Kind.MISSING, f"there is no such queue or exchange; declare it, or check the name ({text})"
+    if code == 405:
+        return Kind.LOCKED, f"the queue belongs to another connection alone; wait until that one is gone ({text})"
+    if code == 406 and "inequivalent" in text:
+        hint = "leave out the queue type to use the queue as it is, or delete it"
+        return Kind.MISMATCH, f"the queue exists with other properties than asked for; {hint} ({text})"
+    if code == 406 and "delivery acknowledgement" in text:
+        return Kind.ACK_TIMEOUT, f"the task took longer than the broker's consumer_timeout allows ({text})"
+    if code == 406:
+        return Kind.PRECONDITION, f"{broker} refuses ({text})"
+    if code == 530 and "limit" in text:
+        return Kind.LIMIT, f"{broker} takes no more connections or channels ({text})"
+    if code == 530:
+        hint = "check its name in the URL, or see rabbitmqctl add_vhost and set_permissions"
+        return Kind.VHOST, f"{broker.user} cannot use {broker.vhost}: {hint} ({text})"
+    return Kind.BROKER, f"{broker} closed with an error of its own; see its log ({code} {text})"
+
+
+def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
+    """TLS and AMQP, before anything was said."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        hint = "name the authority with ?cafile=, or the certificate's host with ?server_name="
+        return Kind.TLS, f"the certificate of {broker} is not to be trusted: {error.verify_message}; {hint}"
+    if isinstance(error, ssl.SSLError):
+        hint = "is it the TLS port (5671), and does the broker want a client certificate?"
+        return Kind.TLS, f"no TLS with {broker}: {error.reason or error}; {hint}"
+    if isinstance(error, exceptions.IncompatibleProtocolError | exceptions.ProtocolVersionMismatch):
+        hint = "is the port right (5672), and does it want amqps:// instead?"
+        return Kind.PROTOCOL, f"what listens at {broker} does not answer in AMQP 0-9-1; {hint}"
+    if isinstance(error, exceptions.AuthenticationError):
+        return Kind.AUTHENTICATION, f"{broker} does not offer logging in with user and password (SASL PLAIN)"
+    return None
+
+
+def _network(error: BaseException, broker: _Who) -> tuple[Kind, str]:
+    if isinstance(error, socket.gaierror):
+        return Kind.DNS, f"the host name of {broker} has no address: {error.strerror}; check it, and the resolver"
+    if isinstance(error, exceptions.AMQPHeartbeatTimeout):
+        return Kind.HEARTBEAT, f"nothing was heard from {broker} for two heartbeats: it, or the network, is stuck"
+    if isinstance(error, TimeoutError | workflow.AMQPConnectorStackTimeout):
+        return Kind.TIMEOUT, f"{broker} does not answer in time: a firewall, or a broker that hangs or is starting"
+    if isinstance(error, ConnectionRefusedError):
+        return Kind.REFUSED, f"nothing listens at {broker}: the broker is not running there, or still starting"
+    if isinstance(error, ConnectionResetError | BrokenPipeError | ConnectionAbortedError):
+        return Kind.LOST, f"the connection to {broker} broke off: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _FAR:
+        return Kind.UNREACHABLE, f"there is no way to {broker}: {error.strerror}; check the network"
+    if isinstance(error, OSError):
+        return Kind.UNREACHABLE, f"connecting to {broker} failed: {error.strerror or type(error).__name__}"
+    if isinstance(error, exceptions.AMQPError):
+        return Kind.LOST, f"the connection to {broker} is gone ({type(error).__name__}: {_text(error, broker)})"
+    if isinstance(error, ValueError):
+        return Kind.SETTINGS, _text(error, broker)
+    return Kind.OTHER, f"{broker}: {type(error).__name__}: {_text(error, broker)}"
+
+
+def _text(error: BaseException, broker: _Who) -> str:
+    return broker.clean(" ".join(str(argument) for argument in error.args))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ---------------------------------------------------------------------------------------------- declaring
+
+
+def declare_or_take(
+    connection: Any,
+    declaration: queues.Declaration,
+    *,
+    declare: bool = True,
+    on_done: Callable[[Any, Any], None],
+    on_failed: Callable[[BaseException], None],
+) -> None:
+    """Take a queue as it is, or declare it: `queues.attempts`, sent one after the other.
+
+    `connection` is an open pika.SelectConnection. Each attempt opens a channel of its own, since a refusal closes the
+    channel that it came by. Exactly one callback is called, from the connection's loop: `on_done(channel, ok)` with
+    the open channel, now the caller's, and pika's Queue.DeclareOk (`message_count`, `consumer_count`); or
+    `on_failed(error)`, which `explain` knows.
+    """
+    remaining: Iterator[queues.Declaration] = iter(queues.attempts(declaration, declare))
+
+    def attempt(wanted: queues.Declaration) -> None:
+        settled = False
+
+        def opened(channel: Any) -> None:
+            channel.queue_declare(**wanted, callback=lambda frame: done(channel, frame))
+
+        def done(channel: Any, frame: Any) -> None:
+            nonlocal settled
+            settled = True
+            on_done(channel, frame.method)
+
+        def closed(_channel: Any, error: BaseException) -> None:
+            nonlocal settled
+            if settled:
+                return
+            settled = True
+            missing = isinstance(error, exceptions.ChannelClosedByBroker) and error.reply_code == 404
+            following = next(remaining, None) if missing else None
+            if following is None:
+                on_failed(error)
+            else:
+                # Later: pika is still taking this channel down, and would hand its number to the next one.
+                connection.ioloop.call_later(0, lambda: again(following, error))
+
+        connection.channel(on_open_callback=opened).add_on_close_callback(closed)
+
+    def again(wanted: queues.Declaration, error: BaseException) -> None:
+        if connection.is_open:
+            attempt(wanted)
+        else:
+            on_failed(error)
+
+    first = next(remaining)
+    attempt(first)

@@ -1,0 +1,111 @@
+"""`workq-supervise`: the command line, the environment and the file become Settings, and the supervisor runs on them.
+
+click finds the options and writes the help. It hands on plain strings: `settings.load` checks them together with the
+environment and the file, so that one report names everything that is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import groupby
+from typing import Any
+
+import click
+
+from supervisor.settings import OPTIONS, Option, Settings, SettingsError, load
+from supervisor.version import __version__
+from supervisor.vocabulary import EXIT_CONFIG
+
+__all__ = ["main"]
+
+NAME = "workq-supervise"
+
+_EPILOG = """\
+\b
+D is a duration: 500ms, 30s, 5m, 2h or plain seconds. SIZE is 512K, 16M, 1G or
+plain bytes. Each option is also an environment variable (--max-tasks is
+WORKQ_MAX_TASKS) and a key of the TOML file (max_tasks = 1000). The command
+line counts before the environment, the environment before the file.
+
+\b
+Signals:
+  TERM, INT  take nothing more, finish the tasks in hand, leave; twice: at once
+  HUP        reload: replace the workers one after the other
+  TTIN TTOU  one worker more, one fewer
+  USR1       log a stack dump of every worker
+  USR2       log the whole status
+
+\b
+Exit codes:
+  0   asked to leave, everything settled
+  1   asked to leave, something had to be killed, or the pool gave up
+  2   the command line cannot be read
+  78  configuration: the handler cannot be loaded, bad settings, the queue does
+      not match; restarting will not help
+"""
+
+
+class _Supervise(click.Command):
+    """A command whose help lists the options under the headings of the table."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        lines = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        for group, options in groupby(OPTIONS.values(), key=lambda option: option.group):
+            rows = [lines.pop(option.name) for option in options]
+            if group == "Other":
+                rows += lines.values()
+            if group:
+                with formatter.section(group):
+                    formatter.write_dl([row for row in rows if row])
+
+
+def _parameter(option: Option) -> click.Parameter:
+    if option.name == "handler":
+        return click.Argument([option.name], metavar="MODULE:FUNCTION", required=False)
+    if not option.metavar:
+        # Both ways round, so that the command line can overrule the environment in either direction.
+        word = option.flag.removeprefix("--")
+        default = word if option.default == "true" else f"no-{word}"
+        return click.Option([f"--{word}/--no-{word}"], default=None, help=f"{option.help}  [default: {default}]")
+    help_line = f"{option.help}  [default: {option.default}]" if option.default else option.help
+    return click.Option(
+        [option.flag], metavar=option.metavar, default=None, multiple=option.repeatable, type=str, help=help_line
+    )
+
+
+def _supervise(**given: Any) -> None:
+    ctx = click.get_current_context()
+    if ctx.args:
+        # click's own sentence would quote the argument, and a stray argument may be a URL.
+        raise click.UsageError(f"one MODULE:FUNCTION is expected, and {len(ctx.args) + 1} arguments are given")
+    handler = given.pop("handler")
+    settings = _settings(handler, {name: value for name, value in given.items() if value not in (None, ())})
+    # Imported late: a usage error or --help need not pay for the supervisor.
+    from supervisor.parent.loop import run
+
+    sys.exit(run(settings))
+
+
+def _settings(handler: str | None, command_line: dict[str, Any]) -> Settings:
+    try:
+        return load(handler, command_line, os.environ)
+    except SettingsError as error:
+        if error.handler_missing:
+            raise click.UsageError("\n".join(error.problems)) from None
+        click.echo(f"{NAME}: the settings cannot be used, nothing was started:", err=True)
+        for problem in error.problems:
+            click.echo(f"  {problem}", err=True)
+        sys.exit(EXIT_CONFIG)
+
+
+main = _Supervise(
+    NAME,
+    callback=_supervise,
+    params=[_parameter(option) for option in OPTIONS.values()],
+    help="Keep N crash-proof RabbitMQ consumers running; each calls FUNCTION of MODULE with one task at a time.",
+    epilog=_EPILOG,
+    options_metavar="[OPTIONS]",
+    context_settings={"allow_extra_args": True, "max_content_width": 100},
+)
+click.version_option(__version__, prog_name=NAME)(main)

@@ -1,0 +1,34 @@
+"""`workq`, the operator's tool. Each command is a module of its own, imported when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+import click
+
+from supervisor.version import __version__
+
+COMMANDS: Final = ("broker", "publish")
+"""A command `x` is the attribute `x` of the module `supervisor.commands.x`."""
+
+
+class Lazy(click.Group):
+    """A group that imports a command's module when the command is asked for, so that `workq publish` in a shell loop
+    does not pay for the libraries of the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="workq")
+def main() -> None:
+    """Look after work queues: publish tasks, run a private broker."""

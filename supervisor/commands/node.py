@@ -1,0 +1,419 @@
+"""A private RabbitMQ node as a child process: the installed package, without its service, its user or its data.
+
+For development, the demo, the benchmarks and the tests. It listens on loopback only, needs no epmd, keeps everything it
+writes in one directory, runs as whoever starts it, and dies with its parent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import re
+import secrets
+import select
+import shutil
+import socket
+import subprocess
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from supervisor.clock import now
+
+INSTALLED: Final = Path("/usr/lib/rabbitmq/lib")
+"""Where the packages of Debian, Ubuntu and rabbitmq.com put `rabbitmq_server-VERSION`."""
+
+INSTALL: Final = "apt-get install --no-install-recommends rabbitmq-server"
+
+ALWAYS: Final = ("rabbit", "rabbitmq_prelaunch", "cuttlefish", "getopt", "systemd", "jsx", "thoas", "enough")
+"""What a node needs of its plugin directory. Cuttlefish's own needs are not in its list of applications."""
+
+PORTS: Final = range(10240, 32768)
+"""Below the kernel's ephemeral ports (ip(7), ip_local_port_range): a client that keeps trying to reach a dead node on
+an ephemeral port ends up connected to itself, and holds the port that the node wants back."""
+
+STOP_SECONDS: Final = 30.0
+
+VM: Final = (
+    "-noinput +B i "  # what the wrapper script would have added: no shell, no break handler
+    "+S 2:2 +SDio 2 +sbwt none +sbwtdcpu none +sbwtdio none +stbt u "  # small, idle when idle, bound to no CPU
+    "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
+)
+
+_serial = itertools.count()
+
+
+class NodeError(RuntimeError):
+    """The node cannot be found, started or talked to; the message says what to do."""
+
+
+class PrivateNode:
+    """One RabbitMQ node, booted from the installed package in 2-3 s.
+
+    A context manager: entering starts it, leaving stops it. `start` works again after `stop` and `kill`: same port,
+    same data. The directory is the caller's to remove.
+
+    The node is killed when the *thread* that called `start` ends (PR_SET_PDEATHSIG, prctl(2)): start it on a thread
+    that lives as long as it should.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        conf: str = "",
+        port: int | None = None,
+        plugins: Sequence[str] = (),
+        nodename: str = "rabbit@localhost",
+    ) -> None:
+        """`conf` is added to rabbitmq.conf, `port` is the AMQP port on 127.0.0.1 (default: a free one), `plugins` are
+        enabled. Nothing is written before `start`.
+
+        Raises NodeError when RabbitMQ is not installed.
+        """
+        self.directory = directory.resolve()
+        self.nodename = nodename
+        self.installation = find_installation()
+        self._conf = conf
+        self._plugins = tuple(plugins)
+        self._amqp = Port(port)
+        self._dist = Port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<PrivateNode {self.nodename} port={self.port} directory={str(self.directory)!r}>"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        return self._amqp.number
+
+    @property
+    def url(self) -> str:
+        """With the password of the default user, which RabbitMQ accepts from loopback only."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+
+    @property
+    def pid(self) -> int:
+        """The Erlang VM's own, not a wrapper's. Raises NodeError when the node is not running."""
+        return self._running().pid
+
+    @property
+    def version(self) -> str:
+        """Of the installed package: `3.10.8`; empty when its directory does not say."""
+        found = applications(self.installation).get("rabbit")
+        return found.name.removeprefix("rabbit-") if found else ""
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and not self.wait(0.0)
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Boot, and return when the broker answers AMQP. Nothing to do when it runs already.
+
+        `timeout` is in seconds. Raises NodeError when the node does not come up, with the end of what it wrote.
+        """
+        if self.alive:
+            return
+        deadline = now() + timeout
+        try:
+            self._lock_directory()
+            self._amqp.check()
+            self._spawn(self._furnish())
+            while not answers(self.port):
+                if self.wait(0.02):
+                    raise NodeError(
+                        f"the RabbitMQ node ended while it booted. The end of its output:\n{self._output()}"
+                    )
+                if now() > deadline:
+                    raise NodeError(
+                        f"the RabbitMQ node did not answer on port {self.port} within {timeout:g} s. "
+                        f"The end of its output:\n{self._output()}"
+                    )
+        except BaseException:
+            self.kill()
+            raise
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait up to `timeout` seconds (None: for ever) for the node to end. True when it has, or was never started."""
+        if self._process is None or self._process.returncode is not None:
+            return True
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            return bool(poll.poll(None if timeout is None else timeout * 1000))
+        finally:
+            os.close(pidfd)
+
+    def stop(self) -> None:
+        """End the node in its own time (SIGTERM, a second or two); kill it when that takes over 30 s."""
+        if self.alive:
+            self._running().terminate()
+            self.wait(STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, and reap. Nothing to do when it is not running."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def eval(self, erlang: str) -> str:
+        """Evaluate Erlang in the node (`1 + 1.`; the full stop may be left out) and return what Erlang prints of it.
+
+        Costs 10 ms, a fortieth of rabbitmqctl. Raises NodeError when the node does not answer or the expression fails.
+        """
+        self._running()
+        self._await_booted()
+        done = self._call("-e", text=erlang.rstrip().removesuffix(".") + ".\n")
+        if done.returncode != 0 or not done.stdout.startswith("{ok, "):
+            raise NodeError(f"the node could not evaluate {erlang!r}: {(done.stdout + done.stderr).strip()}")
+        return done.stdout.removeprefix("{ok, ").rstrip().removesuffix("}")
+
+    def sync(self) -> None:
+        """Bring what the node buffers about its queues to disk; call it between declaring a queue and `kill`.
+
+        Mnesia's log and the tables of quorum queues are flushed late: on 3.10.8 a SIGKILL can take a queue with it that
+        was declared in the seconds before, seen with quorum queues and, once, with a classic one. Raises NodeError when
+        the node does not answer.
+        """
+        self.eval("disk_log:sync(latest_log), [dets:sync(Table) || Table <- dets:all()].")
+
+    def ctl(self, *args: str) -> str:
+        """Run rabbitmqctl on this node and return its output. Costs about a second. Raises NodeError when it fails."""
+        self._running()
+        reach = f"-start_epmd false -erl_epmd_port {self._dist.number} -dist_listen false"
+        done = subprocess.run(
+            [self.installation / "sbin" / "rabbitmqctl", *args],
+            env=self._environment() | {"RABBITMQ_CTL_ERL_ARGS": reach},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise NodeError(f"rabbitmqctl {args[0] if args else ''} failed: {(done.stdout + done.stderr).strip()}")
+        return done.stdout
+
+    # ------------------------------------------------------------------------------------------------- inside
+
+    def _lock_directory(self) -> None:
+        """Two nodes on one directory would ruin its data, and without epmd nobody else would notice."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.directory / "lock", os.O_CREAT | os.O_WRONLY, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise NodeError(
+                f"another private node runs in {self.directory}: stop it, or choose another directory"
+            ) from None
+        self._lock = lock
+
+    def _furnish(self) -> Path:
+        """Write what the node reads, and return the installation to boot from. Done anew at each start: the package may
+        have been upgraded since."""
+        (self.directory / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{self._conf}\n")
+        (self.directory / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
+        cookie = self.directory / ".erlang.cookie"
+        cookie.touch(0o600)  # Erlang refuses one that others can read
+        cookie.write_text(secrets.token_hex(16))
+        return trimmed(self.installation, self.directory / "home", self._plugins)
+
+    def _environment(self) -> dict[str, str]:
+        """All that the node sees: nothing of /etc/rabbitmq, and no NOTIFY_SOCKET, by which it would report to the
+        systemd unit that we may be."""
+        place = self.directory
+        return {
+            "PATH": os.environ.get("PATH", "") + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": str(place),
+            "LANG": "C.UTF-8",
+            "RABBITMQ_CONF_ENV_FILE": str(place / "none"),
+            "RABBITMQ_NODENAME": self.nodename,
+            "RABBITMQ_MNESIA_BASE": str(place / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(place / "log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(place / "enabled_plugins"),
+            "RABBITMQ_CONFIG_FILE": str(place / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(place / "advanced.config"),
+            "RABBITMQ_DIST_PORT": str(self._dist.number),
+            "ERL_EPMD_PORT": "1",  # an epmd that happens to run on this machine is not ours to talk to
+            "ERL_ZFLAGS": "-start_epmd false",
+        }
+
+    def _spawn(self, home: Path) -> None:
+        environment = self._environment() | {
+            "RABBITMQ_ALLOW_INPUT": "1",  # the script then execs the VM: our child is the broker, with no shell between
+            "RABBITMQ_SERVER_START_ARGS": f"{VM} -sname {self.nodename} -erl_epmd_port {self._dist.number}",
+        }
+        # setpriv rather than a preexec_fn, which is unsafe in a parent that has threads. A session of its own: Ctrl-C
+        # in the terminal is for the parent, which then stops the node in order.
+        with (self.directory / "output").open("wb") as output:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", home / "sbin" / "rabbitmq-server"],
+                env=environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or not self.alive:
+            raise NodeError(f"{self!r} is not running: start it first")
+        return self._process
+
+    def _output(self) -> str:
+        return (self.directory / "output").read_text(errors="replace")[-4000:].strip() or "(nothing)"
+
+    def _call(self, *how: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        program = shutil.which("erl_call", path=self._environment()["PATH"])
+        if program is None:
+            raise NodeError("erl_call is not installed; it belongs to Erlang itself: apt-get install erlang-base")
+        # The cookie is read from HOME rather than given as an argument, which ps would show. A name of its own for each
+        # call: the node refuses two callers of one name at a time.
+        return subprocess.run(
+            [program, "-h", f"eval{os.getpid()}x{next(_serial)}", "-address", f"localhost:{self._dist.number}", *how],
+            env=self._environment(),
+            input=text,
+            capture_output=True,
+            text=True,
+        )
+
+    def _await_booted(self) -> None:
+        """AMQP is answered shortly before init calls the boot finished; until then remote calls sometimes break off."""
+        deadline = now() + 30.0
+        while not self._call("-a", "init get_status").stdout.startswith("{started,"):
+            if self.wait(0.03) or now() > deadline:
+                raise NodeError(f"{self!r} does not answer Erlang calls. The end of its output:\n{self._output()}")
+
+
+class Port:
+    """A TCP port on loopback that no other Port on this machine has, for as long as this object lives.
+
+    A free port that is only looked up is anybody's until somebody listens on it, and again while a killed node is down.
+    So each one is also claimed under a name in the abstract socket space (unix(7)), which ends with its process.
+    """
+
+    def __init__(self, number: int | None = None) -> None:
+        """`number`: this very port, whoever has it; default: a free one. Raises NodeError when there is none."""
+        self.number = self._free() if number is None else number
+
+    def _free(self) -> int:
+        for _ in range(1000):
+            number = secrets.choice(PORTS)
+            claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                claim.bind(f"\0workq-port-{number}")
+            except OSError:
+                claim.close()
+                continue
+            weakref.finalize(self, claim.close)
+            if bindable(number):
+                return number
+        raise NodeError(f"no free port on 127.0.0.1 between {PORTS.start} and {PORTS.stop - 1}: choose one")
+
+    def check(self) -> None:
+        """Raises NodeError when somebody listens there."""
+        if not bindable(self.number):
+            raise NodeError(
+                f"port {self.number} on 127.0.0.1 cannot be had: stop what listens there, or choose another port"
+            )
+
+
+def bindable(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the broker does: old connections do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def answers(port: int) -> bool:
+    """Does a broker answer AMQP? An open port is not enough: it opens before the broker serves."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1.0) as client:
+            client.settimeout(2.0)
+            client.sendall(b"AMQP\0\0\x09\x01")
+            return client.recv(1) == b"\x01"  # a method frame: Connection.Start
+    except OSError:
+        return False
+
+
+def find_installation() -> Path:
+    """The directory of the RabbitMQ server to run: `$WORKQ_RABBITMQ_HOME`, else the newest that the package installed.
+
+    Raises NodeError when there is none.
+    """
+    chosen = os.environ.get("WORKQ_RABBITMQ_HOME")
+    found = [Path(chosen)] if chosen else sorted(INSTALLED.glob("rabbitmq_server-*"), key=version_order)
+    for home in reversed(found):
+        if (home / "sbin" / "rabbitmq-server").is_file():
+            return home
+    where = (
+        f"WORKQ_RABBITMQ_HOME is {chosen}, which has no sbin/rabbitmq-server" if chosen else f"nothing in {INSTALLED}"
+    )
+    raise NodeError(
+        f"RabbitMQ is not installed ({where}). Install it: {INSTALL} (or scripts/setup in a checkout), "
+        "or set WORKQ_RABBITMQ_HOME to an unpacked rabbitmq_server-VERSION."
+    )
+
+
+def version_order(home: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", home.name)]
+
+
+def applications(installation: Path) -> dict[str, Path]:
+    """The Erlang applications in an installation's plugin directory, by name without the version."""
+    return {path.name.partition("-")[0]: path for path in (installation / "plugins").glob("*-[0-9]*") if path.is_dir()}
+
+
+def needed(available: dict[str, Path], wanted: Sequence[str]) -> list[Path]:
+    """`wanted` and all that they build on, as far as it is in the plugin directory; the rest is Erlang's own."""
+    chosen: dict[str, Path] = {}
+    open_ends = list(wanted)
+    while open_ends:
+        name = open_ends.pop()
+        if name in chosen or name not in available:
+            continue
+        chosen[name] = available[name]
+        specification = re.sub(r"%.*", "", (available[name] / "ebin" / f"{name}.app").read_text())
+        for listed in re.findall(r"\{\s*(?:included_)?applications\s*,\s*\[(.*?)\]", specification, re.DOTALL):
+            open_ends += re.findall(r"\w+", listed)
+    return list(chosen.values())
+
+
+def trimmed(installation: Path, home: Path, plugins: Sequence[str]) -> Path:
+    """Make `home` an installation with only the needed plugins, by symbolic links, and return it.
+
+    Erlang searches every plugin directory for every module: with 10 instead of 70 a node boots in half the time.
+    RabbitMQ's scripts do not quote the path of their own directory, and ERL_LIBS splits at colons: where the path would
+    not survive that, or the package is laid out otherwise, the whole installation serves.
+    """
+    available = applications(installation)
+    if "rabbit" not in available or not re.fullmatch(r"[\w./+,=@-]+", str(home), re.ASCII):
+        return installation
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(installation / "sbin", home / "sbin")
+    (home / "escript").symlink_to(installation / "escript")
+    (home / "plugins").mkdir()
+    for path in needed(available, [*ALWAYS, *plugins]):
+        (home / "plugins" / path.name).symlink_to(path)
+    return home

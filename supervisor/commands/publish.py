@@ -1,0 +1,169 @@
+"""`workq publish`: put messages on a queue, durably, and say how many the broker has confirmed."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+import click
+
+from supervisor import queues
+from supervisor.clock import now
+from supervisor.endpoint import Endpoint
+from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable
+from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
+
+__all__ = ["publish"]
+
+EXIT_INCOMPLETE: Final = 1
+"""Some messages are not confirmed."""
+_CHUNK: Final = 65536
+_REDRAW: Final = 0.1
+
+
+@click.command()
+@click.option("--url", "urls", multiple=True, metavar="URL", envvar="WORKQ_URL", help="A broker node; may be repeated.")
+@click.option("--queue", default="task_queue", envvar="WORKQ_QUEUE", show_default=True, help="The queue.")
+@click.option(
+    "--queue-type",
+    type=click.Choice(queues.TYPES),
+    default="default",
+    envvar="WORKQ_QUEUE_TYPE",
+    show_default=True,
+    help="What to declare it as if there is none; other than default, an error if it is something else.",
+)
+@click.option("--header", "pairs", multiple=True, metavar="K=V", help="A header for every message; may be repeated.")
+@click.option("--id", "message_id", metavar="ID", help="The message id, for a single BODY. Made up otherwise.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds without a confirmation."
+)
+@click.argument("bodies", nargs=-1, required=True, metavar="BODY... | -")
+def publish(
+    urls: tuple[str, ...],
+    queue: str,
+    queue_type: str,
+    pairs: tuple[str, ...],
+    message_id: str | None,
+    timeout: float,
+    bodies: tuple[str, ...],
+) -> None:
+    """Publish each BODY as a durable, persistent, confirmed message; with `-`, each line of standard input.
+
+    Exits with 0 when the broker has confirmed every message, 1 when not; 75 when there is no broker to be had,
+    78 when it refuses the login or the queue.
+    """
+    streaming = "-" in bodies
+    if streaming and len(bodies) > 1:
+        raise click.UsageError("- stands for the lines of standard input, and does not go with other bodies.")
+    if message_id is not None and (streaming or len(bodies) > 1):
+        raise click.UsageError("--id is for a single BODY; several messages cannot share one id.")
+    options = Options(headers=_headers(pairs))
+    if message_id is not None:
+        options["message_id"] = message_id
+    try:
+        endpoints = [Endpoint.parse(url) for url in urls] or [Endpoint()]
+        publisher = Publisher(endpoints, queue, queue_type=queue_type, name="workq publish")
+    except ValueError as error:
+        raise click.UsageError(f"--url or --queue: {error}") from None
+    source = _lines(sys.stdin.buffer.fileno()) if streaming else iter(os.fsencode(body) for body in bodies)
+    sys.exit(_run(publisher, source, options, timeout, progress=streaming and sys.stderr.isatty()))
+
+
+def _run(publisher: Publisher, source: Iterator[bytes | None], options: Options, timeout: float, progress: bool) -> int:
+    count = _Count(progress)
+    failure: PublishError | None = None
+    try:
+        with publisher:
+            publisher.publish_many(count.reading(source, options), timeout=timeout, on_confirmed=count.confirm)
+    except PublishError as error:
+        failure = error
+    except KeyboardInterrupt:
+        count.interrupted = True
+    count.finish()
+    click.echo(
+        f"published {count.read}, confirmed {count.confirmed}, to {publisher.queue} on {publisher.endpoint}"
+        + (f" (id {count.last_id})" if count.confirmed == 1 else "")
+    )
+    if failure is not None:
+        click.echo(f"workq publish: {failure.reason}", err=True)
+        return _exit_code(failure)
+    if count.interrupted:
+        click.echo("workq publish: interrupted; what is not confirmed may or may not be there", err=True)
+        return 130
+    return 0
+
+
+def _exit_code(failure: PublishError) -> int:
+    if isinstance(failure, Unavailable) and failure.trouble is not None and not failure.confirmed:
+        return EXIT_CONFIG if failure.trouble.permanent else EXIT_BROKER
+    return EXIT_INCOMPLETE
+
+
+class _Count:
+    """How far we are; on a terminal, a line that says so."""
+
+    def __init__(self, progress: bool) -> None:
+        self.read = 0
+        self.confirmed = 0
+        self.last_id = ""
+        self.interrupted = False
+        self._progress = progress
+        self._drawn = 0.0
+
+    def reading(self, source: Iterator[bytes | None], options: Options) -> Iterator[Message | None]:
+        for body in source:
+            if body is None:
+                yield None
+            else:
+                self.read += 1
+                yield body, options
+
+    def confirm(self, _position: int, message_id: str) -> None:
+        self.confirmed += 1
+        self.last_id = message_id
+        if self._progress and now() - self._drawn >= _REDRAW:
+            self._draw("")
+
+    def finish(self) -> None:
+        if self._progress:
+            self._draw("\n")
+
+    def _draw(self, end: str) -> None:
+        self._drawn = now()
+        sys.stderr.write(f"\r{self.confirmed:,} confirmed{end}")
+        sys.stderr.flush()
+
+
+def _lines(fd: int) -> Iterator[bytes | None]:
+    """The lines of a file descriptor as they come, without their ends; None before each wait for more.
+
+    Not `sys.stdin`: its buffer cannot tell whether asking for another line would wait.
+    """
+    parts: list[bytes] = []
+    while True:
+        if not select.select([fd], [], [], 0)[0]:
+            yield None
+        chunk = os.read(fd, _CHUNK)
+        if not chunk:
+            break
+        *ended, rest = chunk.split(b"\n")
+        for line in ended:
+            yield b"".join([*parts, line])
+            parts.clear()
+        if rest:
+            parts.append(rest)
+    if parts:
+        yield b"".join(parts)
+
+
+def _headers(pairs: tuple[str, ...]) -> dict[str, Any] | None:
+    headers: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--header {pair}: a header reads NAME=VALUE.")
+        headers[name] = value
+    return headers or None

@@ -1,0 +1,433 @@
+"""The processes: nursery and workers. Spawn, hear, signal, reap. Decides nothing.
+
+Every worker is this process's own child (see `worker.nursery`), known by a pidfd: that does not lie and is not inherited, unlike a
+pipe's end-of-file, which a grandchild can keep open.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import psutil
+import structlog
+
+from supervisor.clock import now
+from supervisor.link import Link
+from supervisor.parent.output import Output
+from supervisor.scoreboard import Scoreboard
+from supervisor.settings import Settings
+from supervisor.vocabulary import (
+    Begin,
+    Event,
+    Exited,
+    Fork,
+    Forked,
+    ForkFailed,
+    Leaving,
+    Load,
+    Loaded,
+    LoadFailed,
+    NurseryGone,
+    NurserySaid,
+    Reading,
+    Record,
+    Sampled,
+    Started,
+    StartFailed,
+    Threaded,
+    WorkerSaid,
+)
+
+_PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
+_FORKS_AT_ONCE: Final = 16
+"""Requests on the nursery's link at a time: its buffer holds about two hundred, and 253 descriptors may be in flight (unix(7))."""
+_SECRETS: Final = frozenset({"WORKQ_URL"})
+"""Variables that no child gets: /proc/PID/environ is a place where secrets are found."""
+
+Callback = Callable[[], Iterator[Event]]
+
+
+@dataclass(slots=True)
+class _Nursery:
+    generation: int
+    pid: int
+    pidfd: int
+    link: Link
+    output: Output
+    is_spent: bool = False
+    """It said why it ends, or was told to: its exit is no news."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    slot: int
+    pid: int
+    pidfd: int
+    link: Link
+    output: Output
+    process: psutil.Process
+    finished_before: int
+    said: Leaving | LoadFailed | None = None
+    has_output: bool = True
+
+
+@dataclass(slots=True)
+class _Birth:
+    """A worker that the nursery was, or will be, asked for."""
+
+    slot: int
+    link: Link
+    worker_end: Link
+    output: tuple[int, int]
+
+
+@dataclass(slots=True)
+class _Births:
+    waiting: deque[int] = field(default_factory=deque)
+    asked: int = 0
+    by_ticket: dict[int, _Birth] = field(default_factory=dict)
+    tickets: int = 0
+
+
+class Processes:
+    """All children of the supervisor, and the one place that waits for anything."""
+
+    def __init__(self, settings: Settings, board: Scoreboard, log_fd: int, record: Callable[[bytes], object]) -> None:
+        self._settings = settings
+        self._board = board
+        self._log_fd = log_fd
+        self._record = record
+        self._log: Any = structlog.get_logger()
+        self._selector = selectors.EpollSelector()
+        self._nursery: _Nursery | None = None
+        self._spent: list[_Nursery] = []
+        self._workers: dict[int, _Worker] = {}
+        self._births = _Births()
+        self._has_orphans = False
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+    # ----------------------------------------------------------------------------------------------- waiting
+
+    def watch(self, fileobj: Any, callback: Callback) -> None:
+        """Have `wait` call this when `fileobj` is readable."""
+        self._selector.register(fileobj, selectors.EVENT_READ, callback)
+
+    def wait(self, until: float) -> list[Event]:
+        """What has happened; at `until` (monotonic seconds) an empty list."""
+        events: list[Event] = []
+        for key, _ in self._selector.select(max(0.0, until - now())):
+            # A callback earlier in this round may have closed what a later one was for.
+            if key.fd in self._selector.get_map():
+                events += key.data()
+        if self._has_orphans:
+            self._reap_orphans()
+        return events
+
+    def child_died(self) -> None:
+        """SIGCHLD came: perhaps for an orphan, somebody's grandchild that fell to us."""
+        self._has_orphans = True
+
+    def sample(self) -> Sampled:
+        """Every worker's page and memory. Once a second."""
+        for worker in self._workers.values():
+            was_over = worker.output.is_over_budget
+            worker.output.refill()
+            if was_over and worker.has_output:
+                self.watch(worker.output.fd, lambda worker=worker: self._output(worker))  # type: ignore[misc]
+        for nursery in (*self._spent, *([self._nursery] if self._nursery else [])):
+            nursery.output.refill()
+        return Sampled(tuple(self._read(worker) for worker in self._workers.values()))
+
+    def _read(self, worker: _Worker) -> Reading:
+        try:
+            rss = worker.process.memory_info().rss
+        except psutil.Error:
+            rss = 0
+        return replace(self._board.read(worker.slot), rss=rss)
+
+    # ----------------------------------------------------------------------------------------------- nursery
+
+    def start_nursery(self, generation: int, preload: bool) -> None:
+        """Start the process that imports the handler and forks workers."""
+        ours, theirs = Link.pair()
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        fds = (theirs.fileno(), self._board.fd, self._log_fd)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "supervisor.worker.nursery", *map(str, fds)],
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=writer,
+            pass_fds=fds,
+            env={name: value for name, value in os.environ.items() if name not in _SECRETS},
+            start_new_session=True,
+        )
+        theirs.close()
+        os.close(writer)
+        process.returncode = 0  # reaped here, by its pidfd; Popen shall not try
+        output = Output(reader, self._log, source="nursery", child_pid=process.pid)
+        nursery = _Nursery(generation, process.pid, os.pidfd_open(process.pid), ours, output)
+        self._nursery = nursery
+        ours.send(Load(self._settings.to_wire(), preload, os.getpid(), generation), wait=False)
+        self.watch(nursery.link, lambda: self._hear_nursery(nursery))
+        self.watch(nursery.output.fd, lambda: self._nursery_output(nursery))
+        self.watch(nursery.pidfd, lambda: self._nursery_exited(nursery))
+
+    def stop_nursery(self, *, stack: bool = False) -> None:
+        """End the nursery, and hear no more of it. `stack`: by SIGABRT, so that it says where it hangs."""
+        nursery, self._nursery = self._nursery, None
+        if nursery is not None:
+            self._forget_births()
+            nursery.is_spent = True
+            self._spent.append(nursery)
+            signal.pidfd_send_signal(nursery.pidfd, signal.SIGABRT if stack else signal.SIGKILL)
+
+    def _hear_nursery(self, nursery: _Nursery) -> Iterator[Event]:
+        for report in self._receive(nursery.link):
+            match report:
+                case Loaded() | Threaded() | LoadFailed():
+                    if not nursery.is_spent:
+                        nursery.is_spent = not isinstance(report, Loaded)
+                        yield NurserySaid(nursery.generation, report)
+                case Forked(slot, ticket, pid):
+                    yield from self._born(slot, ticket, pid)
+                case ForkFailed(slot, ticket, error):
+                    yield from self._not_born(slot, ticket, error)
+
+    def _nursery_output(self, nursery: _Nursery) -> Iterator[Event]:
+        if not nursery.output.read():
+            self._forget(nursery.output.fd)
+        return iter(())
+
+    def _nursery_exited(self, nursery: _Nursery) -> Iterator[Event]:
+        yield from self._hear_nursery(nursery)
+        nursery.output.drain()
+        status = _reap(nursery.pidfd)
+        for fileobj in (nursery.link, nursery.output.fd, nursery.pidfd):
+            self._forget(fileobj)
+        nursery.link.close()
+        nursery.output.close()
+        os.close(nursery.pidfd)
+        if nursery in self._spent:
+            self._spent.remove(nursery)
+        if nursery is self._nursery:
+            self._nursery = None
+            self._forget_births()
+        if not nursery.is_spent:
+            yield NurseryGone(nursery.generation, status)
+
+    # ------------------------------------------------------------------------------------------------ births
+
+    def spawn(self, slot: int) -> None:
+        """Ask the nursery for a worker; `Started` or `StartFailed` follows, or the nursery's end."""
+        births = self._births
+        births.tickets += 1
+        link, worker_end = Link.pair()
+        births.by_ticket[births.tickets] = _Birth(slot, link, worker_end, os.pipe2(os.O_CLOEXEC))
+        births.waiting.append(births.tickets)
+        self._ask_for_births()
+
+    def _ask_for_births(self) -> None:
+        births = self._births
+        while births.waiting and births.asked < _FORKS_AT_ONCE and self._nursery is not None:
+            ticket = births.waiting.popleft()
+            birth = births.by_ticket[ticket]
+            # If this fails the nursery is dead or stuck, and its exit or the seat's deadline says so.
+            self._nursery.link.send(Fork(birth.slot, ticket), (birth.worker_end.fileno(), birth.output[1]), wait=False)
+            birth.worker_end.close()
+            os.close(birth.output[1])
+            births.asked += 1
+
+    def _born(self, slot: int, ticket: int, pid: int) -> Iterator[Event]:
+        birth = self._births.by_ticket.pop(ticket, None)
+        if birth is None:
+            return
+        self._births.asked -= 1
+        self._ask_for_births()
+        try:
+            pidfd = os.pidfd_open(pid)
+            process = psutil.Process(pid)
+        except (OSError, psutil.Error):
+            birth.link.close()
+            os.close(birth.output[0])
+            yield StartFailed(slot, "the new worker was gone before it was seen")
+            return
+        output = Output(birth.output[0], self._log, slot=slot, child_pid=pid)
+        finished_before = self._board.read(slot).counts.finished
+        worker = _Worker(slot, pid, pidfd, birth.link, output, process, finished_before)
+        self._workers[slot] = worker
+        worker.link.send(Begin(), wait=False)
+        self.watch(worker.pidfd, lambda: self._exited(worker))
+        self.watch(worker.link, lambda: self._hear(worker))
+        self.watch(worker.output.fd, lambda: self._output(worker))
+        yield Started(slot, pid)
+
+    def _not_born(self, slot: int, ticket: int, error: str) -> Iterator[Event]:
+        birth = self._births.by_ticket.pop(ticket, None)
+        if birth is not None:
+            self._births.asked -= 1
+            birth.link.close()
+            os.close(birth.output[0])
+            yield StartFailed(slot, error)
+
+    def _forget_births(self) -> None:
+        """The nursery is gone: whom it forked already finds its link closed, and leaves."""
+        for ticket, birth in self._births.by_ticket.items():
+            birth.link.close()
+            os.close(birth.output[0])
+            if ticket in self._births.waiting:
+                birth.worker_end.close()
+                os.close(birth.output[1])
+        self._births = _Births(tickets=self._births.tickets)
+
+    # ----------------------------------------------------------------------------------------------- workers
+
+    def tell(self, slot: int, order: object) -> None:
+        """Send a worker an order; one that does not read any more is found out by other means."""
+        worker = self._workers.get(slot)
+        if worker is not None:
+            worker.link.send(order, wait=False)
+
+    def drain(self, slot: int, order: object) -> None:
+        """Send a worker the order to leave, and mark its page so that it sees it before its next ack."""
+        self._board.call(slot)
+        self.tell(slot, order)
+
+    def signal(self, slot: int, number: int) -> None:
+        worker = self._workers.get(slot)
+        if worker is not None:
+            try:
+                signal.pidfd_send_signal(worker.pidfd, number)
+            except ProcessLookupError:
+                pass  # it is a zombie already; its exit is on the way
+
+    def signal_all(self, number: int) -> None:
+        for slot in list(self._workers):
+            self.signal(slot, number)
+
+    def _hear(self, worker: _Worker) -> Iterator[Event]:
+        for report in self._receive(worker.link):
+            match report:
+                case Record(line):
+                    self._record(line.encode())
+                case LoadFailed():
+                    worker.said = report
+                case Leaving():
+                    worker.said = report
+                    yield WorkerSaid(worker.slot, report)
+                case _:
+                    yield WorkerSaid(worker.slot, report)
+
+    def _output(self, worker: _Worker) -> Iterator[Event]:
+        if not worker.output.read():
+            worker.has_output = False
+            self._forget(worker.output.fd)
+        elif worker.output.is_over_budget:
+            self._forget(worker.output.fd)
+        return iter(())
+
+    def _exited(self, worker: _Worker) -> Iterator[Event]:
+        """Last words before the death, the death before what follows from it."""
+        yield from self._hear(worker)
+        worker.output.drain()
+        try:
+            # Its process group, while the zombie still keeps the number from being anybody else's.
+            os.killpg(worker.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        status = _reap(worker.pidfd)
+        reading = self._board.read(worker.slot)
+        self._board.vacate(worker.slot)
+        del self._workers[worker.slot]
+        for fileobj in (worker.link, worker.output.fd, worker.pidfd):
+            self._forget(fileobj)
+        worker.link.close()
+        worker.output.close()
+        os.close(worker.pidfd)
+        self._has_orphans = True
+        yield Exited(
+            slot=worker.slot,
+            pid=worker.pid,
+            status=status,
+            hand=reading.hand if reading.pid == worker.pid else None,
+            said=worker.said,
+            finished=reading.counts.finished - worker.finished_before,
+            output=worker.output.tail,
+        )
+
+    # ------------------------------------------------------------------------------------------------ pieces
+
+    def _receive(self, link: Link) -> Iterator[Any]:
+        """What has come by a link. At its end, stop watching it; the pidfd tells the rest."""
+        while True:
+            try:
+                received = link.receive(wait=False)
+            except BlockingIOError:
+                return
+            except OSError:
+                return  # closed by us earlier in the same round
+            if received is None:
+                self._forget(link)
+                return
+            yield received[0]
+
+    def _forget(self, fileobj: Any) -> None:
+        try:
+            self._selector.unregister(fileobj)
+        except (KeyError, ValueError):
+            pass
+
+    def _reap_orphans(self) -> None:
+        """Reap grandchildren that fell to us. Not ours: a worker just forked whose pid is not known yet."""
+        if self._births.asked:
+            return
+        ours = {worker.pid for worker in self._workers.values()}
+        ours |= {nursery.pid for nursery in (self._nursery, *self._spent) if nursery is not None}
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                found = None
+            if found is None:
+                self._has_orphans = False
+                return
+            if found.si_pid in ours:
+                return  # its pidfd has its turn first; then we are called again
+            os.waitid(os.P_PID, found.si_pid, os.WEXITED)
+
+    def close(self) -> None:
+        """End whatever is left. A nursery that was asked for its stack has two seconds to write it."""
+        self.stop_nursery()
+        until = now() + 2.0
+        while self._spent and now() < until:
+            self.wait(until)
+        for nursery in self._spent:
+            signal.pidfd_send_signal(nursery.pidfd, signal.SIGKILL)
+        self.signal_all(signal.SIGKILL)
+        until = now() + 5.0
+        while (self._spent or self._workers) and now() < until:
+            self.wait(until)
+
+
+def _reap(pidfd: int) -> str:
+    """How it died, as the kernel tells: `exit 3`, `SIGKILL`."""
+    found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    assert found is not None
+    if found.si_code == os.CLD_EXITED:
+        return f"exit {found.si_status}"
+    try:
+        return signal.Signals(found.si_status).name
+    except ValueError:
+        return f"signal {found.si_status}"
+
+

@@ -1,0 +1,64 @@
+"""Which messages kill their workers?
+
+The ledger counts deaths for each key. A message that has been delivered before asks the ledger before it runs; one that has killed
+`max_crashes` workers is quarantined instead. So a message kills at most `max_crashes` workers of a supervisor.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from supervisor.vocabulary import Verdict
+
+ROOM: Final = 10_000
+"""Keys remembered at most; the one that killed longest ago is forgotten first."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What one key has done."""
+
+    crashes: int
+    cause: str
+    evidence: str
+
+
+class Ledger:
+    """Deaths by key, bounded."""
+
+    def __init__(self, max_crashes: int, room: int = ROOM) -> None:
+        self._max_crashes = max_crashes
+        self._room = room
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def blame(self, key: str, cause: str, evidence: str = "") -> int:
+        """A worker died of this key. Returns how many have, now."""
+        account = self._accounts.pop(key, None) or Account(0, cause, evidence)
+        account.crashes += 1
+        account.cause = cause
+        account.evidence = evidence or account.evidence
+        self._accounts[key] = account
+        if len(self._accounts) > self._room:
+            self._accounts.popitem(last=False)
+        return account.crashes
+
+    def is_condemned(self, crashes: int) -> bool:
+        return crashes >= self._max_crashes
+
+    def verdict(self, key: str) -> Verdict:
+        """May this message run?"""
+        account = self._accounts.get(key)
+        if account is None:
+            return Verdict(key, run=True)
+        return Verdict(
+            key,
+            run=not self.is_condemned(account.crashes),
+            crashes=account.crashes,
+            cause=account.cause,
+            evidence=account.evidence,
+        )

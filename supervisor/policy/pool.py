@@ -1,0 +1,731 @@
+"""The pool: events in, actions out.
+
+Pure. It holds one `Slot` a seat, the nursery's state, and the ledger of messages that kill. Time comes with every call; nothing
+here waits, reads or writes. The loop performs what is returned, in order, and tells what happened by the next event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from supervisor.policy import restart
+from supervisor.policy.poison import Ledger
+from supervisor.policy.restart import STEADY, Backoff, Fault
+from supervisor.policy.slot import ABORT_TIMEOUT, ARRIVING, CONNECT_TIMEOUT, FORK_TIMEOUT, LastExit, Seat, Slot
+from supervisor.settings import Settings
+from supervisor.vocabulary import (
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_KILLED,
+    Action,
+    Asked,
+    Cause,
+    Connecting,
+    Depth,
+    Drain,
+    Event,
+    Exited,
+    Leave,
+    Leaving,
+    Loaded,
+    LoadFailed,
+    Measure,
+    NurseryGone,
+    NurserySaid,
+    Phase,
+    Reading,
+    Ready,
+    Sampled,
+    Say,
+    Signal,
+    Spawn,
+    Started,
+    StartFailed,
+    StartNursery,
+    StopNursery,
+    Suspect,
+    Tell,
+    Threaded,
+    Wish,
+    WorkerSaid,
+)
+
+DEPTH_EVERY: Final = 5.0
+"""Seconds between two looks at the queue's depth; every sample under `--burst`."""
+SAMPLE_GAP: Final = 3.0
+"""Seconds without a sample that say that the supervisor itself was held up: then nobody else is called hung."""
+HUNG_AFTER: Final = 5.0
+"""Seconds without a turn of an idle loop that nobody takes for starvation; more when the heartbeat is longer. The broker itself
+gives up after two heartbeats."""
+RESTART_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the histogram from a death to consuming again, seconds."""
+_NURSERY_BACKOFF: Final = Backoff(free=1, first=0.25, most=30.0)
+
+
+class State(StrEnum):
+    """The pool as a whole."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class NurseryState(StrEnum):
+    NONE = "none"
+    LOADING = "loading"
+    READY = "ready"
+
+
+@dataclass(slots=True)
+class Nursery:
+    """What the pool knows of the process that forks workers."""
+
+    generation: int
+    state: NurseryState = NurseryState.NONE
+    deadline: float | None = None
+    """LOADING: the import is given up. NONE: another one is started."""
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    slot: int
+    pid: int | None
+    seat: Seat
+    restarts: int
+    last_exit: LastExit | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """What others may see: a value that never changes, so another thread may read it."""
+
+    state: State
+    since: float
+    because: str
+    generation: int
+    slots: tuple[SlotView, ...]
+    exits: dict[str, int]
+    restart_buckets: tuple[int, ...]
+    restart_seconds: float
+    depth: Depth | None
+    broker: str | None
+    trouble: str | None
+    ready: int
+    steady: int
+
+
+@dataclass(slots=True)
+class _Restarts:
+    """Histogram of the time from a death to consuming again."""
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(RESTART_BOUNDS) + 1))
+    total: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.buckets[sum(seconds > bound for bound in RESTART_BOUNDS)] += 1
+        self.total += seconds
+
+
+class Pool:
+    """See the module. `seed` spreads the jitter of one supervisor's restarts from another's."""
+
+    def __init__(self, settings: Settings, seed: int = 0) -> None:
+        self._settings = settings
+        self._seed = seed
+        self._slots = [Slot(number) for number in range(settings.workers)]
+        self._wanted = settings.workers
+        self._nursery = Nursery(generation=1)
+        self._preload = settings.preload
+        self._ledger = Ledger(settings.max_crashes)
+        self._state = State.STARTING
+        self._since = 0.0
+        self._because = "starting"
+        self._code = EXIT_DONE
+        self._is_finishing = False
+        self._is_now = False
+        self._left = False
+        self._worked = False
+        self._unexplained: list[float] = []
+        self._exits: Counter[str] = Counter()
+        self._restarts = _Restarts()
+        self._depth: Depth | None = None
+        self._depth_asked = 0.0
+        self._broker: str | None = None
+        self._trouble: str | None = None
+        self._idle_finished: int | None = None
+        self._sampled_at: float | None = None
+
+    # ------------------------------------------------------------------------------------------- to be asked
+
+    @property
+    def open(self) -> bool:
+        """False once `Leave` was returned."""
+        return not self._left
+
+    @property
+    def deadline(self) -> float | None:
+        """When `overdue` has something to do, if nothing happens before."""
+        times = [slot.deadline for slot in self._slots if slot.deadline is not None and not self._is_held(slot)]
+        if self._nursery.deadline is not None:
+            times.append(self._nursery.deadline)
+        return min(times, default=None)
+
+    def view(self, now: float) -> PoolView:
+        ready = [slot for slot in self._slots if slot.phase is Seat.READY]
+        return PoolView(
+            state=self._state,
+            since=self._since,
+            because=self._because,
+            generation=self._nursery.generation,
+            slots=tuple(SlotView(s.number, s.pid, s.phase, s.restarts, s.last_exit) for s in self._slots),
+            exits=dict(self._exits),
+            restart_buckets=tuple(self._restarts.buckets),
+            restart_seconds=self._restarts.total,
+            depth=self._depth,
+            broker=self._broker,
+            trouble=self._trouble,
+            ready=len(ready),
+            steady=sum(1 for s in ready if s.ready_since is not None and now - s.ready_since >= STEADY),
+        )
+
+    # --------------------------------------------------------------------------------------------- to be told
+
+    def start(self, now: float) -> list[Action]:
+        """The first actions."""
+        self._since = now
+        for slot in self._slots:
+            slot.enter(Seat.WAITING, now)
+        return self._start_nursery(now, "the supervisor starts")
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What follows from this event."""
+        if self._left:
+            return []
+        actions: list[Action] = []
+        match event:
+            case Asked(wish, by):
+                actions += self._asked(wish, by, now)
+            case NurserySaid(generation, report):
+                actions += self._nursery_said(generation, report, now)
+            case NurseryGone(generation, cause):
+                actions += self._nursery_gone(generation, cause, now)
+            case Started(number, pid):
+                actions += self._started(self._slots[number], pid, now)
+            case StartFailed(number, error):
+                actions += self._start_failed(self._slots[number], error, now)
+            case WorkerSaid(number, report):
+                actions += self._worker_said(self._slots[number], report, now)
+            case Exited():
+                actions += self._exited(self._slots[event.slot], event, now)
+            case Sampled(readings):
+                actions += self._sampled(readings, now)
+        return [*actions, *self._spawns(now), *self._leave()]
+
+    def overdue(self, now: float) -> list[Action]:
+        """What follows from the time alone."""
+        if self._left:
+            return []
+        actions: list[Action] = []
+        for slot in self._slots:
+            if slot.is_due(now):
+                actions += self._slot_overdue(slot, now)
+        if self._nursery.deadline is not None and self._nursery.deadline <= now:
+            actions += self._nursery_overdue(now)
+        return [*actions, *self._spawns(now), *self._leave()]
+
+    # ------------------------------------------------------------------------------------------------- wishes
+
+    def _asked(self, wish: Wish, by: str, now: float) -> list[Action]:
+        match wish:
+            case Wish.STOP if self._state is State.DRAINING:
+                return self._kill_all(f"{by} a second time: now")
+            case Wish.STOP:
+                return self._stop(by, now)
+            case Wish.GROW:
+                return self._resize(self._wanted + 1, by, now)
+            case Wish.SHRINK:
+                return self._resize(self._wanted - 1, by, now)
+            case Wish.RELOAD:
+                return [Say("reload.failed", "warning", f"{by}: this version cannot reload; restart instead")]
+
+    def _stop(
+        self, because: str, now: float, code: int = EXIT_DONE, event: str = "supervisor.stopping"
+    ) -> list[Action]:
+        """Drain everyone, within the grace."""
+        self._set_state(State.DRAINING, because, now)
+        self._code = code
+        self._nursery.deadline = None
+        actions: list[Action] = [Say(event, "info", because, {"grace": self._settings.grace})]
+        for slot in self._slots:
+            actions += self._drain(slot, because, now + self._settings.grace)
+        return actions
+
+    def _drain(self, slot: Slot, because: str, deadline: float | None, *, finish: bool = False) -> list[Action]:
+        match slot.phase:
+            case Seat.WAITING | Seat.FORKING:
+                # A worker that is being forked right now is told when it shows itself (see _started).
+                if slot.phase is Seat.WAITING:
+                    slot.enter(Seat.EMPTY)
+                return []
+            case Seat.BOOTING | Seat.CONNECTING | Seat.READY:
+                slot.enter(Seat.DRAINING, deadline)
+                return [Tell(slot.number, Drain(finish), because)]
+            case Seat.DRAINING:
+                if slot.deadline is None:
+                    slot.deadline = deadline
+                return []
+            case _:
+                return []
+
+    def _kill_all(self, because: str) -> list[Action]:
+        self._is_now = True
+        actions: list[Action] = []
+        for slot in self._slots:
+            if slot.is_alive and slot.phase is not Seat.KILLED:
+                actions += self._kill(slot, Cause.GRACE, because)
+        return actions
+
+    def _kill(self, slot: Slot, cause: str, because: str) -> list[Action]:
+        slot.condemned = slot.condemned or cause
+        slot.enter(Seat.KILLED)
+        return [Signal(slot.number, "SIGKILL", because)]
+
+    def _abort(self, slot: Slot, cause: str, because: str, now: float) -> list[Action]:
+        """SIGABRT makes faulthandler write every thread's stack before the process dies."""
+        slot.condemned = slot.condemned or cause
+        slot.enter(Seat.ABORTING, now + ABORT_TIMEOUT)
+        return [Signal(slot.number, "SIGABRT", because)]
+
+    def _resize(self, wanted: int, by: str, now: float) -> list[Action]:
+        if self._state is State.DRAINING or self._is_finishing or not 1 <= wanted <= 1024:
+            return []
+        because = f"{by}: {self._wanted} -> {wanted} workers"
+        self._wanted = wanted
+        for number in range(len(self._slots), wanted):
+            self._slots.append(Slot(number))
+        actions: list[Action] = [Say("supervisor.resized", "info", because, {"workers": wanted})]
+        for slot in self._slots:
+            if slot.number >= wanted:
+                actions += self._drain(slot, because, None)
+            elif slot.phase is Seat.EMPTY:
+                slot.enter(Seat.WAITING, now)
+        return actions
+
+    # ------------------------------------------------------------------------------------------------ nursery
+
+    def _start_nursery(self, now: float, because: str) -> list[Action]:
+        self._nursery.state = NurseryState.LOADING
+        self._nursery.deadline = now + self._settings.boot_timeout
+        return [StartNursery(self._nursery.generation, self._preload, because)]
+
+    def _nursery_said(self, generation: int, report: Loaded | Threaded | LoadFailed, now: float) -> list[Action]:
+        if generation != self._nursery.generation or self._state is State.DRAINING:
+            return []
+        match report:
+            case Loaded(seconds, preloaded):
+                self._nursery.state = NurseryState.READY
+                self._nursery.deadline = None
+                self._nursery.failures = 0
+                fields = {"handler": self._settings.handler, "seconds": round(seconds, 3), "preloaded": preloaded}
+                because = "imported once, for every worker" if preloaded else "each worker imports it for itself"
+                return [Say("handler.loaded", "info", because, fields)]
+            case Threaded(threads):
+                self._preload = False
+                self._nursery.state = NurseryState.NONE
+                because = "the import left threads behind, and forking beside threads is unsafe: each worker imports for itself"
+                return [
+                    Say("handler.loaded", "warning", because, {"threads": threads, "preloaded": False}),
+                    StopNursery(generation, because),
+                    *self._start_nursery(now, because),
+                ]
+            case LoadFailed(error, traceback):
+                self._nursery.state = NurseryState.NONE
+                return self._cannot_load(error, traceback, now)
+
+    def _cannot_load(self, error: str, traceback: str, now: float) -> list[Action]:
+        said = Say("handler.import_failed", "error", error, {"handler": self._settings.handler, "exception": traceback})
+        if not self._worked:
+            return [said, *self._give_up(f"the handler cannot be loaded: {error}", now)]
+        return [said, *self._retry_nursery(now)]
+
+    def _give_up(self, because: str, now: float) -> list[Action]:
+        """Restarting will not help."""
+        if self._state is State.DRAINING:
+            return []
+        self._unfork(Seat.EMPTY, None)
+        return [*self._stop(because, now, EXIT_CONFIG), StopNursery(self._nursery.generation, because)]
+
+    def _nursery_gone(self, generation: int, cause: str, now: float) -> list[Action]:
+        if generation != self._nursery.generation:
+            return []
+        if self._state is State.DRAINING:
+            self._unfork(Seat.EMPTY, None)
+            return []
+        self._unfork(Seat.WAITING, now)
+        was_loading = self._nursery.state is NurseryState.LOADING
+        self._nursery.state = NurseryState.NONE
+        said = Say("nursery.exited", "warning", f"{cause}; the workers live on, another nursery follows")
+        if was_loading and not self._worked and self._nursery.failures >= 2:
+            error = f"the process that imports it died three times, the last by {cause}"
+            return [said, *self._cannot_load(error, "", now)]
+        return [said, *self._retry_nursery(now)]
+
+    def _unfork(self, phase: Seat, deadline: float | None) -> None:
+        """What the nursery was asked for will not come."""
+        for slot in self._slots:
+            if slot.phase is Seat.FORKING:
+                slot.enter(phase, deadline)
+
+    def _retry_nursery(self, now: float) -> list[Action]:
+        self._nursery.failures += 1
+        delay = _NURSERY_BACKOFF.delay(self._nursery.failures, self._roll(0))
+        if not delay:
+            return self._start_nursery(now, "the nursery is gone")
+        self._nursery.deadline = now + delay
+        return []
+
+    def _nursery_overdue(self, now: float) -> list[Action]:
+        if self._nursery.state is not NurseryState.LOADING:
+            return self._start_nursery(now, f"after {self._nursery.failures} failures")
+        because = f"the import of {self._settings.handler} did not end within --boot-timeout ({self._settings.boot_timeout:g} s)"
+        self._nursery.state = NurseryState.NONE
+        self._nursery.deadline = None
+        return [StopNursery(self._nursery.generation, because, stack=True), *self._cannot_load(because, "", now)]
+
+    # ------------------------------------------------------------------------------------------------ workers
+
+    def _started(self, slot: Slot, pid: int, now: float) -> list[Action]:
+        slot.pid = pid
+        slot.generation = self._nursery.generation
+        slot.enter(Seat.BOOTING, now + self._settings.boot_timeout)
+        said = Say("worker.started", "info", _why_started(slot), {"slot": slot.number, "pid": pid})
+        if self._is_now:
+            return [said, *self._kill(slot, Cause.GRACE, self._because)]
+        if self._state is State.DRAINING:
+            return [said, *self._drain(slot, self._because, now + self._settings.grace)]
+        if self._is_finishing or slot.number >= self._wanted:
+            return [said, *self._drain(slot, "no longer wanted", None, finish=self._is_finishing)]
+        return [said]
+
+    def _start_failed(self, slot: Slot, error: str, now: float) -> list[Action]:
+        if self._state is State.DRAINING or slot.number >= self._wanted:
+            slot.enter(Seat.EMPTY)
+            return []
+        streak = slot.count(Fault.UNEXPLAINED, recovered=False)
+        again = restart.decide(
+            Fault.UNEXPLAINED, streak=streak + 1, was_ready=False, now=now, roll=self._roll(slot.number)
+        )
+        slot.enter(Seat.WAITING, again.at)
+        return [Say("worker.start_failed", "error", error, {"slot": slot.number, "next": again.because})]
+
+    def _worker_said(self, slot: Slot, report: object, now: float) -> list[Action]:
+        match report:
+            case Connecting() if slot.phase is Seat.BOOTING:
+                slot.enter(Seat.CONNECTING, now + CONNECT_TIMEOUT)
+                return []
+            case Ready(broker) if slot.phase is Seat.CONNECTING:
+                return self._ready(slot, broker, now)
+            case Suspect(key):
+                verdict = self._ledger.verdict(key)
+                because = (
+                    f"it has killed {verdict.crashes} workers"
+                    if verdict.crashes
+                    else "it is not known to have killed a worker"
+                )
+                return [Tell(slot.number, verdict, because)]
+            case Depth() as depth:
+                return self._measured(depth, now)
+            case Leaving(cause, detail) if slot.phase is Seat.READY:
+                # From here it has the grace to be gone: a thread or an atexit function of the handler's may hold it.
+                slot.enter(Seat.DRAINING, now + self._settings.grace)
+                return []
+            case _:
+                return []
+
+    def _ready(self, slot: Slot, broker: str, now: float) -> list[Action]:
+        slot.enter(Seat.READY)
+        slot.ready_since = now
+        fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": broker}
+        if slot.died_at is not None:
+            self._restarts.add(now - slot.died_at)
+            fields["seconds"] = round(now - slot.died_at, 4)
+            slot.died_at = None
+        self._broker = broker
+        self._trouble = None
+        actions: list[Action] = [Say("worker.ready", "info", "the broker has confirmed the consumer", fields)]
+        self._worked = True
+        if self._state is State.STARTING and self._count(Seat.READY) >= self._wanted:
+            self._set_state(State.RUNNING, "every worker consumes", now)
+            actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
+        return actions
+
+    def _exited(self, slot: Slot, died: Exited, now: float) -> list[Action]:
+        was_ready = slot.ready_since is not None
+        lived = now - slot.ready_since if slot.ready_since is not None else 0.0
+        cause = self._cause(slot, died)
+        fault = self._fault(slot, died, cause)
+        crashes = self._ledger.blame(died.hand.key, cause, died.output) if fault is Fault.MESSAGE and died.hand else 0
+        self._exits[cause] += 1
+        if cause == Cause.GRACE and self._code == EXIT_DONE:
+            self._code = EXIT_KILLED
+        slot.vacate(died, cause, now)
+        actions: list[Action] = []
+        follows = self._follow(slot, died, fault, was_ready, lived, now, actions)
+        if crashes:
+            follows += f"; the message has killed {crashes} of {self._settings.max_crashes}"
+            if self._ledger.is_condemned(crashes):
+                follows += " and will be quarantined"
+        return [self._obituary(slot, died, cause, fault, follows, now), *actions]
+
+    def _cause(self, slot: Slot, died: Exited) -> str:
+        # Last words count only with the exit that goes with them: a worker killed while it leaves was killed.
+        if died.said is not None and died.status.startswith("exit "):
+            return Cause.HANDLER if isinstance(died.said, LoadFailed) else died.said.cause
+        if slot.condemned is not None and died.status != "OOM":
+            return slot.condemned
+        return died.status
+
+    def _fault(self, slot: Slot, died: Exited, cause: str) -> Fault:
+        match cause:
+            case Cause.DRAINED | Cause.MAX_TASKS | Cause.GRACE:
+                return Fault.PLANNED
+            case Cause.BROKER:
+                return Fault.BROKER
+            case Cause.CONFIG | Cause.HANDLER:
+                return Fault.CONFIG
+            case Cause.MEMORY if died.hand is None:
+                return Fault.PLANNED
+            case _:
+                return Fault.MESSAGE if died.hand is not None else Fault.UNEXPLAINED
+
+    def _follow(
+        self, slot: Slot, died: Exited, fault: Fault, was_ready: bool, lived: float, now: float, actions: list[Action]
+    ) -> str:
+        """Decide what becomes of the seat; returns it in words, for the log."""
+        if self._state is State.DRAINING:
+            return "none: the supervisor is stopping"
+        if slot.number >= self._wanted:
+            return "none: fewer workers are wanted"
+        if self._is_finishing:
+            if fault is Fault.PLANNED:
+                return "none: the queue is empty"
+            self._is_finishing = False
+            for other in self._slots:
+                if other.phase is Seat.EMPTY:
+                    other.enter(Seat.WAITING, now)
+        if fault is Fault.CONFIG and not self._worked:
+            detail = died.said.error if isinstance(died.said, LoadFailed) else died.said.detail if died.said else ""
+            if isinstance(died.said, LoadFailed):
+                actions += self._cannot_load(died.said.error, died.said.traceback, now)
+            else:
+                actions += self._give_up(detail, now)
+            return "none: restarting will not help"
+        if fault is Fault.UNEXPLAINED:
+            self._note_unexplained(now, actions)
+        if fault is Fault.BROKER and isinstance(died.said, Leaving):
+            self._trouble = died.said.detail
+        streak = slot.count(fault, recovered=lived >= STEADY or died.finished > 0)
+        again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=self._roll(slot.number))
+        slot.restarts += 1
+        slot.enter(Seat.WAITING, again.at)
+        return "restart at once" if again.at <= now else f"restart in {again.at - now:.2f} s"
+
+    def _obituary(self, slot: Slot, died: Exited, cause: str, fault: Fault, follows: str, now: float) -> Say:
+        fields: dict[str, object] = {
+            "slot": slot.number,
+            "pid": died.pid,
+            "cause": cause,
+            "status": died.status,
+            "next": follows,
+        }
+        if died.hand is not None:
+            fields["message_id"] = died.hand.message_id or died.hand.key
+            fields["busy_seconds"] = round(now - died.hand.since, 3)
+            fields["attempt"] = died.hand.attempt
+            fields["redelivered"] = died.hand.redelivered
+            if died.hand.settling:
+                fields["settling"] = True
+        else:
+            fields["message_id"] = None
+        if died.output and fault in (Fault.MESSAGE, Fault.UNEXPLAINED):
+            fields["output"] = died.output
+        level = "info" if fault is Fault.PLANNED and cause != Cause.GRACE else "warning"
+        return Say("worker.exited", level, _because(died, cause, fault), fields)
+
+    def _note_unexplained(self, now: float, actions: list[Action]) -> None:
+        self._unexplained = [at for at in self._unexplained if at > now - restart.INTENSITY_WINDOW] + [now]
+        if self._state is not State.DEGRADED and restart.too_intense(self._unexplained, self._wanted, now):
+            because = f"{len(self._unexplained)} unexplained deaths in {restart.INTENSITY_WINDOW:g} s: one worker at a time from here"
+            self._set_state(State.DEGRADED, because, now)
+            actions.append(Say("supervisor.degraded", "error", because))
+
+    # ----------------------------------------------------------------------------------------------- the time
+
+    def _slot_overdue(self, slot: Slot, now: float) -> list[Action]:
+        match slot.phase:
+            case Seat.FORKING:
+                because = f"it did not fork within {FORK_TIMEOUT:g} s"
+                self._nursery.state = NurseryState.NONE
+                if self._state is State.DRAINING:
+                    self._unfork(Seat.EMPTY, None)
+                    return [StopNursery(self._nursery.generation, because)]
+                self._unfork(Seat.WAITING, now)
+                return [StopNursery(self._nursery.generation, because), *self._retry_nursery(now)]
+            case Seat.BOOTING:
+                because = f"not booted within --boot-timeout ({self._settings.boot_timeout:g} s)"
+                return self._abort(slot, Cause.BOOT, because, now)
+            case Seat.CONNECTING:
+                return self._abort(
+                    slot, Cause.HUNG, f"not connected, and not given up either, for {CONNECT_TIMEOUT:g} s", now
+                )
+            case Seat.DRAINING:
+                return self._kill(slot, Cause.GRACE, f"still busy after --grace ({self._settings.grace:g} s)")
+            case Seat.ABORTING:
+                return self._kill(slot, slot.condemned or Cause.HUNG, "SIGABRT did not end it")
+            case _:
+                return []
+
+    def _sampled(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
+        held_up = self._sampled_at is not None and now - self._sampled_at > SAMPLE_GAP
+        self._sampled_at = now
+        actions: list[Action] = []
+        for reading in readings:
+            slot = self._slots[reading.slot]
+            if slot.pid == reading.pid and slot.phase in (Seat.READY, Seat.DRAINING):
+                actions += self._judge(slot, reading, held_up, now)
+        self._recover(now, actions)
+        if self._settings.burst:
+            actions += self._burst(readings)
+        elif self._state is not State.DRAINING and now - self._depth_asked >= DEPTH_EVERY:
+            actions += self._measure(now)
+        return actions
+
+    def _judge(self, slot: Slot, reading: Reading, held_up: bool, now: float) -> list[Action]:
+        limits = self._settings
+        if reading.hand is not None:
+            busy = now - reading.hand.since
+            if limits.task_timeout is not None and busy > limits.task_timeout and reading.phase is Phase.BUSY:
+                because = f"task {reading.hand.key} runs for {busy:.1f} s, --task-timeout is {limits.task_timeout:g} s"
+                return self._hang(slot, Cause.TIMEOUT, because, reading, now)
+            if limits.max_memory is not None and reading.rss > 2 * limits.max_memory:
+                because = f"{reading.rss} bytes resident, more than twice --max-memory, in the middle of a task"
+                return self._hang(slot, Cause.MEMORY, because, reading, now)
+            return []
+        if reading.phase is Phase.IDLE and not held_up and now - reading.beat > max(limits.heartbeat, HUNG_AFTER):
+            return self._hang(
+                slot, Cause.HUNG, f"its idle loop has not turned for {now - reading.beat:.1f} s", reading, now
+            )
+        if slot.phase is Seat.READY and limits.max_memory is not None and reading.rss > limits.max_memory:
+            because = f"{reading.rss} bytes resident, above --max-memory: recycled between tasks"
+            slot.enter(Seat.DRAINING, None)
+            return [Tell(slot.number, Drain(), because)]
+        return []
+
+    def _hang(self, slot: Slot, cause: str, because: str, reading: Reading, now: float) -> list[Action]:
+        fields = {"slot": slot.number, "pid": slot.pid, "cause": cause}
+        if reading.hand is not None:
+            fields["message_id"] = reading.hand.message_id or reading.hand.key
+        return [Say("worker.hung", "error", because, fields), *self._abort(slot, cause, because, now)]
+
+    def _recover(self, now: float, actions: list[Action]) -> None:
+        if self._state is not State.DEGRADED or (self._unexplained and now - self._unexplained[-1] < STEADY):
+            return
+        if self._count(Seat.READY) >= self._wanted:
+            self._unexplained.clear()
+            self._set_state(State.RUNNING, "every worker consumes again", now)
+            actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
+
+    def _measure(self, now: float) -> list[Action]:
+        idle_first = sorted((s for s in self._slots if s.phase is Seat.READY), key=lambda s: s.number)
+        if not idle_first:
+            return []
+        self._depth_asked = now
+        return [Tell(idle_first[0].number, Measure(), "the queue's depth is looked at now and then")]
+
+    def _burst(self, readings: tuple[Reading, ...]) -> list[Action]:
+        """Ask for the depth when everybody has been idle since the last sample."""
+        if self._state is State.DRAINING or self._is_finishing:
+            return []
+        finished = sum(reading.counts.finished + reading.counts.quarantined for reading in readings)
+        idle = [reading for reading in readings if reading.phase is Phase.IDLE]
+        seated = self._slots[: self._wanted]
+        all_idle = len(idle) == len(readings) and all(slot.phase is Seat.READY for slot in seated)
+        self._idle_finished = finished if all_idle else None
+        if not all_idle:
+            return []
+        return [Tell(idle[0].slot, Measure(), "--burst: everybody is idle; is the queue empty?")]
+
+    def _measured(self, depth: Depth, now: float) -> list[Action]:
+        self._depth = depth
+        if not self._settings.burst or depth.ready or self._idle_finished is None or self._state is State.DRAINING:
+            return []
+        self._is_finishing = True
+        because = "--burst: the queue is empty and everybody is idle"
+        actions: list[Action] = [Say("supervisor.stopping", "info", because)]
+        for slot in self._slots:
+            actions += self._drain(slot, because, None, finish=True)
+        return actions
+
+    # ------------------------------------------------------------------------------------------- what follows
+
+    def _spawns(self, now: float) -> Iterator[Action]:
+        if self._nursery.state is not NurseryState.READY or self._state is State.DRAINING:
+            return
+        for slot in self._slots:
+            if slot.phase is Seat.WAITING and slot.is_due(now) and not self._is_held(slot):
+                slot.enter(Seat.FORKING, now + FORK_TIMEOUT)
+                yield Spawn(slot.number, self._nursery.generation, _why_started(slot))
+
+    def _is_held(self, slot: Slot) -> bool:
+        """Whether a waiting seat must wait for something else than its deadline."""
+        if slot.phase is not Seat.WAITING:
+            return False
+        if self._nursery.state is not NurseryState.READY:
+            return True
+        return self._state is State.DEGRADED and any(other.phase in ARRIVING for other in self._slots)
+
+    def _leave(self) -> Iterator[Action]:
+        if self._state is not State.DRAINING and not self._is_finishing:
+            return
+        if any(slot.phase is not Seat.EMPTY for slot in self._slots):
+            return
+        self._left = True
+        self._state = State.STOPPED
+        yield StopNursery(self._nursery.generation, "nobody is left to fork")
+        yield Leave(self._code, self._because if self._code else "everything is settled")
+
+    # ------------------------------------------------------------------------------------------------- pieces
+
+    def _set_state(self, state: State, because: str, now: float) -> None:
+        self._state, self._because, self._since = state, because, now
+
+    def _count(self, phase: Seat) -> int:
+        return sum(1 for slot in self._slots if slot.phase is phase)
+
+    def _roll(self, number: int) -> float:
+        slot = self._slots[number]
+        slot.rolls += 1
+        return restart.roll(self._seed, number, slot.rolls)
+
+
+def _why_started(slot: Slot) -> str:
+    return "the seat is new" if slot.last_exit is None else f"the last one left: {slot.last_exit.cause}"
+
+
+def _because(died: Exited, cause: str, fault: Fault) -> str:
+    if isinstance(died.said, Leaving) and died.said.detail:
+        return died.said.detail
+    match fault:
+        case Fault.MESSAGE:
+            return f"{cause} while it had a message in hand"
+        case Fault.UNEXPLAINED:
+            return f"{cause} with nothing in hand"
+        case _:
+            return str(cause)

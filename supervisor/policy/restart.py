@@ -1,0 +1,92 @@
+"""When does an empty seat get a new worker?
+
+A decision is a value, made from arithmetic on what has happened (Erlang/OTP's `supervisor` decides so).
+
+| why it left | the next one comes |
+|---|---|
+| planned: asked to, `max_tasks`, `memory` | at once |
+| a message killed it | at once; after ten such deaths in a row without one finished task, with backoff up to 5 s |
+| the broker, and it had been consuming | at once |
+| the broker, and it never got to consume | backoff from 0.2 s up to 5 s, for ever |
+| configuration, in a pool that has worked before | after 5 s, up to 30 s |
+| unexplained | at once the first time, then backoff from 0.25 s up to 30 s |
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+STEADY: Final = 10.0
+"""Seconds a worker must have consumed to count as healthy: its seat's streak is over."""
+
+INTENSITY_WINDOW: Final = 30.0
+"""Seconds over which unexplained deaths are counted."""
+
+
+class Fault(StrEnum):
+    """Whose fault a death is."""
+
+    PLANNED = "planned"
+    MESSAGE = "message"
+    BROKER = "broker"
+    CONFIG = "configuration"
+    UNEXPLAINED = "unexplained"
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Start another at `at` (monotonic seconds)."""
+
+    at: float
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential: `first` seconds after the `free`-th death of a streak, doubling, `most` at most."""
+
+    free: int
+    first: float
+    most: float
+
+    def delay(self, streak: int, roll: float) -> float:
+        """Seconds to wait after the `streak`-th death in a row; `roll` in [0, 1) takes off up to half of it."""
+        if streak <= self.free:
+            return 0.0
+        full = min(self.most, self.first * 2.0 ** min(streak - self.free - 1, 30))
+        return full * (1.0 - roll / 2.0)
+
+
+_BACKOFF: Final = {
+    Fault.PLANNED: Backoff(free=1_000_000_000, first=0.0, most=0.0),
+    Fault.MESSAGE: Backoff(free=10, first=0.1, most=5.0),
+    Fault.BROKER: Backoff(free=0, first=0.2, most=5.0),
+    Fault.CONFIG: Backoff(free=0, first=5.0, most=30.0),
+    Fault.UNEXPLAINED: Backoff(free=1, first=0.25, most=30.0),
+}
+
+
+def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: float) -> Again:
+    """When to fill the seat again after the `streak`-th death in a row (from 1) of this kind."""
+    if fault is Fault.BROKER and was_ready:
+        return Again(now, "the connection was lost")
+    delay = _BACKOFF[fault].delay(streak, roll)
+    if not delay:
+        return Again(now, f"{fault} exit")
+    return Again(now + delay, f"{fault} exit, {streak} in a row: waiting {delay:.2f} s")
+
+
+def too_intense(deaths: list[float], workers: int, now: float) -> bool:
+    """Whether the unexplained deaths at these times are more than chance: over three a worker (five at least) in the window."""
+    return sum(1 for at in deaths if at > now - INTENSITY_WINDOW) > max(5, 3 * workers)
+
+
+def roll(seed: int, slot: int, number: int) -> float:
+    """A number in [0, 1) that differs from seat to seat and time to time, and is the same for the same arguments.
+
+    Jitter needs spread, not secrecy; a digest keeps the policy free of dice and every run repeatable.
+    """
+    return zlib.crc32(f"{seed}/{slot}/{number}".encode()) / 2**32

@@ -1,0 +1,108 @@
+"""One seat: one phase, one deadline.
+
+| phase     | what is so                                      | deadline          | when it passes                          |
+|-----------|-------------------------------------------------|-------------------|-----------------------------------------|
+| EMPTY     | nobody, and nobody wanted                       | none              |                                         |
+| WAITING   | nobody; one is wanted                           | the backoff's end | spawn, when a nursery is ready          |
+| FORKING   | the nursery was asked                           | 10 s              | the nursery is stuck: replace it        |
+| BOOTING   | a process; it imports (without preload)         | `--boot-timeout`  | SIGABRT, as `boot_timeout`              |
+| CONNECTING| talks to the broker, each wait bounded          | 60 s              | SIGABRT, as `hung`                      |
+| READY     | consumes                                        | none              |                                         |
+| DRAINING  | was told to leave                               | `--grace` or none | SIGKILL, as `grace`                     |
+| ABORTING  | SIGABRT sent, writes its stack                  | 2 s               | SIGKILL                                 |
+| KILLED    | SIGKILL sent                                    | none              | (the kernel will not fail us)           |
+
+There is a process from BOOTING on, and it is gone when its pidfd says so: every phase from BOOTING on ends with `Exited`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from supervisor.policy.restart import Fault
+from supervisor.vocabulary import Exited
+
+FORK_TIMEOUT: Final = 10.0
+CONNECT_TIMEOUT: Final = 60.0
+ABORT_TIMEOUT: Final = 2.0
+
+
+class Seat(Enum):
+    """The phases."""
+
+    EMPTY = "empty"
+    WAITING = "backoff"
+    FORKING = "forking"
+    BOOTING = "starting"
+    CONNECTING = "connecting"
+    READY = "ready"
+    DRAINING = "draining"
+    ABORTING = "aborting"
+    KILLED = "killed"
+
+
+ALIVE: Final = frozenset({Seat.BOOTING, Seat.CONNECTING, Seat.READY, Seat.DRAINING, Seat.ABORTING, Seat.KILLED})
+ARRIVING: Final = frozenset({Seat.FORKING, Seat.BOOTING, Seat.CONNECTING})
+
+
+@dataclass(frozen=True, slots=True)
+class LastExit:
+    """How the latest worker of a seat ended."""
+
+    cause: str
+    message_id: str | None
+    at: float
+
+
+@dataclass(slots=True)
+class Slot:
+    """A seat and what is remembered of it."""
+
+    number: int
+    phase: Seat = Seat.EMPTY
+    deadline: float | None = None
+    pid: int | None = None
+    generation: int = 0
+    ready_since: float | None = None
+    """Since when its worker consumes; None when it does not yet."""
+    died_at: float | None = None
+    """When the previous worker was found dead; None once another consumes."""
+    condemned: str | None = None
+    """The cause the supervisor had in mind when it sent a signal."""
+    streak: int = 0
+    fault: Fault | None = None
+    """Whose fault the deaths of the streak were."""
+    rolls: int = 0
+    restarts: int = 0
+    last_exit: LastExit | None = None
+
+    def enter(self, phase: Seat, deadline: float | None = None) -> None:
+        self.phase = phase
+        self.deadline = deadline
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a process that has yet to be reaped."""
+        return self.phase in ALIVE
+
+    def is_due(self, now: float) -> bool:
+        return self.deadline is not None and self.deadline <= now
+
+    def vacate(self, died: Exited, cause: str, now: float) -> None:
+        """The process is gone; remember how."""
+        self.last_exit = LastExit(cause, died.hand.message_id or died.hand.key if died.hand else None, now)
+        self.pid = None
+        self.ready_since = None
+        self.condemned = None
+        self.died_at = now
+        self.enter(Seat.EMPTY)
+
+    def count(self, fault: Fault, recovered: bool) -> int:
+        """Add a death to the streak; `recovered` or another's fault begins a new one. Returns its length."""
+        if recovered or fault is not self.fault:
+            self.streak = 0
+        self.fault = fault
+        self.streak += 1
+        return self.streak

@@ -1,0 +1,128 @@
+"""What health says: pool and scoreboard, put together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from supervisor.policy.pool import PoolView, SlotView, State
+from supervisor.policy.slot import Seat
+from supervisor.settings import Settings
+from supervisor.version import __version__
+from supervisor.vocabulary import Counts, Phase, Reading
+
+STATES = ("starting", "connecting", "idle", "busy", "draining", "backoff", "empty")
+"""A worker's state, as /status and /metrics name it."""
+
+_SEATS = {
+    Seat.EMPTY: "empty",
+    Seat.WAITING: "backoff",
+    Seat.FORKING: "starting",
+    Seat.BOOTING: "starting",
+    Seat.CONNECTING: "connecting",
+    Seat.DRAINING: "draining",
+    Seat.ABORTING: "draining",
+    Seat.KILLED: "draining",
+}
+
+
+def totals(pages: Iterable[Reading]) -> Counts:
+    """The sum over all slots, the dead workers' share included."""
+    summed: dict[str, Any] = {
+        "succeeded": 0, "failed": 0, "retried": 0, "dead_lettered": 0, "quarantined": 0, "redelivered": 0,
+        "unsettled": 0, "log_lines_dropped": 0, "busy_seconds": 0.0,
+    }  # fmt: skip
+    buckets: list[int] = []
+    for page in pages:
+        for name in summed:
+            summed[name] += getattr(page.counts, name)
+        buckets = [a + b for a, b in zip(buckets or [0] * len(page.counts.buckets), page.counts.buckets, strict=True)]
+    return Counts(**summed, buckets=tuple(buckets))
+
+
+def state_of(slot: SlotView, page: Reading) -> str:
+    """One of STATES."""
+    if slot.seat is Seat.READY:
+        return "busy" if page.phase in (Phase.BUSY, Phase.SETTLING) else "idle"
+    return _SEATS[slot.seat]
+
+
+def readiness(view: PoolView) -> tuple[bool, str]:
+    """Whether the pool consumes, and why not.
+
+    While degraded, a worker that has only just begun to consume proves nothing: it must have held for a while.
+    """
+    if view.state in (State.DRAINING, State.STOPPED):
+        return False, f"{view.state}: {view.because}"
+    if view.state is State.DEGRADED and not view.steady:
+        return False, f"degraded: {view.because}"
+    if not view.ready:
+        return False, f"no worker consumes: {view.trouble}" if view.trouble else f"no worker consumes yet ({view.state})"
+    return True, f"{view.ready} of {len(view.slots)} workers consume"
+
+
+def status(
+    view: PoolView,
+    pages: list[Reading],
+    readings: Iterable[Reading],
+    recent: list[dict[str, Any]],
+    settings: Settings,
+    now: float,
+    wall: datetime,
+) -> dict[str, Any]:
+    """The document at /status. `now` is monotonic seconds and `wall` (UTC) the same instant for people."""
+    rss = {(reading.slot, reading.pid): reading.rss for reading in readings}
+    summed = totals(pages)
+    ready, because = readiness(view)
+    return {
+        "state": str(view.state),
+        "because": view.because,
+        "since": _iso(view.since, now, wall),
+        "version": __version__,
+        "ready": ready,
+        "readiness": because,
+        "handler": settings.handler,
+        "broker": view.broker,
+        "queue": {
+            "name": settings.queue,
+            "type": settings.queue_type,
+            "ready": view.depth.ready if view.depth else None,
+            "consumers": view.depth.consumers if view.depth else None,
+        },
+        "generation": view.generation,
+        "workers": [_worker(slot, page, rss, now, wall) for slot, page in zip(view.slots, pages, strict=True)],
+        "totals": {
+            "succeeded": summed.succeeded,
+            "failed": summed.failed,
+            "retried": summed.retried,
+            "dead_lettered": summed.dead_lettered,
+            "quarantined": summed.quarantined,
+            "redelivered": summed.redelivered,
+            "unsettled": summed.unsettled,
+            "worker_exits": sum(view.exits.values()),
+        },
+        "recent": recent,
+    }
+
+
+def _iso(then: float, now: float, wall: datetime) -> str:
+    """A monotonic instant, for people."""
+    return (wall - timedelta(seconds=now - then)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _worker(slot: SlotView, page: Reading, rss: dict[tuple[int, int], int], now: float, wall: datetime) -> dict[str, Any]:
+    hand = page.hand if slot.pid == page.pid else None
+    exit_ = slot.last_exit
+    return {
+        "slot": slot.slot,
+        "pid": slot.pid,
+        "state": state_of(slot, page),
+        "message_id": (hand.message_id or hand.key) if hand else None,
+        "busy_seconds": round(now - hand.since, 3) if hand else None,
+        "rss_bytes": rss.get((slot.slot, slot.pid or 0), 0),
+        "restarts": slot.restarts,
+        "succeeded": page.counts.succeeded,
+        "failed": page.counts.failed,
+        "last_exit": {"cause": exit_.cause, "message_id": exit_.message_id, "at": _iso(exit_.at, now, wall)} if exit_ else None,
+    }

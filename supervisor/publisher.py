@@ -1,0 +1,607 @@
+"""The producing side: durable, persistent, mandatory, confirmed.
+
+    with Publisher("amqp://guest:guest@127.0.0.1:5672/%2F", "task_queue") as publisher:
+        publisher.publish("resize 7.jpg")
+
+`publish` returns when the broker has confirmed the message, which for a durable queue means that it is on disk. It
+never returns otherwise. Each way for it to fail is an error of its own, for they call for different things:
+
+    Unavailable   nothing was sent: the broker is away, or refuses us or our queue
+    Unroutable    the broker took the message and had nowhere to put it
+    Refused       the broker said no to the message itself
+    Unconfirmed   the connection was lost, or no word came in time: the message may or may not be there
+    Blocked       the broker accepts no publishing for now (memory or disk alarm); else like Unconfirmed
+
+Publishing an Unconfirmed message again may make a duplicate: no broker can tell. Keep its message id when you do.
+
+A Publisher is for one thread: it has no locks, and serves its connection, heartbeats included, only inside its methods.
+A broker therefore closes one that idles for long; the next call notices and connects again: nothing was in flight.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self, TypedDict
+from uuid import uuid4
+
+import pika
+from pika import exceptions, spec
+from pika.adapters.select_connection import IOLoop
+
+from supervisor import amqp, queues
+from supervisor.amqp import Kind, Trouble
+from supervisor.clock import now
+from supervisor.endpoint import Endpoint
+
+__all__ = ["Blocked", "Options", "PublishError", "Publisher", "Refused", "Unavailable", "Unconfirmed", "Unroutable"]
+
+_BYTES_IN_FLIGHT: Final = 16 * 1024 * 1024
+"""Bound of memory beside the window, which counts messages: large bodies fill this first."""
+_LULL: Final = 0.005
+"""Seconds after which the connection wants a look again. pika sends nothing outside its loop, and a message must not
+wait for the next one that a slow producer makes; looking after each one costs a fast producer a third of its speed."""
+_CLOSING: Final = 2.0
+"""Seconds that a polite goodbye may take. pika's own has no bound."""
+_PERSISTENT: Final = 2
+
+
+class Options(TypedDict, total=False):
+    """What may be said of one message; see `Publisher.publish`."""
+
+    message_id: str | None
+    headers: Mapping[str, Any] | None
+    properties: pika.BasicProperties | None
+    exchange: str
+    routing_key: str | None
+
+
+Message = bytes | str | tuple[bytes | str, Options]
+
+
+class PublishError(Exception):
+    """Not every message is known to be with the broker.
+
+    Messages are counted from 0, in the order of the call. Those from `sent` on were never sent. Those before, and
+    neither in `failed` nor in `pending`, are confirmed.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        trouble: Trouble | None = None,
+        sent: int = 0,
+        confirmed: int = 0,
+        failed: Sequence[int] = (),
+        pending: Sequence[int] = (),
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        """One line, without any secret."""
+        self.trouble = trouble
+        """What is wrong with the broker, where it was that."""
+        self.sent = sent
+        self.confirmed = confirmed
+        self.failed = tuple(failed)
+        """Refused or returned: not there."""
+        self.pending = tuple(pending)
+        """Sent and neither confirmed nor refused: they may or may not be there."""
+
+
+class Unavailable(PublishError):
+    """No connection, or no queue: `trouble` says why, and whether trying again makes sense. Nothing is in doubt."""
+
+
+class Unroutable(PublishError):
+    """The broker returned a message, since no queue takes it: the queue does not exist (any more)."""
+
+
+class Refused(PublishError):
+    """The broker refused a message: its queue is full (x-overflow), it is too large, or not permitted."""
+
+
+class Unconfirmed(PublishError):
+    """The connection was lost, or time ran out, before the broker confirmed. `pending` may or may not be there."""
+
+
+class Blocked(Unconfirmed):
+    """The broker accepts no publishing because of a memory or disk alarm, and time ran out."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A message in flight."""
+
+    position: int
+    message_id: str | None
+    routing_key: str
+    size: int
+    returned: str = ""
+    nacked: bool = False
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of `publish_many`: what was asked, and how it is getting on."""
+
+    window: int
+    timeout: float
+    note: Callable[[int, str], None]
+    sent: int = 0
+    confirmed: int = 0
+    failed: list[_Sent] = field(default_factory=list)
+
+
+# --------------------------------------------------------------------------------------------- one connection
+
+
+class _Connection(pika.SelectConnection):
+    def abort(self) -> None:
+        """End the stream at once, without a word to the broker, which may not be listening any more."""
+        # What pika itself does when a heartbeat is missing; its public close() waits for the broker, without a bound.
+        terminate: Any = getattr(self, "_terminate_stream")  # noqa: B009 - pika's type stubs leave it out
+        if not self.is_closed:
+            terminate(exceptions.ConnectionClosedByClient(320, "aborted"))
+
+
+class _Lost(Exception):
+    """The session is over, or an answer was not what was hoped for; `error` is pika's."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(repr(error))
+        self.error = error
+
+
+class _Session:
+    """One connection with one channel in confirm mode. It ends with the first thing that goes wrong.
+
+    Everything happens in `pump`, on the caller's thread: pika's callbacks only note what they are told.
+    """
+
+    def __init__(self, endpoint: Endpoint, heartbeat: float, name: str, timeout: float) -> None:
+        self.error: BaseException | None = None
+        self.blocked = False
+        self.pending: dict[int, _Sent] = {}
+        """By delivery tag, oldest first."""
+        self.bytes = 0
+        self.settled: list[_Sent] = []
+        self.looked = now()
+        self._tag = 0
+        self._channel: Any = None
+        parameters = amqp.parameters(endpoint, heartbeat=heartbeat, name=name, timeout=timeout)
+        self._loop: Any = IOLoop()
+        self._loop.activate_poller()
+        self._connection: Any = _Connection(
+            parameters,
+            on_open_callback=lambda connection: None,
+            on_open_error_callback=self._ended,
+            on_close_callback=self._ended,
+            custom_ioloop=self._loop,
+        )
+
+    def open(self, declaration: queues.Declaration, declare: bool, timeout: float) -> None:
+        """Connect, take or declare the queue, prepare the channel. Raises _Lost."""
+        deadline = now() + timeout
+        self._expect(lambda: self._connection.is_open, deadline)
+        self._connection.add_on_connection_blocked_callback(self._block)
+        self._connection.add_on_connection_unblocked_callback(self._unblock)
+        channels: list[Any] = []
+        refusals: list[BaseException] = []
+        amqp.declare_or_take(
+            self._connection,
+            declaration,
+            declare=declare,
+            on_done=lambda channel, _ok: channels.append(channel),
+            on_failed=refusals.append,
+        )
+        self._expect(lambda: bool(channels or refusals), deadline)
+        if refusals:
+            raise _Lost(refusals[0])
+        self._channel = channels[0]
+        self._channel.add_on_close_callback(self._ended)
+        self._channel.add_on_return_callback(self._returned)
+        confirming: list[Any] = []
+        self._channel.confirm_delivery(self._confirmed, callback=confirming.append)
+        self._expect(lambda: bool(confirming), deadline)
+
+    def send(self, exchange: str, sent: _Sent, properties: pika.BasicProperties, body: bytes) -> None:
+        self._channel.basic_publish(exchange, sent.routing_key, body, properties, mandatory=True)
+        self._tag += 1
+        self.pending[self._tag] = sent
+        self.bytes += sent.size
+
+    def look(self) -> None:
+        """Send and receive what can be without waiting."""
+        self.pump(lambda: False, now())
+
+    def pump(self, until: Callable[[], bool], deadline: float) -> None:
+        """Serve the connection until something is the case, or the session ends, or the deadline passes."""
+        alarm = self._loop.call_later(max(0.0, deadline - now()), lambda: None)
+        try:
+            while self.error is None and not until():
+                self._loop.poll()
+                self._loop.process_timeouts()
+                self.looked = now()
+                if self.looked >= deadline:
+                    break
+        finally:
+            self._loop.remove_timeout(alarm)
+
+    def await_confirmation(self, timeout: float) -> bool:
+        """Until the broker has settled at least one message more. False if it has not, in time or ever."""
+        before = len(self.pending)
+        self.pump(lambda: len(self.pending) < before, now() + timeout)
+        return len(self.pending) < before
+
+    def close(self) -> None:
+        """Say goodbye if that can be done quickly; let go in any case."""
+        if self.error is None and self._connection.is_open and not self.pending:
+            self._connection.close()
+            self.pump(lambda: False, now() + _CLOSING)
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of the connection at once."""
+        self._connection.abort()
+        for _ in range(3):
+            # The abort is carried out by the loop's callbacks; none of them waits for the network.
+            self._loop.process_timeouts()
+        self._loop.close()
+
+    def _expect(self, what: Callable[[], bool], deadline: float) -> None:
+        self.pump(what, deadline)
+        if not what():
+            raise _Lost(self.error or TimeoutError())
+
+    def _ended(self, _subject: Any, error: Any) -> None:
+        # A lost connection also closes its channel; the first word is the more telling one.
+        self.error = self.error or error
+
+    def _block(self, _connection: Any, _frame: Any) -> None:
+        self.blocked = True
+
+    def _unblock(self, _connection: Any, _frame: Any) -> None:
+        self.blocked = False
+
+    def _returned(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+        # A return names no delivery tag, but comes before the confirm of its message, and returns keep the order of
+        # publishing (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed).
+        for sent in self.pending.values():
+            same = sent.message_id == properties.message_id and sent.routing_key == method.routing_key
+            if same and not sent.returned:
+                sent.returned = f"{method.reply_code} {method.reply_text}"
+                return
+
+    def _confirmed(self, frame: Any) -> None:
+        nacked = isinstance(frame.method, spec.Basic.Nack)
+        tag = frame.method.delivery_tag
+        if not frame.method.multiple:
+            tags = [tag]
+        elif tag == 0:
+            tags = list(self.pending)
+        else:
+            tags = []
+            for held in self.pending:
+                if held > tag:
+                    break
+                tags.append(held)
+        for each in tags:
+            sent = self.pending.pop(each, None)
+            if sent is not None:
+                sent.nacked = nacked
+                self.bytes -= sent.size
+                self.settled.append(sent)
+
+
+# ---------------------------------------------------------------------------------------------- the publisher
+
+
+class Publisher:
+    """Publishes to one queue of one broker. A context manager; connects at first use. Not thread-safe."""
+
+    def __init__(
+        self,
+        url: str | Endpoint | Sequence[str | Endpoint],
+        queue: str = "task_queue",
+        *,
+        queue_type: str = "default",
+        declare: bool = True,
+        heartbeat: float = 60.0,
+        connect_timeout: float = 15.0,
+        name: str = "workq publisher",
+    ) -> None:
+        """`url` is one broker node or several, tried in random order. Raises ValueError, which quotes no secret.
+
+        A `queue` that exists is used as it is; else it is declared durable. With a `queue_type` other than default the
+        broker compares, and a queue of another type is an error. `declare=False` never declares.
+        `heartbeat` and `connect_timeout` (for each node) are in seconds; `name` is the connection's.
+        """
+        urls = [url] if isinstance(url, str | Endpoint) else list(url)
+        self._endpoints = [Endpoint.parse(each) if isinstance(each, str) else each for each in urls]
+        if not self._endpoints:
+            raise ValueError("no broker is given")
+        self.queue = queue
+        self.endpoint = self._endpoints[0]
+        """The node connected to last."""
+        self._declaration = queues.declaration(queue, queue_type)
+        self._declare = declare
+        self._heartbeat = heartbeat
+        self._connect_timeout = connect_timeout
+        self._name = name
+        self._session: _Session | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def connect(self) -> None:
+        """Connect now, and see that the queue is there. Raises Unavailable."""
+        self._ready(_Call(window=1, timeout=self._connect_timeout, note=_ignore))
+
+    def close(self) -> None:
+        """End the connection; bounded by 2 seconds. The next use opens another."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def publish(
+        self,
+        body: bytes | str,
+        *,
+        message_id: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: pika.BasicProperties | None = None,
+        exchange: str = "",
+        routing_key: str | None = None,
+        timeout: float = 30.0,
+    ) -> str:
+        """Publish one message and wait for the broker's confirmation. Returns the message id.
+
+        `message_id` is made up unless given. `properties` are sent as they are but for delivery mode (persistent),
+        headers (`headers` are added) and message id (if given; none is made up, and "" returned, when they have none).
+        The routing key is the queue's name unless given. `timeout` in seconds is for the broker's answer; connecting
+        has its own. Raises PublishError.
+        """
+        options = Options(
+            message_id=message_id,
+            headers=headers,
+            properties=properties,
+            exchange=exchange,
+            routing_key=routing_key,
+        )
+        ids: list[str] = []
+        self.publish_many([(body, options)], timeout=timeout, on_confirmed=lambda _position, each: ids.append(each))
+        return ids[0]
+
+    def publish_many(
+        self,
+        messages: Iterable[Message | None],
+        *,
+        window: int = 1000,
+        timeout: float = 30.0,
+        on_confirmed: Callable[[int, str], None] | None = None,
+    ) -> int:
+        """Publish in order, up to `window` messages ahead of the broker's confirmations. Returns how many: all.
+
+        A message is a body, or a body with Options. Memory stays bounded (by `window`, and 16 MiB of bodies) however
+        many there are. `on_confirmed(position, message_id)` is called for each as it is confirmed, not always in order.
+        A None among the messages means that the next may be long in coming: what is in flight is settled first.
+        `timeout` is the number of seconds without any confirmation after which to give up.
+
+        Raises PublishError, with counts and positions; at the first message refused or returned, nothing more is sent
+        and what is in flight is settled. An error out of `messages` comes through after what was sent is settled.
+        """
+        if window < 1:
+            raise ValueError("the window holds at least one message")
+        call = _Call(window, timeout, on_confirmed or _ignore)
+        try:
+            for message in messages:
+                if message is None:
+                    self._settle(call)
+                    continue
+                self._make_room(call)
+                body, options = message if isinstance(message, tuple) else (message, Options())
+                self._send(call, body, options)
+                self._collect(call)
+            self._settle(call)
+        except PublishError:
+            raise
+        except Exception:
+            # The caller's own: an iterable that fails, a header that AMQP cannot carry.
+            self._settle(call)
+            raise
+        except BaseException:
+            self._drop()
+            raise
+        return call.confirmed
+
+    # ------------------------------------------------------------------------------------------ connecting
+
+    def _ready(self, call: _Call) -> _Session:
+        """A session that was alive when last looked at, with the queue in place. Raises PublishError."""
+        session = self._session
+        if session is not None and now() - session.looked > _LULL:
+            # Before writing more: the kernel answers a write to a connection that the broker has closed by throwing
+            # away the broker's last words, confirmations among them (tcp(7), RST).
+            session.look()
+            self._collect(call)
+        if session is not None and session.error is not None:
+            if session.pending:
+                raise self._lost(session, call)
+            self._drop()
+            session = None
+        return session or self._connected(call)
+
+    def _connected(self, call: _Call) -> _Session:
+        troubles: list[Trouble] = []
+        for endpoint in random.sample(self._endpoints, len(self._endpoints)):
+            self.endpoint = endpoint
+            try:
+                session = _Session(endpoint, self._heartbeat, self._name, self._connect_timeout)
+            except ValueError as error:
+                troubles.append(amqp.explain(error, endpoint))
+                continue
+            self._session = session
+            try:
+                session.open(self._declaration, self._declare, self._connect_timeout)
+            except _Lost as lost:
+                troubles.append(amqp.explain(lost.error, endpoint))
+                self._drop()
+            except BaseException:
+                self._drop()
+                raise
+            else:
+                return session
+        reason = "; ".join(trouble.reason for trouble in troubles)
+        # One node that may be back is reason enough to try again.
+        trouble = next((each for each in troubles if not each.permanent), troubles[0])
+        raise Unavailable(reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed)
+
+    def _drop(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.drop()
+
+    # --------------------------------------------------------------------------------------------- sending
+
+    def _send(self, call: _Call, body: bytes | str, options: Options) -> None:
+        data = body.encode() if isinstance(body, str) else body
+        properties = _properties(options)
+        session = self._ready(call)
+        if session.blocked:
+            self._await_unblocked(session, call)
+        sent = _Sent(call.sent, properties.message_id, options.get("routing_key") or self.queue, len(data))
+        session.send(options.get("exchange", ""), sent, properties, data)
+        call.sent += 1
+        if now() - session.looked > _LULL:
+            session.look()
+
+    def _await_unblocked(self, session: _Session, call: _Call) -> None:
+        session.pump(lambda: not session.blocked, now() + call.timeout)
+        self._collect(call)
+        if session.error is not None:
+            raise self._lost(session, call)
+        if session.blocked:
+            raise self._late(session, call)
+
+    def _make_room(self, call: _Call) -> None:
+        session = self._session
+        if session is None or (len(session.pending) < call.window and session.bytes < _BYTES_IN_FLIGHT):
+            return
+        # Down to half: waiting for room for one message would mean a turn of the loop for each.
+        self._reduce(session, call, call.window // 2, _BYTES_IN_FLIGHT // 2)
+
+    def _settle(self, call: _Call) -> None:
+        if self._session is not None:
+            self._reduce(self._session, call, 0, 0)
+
+    def _reduce(self, session: _Session, call: _Call, messages: int, size: int) -> None:
+        """Until no more than so many messages and bytes are in flight."""
+        while len(session.pending) > messages or session.bytes > size:
+            progress = session.await_confirmation(call.timeout)
+            self._collect(call)
+            if progress:
+                continue
+            raise self._late(session, call) if session.error is None else self._lost(session, call)
+        self._collect(call)
+
+    def _collect(self, call: _Call) -> None:
+        """Note what the broker has settled. At the first failure, settle everything and raise."""
+        session = self._session
+        if session is None or not session.settled:
+            return
+        _note(session, call)
+        if not call.failed:
+            return
+        while session.pending and session.await_confirmation(call.timeout):
+            pass
+        _note(session, call)
+        pending = [sent.position for sent in session.pending.values()]
+        if pending or session.error is not None:
+            self._drop()
+        raise _failure(call, pending)
+
+    def _lost(self, session: _Session, call: _Call) -> PublishError:
+        """The session is over; what was in flight is in doubt."""
+        pending = [sent.position for sent in session.pending.values()]
+        error = session.error or exceptions.ConnectionWrongStateError()
+        trouble = amqp.explain(error, self.endpoint)
+        self._drop()
+        if isinstance(error, exceptions.ChannelClosedByBroker) and len(pending) == 1:
+            # A channel is closed because of what was sent on it, and there was nothing else.
+            return Refused(trouble.reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed, failed=pending)
+        reason = f"{trouble.reason}; {_doubt(len(pending))}" if pending else trouble.reason
+        kind = Unconfirmed if pending else Unavailable
+        return kind(reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed, pending=pending)
+
+    def _late(self, session: _Session, call: _Call) -> PublishError:
+        """No word in time. What is in flight is given up, and the connection with it."""
+        pending = [sent.position for sent in session.pending.values()]
+        kind: type[Unconfirmed] = Blocked if session.blocked else Unconfirmed
+        if session.blocked:
+            what = f"{self.endpoint} accepts no publishing for now: a memory or disk alarm, see rabbitmqctl status"
+        else:
+            what = f"{self.endpoint} has confirmed nothing for {call.timeout:g} s"
+        # With nothing in flight a blocked connection is kept: it is the only one that knows when the alarm ends.
+        if pending:
+            self._drop()
+            what = f"{what}; {_doubt(len(pending))}"
+        trouble = Trouble(Kind.TIMEOUT, what, permanent=False)
+        return kind(what, trouble=trouble, sent=call.sent, confirmed=call.confirmed, pending=pending)
+
+
+def _ignore(_position: int, _message_id: str) -> None:
+    pass
+
+
+def _note(session: _Session, call: _Call) -> None:
+    settled, session.settled = session.settled, []
+    for sent in settled:
+        if sent.nacked or sent.returned:
+            call.failed.append(sent)
+        else:
+            call.confirmed += 1
+            call.note(sent.position, sent.message_id or "")
+
+
+def _doubt(count: int) -> str:
+    messages = "1 message" if count == 1 else f"{count} messages"
+    return f"{messages} in flight may or may not be there, and publishing again may make duplicates"
+
+
+def _failure(call: _Call, pending: Sequence[int]) -> PublishError:
+    positions = sorted(sent.position for sent in call.failed)
+    first = min(call.failed, key=lambda sent: sent.position)
+    kind: type[PublishError]
+    if first.returned:
+        kind = Unroutable
+        reason = f"no queue takes messages for {first.routing_key}: it was deleted or never declared ({first.returned})"
+    else:
+        kind = Refused
+        reason = (
+            f"the broker refuses messages for {first.routing_key}: it is full (x-overflow), or in trouble; see its log"
+        )
+    if pending:
+        reason = f"{reason}; {_doubt(len(pending))}"
+    return kind(reason, sent=call.sent, confirmed=call.confirmed, failed=positions, pending=pending)
+
+
+def _properties(options: Options) -> pika.BasicProperties:
+    message_id, headers, given = options.get("message_id"), options.get("headers"), options.get("properties")
+    if given is None:
+        properties = pika.BasicProperties(message_id=message_id or uuid4().hex)
+    else:
+        properties = copy.copy(given)
+        properties.message_id = message_id or given.message_id
+    if headers:
+        properties.headers = {**(properties.headers or {}), **headers}
+    properties.delivery_mode = _PERSISTENT
+    return properties

@@ -1,0 +1,111 @@
+"""The queues' names, how they are declared, and the headers on what we publish. Pure.
+
+A declaration is data, so that consumer and producer cannot disagree: both send what stands here, by
+`amqp.declare_or_take`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypedDict
+
+__all__ = [
+    "ATTEMPT",
+    "CAUSE",
+    "CRASHES",
+    "ERROR",
+    "EVIDENCE",
+    "FIRST_SEEN",
+    "HEADERS",
+    "HOST",
+    "QUEUE",
+    "REASON",
+    "TRACEBACK",
+    "TYPES",
+    "Declaration",
+    "QueueType",
+    "arguments",
+    "attempts",
+    "dead",
+    "declaration",
+    "delay",
+    "inquiry",
+]
+
+ATTEMPT: Final = "x-workq-attempt"
+REASON: Final = "x-workq-reason"
+ERROR: Final = "x-workq-error"
+TRACEBACK: Final = "x-workq-traceback"
+CRASHES: Final = "x-workq-crashes"
+CAUSE: Final = "x-workq-cause"
+EVIDENCE: Final = "x-workq-evidence"
+HOST: Final = "x-workq-host"
+FIRST_SEEN: Final = "x-workq-first-seen"
+QUEUE: Final = "x-workq-queue"
+"""The queue that a dead letter came from."""
+HEADERS: Final = (ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE)
+"""Every header of ours."""
+
+QueueType = Literal["default", "quorum", "classic"]
+TYPES: Final[tuple[QueueType, ...]] = ("default", "quorum", "classic")
+
+
+class Declaration(TypedDict):
+    """The keyword arguments of pika's `queue_declare`."""
+
+    queue: str
+    passive: bool
+    durable: bool
+    arguments: dict[str, Any] | None
+
+
+def dead(queue: str) -> str:
+    """Where a queue's dead letters and quarantined messages lie."""
+    return f"{queue}.dead"
+
+
+def delay(queue: str, ms: int) -> str:
+    """Where a queue's messages wait `ms` milliseconds for another try.
+
+    One that expires when unused takes with it whatever is still inside. Publishing is no use of a queue, declaring it
+    is (https://www.rabbitmq.com/docs/ttl#queue-ttl): declare it before every publish.
+    """
+    return f"{queue}.delay.{ms}"
+
+
+def arguments(queue_type: str) -> dict[str, str] | None:
+    """What a declaration says beyond `durable`: nothing, or the type.
+
+    `default` says nothing at all: the virtual host's default queue type decides, and a producer that declares a plain
+    durable queue agrees with us in either order of start. Any further argument would make its declaration fail with 406
+    (https://www.rabbitmq.com/docs/queues#property-equivalence). Raises ValueError for another type.
+    """
+    if queue_type not in TYPES:
+        raise ValueError(f"queue type {queue_type!r} is none of {', '.join(TYPES)}")
+    return None if queue_type == "default" else {"x-queue-type": queue_type}
+
+
+def declaration(queue: str, queue_type: str = "default") -> Declaration:
+    """A durable queue: the main one, or one for dead letters. Raises ValueError for another type, or no name."""
+    if not queue:
+        # The broker would make up a name for it (queue.declare, AMQP 0-9-1).
+        raise ValueError("the queue has no name")
+    return Declaration(queue=queue, passive=False, durable=True, arguments=arguments(queue_type))
+
+
+def inquiry(queue: str) -> Declaration:
+    """A passive declaration: does the queue exist, and how long is it? Changes nothing, compares nothing."""
+    return Declaration(queue=queue, passive=True, durable=False, arguments=None)
+
+
+def attempts(wanted: Declaration, declare: bool = True) -> tuple[Declaration, ...]:
+    """What to send, in order; each but the first only after the one before it met 404 (no such queue).
+
+    A declaration without arguments takes a queue that exists as it is, whatever its type and arguments, so it asks
+    first. One with arguments is sent at once, for the broker to compare: a mismatch (406) is an error of settings.
+    Without `declare`, nothing is ever declared.
+    """
+    if not declare:
+        return (inquiry(wanted["queue"]),)
+    if wanted["arguments"]:
+        return (wanted,)
+    return inquiry(wanted["queue"]), wanted

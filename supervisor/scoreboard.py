@@ -1,0 +1,187 @@
+"""The scoreboard: shared memory in which each worker writes what it does, before it does it.
+
+One page of 4 KiB for each slot (Apache's httpd has one by this name and for this purpose). A worker's *pen* writes with plain
+stores, about a microsecond a task; the parent's *eye* reads when it wants to. No lock: each page has one writer, and a reader that
+catches it in the middle of a note sees the phase change last. The memory outlives its writer, SIGKILL included, so the message
+that a dead worker had in hand is known, and totals never go backwards.
+
+Byte 0 of the file is also the lock that keeps log lines apart (see `logs.Sink`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import mmap
+import os
+import struct
+from typing import Final
+
+from supervisor.clock import now
+from supervisor.vocabulary import Counts, InHand, Phase, Reading
+
+SLOTS: Final = 1024
+"""Seats at most. The file is sparse: an unused page costs nothing."""
+
+BOUNDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
+)  # fmt: skip
+"""Upper bounds of the duration histogram, seconds."""
+
+_PAGE: Final = 4096
+_HEADER: Final = _PAGE
+
+# What is in hand: phase last in time, though first in place.
+_PHASE: Final = struct.Struct("<B")
+_PHASE_AT: Final = 0
+_CALL_AT: Final = 1
+_PID: Final = struct.Struct("<I")
+_PID_AT: Final = 4
+_BEAT: Final = struct.Struct("<d")
+_BEAT_AT: Final = 8
+_HAND: Final = struct.Struct(
+    "<dQIBBH"
+)  # since, delivery tag, attempt, redelivered, key is the message id, length of key
+_HAND_AT: Final = 16
+_KEY_AT: Final = _HAND_AT + _HAND.size
+_KEY_MAX: Final = 255  # AMQP 0-9-1: a message-id is a short string, 255 octets at most
+
+_COUNTERS: Final = struct.Struct("<8Qd")
+_COUNTERS_AT: Final = 512
+_BUCKETS_AT: Final = 1024
+_BUCKETS: Final = struct.Struct(f"<{len(BOUNDS) + 1}Q")
+
+_NAMES: Final = (
+    "succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled", "log_lines_dropped",
+)  # fmt: skip
+
+
+class Scoreboard:
+    """The whole file. Made by the parent, inherited by descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, _HEADER + SLOTS * _PAGE)
+
+    @classmethod
+    def create(cls) -> Scoreboard:
+        """A new one, all zero, in anonymous memory (memfd_create(2))."""
+        fd = os.memfd_create("workq-scoreboard", os.MFD_CLOEXEC)
+        os.ftruncate(fd, _HEADER + SLOTS * _PAGE)
+        return cls(fd)
+
+    def pen(self, slot: int) -> Pen:
+        """The writing end of one slot's page."""
+        return Pen(memoryview(self._map)[_start(slot) : _start(slot) + _PAGE])
+
+    def read(self, slot: int) -> Reading:
+        """One slot's page now. Of a live worker the fields may be a microsecond apart; of a dead one they are final."""
+        page = self._map[_start(slot) : _start(slot) + _PAGE]
+        phase = Phase(page[_PHASE_AT]) if page[_PHASE_AT] <= max(Phase) else Phase.VACANT
+        hand = _hand(page, phase) if phase in (Phase.BUSY, Phase.SETTLING) else None
+        *numbers, busy_seconds = _COUNTERS.unpack_from(page, _COUNTERS_AT)
+        counts = Counts(
+            **dict(zip(_NAMES, numbers, strict=True)),
+            busy_seconds=busy_seconds,
+            buckets=_BUCKETS.unpack_from(page, _BUCKETS_AT),
+        )
+        return Reading(
+            slot=slot,
+            pid=_PID.unpack_from(page, _PID_AT)[0],
+            phase=phase,
+            hand=hand,
+            beat=_BEAT.unpack_from(page, _BEAT_AT)[0],
+            counts=counts,
+        )
+
+    def is_idle(self, slot: int) -> bool:
+        return self._map[_start(slot) + _PHASE_AT] == Phase.IDLE
+
+    def call(self, slot: int) -> None:
+        """Tell the worker of this slot that an order waits on its link, in a place it can look at before each ack for nothing."""
+        self._map[_start(slot) + _CALL_AT] = 1
+
+    def vacate(self, slot: int) -> None:
+        """The worker of this slot is gone: nothing is in hand any more. The totals stay."""
+        start = _start(slot)
+        _PHASE.pack_into(self._map, start + _PHASE_AT, Phase.VACANT)
+        _PID.pack_into(self._map, start + _PID_AT, 0)
+        self._map[start + _CALL_AT] = 0
+
+
+class Pen:
+    """One worker's hand on its page. Every method is a few plain stores; none can fail."""
+
+    __slots__ = ("_page",)
+
+    def __init__(self, page: memoryview) -> None:
+        self._page = page
+
+    def open(self, pid: int) -> None:
+        _PID.pack_into(self._page, _PID_AT, pid)
+        self.beat()
+        self.phase(Phase.BOOTING)
+
+    def is_called(self) -> bool:
+        """Whether the parent has left an order to go."""
+        return self._page[_CALL_AT] != 0
+
+    def phase(self, phase: Phase) -> None:
+        self._page[_PHASE_AT] = phase
+
+    def beat(self) -> None:
+        """The loop turns: said at least every few seconds while idle."""
+        _BEAT.pack_into(self._page, _BEAT_AT, now())
+
+    def take(self, key: bytes, is_id: bool, tag: int, attempt: int, redelivered: bool) -> float:
+        """Note the delivery before its handler runs. Returns the instant noted."""
+        since = now()
+        key = key[:_KEY_MAX]
+        page = self._page
+        _HAND.pack_into(page, _HAND_AT, since, tag, attempt, redelivered, is_id, len(key))
+        page[_KEY_AT : _KEY_AT + len(key)] = key
+        page[_PHASE_AT] = Phase.BUSY
+        return since
+
+    def returned(self) -> None:
+        """The handler came to its end; now the outcome is to be settled with the broker."""
+        self._page[_PHASE_AT] = Phase.SETTLING
+
+    def settled(self, counter: str, seconds: float, more: str = "") -> None:
+        """The outcome is with the broker (or cannot be): count it, and put the message down."""
+        page = self._page
+        page[_PHASE_AT] = Phase.IDLE
+        self.count(counter)
+        if more:
+            self.count(more)
+        self._add(_BUCKETS_AT + 8 * bisect.bisect_left(BOUNDS, seconds))
+        at = _COUNTERS_AT + 8 * len(_NAMES)
+        _BEAT.pack_into(page, at, _BEAT.unpack_from(page, at)[0] + seconds)
+
+    def count(self, counter: str, by: int = 1) -> None:
+        self._add(_OFFSETS[counter], by)
+
+    def _add(self, at: int, by: int = 1) -> None:
+        _U64.pack_into(self._page, at, _U64.unpack_from(self._page, at)[0] + by)
+
+
+_U64: Final = struct.Struct("<Q")
+_OFFSETS: Final = {name: _COUNTERS_AT + 8 * i for i, name in enumerate(_NAMES)}
+
+
+def _start(slot: int) -> int:
+    return _HEADER + slot * _PAGE
+
+
+def _hand(page: bytes, phase: Phase) -> InHand:
+    since, tag, attempt, redelivered, is_id, length = _HAND.unpack_from(page, _HAND_AT)
+    key = page[_KEY_AT : _KEY_AT + length].decode("utf-8", "replace")
+    return InHand(
+        key=key,
+        message_id=key if is_id else None,
+        delivery_tag=tag,
+        attempt=attempt,
+        redelivered=bool(redelivered),
+        since=since,
+        settling=phase is Phase.SETTLING,
+    )

@@ -1,0 +1,395 @@
+"""The nouns that the processes share. Read this first.
+
+    supervisor (the parent)  decides and watches; runs no user code
+    nursery                  imports the handler once and forks workers
+    worker                   one broker connection, one life
+    slot                     a seat for a worker, 0..N-1
+    task                     what a message asks for
+    delivery                 the message in hand
+    key                      a task across its deliveries: the message id, else a digest of body and routing key
+
+An *event* is something that happened, told to the pool. An *action* is something the pool wants done; each says `because`.
+A *report* goes up a link (worker or nursery to parent), an *order* goes down.
+This module imports nothing of ours and nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, Final
+
+# --------------------------------------------------------------------------------------------------- exit codes
+
+EXIT_DONE: Final = 0
+"""Asked to leave, everything settled."""
+EXIT_KILLED: Final = 1
+"""Asked to leave, and something had to be killed; or the pool gave up."""
+EXIT_USAGE: Final = 2
+"""The command line cannot be read."""
+EXIT_BROKER: Final = 75
+"""A worker's: the broker is away or sent it away; trying again makes sense (EX_TEMPFAIL, sysexits.h)."""
+EXIT_CONFIG: Final = 78
+"""Restarting will not help (EX_CONFIG, sysexits.h)."""
+
+
+# ------------------------------------------------------------------------------------------ what a worker does
+
+
+class Phase(IntEnum):
+    """What a worker's page of the scoreboard says it is doing."""
+
+    VACANT = 0
+    BOOTING = 1
+    CONNECTING = 2
+    IDLE = 3
+    BUSY = 4
+    SETTLING = 5
+    """The handler has returned; whether the broker will know is not certain yet."""
+    LEAVING = 6
+
+
+class Cause(StrEnum):
+    """Why a worker left, when it said so itself or when the supervisor decided it. Signals and exit codes name themselves."""
+
+    DRAINED = "drained"
+    BROKER = "broker"
+    CONFIG = "config"
+    HANDLER = "handler cannot be loaded"
+    MAX_TASKS = "max_tasks"
+    MEMORY = "memory"
+    TIMEOUT = "timeout"
+    HUNG = "hung"
+    BOOT = "boot_timeout"
+    GRACE = "grace"
+    OOM = "OOM"
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """The delivery that a worker was working on, read from the scoreboard."""
+
+    key: str
+    message_id: str | None
+    delivery_tag: int
+    attempt: int
+    redelivered: bool
+    since: float
+    """Monotonic seconds at which the handler was started."""
+    settling: bool = False
+    """The handler had returned; the acknowledgement may or may not have reached the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """One slot's cumulative totals. They outlive the workers that made them."""
+
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    dead_lettered: int = 0
+    quarantined: int = 0
+    redelivered: int = 0
+    unsettled: int = 0
+    busy_seconds: float = 0.0
+    log_lines_dropped: int = 0
+    buckets: tuple[int, ...] = ()
+    """Tasks by duration, one count for each bound of `scoreboard.BOUNDS` and one for what is longer; not cumulative."""
+
+    @property
+    def finished(self) -> int:
+        """Tasks whose handler came to an end, well or not."""
+        return self.succeeded + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One slot's page of the scoreboard at one instant."""
+
+    slot: int
+    pid: int
+    phase: Phase
+    hand: InHand | None
+    beat: float
+    """Monotonic seconds at which the worker's loop last turned."""
+    counts: Counts
+    rss: int = 0
+    """Resident bytes; 0 when unknown."""
+
+
+# -------------------------------------------------------------------------------- reports: up a link, to the parent
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The nursery: the handler is imported (or, without preload, will be by each worker). Fork away."""
+
+    seconds: float
+    preloaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Threaded:
+    """The nursery: the import left threads behind, forking after it would be unsafe. Start me again without preload."""
+
+    threads: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The nursery, or a worker without preload: the handler cannot be loaded."""
+
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The nursery: a worker exists, and is the supervisor's own child by now."""
+
+    slot: int
+    ticket: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailed:
+    """The nursery: fork(2) said no."""
+
+    slot: int
+    ticket: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """A worker: booted, the handler is at hand; now it is the broker's turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker: the broker has confirmed the consumer."""
+
+    broker: str
+    queue_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A worker: this message has been delivered before. May I run it?"""
+
+    key: str
+    delivery_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """A worker, asked: what a passive declare said about the queue."""
+
+    ready: int
+    consumers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A worker's last words: it leaves of its own will, and why."""
+
+    cause: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A log line too long for one atomic write; the parent writes it (see `logs`)."""
+
+    line: str
+
+
+# ------------------------------------------------------------------------------------- orders: down a link
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """To the nursery: the settings, by the socket so that no secret is in argv or environ."""
+
+    settings: dict[str, Any]
+    preload: bool
+    parent: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """To the nursery, with two descriptors: the worker's end of its link, and the pipe for its stdout and stderr."""
+
+    slot: int
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """To a worker: you are my child, and known. Until then it waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """To a worker: take nothing more, finish what is in hand, leave."""
+
+    finish: bool = False
+    """Also run what was already delivered but not begun (`--burst`); else it is handed back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """To a worker: tell me the queue's Depth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """To a worker that asked Suspect: run it, or quarantine it with this evidence."""
+
+    key: str
+    run: bool
+    crashes: int = 0
+    cause: str = ""
+    evidence: str = ""
+    first_seen: str = ""
+
+
+# ---------------------------------------------------------------------------------------- events, to the pool
+
+
+class Wish(StrEnum):
+    """What somebody asked the supervisor for, by a signal or the control socket."""
+
+    STOP = "stop"
+    RELOAD = "reload"
+    GROW = "one worker more"
+    SHRINK = "one worker fewer"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    wish: Wish
+    by: str
+    """Who asked, for the log: `SIGTERM`."""
+
+
+@dataclass(frozen=True, slots=True)
+class NurserySaid:
+    generation: int
+    report: Loaded | Threaded | LoadFailed
+
+
+@dataclass(frozen=True, slots=True)
+class NurseryGone:
+    generation: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker's process exists and was told to begin."""
+
+    slot: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    slot: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSaid:
+    slot: int
+    report: Connecting | Ready | Suspect | Depth | Leaving | LoadFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A worker is gone: the kernel's word, the worker's last words, and what the scoreboard held."""
+
+    slot: int
+    pid: int
+    status: str
+    """`SIGKILL`, `exit 3`, or `OOM`."""
+    hand: InHand | None
+    said: Leaving | LoadFailed | None
+    finished: int
+    """Tasks that this worker brought to an end in its life."""
+    output: str = ""
+    """The last of what it wrote to stdout and stderr."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Once a second: every slot's page."""
+
+    readings: tuple[Reading, ...]
+
+
+Event = Asked | NurserySaid | NurseryGone | Started | StartFailed | WorkerSaid | Exited | Sampled
+
+# ---------------------------------------------------------------------------------------- actions, to the loop
+
+
+@dataclass(frozen=True, slots=True)
+class StartNursery:
+    generation: int
+    preload: bool
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopNursery:
+    """End the nursery of a generation, and hear no more of it; its workers are not its children and live on."""
+
+    generation: int
+    because: str
+    stack: bool = False
+    """SIGABRT first, so that faulthandler tells where it hangs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    slot: int
+    generation: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    slot: int
+    order: Drain | Measure | Verdict
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    slot: int
+    signal: str
+    """`SIGKILL` or `SIGABRT`."""
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Nothing to do but to log."""
+
+    event: str
+    level: str
+    because: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Everyone is gone: exit with this code."""
+
+    code: int
+    because: str
+
+
+Action = StartNursery | StopNursery | Spawn | Tell | Signal | Say | Leave

@@ -1,0 +1,387 @@
+"""The consuming side of pika, and the only file that knows it.
+
+One connection, one life: whatever ends the connection, the channel or the consumer ends this object, with a `Gone` that says why.
+Nothing here reconnects; the supervisor starts another worker.
+
+*The baton.* One thread at a time pumps pika's loop: the main thread while it waits for a message; and while a handler has kept the main
+thread for over a second, a keeper thread, so that heartbeats go out and the broker is heard for as long as a handler runs.
+Deliveries are only stashed by pika's callback, and handled outside it. (Measured against a thread that owns the connection all
+the time: docs/decisions/0002.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pika
+from pika.adapters.select_connection import IOLoop
+from pika.channel import Channel
+from pika.spec import BasicProperties
+
+from supervisor import amqp, queues
+from supervisor.clock import now
+from supervisor.endpoint import Endpoint
+from supervisor.settings import Settings
+from supervisor.vocabulary import Cause
+
+KEEPER_AFTER: Final = 1.0
+"""Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short task."""
+ANSWER_TIMEOUT: Final = 15.0
+"""Seconds the broker has to answer one request while the worker starts or leaves."""
+CLOSE_TIMEOUT: Final = 0.5
+"""Seconds for a farewell to a broker that is believed to be well."""
+
+
+_HOPELESS: Final = frozenset({amqp.Kind.MISMATCH, amqp.Kind.SETTINGS})
+"""What only another configuration of ours can mend. A password or a permission is mended on the broker's side, so it is worth
+another try."""
+
+
+class Gone(Exception):
+    """This consumer has come to its end."""
+
+    def __init__(self, cause: Cause, detail: str) -> None:
+        super().__init__(detail)
+        self.cause = cause
+        self.detail = detail
+
+
+@dataclass(slots=True)
+class Delivery:
+    """The message in hand."""
+
+    tag: int
+    routing_key: str
+    redelivered: bool
+    properties: BasicProperties
+    body: bytes
+    key: str
+    """The task across its deliveries: the message id, else a digest of body and routing key."""
+
+    @property
+    def name(self) -> str:
+        return self.properties.message_id or self.key
+
+    @property
+    def attempt(self) -> int:
+        attempt = (self.properties.headers or {}).get(queues.ATTEMPT, 1)
+        return attempt if isinstance(attempt, int) and attempt >= 1 else 1
+
+    @property
+    def delivery_count(self) -> int:
+        """How often a quorum queue says it came back (`x-delivery-count`); 0 on a classic queue, which does not count."""
+        count = (self.properties.headers or {}).get("x-delivery-count", 0)
+        return count if isinstance(count, int) else 0
+
+
+class Consumer:
+    """Consumes one queue. Made, opened, asked for `next()` until that is None or raises Gone, closed.
+
+    `beat` is called at every turn of the loop; `measured` with (ready, consumers) after `measure()`; `lost` when the connection is
+    gone, also from the keeper's thread while a handler runs.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        beat: Callable[[], None],
+        measured: Callable[[int, int], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._name = name
+        self._beat = beat
+        self._measured = measured
+        self._lost = lost
+        self._stash: deque[Delivery] = deque()
+        self._gone: Gone | None = None
+        self._leaving: Gone | None = None
+        self._finish = False
+        self._connection: Any = None
+        self._channel: Any = None
+        self._side_channel: Any = None
+        self._is_consuming = False
+        self._has_arrived = False
+        self._ioloop: Any = IOLoop()
+        self._ioloop.activate_poller()
+        self._baton = threading.Lock()
+        self._baton.acquire()
+        self._away_since: float | None = None
+        """Since when the main thread runs a handler; None while it holds the baton."""
+
+    # ---------------------------------------------------------------------------------------------- the story
+
+    def open(self) -> str:
+        """Connect to one of the brokers, in random order, take or declare the queue, consume. Returns which broker.
+
+        Raises Gone.
+        """
+        endpoints = random.sample(self._settings.url, len(self._settings.url))
+        for endpoint in endpoints:
+            try:
+                self._connect(endpoint)
+                break
+            except Gone as gone:
+                if gone.cause is not Cause.BROKER or endpoint is endpoints[-1]:
+                    raise
+                self._gone = None
+        self._take_queue()
+        self._channel.add_on_close_callback(lambda _, reason: self._lose(reason, None))
+        self._call(self._channel.basic_qos, prefetch_count=self._settings.prefetch)
+        self._channel.add_on_cancel_callback(self._cancelled)
+        self._call(
+            self._channel.basic_consume,
+            queue=self._settings.queue,
+            on_message_callback=self._delivered,
+            consumer_tag=self._name,
+        )
+        self._is_consuming = self._has_arrived = True
+        threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
+        return str(endpoint)
+
+    def next(self) -> Delivery | None:
+        """The next message to run; None when asked to leave and nothing is left to do. Raises Gone."""
+        while True:
+            if self._gone is not None:
+                raise self._gone
+            if self._leaving is not None:
+                return self._next_of_the_last()
+            if self._stash:
+                return self._stash.popleft()
+            self._pump()
+
+    def turn(self) -> None:
+        """One turn of the loop, for somebody who waits for something else than a message. Raises Gone."""
+        self._pump()
+        if self._gone is not None:
+            raise self._gone
+
+    def rest(self, seconds: float) -> None:
+        """Turn the loop for a while, or until asked to leave. Raises Gone."""
+        until = now() + seconds
+        self._ioloop.call_later(seconds, _nothing)
+        while now() < until and self._leaving is None:
+            self.turn()
+
+    @contextmanager
+    def unattended(self) -> Iterator[None]:
+        """While the caller does something that may take long: the keeper takes the baton when it takes over a second."""
+        self._away_since = now()
+        self._baton.release()
+        try:
+            yield
+        finally:
+            self._away_since = None
+            if not self._baton.acquire(blocking=False):
+                self._ioloop.add_callback_threadsafe(_nothing)
+                self._baton.acquire()
+
+    @property
+    def gone(self) -> Gone | None:
+        """Why the connection cannot be used any more, if so."""
+        return self._gone
+
+    def ack(self, delivery: Delivery) -> None:
+        """Acknowledge, and hand that to the kernel. Raises Gone: then the broker will not hear of it."""
+        if self._gone is not None:
+            raise self._gone
+        self._channel.basic_ack(delivery.tag)
+        # pika only buffers; the socket is nearly always writable, so one turn hands the frame to the kernel.
+        self.turn()
+
+    def leave(self, cause: Cause, detail: str, *, finish: bool = False) -> None:
+        """Take nothing more: `next()` cancels the consumer and comes to its end. `finish`: run what has been delivered already."""
+        if self._leaving is None:
+            self._leaving = Gone(cause, detail)
+            self._finish = finish
+            self._wake()
+
+    @property
+    def leaving(self) -> Gone | None:
+        return self._leaving
+
+    def cancel(self) -> None:
+        """Stop the deliveries: after this returns, nothing more comes.
+
+        To be called before the last ack, so that the broker sends nothing after it that would come back marked redelivered.
+        """
+        if self._is_consuming and self._gone is None:
+            self._is_consuming = False
+            self._call(self._channel.basic_cancel, consumer_tag=self._name)
+
+    def measure(self) -> None:
+        """Ask for the queue's depth, on a channel of its own: a missing queue closes that, not the consuming one."""
+        channel = self._side_channel
+        if channel is not None and channel.is_open:
+            self._measure_on(channel)
+        elif self._connection is not None and self._connection.is_open:
+            self._side_channel = self._connection.channel(on_open_callback=self._measure_on)
+
+    def watch(self, fd: int, readable: Callable[[], None]) -> None:
+        """Have the loop call `readable` when `fd` has something to read, whoever pumps."""
+        self._ioloop.add_handler(fd, lambda *_: readable(), self._ioloop.READ)
+
+    def unwatch(self, fd: int) -> None:
+        self._ioloop.remove_handler(fd)
+
+    def close(self) -> None:
+        """Say goodbye to a broker that is well: bounded, and without complaint."""
+        if self._gone is not None or self._connection is None or not self._connection.is_open:
+            return
+        deadline = now() + CLOSE_TIMEOUT
+        self._ioloop.call_later(CLOSE_TIMEOUT, _nothing)
+        self._connection.close()
+        while not self._connection.is_closed and now() < deadline:
+            self._pump()
+
+    # --------------------------------------------------------------------------------------------- the steps
+
+    def _connect(self, endpoint: Endpoint) -> None:
+        try:
+            parameters = amqp.parameters(endpoint, heartbeat=self._settings.heartbeat, name=self._name)
+        except ValueError as error:
+            raise Gone(Cause.CONFIG, str(error)) from error
+        self._connection = pika.SelectConnection(
+            parameters,
+            on_open_callback=_nothing,
+            on_open_error_callback=lambda _, error: self._lose(error, endpoint),
+            on_close_callback=lambda _, error: self._lose(error, endpoint),
+            custom_ioloop=self._ioloop,
+        )
+        connection = self._connection
+        # Bounded inside pika: socket, stack and blocked-connection timeouts of `amqp.parameters`.
+        while not connection.is_open:
+            self._pump_unless_gone()
+
+    def _take_queue(self) -> None:
+        """Take the queue as it is, or declare it. Raises Gone."""
+        taken: list[Any] = []
+        refused: list[BaseException] = []
+        settings = self._settings
+        amqp.declare_or_take(
+            self._connection,
+            queues.declaration(settings.queue, settings.queue_type),
+            declare=settings.declare,
+            on_done=lambda channel, _: taken.append(channel),
+            on_failed=refused.append,
+        )
+        self._wait("queue.declare", lambda: bool(taken or refused))
+        if refused:
+            self._lose(refused[0], None)
+            assert self._gone is not None
+            raise self._gone
+        self._channel = taken[0]
+
+    def _call(self, method: Callable[..., Any], **arguments: Any) -> Any:
+        """Send a request and wait for its answer. Raises Gone."""
+        answers: list[Any] = []
+        method(**arguments, callback=answers.append)
+        self._wait(getattr(method, "__name__", "request"), lambda: bool(answers))
+        return answers[0]
+
+    def _wait(self, what: str, happened: Callable[[], bool]) -> None:
+        deadline = now() + ANSWER_TIMEOUT
+        timer = self._ioloop.call_later(ANSWER_TIMEOUT, _nothing)
+        while not happened():
+            self._pump_unless_gone()
+            if now() >= deadline:
+                self._gone = Gone(Cause.BROKER, f"the broker did not answer {what} within {ANSWER_TIMEOUT:g} s")
+                raise self._gone
+        self._ioloop.remove_timeout(timer)
+
+    def _next_of_the_last(self) -> Delivery | None:
+        """Asked to leave: stop the flow; then run what has come (`finish`) or hand it back."""
+        self.cancel()
+        if self._finish and self._stash:
+            return self._stash.popleft()
+        while self._stash:
+            self._channel.basic_nack(self._stash.popleft().tag, requeue=True)
+        return None
+
+    # ------------------------------------------------------------------------------------------------ the pump
+
+    def _pump(self) -> None:
+        """One turn of the loop: wait for something, let pika work on it. Blocks for 5 s at most (pika's own bound)."""
+        self._beat()
+        try:
+            self._ioloop.poll()
+            self._ioloop.process_timeouts()
+        except (
+            Exception
+        ) as error:  # pika lets its decoder's errors and its own bugs out here: one life, so it ends here
+            self._lose(error, None)
+
+    def _pump_unless_gone(self) -> None:
+        self._pump()
+        if self._gone is not None:
+            raise self._gone
+        if self._leaving is not None and not self._has_arrived:
+            raise self._leaving
+
+    def _keep(self) -> None:
+        """The keeper: pump in the main thread's stead while a handler keeps it."""
+        while self._gone is None:
+            time.sleep(KEEPER_AFTER)
+            away = self._away_since
+            if away is None or now() - away < KEEPER_AFTER:
+                continue
+            with self._baton:
+                while self._away_since is not None and self._gone is None:
+                    self._pump()
+
+    def _wake(self) -> None:
+        self._ioloop.add_callback_threadsafe(_nothing)
+
+    # --------------------------------------------------------------------------------------- what pika tells us
+
+    def _delivered(self, _: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
+        routing_key = method.routing_key
+        key = properties.message_id or digest(body, routing_key)
+        self._stash.append(Delivery(method.delivery_tag, routing_key, method.redelivered, properties, body, key))
+
+    def _cancelled(self, _: Any) -> None:
+        # The queue was deleted, its node went away, or (4.3) an acknowledgement came too late. There is no way back on
+        # this channel, and an ack after it kills pika: leave.
+        self._is_consuming = False
+        self._end(
+            Cause.BROKER, f"the broker cancelled the consumer: was queue {self._settings.queue!r} deleted or moved?"
+        )
+
+    def _lose(self, error: BaseException | str, endpoint: Endpoint | None) -> None:
+        if isinstance(error, str):
+            self._end(Cause.BROKER, error)
+            return
+        trouble = amqp.explain(error, endpoint)
+        self._end(Cause.CONFIG if trouble.kind in _HOPELESS else Cause.BROKER, trouble.reason)
+
+    def _end(self, cause: Cause, detail: str) -> None:
+        if self._gone is None:
+            self._gone = Gone(cause, detail)
+            self._lost()
+
+    def _measure_on(self, channel: Any) -> None:
+        def answered(frame: Any) -> None:
+            self._measured(frame.method.message_count, frame.method.consumer_count)
+
+        channel.queue_declare(**queues.inquiry(self._settings.queue), callback=answered)
+
+
+def digest(body: bytes, routing_key: str) -> str:
+    """Who a message without an id is: the same bytes to the same queue are the same task."""
+    return (
+        "digest:" + hashlib.blake2b(body, digest_size=16, key=routing_key.encode("utf-8", "replace")[:64]).hexdigest()
+    )
+
+
+def _nothing(*_: Any) -> None:
+    pass
+

@@ -1,0 +1,124 @@
+"""`module:function` -> a callable; calling it -> an Outcome."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from supervisor.policy.settle import TRACEBACK_MAX, Outcome, Raised, Rejected, Returned, clip_end
+from supervisor.worker.task import Reject, Task
+
+_RETURNED = Returned()
+
+
+class CannotLoad(Exception):
+    """The handler cannot be loaded. `error` is one line, `traceback` the import's own, our frames left out."""
+
+    def __init__(self, error: str, traceback: str = "") -> None:
+        super().__init__(error)
+        self.error = error
+        self.traceback = traceback
+
+
+def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
+    """Import `module:function` and make it callable for us.
+
+    `app_dir` goes to the *end* of sys.path, so that a stray `json.py` beside the handler shadows nothing.
+    Raises CannotLoad, whatever the import raised.
+    """
+    if app_dir not in sys.path:
+        sys.path.append(app_dir)
+    module_name, _, path = target.partition(":")
+    try:
+        found: Any = import_module(module_name)
+    except BaseException as error:
+        raise CannotLoad(_why(error, module_name, app_dir), _traceback(error, skip=_ours)) from error
+    try:
+        for name in path.split("."):
+            found = getattr(found, name)
+    except AttributeError as error:
+        raise CannotLoad(f"module {module_name!r} was imported and has no {path!r}: {error}") from error
+    if not callable(found):
+        raise CannotLoad(
+            f"{target} is a {type(found).__name__}, which cannot be called; name a function of one argument"
+        )
+    return adapt(found)
+
+
+def adapt(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
+    """A function that runs the handler and says how it ended, whatever it raises."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        return _adapt_async(function)
+
+    def run(task: Task) -> Outcome:
+        # BaseException: a handler that raises SystemExit or KeyboardInterrupt has failed; it must not end the worker with
+        # the message seemingly done.
+        try:
+            function(task)
+        except Reject as rejected:
+            return Rejected(str(rejected))
+        except BaseException as error:
+            return raised(error)
+        return _RETURNED
+
+    return run
+
+
+def _adapt_async(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
+    import asyncio
+
+    # One event loop for the worker's life, so that a handler may keep clients open between tasks. Made at the first task:
+    # a loop (its epoll descriptor) must not be shared between forked workers.
+    runner: asyncio.Runner | None = None
+
+    def run(task: Task) -> Outcome:
+        nonlocal runner
+        if runner is None:
+            runner = asyncio.Runner()
+        try:
+            runner.run(function(task))
+        except Reject as rejected:
+            return Rejected(str(rejected))
+        except BaseException as error:
+            return raised(error)
+        return _RETURNED
+
+    return run
+
+
+def raised(error: BaseException) -> Raised:
+    return Raised(_line(error), _traceback(error, skip=_ours))
+
+
+def _line(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be had: __str__ raises)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _why(error: BaseException, module_name: str, app_dir: str) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name and module_name.split(".")[0] == error.name.split(".")[0]:
+        return f"no module named {error.name!r} on sys.path, whose last entry is --app-dir {app_dir}"
+    return f"importing {module_name} raised {_line(error)}"
+
+
+def _ours(filename: str) -> bool:
+    return filename == __file__ or filename.startswith("<frozen importlib")
+
+
+def _traceback(error: BaseException, skip: Callable[[str], bool]) -> str:
+    """The traceback from the first frame that is not ours, its end kept."""
+    start = error.__traceback__
+    while start is not None and start.tb_next is not None and skip(start.tb_frame.f_code.co_filename):
+        start = start.tb_next
+    try:
+        lines = traceback.format_exception(type(error), error, start)
+    except Exception:
+        lines = [_line(error)]
+    return clip_end("".join(lines), TRACEBACK_MAX)

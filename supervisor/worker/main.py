@@ -1,0 +1,287 @@
+"""A worker's story: begin, connect; take, run, settle, note; until told to leave."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import structlog
+
+from supervisor import logs
+from supervisor.clock import now
+from supervisor.link import Link
+from supervisor.policy.settle import Acknowledge, Condemned, DeadLetter, Outcome, Raised, Rejected, Settlement, TooLarge, settle
+from supervisor.scoreboard import Pen, Scoreboard
+from supervisor.settings import Settings
+from supervisor.vocabulary import (
+    EXIT_BROKER,
+    EXIT_CONFIG,
+    EXIT_DONE,
+    Begin,
+    Cause,
+    Connecting,
+    Depth,
+    Drain,
+    Leaving,
+    LoadFailed,
+    Measure,
+    Phase,
+    Ready,
+    Record,
+    Suspect,
+    Verdict,
+)
+from supervisor.worker import deathsig
+from supervisor.worker.consumer import Consumer, Delivery, Gone
+from supervisor.worker.handler import CannotLoad, load
+from supervisor.worker.parking import Parking, PublishError
+from supervisor.worker.task import Task
+
+PARK_AGAIN_AFTER = 1.0
+PARK_AGAIN_AT_MOST = 30.0
+"""Seconds between two tries to park a message."""
+
+_EXIT_CODES = {Cause.BROKER: EXIT_BROKER, Cause.CONFIG: EXIT_CONFIG}
+
+
+@dataclass(slots=True)
+class Seat:
+    """What a worker is born with."""
+
+    slot: int
+    parent: int
+    settings: Settings
+    link: Link
+    board: Scoreboard
+    log_fd: int
+    handler: Callable[[Task], Outcome] | None
+    """Already imported by the nursery, or None: import it here."""
+
+
+def live(seat: Seat) -> NoReturn:
+    """A worker's whole life. Ends the process."""
+    received = seat.link.receive()
+    if received is None or not isinstance(received[0], Begin):
+        os._exit(EXIT_DONE)  # the supervisor is gone, or did not want this worker after all
+    deathsig.follow(seat.parent)
+    pen = seat.board.pen(seat.slot)
+    pen.open(os.getpid())
+    faulthandler.enable(all_threads=True)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    settings = seat.settings
+    logs.configure(
+        role="worker",
+        slot=seat.slot,
+        queue=settings.queue,
+        fd=seat.log_fd,
+        lock_fd=seat.board.fd,
+        format=settings.log_format,
+        level=settings.log_level,
+        on_long=lambda line: seat.link.send(Record(line.decode())),
+    )
+    try:
+        handler = seat.handler or load(settings.handler, settings.app_dir)
+    except CannotLoad as error:
+        seat.link.send(LoadFailed(error.error, error.traceback))
+        os._exit(EXIT_CONFIG)
+    end = Worker(seat, pen, handler).run()
+    pen.phase(Phase.LEAVING)
+    seat.link.send(Leaving(end.cause, end.detail))
+    _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
+
+
+def _exit(code: int) -> NoReturn:
+    """Leave, running what handlers registered with atexit; threads they left behind are not waited for."""
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+class Worker:
+    """One worker between Connecting and Leaving."""
+
+    def __init__(self, seat: Seat, pen: Pen, handler: Callable[[Task], Outcome]) -> None:
+        self._settings = seat.settings
+        self._link = seat.link
+        self._pen = pen
+        self._handler = handler
+        name = f"workq-{os.uname().nodename}-{os.getpid()}-{seat.slot}"
+        self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._lost)
+        self._parking = Parking(seat.settings, name)
+        self._verdicts: dict[str, Verdict] = {}
+        self._task: Task | None = None
+        self._remaining = _tasks_to_run(seat.settings.max_tasks, seat.slot)
+        self._log: Any = structlog.get_logger()
+
+    def run(self) -> Gone:
+        """Consume until there is a reason not to, and return it."""
+        consumer = self._consumer
+        self._listen()
+        self._link.send(Connecting())
+        self._pen.phase(Phase.CONNECTING)
+        try:
+            broker = consumer.open()
+            self._pen.phase(Phase.IDLE)
+            self._link.send(Ready(broker))
+            while (delivery := consumer.next()) is not None:
+                self._serve(delivery)
+        except Gone as gone:
+            return gone
+        consumer.close()
+        assert consumer.leaving is not None
+        return consumer.leaving
+
+    # ------------------------------------------------------------------------------------------------ one task
+
+    def _serve(self, delivery: Delivery) -> None:
+        """Note it, run it, settle it, count it."""
+        pen = self._pen
+        is_id = delivery.properties.message_id is not None
+        if delivery.redelivered:
+            pen.count("redelivered")
+            verdict = self._ask(delivery)
+            if not verdict.run:
+                self._settle(delivery, Condemned(verdict), now())
+                return
+        if len(delivery.body) > self._settings.max_body:
+            self._settle(delivery, TooLarge(len(delivery.body), self._settings.max_body), now())
+            return
+        attempt = delivery.attempt
+        begun = pen.take(delivery.key.encode(), is_id, delivery.tag, attempt, delivery.redelivered)
+        self._task = task = Task(delivery, attempt, begun)
+        self._log.debug("task.started", message_id=delivery.name, attempt=attempt, redelivered=delivery.redelivered)
+        with self._consumer.unattended():
+            outcome = self._handler(task)
+        pen.returned()
+        self._task = None
+        self._settle(delivery, outcome, begun)
+
+    def _settle(self, delivery: Delivery, outcome: Outcome, begun: float) -> None:
+        """Tell the broker; log and count what it was told. Raises Gone."""
+        seconds = now() - begun
+        settlement = settle(outcome)
+        if self._remaining is not None:
+            self._remaining -= 1
+            if self._remaining == 0:
+                self._consumer.leave(Cause.MAX_TASKS, f"--max-tasks {self._settings.max_tasks} reached")
+        if isinstance(outcome, Raised | Rejected):
+            error = outcome.error if isinstance(outcome, Raised) else outcome.why
+            self._log.warning("task.failed", **_about(delivery, seconds), because=error)
+        try:
+            self._tell_broker(delivery, settlement)
+        except (Gone, PublishError) as error:
+            self._pen.settled("unsettled", seconds)
+            why = "the outcome could not be settled, so the broker gives the message to a worker again"
+            self._log.warning("task.unsettled", **_about(delivery, seconds), because=f"{error}: {why}")
+            raise error if isinstance(error, Gone) else Gone(Cause.BROKER, f"parking failed: {error}") from None
+        if isinstance(settlement, Acknowledge):
+            self._pen.settled("succeeded", seconds)
+            self._log.info("task.succeeded", **_about(delivery, seconds))
+        else:
+            failed = isinstance(outcome, Raised | Rejected)
+            self._pen.settled(settlement.counter, seconds, more="failed" if failed else "")
+            self._log.warning(settlement.event, **_about(delivery, seconds), because=settlement.because)
+
+    def _tell_broker(self, delivery: Delivery, settlement: Settlement) -> None:
+        consumer = self._consumer
+        if consumer.gone is not None:
+            raise consumer.gone
+        if isinstance(settlement, DeadLetter):
+            self._park(delivery, settlement)
+        if self._pen.is_called() or consumer.leaving is not None:
+            self._hear()
+            consumer.cancel()
+        consumer.ack(delivery)
+
+    def _park(self, delivery: Delivery, settlement: DeadLetter) -> None:
+        """Park until it is confirmed. Raises PublishError only when there is no time to try again.
+
+        The message stays in hand, unacknowledged, meanwhile: giving it back would run its handler again at once, and again.
+        """
+        delay = PARK_AGAIN_AFTER
+        while True:
+            try:
+                # It may take as long as the broker's alarms last: the keeper looks after the consuming connection.
+                with self._consumer.unattended():
+                    self._parking.park(delivery, settlement)
+                return
+            except PublishError as error:
+                if self._consumer.leaving is not None:
+                    raise
+                because = f"{error}; the message stays in hand, next try in {delay:g} s"
+                self._log.error("task.parking_failed", message_id=delivery.name, attempt=delivery.attempt, because=because)
+            self._consumer.rest(delay)
+            delay = min(2 * delay, PARK_AGAIN_AT_MOST)
+
+    def _ask(self, delivery: Delivery) -> Verdict:
+        """This message was somebody's before: may it run? Only the supervisor knows who died of it. Raises Gone."""
+        self._link.send(Suspect(delivery.key, delivery.delivery_count))
+        while (verdict := self._verdicts.pop(delivery.key, None)) is None:
+            self._consumer.turn()
+        return verdict
+
+    # ------------------------------------------------------------------------------------------------- the link
+
+    def _listen(self) -> None:
+        """Hear the supervisor's orders wherever the loop turns, and SIGTERM as a request to leave."""
+        self._consumer.watch(self._link.fileno(), self._hear)
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # pika's loop resumes its poll after a signal (PEP 475); a byte in a pipe is noticed.
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._consumer.watch(reader, lambda: self._signalled(os.read(reader, 64)))
+
+    def _signalled(self, numbers: bytes) -> None:
+        if signal.SIGTERM in numbers:
+            self._consumer.leave(Cause.DRAINED, "SIGTERM sent to the worker itself")
+
+    def _hear(self) -> None:
+        """Read what orders there are."""
+        while True:
+            try:
+                received = self._link.receive(wait=False)
+            except BlockingIOError:
+                return
+            if received is None:
+                # The supervisor is gone, and PR_SET_PDEATHSIG is on its way.
+                self._consumer.unwatch(self._link.fileno())
+                self._consumer.leave(Cause.DRAINED, "the supervisor is gone")
+                return
+            self._obey(received[0])
+
+    def _obey(self, order: object) -> None:
+        match order:
+            case Drain(finish):
+                self._consumer.leave(Cause.DRAINED, "asked to leave", finish=finish)
+            case Measure():
+                self._consumer.measure()
+            case Verdict(key):
+                self._verdicts[key] = order
+
+    def _lost(self) -> None:
+        if self._task is not None:
+            self._task.lost = True
+
+    def _measured(self, ready: int, consumers: int) -> None:
+        self._link.send(Depth(ready, consumers))
+
+
+def _about(delivery: Delivery, seconds: float) -> dict[str, object]:
+    return {"message_id": delivery.name, "attempt": delivery.attempt, "seconds": round(seconds, 6)}
+
+
+def _tasks_to_run(limit: int | None, slot: int) -> int | None:
+    """`--max-tasks` less up to a tenth, different from seat to seat: workers that began together do not leave together."""
+    if limit is None:
+        return None
+    return max(1, limit - limit * (slot % 8) // 80)

@@ -1,0 +1,151 @@
+"""The nursery: import the handler, fork workers, nothing else.
+
+A fresh interpreter (exec), single-threaded, so that forking is safe and the handler is imported once however many workers come
+and go. It forks twice: the one in the middle leaves at once, and its child, the worker, falls to the nearest
+subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)), which is the supervisor. So workers are the supervisor's own children, and the
+nursery's death is nobody's.
+
+    python -P -m supervisor.worker.nursery LINK SCOREBOARD LOG     three inherited descriptors; everything else comes by the link
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from supervisor import logs
+from supervisor.clock import now
+from supervisor.link import Link
+from supervisor.scoreboard import Scoreboard
+from supervisor.settings import Settings
+from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, Fork, Forked, ForkFailed, Load, Loaded, LoadFailed, Threaded
+from supervisor.worker import deathsig
+from supervisor.worker.handler import CannotLoad, load
+from supervisor.worker.main import Seat, live
+from supervisor.worker.task import Task
+
+_PID_BYTES = 8
+
+
+def main() -> int:
+    """Load, then fork on request until the supervisor closes the link."""
+    link_fd, board_fd, log_fd = (int(arg) for arg in sys.argv[1:4])
+    for fd in (link_fd, board_fd, log_fd):
+        os.set_inheritable(fd, False)
+    link = Link.of(link_fd)
+    received = link.receive()
+    if received is None:
+        return EXIT_DONE
+    order = received[0]
+    assert isinstance(order, Load)
+    deathsig.follow(order.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable(all_threads=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    settings = Settings.from_wire(order.settings)
+    logs.configure(
+        role="nursery",
+        queue=settings.queue,
+        fd=log_fd,
+        lock_fd=board_fd,
+        format=settings.log_format,
+        level=settings.log_level,
+    )
+    begun = now()
+    handler = None
+    if order.preload:
+        try:
+            handler = load(settings.handler, settings.app_dir)
+        except CannotLoad as error:
+            link.send(LoadFailed(error.error, error.traceback))
+            return EXIT_CONFIG
+        threads = _threads()
+        if len(threads) > 1:
+            link.send(Threaded(threads[1:]))
+            return EXIT_DONE
+    # What is alive now is alive for good: workers share its pages as long as the collector does not write to them.
+    gc.collect()
+    gc.freeze()
+    link.send(Loaded(now() - begun, order.preload))
+    board = Scoreboard(board_fd)
+    _serve(link, lambda slot, worker_link: Seat(slot, order.parent, settings, worker_link, board, log_fd, handler))
+    return EXIT_DONE
+
+
+def _threads() -> list[str]:
+    """The names of this process's threads, as the kernel knows them: threads of C libraries too."""
+    names = []
+    for task in sorted(Path("/proc/self/task").iterdir(), key=lambda path: int(path.name)):
+        try:
+            names.append((task / "comm").read_text().strip())
+        except OSError:
+            pass  # it ended meanwhile
+    return names
+
+
+def _serve(link: Link, seat: Callable[[int, Link], Seat]) -> None:
+    note = mmap.mmap(-1, _PID_BYTES)
+    while (received := link.receive()) is not None:
+        order, fds = received
+        assert isinstance(order, Fork)
+        worker_fd, output_fd = fds
+        try:
+            pid = _fork_twice(note, lambda: _become(link, seat, order.slot, worker_fd, output_fd))  # noqa: B023 - called at once
+        except OSError as error:
+            link.send(ForkFailed(order.slot, order.ticket, f"fork: {error.strerror}"))
+        else:
+            link.send(Forked(order.slot, order.ticket, pid))
+        finally:
+            os.close(worker_fd)
+            os.close(output_fd)
+
+
+def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
+    """Fork a grandchild that runs `child`, and is an orphan, so the subreaper's, when this returns its pid.
+
+    Raises OSError when there can be no further process.
+    """
+    note[:_PID_BYTES] = bytes(_PID_BYTES)
+    middle = os.fork()
+    if middle == 0:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            note[:_PID_BYTES] = (-(error.errno or 1)).to_bytes(_PID_BYTES, "little", signed=True)
+            os._exit(1)
+        if pid == 0:
+            child()
+        note[:_PID_BYTES] = pid.to_bytes(_PID_BYTES, "little", signed=True)
+        os._exit(0)
+    os.waitpid(middle, 0)
+    pid = int.from_bytes(note[:_PID_BYTES], "little", signed=True)
+    if pid <= 0:
+        raise OSError(-pid, os.strerror(-pid) if pid else "the process in the middle was killed")
+    return pid
+
+
+def _become(link: Link, seat: Callable[[int, Link], Seat], slot: int, worker_fd: int, output_fd: int) -> NoReturn:
+    """The new process: let go of what is the nursery's, take what is the worker's, and live."""
+    try:
+        link.close()
+        os.setsid()
+        os.dup2(output_fd, 1)
+        os.dup2(output_fd, 2)
+        os.close(output_fd)
+        live(seat(slot, Link.of(worker_fd)))
+    finally:
+        os._exit(70)  # EX_SOFTWARE: live() does not return
+
+
+__all__ = ["Task", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a handler is given, and what it may raise."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from supervisor.worker.consumer import Delivery
+
+
+class Reject(Exception):
+    """Raise it in a handler to dead-letter the message at once: trying again would make no sense.
+
+        raise supervisor.Reject("no such customer")
+
+    The reason travels in the header `x-workq-error`.
+    """
+
+
+class Task:
+    """One delivery, as the handler sees it.
+
+    Everything is read from the message when asked for, so a handler pays for what it touches.
+    """
+
+    __slots__ = ("_delivery", "_log", "attempt", "body", "lost", "received_at")
+
+    def __init__(self, delivery: Delivery, attempt: int, received_at: float) -> None:
+        self._delivery = delivery
+        self._log: Any = None
+        self.body: bytes = delivery.body
+        """The message's body, as it came."""
+        self.attempt: int = attempt
+        """1 for the first try."""
+        self.received_at: float = received_at
+        """Monotonic seconds at which the worker took it up."""
+        self.lost: bool = False
+        """True once the connection is gone: the result cannot be acknowledged any more, and the broker gives the message to
+        another worker. A long-running handler may look here now and then, and stop."""
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8. Raises UnicodeDecodeError."""
+        return self.body.decode()
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError."""
+        return json.loads(self.body)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The message's headers; empty when it has none."""
+        return dict(self._delivery.properties.headers or {})
+
+    @property
+    def message_id(self) -> str | None:
+        """The sender's id for the message, if it gave one."""
+        return self._delivery.properties.message_id
+
+    @property
+    def correlation_id(self) -> str | None:
+        return self._delivery.properties.correlation_id
+
+    @property
+    def content_type(self) -> str | None:
+        return self._delivery.properties.content_type
+
+    @property
+    def routing_key(self) -> str:
+        return self._delivery.routing_key
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the broker has sent this message to somebody before. Sent, not tried: nobody need have begun it."""
+        return self._delivery.redelivered
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger bound to this task: its lines carry `message_id` and `attempt`."""
+        if self._log is None:
+            import structlog
+
+            self._log = structlog.get_logger().bind(message_id=self._delivery.name, attempt=self.attempt)
+        return self._log
+
+    def __repr__(self) -> str:
+        return f"<Task {self._delivery.name} attempt={self.attempt} bytes={len(self.body)}>"

@@ -1,0 +1,63 @@
+"""What we call our queues, and what we say when we declare them."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor import queues
+
+
+def test_names_are_those_of_the_public_interface() -> None:
+    assert queues.dead("task_queue") == "task_queue.dead"
+    assert queues.delay("task_queue", 5000) == "task_queue.delay.5000"
+    assert queues.HEADERS == (
+        "x-workq-attempt",
+        "x-workq-reason",
+        "x-workq-error",
+        "x-workq-traceback",
+        "x-workq-crashes",
+        "x-workq-cause",
+        "x-workq-evidence",
+        "x-workq-host",
+        "x-workq-first-seen",
+        "x-workq-queue",
+    )
+
+
+@pytest.mark.parametrize(
+    ("queue_type", "arguments"),
+    [("default", None), ("quorum", {"x-queue-type": "quorum"}), ("classic", {"x-queue-type": "classic"})],
+)
+def test_a_declaration_is_durable_and_says_the_type_or_nothing(queue_type: str, arguments: dict[str, str]) -> None:
+    assert queues.declaration("q", queue_type) == {
+        "queue": "q",
+        "passive": False,
+        "durable": True,
+        "arguments": arguments,
+    }
+
+
+def test_another_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="'stream' is none of default, quorum, classic"):
+        queues.arguments("stream")
+
+
+def test_a_queue_needs_a_name() -> None:
+    with pytest.raises(ValueError, match="no name"):
+        queues.declaration("")
+
+
+def test_a_plain_declaration_asks_first() -> None:
+    plain = queues.declaration("q")
+    assert queues.attempts(plain) == (queues.inquiry("q"), plain)
+
+
+@pytest.mark.parametrize("queue_type", ["quorum", "classic"])
+def test_a_declaration_with_a_type_is_sent_at_once_for_the_broker_to_compare(queue_type: str) -> None:
+    typed = queues.declaration("q", queue_type)
+    assert queues.attempts(typed) == (typed,)
+
+
+@pytest.mark.parametrize("queue_type", queues.TYPES)
+def test_without_leave_to_declare_every_attempt_is_passive(queue_type: str) -> None:
+    assert [each["passive"] for each in queues.attempts(queues.declaration("q", queue_type), declare=False)] == [True]

@@ -1,0 +1,204 @@
+"""Run a real supervisor, hear what it logs, ask its health, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PATIENCE = 30.0
+"""Seconds that a test waits for something that takes milliseconds, on a machine that may have something else to do."""
+
+
+class Supervision:
+    """One running `workq-supervise`. Its log lines are read as they come; each must be one JSON object."""
+
+    def __init__(self, handler: str, *options: str, url: str, queue: str, env: dict[str, str] | None = None) -> None:
+        self.queue = queue
+        self.events: list[dict[str, Any]] = []
+        self.invalid: list[str] = []
+        self._changed = threading.Condition()
+        command = [sys.executable, "-m", "supervisor", "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
+        self.process = subprocess.Popen(
+            [*command, *options, handler],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**environ, "WORKQ_URL": url, **(env or {})},
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    # ------------------------------------------------------------------------------------------------- its log
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._changed:
+                try:
+                    self.events.append(json.loads(line))
+                except ValueError:
+                    self.invalid.append(line.decode("utf-8", "replace"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def named(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        """The lines with this event and these fields, so far."""
+        return [line for line in list(self.events) if matches(line, event, fields)]
+
+    def hear(self, event: str, count: int = 1, timeout: float = PATIENCE, **fields: Any) -> dict[str, Any]:
+        """Wait until `count` such lines have come; the last of them."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while len(found := self.named(event, **fields)) < count:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    raise AssertionError(f"{len(found)} of {count} {event} {fields} came; the log:\n{self.log()}")
+        return found[count - 1]
+
+    def log(self, last: int = 60) -> str:
+        return "\n".join(json.dumps(line) for line in self.events[-last:]) + "".join(self.invalid)
+
+    # ---------------------------------------------------------------------------------------------- its health
+
+    @property
+    def health(self) -> str:
+        return str(self.hear("health.listening")["url"])
+
+    def get(self, path: str) -> tuple[int, str]:
+        """A path's status and body."""
+        try:
+            with urllib.request.urlopen(self.health + path, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.get("/status")[1]))
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics; 0 when there is none."""
+        for line in self.get("/metrics")[1].splitlines():
+            found = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+            if found and found[1] == name and dict(re.findall(r'(\w+)="([^"]*)"', found[2] or "")) == labels:
+                return float(found[3])
+        return 0.0
+
+    def ready(self, workers: int | None = None) -> Supervision:
+        """Wait until that many workers consume (all, unless said)."""
+        if workers is None:
+            self.hear("supervisor.ready")
+        else:
+            self.hear("worker.ready", count=workers)
+        return self
+
+    def workers(self) -> list[dict[str, Any]]:
+        return list(self.status()["workers"])
+
+    def pids(self) -> list[int]:
+        return [worker["pid"] for worker in self.workers() if worker["pid"]]
+
+    # ------------------------------------------------------------------------------------------------- its end
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """The exit code. Afterwards every line of its log has been read."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s; the log:\n{self.log()}") from None
+        self._reader.join(PATIENCE)
+        return code
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
+        self.signal(number)
+        return self.wait(timeout)
+
+    def end(self) -> None:
+        """Whatever happened: nothing of it is left."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(PATIENCE)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@contextmanager
+def supervised(handler: str, *options: str, url: str, queue: str, env: dict[str, str] | None = None) -> Iterator[Supervision]:
+    """A supervisor for the length of a block. Fails if any line of its log was not a JSON object."""
+    supervision = Supervision(handler, *options, url=url, queue=queue, env=env)
+    try:
+        yield supervision
+    except BaseException:
+        print(supervision.log(400))
+        raise
+    finally:
+        supervision.end()
+    assert not supervision.invalid
+
+
+def matches(line: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
+    return line.get("event") == event and all(line.get(name) == value for name, value in fields.items())
+
+
+def eventually(happens: Callable[[], Any], timeout: float = PATIENCE) -> Any:
+    """Wait for what cannot be awaited: ask until the answer is true, and return it."""
+    deadline = time.monotonic() + timeout
+    while not (answer := happens()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s")
+        time.sleep(0.02)
+    return answer
+
+
+def gone(pid: int, timeout: float) -> bool:
+    """Whether this process ends within the time."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], timeout)[0])
+    finally:
+        os.close(pidfd)
+
+
+class Runs:
+    """What handlers did, written by them to a file: `handlers.note`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"TEST_RUNS": str(self.path)}
+
+    def lines(self, word: str) -> list[str]:
+        """The names noted with this word, in order."""
+        return [line.split(" ", 1)[1] for line in self.path.read_text().splitlines() if line.startswith(word + " ")]
+
+    def hear(self, word: str, count: int = 1, timeout: float = PATIENCE) -> list[str]:
+        eventually(lambda: len(self.lines(word)) >= count, timeout)
+        return self.lines(word)
