@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import json
+import select
 import socket
 from typing import Any, Final
 
@@ -68,6 +69,13 @@ class Link:
         except (BlockingIOError, BrokenPipeError, ConnectionError):
             return False
         return True
+
+    def send_record(self, message: object) -> bool:
+        """Send one message; when the other side is behind, wait for it, but for a second at most."""
+        if self.send(message, wait=False):
+            return True
+        select.select([], [self._socket], [], 1.0)
+        return self.send(message, wait=False)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]] | None:
         """The next message and the descriptors that came with it; None at the end of the file.

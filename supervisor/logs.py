@@ -546,7 +546,7 @@ def configure(
     or critical.
 
     Call it again after a fork, or after an import that may have called structlog.configure: the last call counts.
-    A process's own fields win: an event's `pid` is written as `pid_`. Raises ValueError for an unknown format or level.
+    A process's own fields win: an event's `pid` is written as `pid_`, but in the supervisor, whose events are about workers. Raises ValueError for an unknown format or level.
     """
     resolve_format(format, fd)
     floor = _LEVELS.get(level.lower())
@@ -563,6 +563,9 @@ def configure(
     _PIPELINE.floor = floor
     _PIPELINE.identity = identity
     _PIPELINE.reserved = frozenset(identity) | {"timestamp", "level", "event"}
+    if role == "supervisor":
+        # No user's code logs there, and in an event about a worker `slot` and `pid` are that worker's.
+        _PIPELINE.reserved -= {"pid"}
     _PIPELINE.render = _json if format == "json" else _console(os.isatty(fd) and not os.environ.get("NO_COLOR"))
     _PIPELINE.wrapper = structlog.make_filtering_bound_logger(floor)
     structlog.configure(

@@ -402,6 +402,9 @@ class Publisher:
         if window < 1:
             raise ValueError("the window holds at least one message")
         call = _Call(window, timeout, on_confirmed or _ignore)
+        if self._session is not None and (self._session.pending or self._session.settled):
+            # Left by a call that an `on_confirmed` broke off; its positions are not ours.
+            self._drop()
         try:
             for message in messages:
                 if message is None:

@@ -46,7 +46,9 @@ def act(task):
         print(order["print"])
         print(order["print"] + " on stderr", file=sys.stderr)
     if "raise" in order:
-        raise {"ValueError": ValueError, "SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[order["raise"]]("as told")
+        raise {"ValueError": ValueError, "SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[
+            order["raise"]
+        ]("as told")
     if "reject" in order:
         import supervisor
 

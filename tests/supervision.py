@@ -31,7 +31,17 @@ class Supervision:
         self.events: list[dict[str, Any]] = []
         self.invalid: list[str] = []
         self._changed = threading.Condition()
-        command = [sys.executable, "-m", "supervisor", "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
+        command = [
+            sys.executable,
+            "-m",
+            "supervisor",
+            "--queue",
+            queue,
+            "--health",
+            "127.0.0.1:0",
+            "--app-dir",
+            str(HERE),
+        ]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
         self.process = subprocess.Popen(
             [*command, *options, handler],
@@ -117,7 +127,7 @@ class Supervision:
 
     # ------------------------------------------------------------------------------------------------- its end
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         self.process.send_signal(number)
 
     def wait(self, timeout: float = PATIENCE) -> int:
@@ -130,7 +140,7 @@ class Supervision:
         return code
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
-        self.signal(number)
+        self.send(number)
         return self.wait(timeout)
 
     def end(self) -> None:
@@ -145,7 +155,9 @@ class Supervision:
 
 
 @contextmanager
-def supervised(handler: str, *options: str, url: str, queue: str, env: dict[str, str] | None = None) -> Iterator[Supervision]:
+def supervised(
+    handler: str, *options: str, url: str, queue: str, env: dict[str, str] | None = None
+) -> Iterator[Supervision]:
     """A supervisor for the length of a block. Fails if any line of its log was not a JSON object."""
     supervision = Supervision(handler, *options, url=url, queue=queue, env=env)
     try:

@@ -83,8 +83,9 @@ def _run(publisher: Publisher, source: Iterator[bytes | None], options: Options,
     except KeyboardInterrupt:
         count.interrupted = True
     count.finish()
+    sent = count.read if failure is None else failure.sent
     click.echo(
-        f"published {count.read}, confirmed {count.confirmed}, to {publisher.queue} on {publisher.endpoint}"
+        f"published {sent}, confirmed {count.confirmed}, to {publisher.queue} on {publisher.endpoint}"
         + (f" (id {count.last_id})" if count.confirmed == 1 else "")
     )
     if failure is not None:

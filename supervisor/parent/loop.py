@@ -19,8 +19,6 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
-import structlog
-
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.parent.processes import Processes
@@ -68,7 +66,7 @@ def run(settings: Settings) -> int:
         format=settings.log_format,
         level=settings.log_level,
     )
-    log = structlog.get_logger()
+    log = logs.get_logger()
     _raise_descriptor_limit(settings.workers)
     try:
         listener = None
@@ -77,7 +75,9 @@ def run(settings: Settings) -> int:
 
             listener = listen.bind(settings.health, settings.health_explicit, log)
     except OSError as error:
-        because = f"the health port {settings.health} cannot be had: {error.strerror}; choose another with --health, or off"
+        because = (
+            f"the health port {settings.health} cannot be had: {error.strerror}; choose another with --health, or off"
+        )
         log.error("supervisor.stopped", because=because, code=EXIT_CONFIG)
         return EXIT_CONFIG
     supervisor = Supervisor(settings, board, log_fd, sink)
@@ -111,7 +111,7 @@ class Supervisor:
         self._wakeups = Wakeups()
         self._processes = Processes(settings, board, log_fd, sink.write)
         self._processes.watch(self._wakeups, self._signalled)
-        self._log: Any = structlog.get_logger()
+        self._log: Any = logs.get_logger()
         self._code = 0
 
     def run(self) -> int:
@@ -119,7 +119,11 @@ class Supervisor:
         settings, pool = self.settings, self._pool
         brokers = [str(endpoint) for endpoint in settings.url]
         self._log.info(
-            "supervisor.started", version=__version__, handler=settings.handler, workers=settings.workers, brokers=brokers
+            "supervisor.started",
+            version=__version__,
+            handler=settings.handler,
+            workers=settings.workers,
+            brokers=brokers,
         )
         self._perform(pool.start(now()))
         sample_at = now()
@@ -138,7 +142,9 @@ class Supervisor:
         """What /status says. May be called from any thread."""
         view = self.view
         pages = [self.board.read(slot.slot) for slot in view.slots]
-        return status.status(view, pages, self.readings, list(self.recent), self.settings, now(), datetime.datetime.now(datetime.UTC))
+        return status.status(
+            view, pages, self.readings, list(self.recent), self.settings, now(), datetime.datetime.now(datetime.UTC)
+        )
 
     # ------------------------------------------------------------------------------------------------ acting
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import psutil
-import structlog
 
+from supervisor import logs
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.parent.output import Output
@@ -106,7 +106,7 @@ class Processes:
         self._board = board
         self._log_fd = log_fd
         self._record = record
-        self._log: Any = structlog.get_logger()
+        self._log: Any = logs.get_logger()
         self._selector = selectors.EpollSelector()
         self._nursery: _Nursery | None = None
         self._spent: list[_Nursery] = []
@@ -175,7 +175,7 @@ class Processes:
         theirs.close()
         os.close(writer)
         process.returncode = 0  # reaped here, by its pidfd; Popen shall not try
-        output = Output(reader, self._log, source="nursery", child_pid=process.pid)
+        output = Output(reader, self._log, source="nursery", pid=process.pid)
         nursery = _Nursery(generation, process.pid, os.pidfd_open(process.pid), ours, output)
         self._nursery = nursery
         ours.send(Load(self._settings.to_wire(), preload, os.getpid(), generation), wait=False)
@@ -199,6 +199,8 @@ class Processes:
                     if not nursery.is_spent:
                         nursery.is_spent = not isinstance(report, Loaded)
                         yield NurserySaid(nursery.generation, report)
+                case Record(line):
+                    self._record(line.encode())
                 case Forked(slot, ticket, pid):
                     yield from self._born(slot, ticket, pid)
                 case ForkFailed(slot, ticket, error):
@@ -262,7 +264,7 @@ class Processes:
             os.close(birth.output[0])
             yield StartFailed(slot, "the new worker was gone before it was seen")
             return
-        output = Output(birth.output[0], self._log, slot=slot, child_pid=pid)
+        output = Output(birth.output[0], self._log, slot=slot, pid=pid)
         finished_before = self._board.read(slot).counts.finished
         worker = _Worker(slot, pid, pidfd, birth.link, output, process, finished_before)
         self._workers[slot] = worker
@@ -429,5 +431,3 @@ def _reap(pidfd: int) -> str:
         return signal.Signals(found.si_status).name
     except ValueError:
         return f"signal {found.si_status}"
-
-

@@ -58,7 +58,10 @@ def readiness(view: PoolView) -> tuple[bool, str]:
     if view.state is State.DEGRADED and not view.steady:
         return False, f"degraded: {view.because}"
     if not view.ready:
-        return False, f"no worker consumes: {view.trouble}" if view.trouble else f"no worker consumes yet ({view.state})"
+        return (
+            False,
+            f"no worker consumes: {view.trouble}" if view.trouble else f"no worker consumes yet ({view.state})",
+        )
     return True, f"{view.ready} of {len(view.slots)} workers consume"
 
 
@@ -111,7 +114,9 @@ def _iso(then: float, now: float, wall: datetime) -> str:
     return (wall - timedelta(seconds=now - then)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _worker(slot: SlotView, page: Reading, rss: dict[tuple[int, int], int], now: float, wall: datetime) -> dict[str, Any]:
+def _worker(
+    slot: SlotView, page: Reading, rss: dict[tuple[int, int], int], now: float, wall: datetime
+) -> dict[str, Any]:
     hand = page.hand if slot.pid == page.pid else None
     exit_ = slot.last_exit
     return {
@@ -124,5 +129,7 @@ def _worker(slot: SlotView, page: Reading, rss: dict[tuple[int, int], int], now:
         "restarts": slot.restarts,
         "succeeded": page.counts.succeeded,
         "failed": page.counts.failed,
-        "last_exit": {"cause": exit_.cause, "message_id": exit_.message_id, "at": _iso(exit_.at, now, wall)} if exit_ else None,
+        "last_exit": {"cause": exit_.cause, "message_id": exit_.message_id, "at": _iso(exit_.at, now, wall)}
+        if exit_
+        else None,
     }

@@ -384,4 +384,3 @@ def digest(body: bytes, routing_key: str) -> str:
 
 def _nothing(*_: Any) -> None:
     pass
-

@@ -11,12 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import structlog
-
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.link import Link
-from supervisor.policy.settle import Acknowledge, Condemned, DeadLetter, Outcome, Raised, Rejected, Settlement, TooLarge, settle
+from supervisor.policy.settle import (
+    Acknowledge,
+    Condemned,
+    DeadLetter,
+    Outcome,
+    Raised,
+    Rejected,
+    Settlement,
+    TooLarge,
+    settle,
+)
 from supervisor.scoreboard import Pen, Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
@@ -75,25 +83,38 @@ def live(seat: Seat) -> NoReturn:
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     settings = seat.settings
-    logs.configure(
-        role="worker",
-        slot=seat.slot,
-        queue=settings.queue,
-        fd=seat.log_fd,
-        lock_fd=seat.board.fd,
-        format=settings.log_format,
-        level=settings.log_level,
-        on_long=lambda line: seat.link.send(Record(line.decode())),
-    )
-    try:
-        handler = seat.handler or load(settings.handler, settings.app_dir)
-    except CannotLoad as error:
-        seat.link.send(LoadFailed(error.error, error.traceback))
-        os._exit(EXIT_CONFIG)
-    end = Worker(seat, pen, handler).run()
+    sink = _configure_logs(seat)
+    handler = seat.handler
+    if handler is None:
+        try:
+            handler = load(settings.handler, settings.app_dir)
+        except CannotLoad as error:
+            seat.link.send(LoadFailed(error.error, error.traceback))
+            os._exit(EXIT_CONFIG)
+        sink = _configure_logs(seat)  # the import may have set up logging in its own way; lines must stay whole
+    end = Worker(seat, pen, sink, handler).run()
     pen.phase(Phase.LEAVING)
     seat.link.send(Leaving(end.cause, end.detail))
     _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
+
+
+def _configure_logs(seat: Seat) -> logs.Sink:
+    return logs.configure(
+        role="worker",
+        slot=seat.slot,
+        queue=seat.settings.queue,
+        fd=seat.log_fd,
+        lock_fd=seat.board.fd,
+        format=seat.settings.log_format,
+        level=seat.settings.log_level,
+        on_long=lambda line: _record(seat.link, line),
+    )
+
+
+def _record(link: Link, line: bytes) -> None:
+    """Have the parent write a long line. Raises BlockingIOError when it does not take it; the sink counts that."""
+    if not link.send_record(Record(line.decode())):
+        raise BlockingIOError("the supervisor takes no log lines")
 
 
 def _exit(code: int) -> NoReturn:
@@ -109,10 +130,12 @@ def _exit(code: int) -> NoReturn:
 class Worker:
     """One worker between Connecting and Leaving."""
 
-    def __init__(self, seat: Seat, pen: Pen, handler: Callable[[Task], Outcome]) -> None:
+    def __init__(self, seat: Seat, pen: Pen, sink: logs.Sink, handler: Callable[[Task], Outcome]) -> None:
         self._settings = seat.settings
         self._link = seat.link
         self._pen = pen
+        self._sink = sink
+        self._dropped = 0
         self._handler = handler
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{seat.slot}"
         self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._lost)
@@ -120,7 +143,7 @@ class Worker:
         self._verdicts: dict[str, Verdict] = {}
         self._task: Task | None = None
         self._remaining = _tasks_to_run(seat.settings.max_tasks, seat.slot)
-        self._log: Any = structlog.get_logger()
+        self._log: Any = logs.get_logger()
 
     def run(self) -> Gone:
         """Consume until there is a reason not to, and return it."""
@@ -190,6 +213,9 @@ class Worker:
             failed = isinstance(outcome, Raised | Rejected)
             self._pen.settled(settlement.counter, seconds, more="failed" if failed else "")
             self._log.warning(settlement.event, **_about(delivery, seconds), because=settlement.because)
+        if self._sink.dropped != self._dropped:
+            self._pen.count("log_lines_dropped", self._sink.dropped - self._dropped)
+            self._dropped = self._sink.dropped
 
     def _tell_broker(self, delivery: Delivery, settlement: Settlement) -> None:
         consumer = self._consumer
@@ -218,7 +244,9 @@ class Worker:
                 if self._consumer.leaving is not None:
                     raise
                 because = f"{error}; the message stays in hand, next try in {delay:g} s"
-                self._log.error("task.parking_failed", message_id=delivery.name, attempt=delivery.attempt, because=because)
+                self._log.error(
+                    "task.parking_failed", message_id=delivery.name, attempt=delivery.attempt, because=because
+                )
             self._consumer.rest(delay)
             delay = min(2 * delay, PARK_AGAIN_AT_MOST)
 

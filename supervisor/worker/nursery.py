@@ -25,7 +25,18 @@ from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
-from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, Fork, Forked, ForkFailed, Load, Loaded, LoadFailed, Threaded
+from supervisor.vocabulary import (
+    EXIT_CONFIG,
+    EXIT_DONE,
+    Fork,
+    Forked,
+    ForkFailed,
+    Load,
+    Loaded,
+    LoadFailed,
+    Record,
+    Threaded,
+)
 from supervisor.worker import deathsig
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.main import Seat, live
@@ -58,6 +69,7 @@ def main() -> int:
         lock_fd=board_fd,
         format=settings.log_format,
         level=settings.log_level,
+        on_long=lambda line: link.send_record(Record(line.decode())),
     )
     begun = now()
     handler = None

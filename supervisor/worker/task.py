@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from supervisor import logs
+
 if TYPE_CHECKING:
     from supervisor.worker.consumer import Delivery
 
@@ -79,9 +81,7 @@ class Task:
     def log(self) -> Any:
         """A structlog logger bound to this task: its lines carry `message_id` and `attempt`."""
         if self._log is None:
-            import structlog
-
-            self._log = structlog.get_logger().bind(message_id=self._delivery.name, attempt=self.attempt)
+            self._log = logs.get_logger(message_id=self._delivery.name, attempt=self.attempt)
         return self._log
 
     def __repr__(self) -> str:

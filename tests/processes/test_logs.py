@@ -54,6 +54,20 @@ def lock() -> Iterator[int]:
     os.close(fd)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which the reader does come, however busy the machine is."""
+    monkeypatch.setattr(logs, "SHORT_PATIENCE", 30.0)
+    monkeypatch.setattr(logs, "LONG_PATIENCE", 30.0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which it does not."""
+    monkeypatch.setattr(logs, "SHORT_PATIENCE", 0.01)
+    monkeypatch.setattr(logs, "LONG_PATIENCE", 0.01)
+
+
 class Reader:
     """Collects all that comes out of a pipe, on a thread, until every writer is gone."""
 
@@ -483,6 +497,7 @@ def test_a_forked_child_of_a_worker_gives_its_own_pid(captured: Captured) -> Non
     assert [record["pid"] for record in captured.records()] == [child.pid, os.getpid()]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_fork_while_another_thread_writes_does_not_lock_the_child_out(lock: int) -> None:
     out, into = unread_pipe()
     sink = logs.Sink(into, lock)
@@ -503,6 +518,7 @@ def test_a_fork_while_another_thread_writes_does_not_lock_the_child_out(lock: in
     assert b"from the child\n" in reader.rest()
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_signal_handler_that_logs_in_mid_write_neither_hangs_nor_loses_its_line(lock: int) -> None:
     reader, writer = unread_pipe()
     sink = logs.Sink(writer, lock)
@@ -553,6 +569,7 @@ def test_an_unknown_level_and_a_lock_that_is_none_are_refused(lock: int) -> None
 # -------------------------------------------------------------------------------------------------- many processes
 
 
+@pytest.mark.usefixtures("patient")
 def test_long_records_of_eight_processes_arrive_whole_beside_short_ones(lock: int) -> None:
     out, into = os.pipe()
     fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 1 << 20)  # more than all of them write: nothing need be dropped
@@ -608,6 +625,7 @@ def test_long_records_of_eight_processes_arrive_whole_beside_short_ones(lock: in
     assert all(len(r["body"]) > 30000 and r["body"].endswith("…[60000 chars]") for r in long)
 
 
+@pytest.mark.usefixtures("patient")
 def test_fifty_writers_killed_in_mid_work_tear_no_line(lock: int) -> None:
     out, into = os.pipe()
     reader = Reader(out)
@@ -632,6 +650,7 @@ def test_fifty_writers_killed_in_mid_work_tear_no_line(lock: int) -> None:
     assert len(strict(lines[-1])["event"]) == 10000
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_process_stopped_with_the_lock_in_hand_holds_up_no_other(lock: int) -> None:
     out, into = os.pipe()
     told, tell = os.pipe()
@@ -654,6 +673,7 @@ def test_a_process_stopped_with_the_lock_in_hand_holds_up_no_other(lock: int) ->
         os.close(fd)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_short_line_never_lands_inside_a_long_one(lock: int) -> None:
     out, into = unread_pipe()
     sink = logs.Sink(into, lock)
@@ -770,6 +790,7 @@ def test_a_closed_descriptor_costs_lines_only(lock: int) -> None:
     assert sink.dropped == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_after_a_torn_line_the_next_begins_anew(lock: int) -> None:
     out, into = unread_pipe()
     os.read(out, 8192)  # room for two pieces of the five
