@@ -1,8 +1,8 @@
 """A link: the socket between the parent and one other process, for the rare things.
 
-SOCK_SEQPACKET keeps message boundaries (unix(7)): a message arrives whole or not at all, also when its sender is killed, and
-end-of-file tells each side about the other. Messages are the reports and orders of `vocabulary`, as JSON: pickle would
-let a handler gone wrong run code in the parent.
+SOCK_SEQPACKET keeps message boundaries (unix(7)): a message arrives whole or not at all, also when its sender is
+killed, and end-of-file tells each side about the other. Messages are the reports and orders of `vocabulary`, as JSON:
+pickle would let a handler gone wrong run code in the parent.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any, Final
 from supervisor import vocabulary as v
 
 MAX_BYTES: Final = 160 * 1024
-"""A message's size at most: below the kernel's default send buffer (212,992 bytes, socket(7)), above every bounded field."""
+"""A message's size at most: below the kernel's default send buffer (212,992 bytes, socket(7)), above every bounded
+field."""
 
 _KINDS: Final[dict[str, type[Any]]] = {
     kind.__name__: kind
     for kind in (
-        v.Loaded, v.Threaded, v.LoadFailed, v.Forked, v.ForkFailed, v.Connecting, v.Ready, v.Suspect, v.Depth, v.Leaving,
-        v.Record, v.Load, v.Fork, v.Begin, v.Drain, v.Measure, v.Verdict,
+        v.Loaded, v.Threaded, v.LoadFailed, v.Forked, v.ForkFailed, v.Connecting, v.Ready, v.Suspect, v.Depth,
+        v.Leaving, v.Record, v.Load, v.Fork, v.Begin, v.Drain, v.Measure, v.Verdict,
     )
 }  # fmt: skip
 
@@ -56,8 +57,8 @@ class Link:
     def send(self, message: object, fds: tuple[int, ...] = (), *, wait: bool = True) -> bool:
         """Send one message, with descriptors if there are any.
 
-        `wait=False` never blocks. Returns False when the other side is gone, or (not waiting) has not read for so long that
-        the buffer is full.
+        `wait=False` never blocks. Returns False when the other side is gone, or (not waiting) has not read for so long
+        that the buffer is full.
         """
         data = json.dumps([type(message).__name__, _fields(message)], separators=(",", ":")).encode()
         if len(data) > MAX_BYTES:

@@ -546,7 +546,8 @@ def configure(
     or critical.
 
     Call it again after a fork, or after an import that may have called structlog.configure: the last call counts.
-    A process's own fields win: an event's `pid` is written as `pid_`, but in the supervisor, whose events are about workers. Raises ValueError for an unknown format or level.
+    A process's own fields win: an event's `pid` is written as `pid_`, but in the supervisor, whose events are about
+    workers. Raises ValueError for an unknown format or level.
     """
     resolve_format(format, fd)
     floor = _LEVELS.get(level.lower())

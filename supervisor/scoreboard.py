@@ -1,9 +1,9 @@
 """The scoreboard: shared memory in which each worker writes what it does, before it does it.
 
-One page of 4 KiB for each slot (Apache's httpd has one by this name and for this purpose). A worker's *pen* writes with plain
-stores, about a microsecond a task; the parent's *eye* reads when it wants to. No lock: each page has one writer, and a reader that
-catches it in the middle of a note sees the phase change last. The memory outlives its writer, SIGKILL included, so the message
-that a dead worker had in hand is known, and totals never go backwards.
+One page of 4 KiB for each slot (Apache's httpd has one by this name and for this purpose). A worker's *pen* writes
+with plain stores, about a microsecond a task; the parent's *eye* reads when it wants to. No lock: each page has one
+writer, and a reader that catches it in the middle of a note sees the phase change last. The memory outlives its
+writer, SIGKILL included, so the message that a dead worker had in hand is known, and totals never go backwards.
 
 Byte 0 of the file is also the lock that keeps log lines apart (see `logs.Sink`).
 """
@@ -98,7 +98,8 @@ class Scoreboard:
         return self._map[_start(slot) + _PHASE_AT] == Phase.IDLE
 
     def call(self, slot: int) -> None:
-        """Tell the worker of this slot that an order waits on its link, in a place it can look at before each ack for nothing."""
+        """Tell the worker of this slot that an order waits on its link, in a place it can look at before each ack for
+        nothing."""
         self._map[_start(slot) + _CALL_AT] = 1
 
     def vacate(self, slot: int) -> None:

@@ -8,8 +8,8 @@
     delivery                 the message in hand
     key                      a task across its deliveries: the message id, else a digest of body and routing key
 
-An *event* is something that happened, told to the pool. An *action* is something the pool wants done; each says `because`.
-A *report* goes up a link (worker or nursery to parent), an *order* goes down.
+An *event* is something that happened, told to the pool. An *action* is something the pool wants done; each says
+`because`. A *report* goes up a link (worker or nursery to parent), an *order* goes down.
 This module imports nothing of ours and nothing heavy.
 """
 
@@ -50,7 +50,8 @@ class Phase(IntEnum):
 
 
 class Cause(StrEnum):
-    """Why a worker left, when it said so itself or when the supervisor decided it. Signals and exit codes name themselves."""
+    """Why a worker left, when it said so itself or when the supervisor decided it. Signals and exit codes name
+    themselves."""
 
     DRAINED = "drained"
     BROKER = "broker"

@@ -1,7 +1,7 @@
-"""Handlers that real workers run in tests. Each notes what it does in the file named by TEST_RUNS, one atomic line each."""
+"""Handlers that real workers run in tests. Each notes what it does in the file named by TEST_RUNS, one atomic line
+each."""
 
 import asyncio
-import json
 import os
 import signal
 import sys

@@ -1,4 +1,5 @@
-"""The health port: had early, so that its absence is an error at start, and cheap, so that no server is imported for it."""
+"""The health port: had early, so that its absence is an error at start, and cheap, so that no server is imported for
+it."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from supervisor.settings import Address
 def bind(address: Address, asked_for: bool, log: Any) -> socket.socket:
     """A listening socket. Raises OSError.
 
-    A default that is taken (by another supervisor on this machine, say) is no reason not to work: any free port serves then, and
-    the log says which. An address that somebody asked for is had, or is an error.
+    A default that is taken (by another supervisor on this machine, say) is no reason not to work: any free port serves
+    then, and the log says which. An address that somebody asked for is had, or is an error.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:

@@ -1,7 +1,8 @@
 """What a child writes to stdout and stderr: log events, and evidence.
 
-Its pipe is ours to read, so stray prints become tagged, length-limited events, and the last of them (faulthandler's stack, say) is at
-hand when the child dies. A child that writes too much slows itself: past the budget its pipe is left full until the next second.
+Its pipe is ours to read, so stray prints become tagged, length-limited events, and the last of them (faulthandler's
+stack, say) is at hand when the child dies. A child that writes too much slows itself: past the budget its pipe is left
+full until the next second.
 """
 
 from __future__ import annotations

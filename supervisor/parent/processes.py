@@ -1,7 +1,7 @@
 """The processes: nursery and workers. Spawn, hear, signal, reap. Decides nothing.
 
-Every worker is this process's own child (see `worker.nursery`), known by a pidfd: that does not lie and is not inherited, unlike a
-pipe's end-of-file, which a grandchild can keep open.
+Every worker is this process's own child (see `worker.nursery`), known by a pidfd: that does not lie and is not
+inherited, unlike a pipe's end-of-file, which a grandchild can keep open.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ from supervisor.vocabulary import (
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 _FORKS_AT_ONCE: Final = 16
-"""Requests on the nursery's link at a time: its buffer holds about two hundred, and 253 descriptors may be in flight (unix(7))."""
+"""Requests on the nursery's link at a time: its buffer holds about two hundred, and 253 descriptors may be in flight
+(unix(7))."""
 _SECRETS: Final = frozenset({"WORKQ_URL"})
 """Variables that no child gets: /proc/PID/environ is a place where secrets are found."""
 

@@ -1,7 +1,7 @@
 """Signals become bytes become wishes.
 
-Python's own handler writes each signal's number to a socket (signal.set_wakeup_fd), which the loop waits for like for everything
-else. The handlers themselves do nothing: work done in a signal handler is work done anywhere.
+Python's own handler writes each signal's number to a socket (signal.set_wakeup_fd), which the loop waits for like for
+everything else. The handlers themselves do nothing: work done in a signal handler is work done anywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Wakeups:
         return self._reader.fileno()
 
     def read(self) -> list[signal.Signals]:
-        """The signals that came, in order. Two SIGTERM are two; the chores are done once however often they are asked for."""
+        """The signals that came, in order. Two SIGTERM are two; the chores are done once however often they are asked
+        for."""
         try:
             numbers = [signal.Signals(number) for number in self._reader.recv(4096)]
         except BlockingIOError:

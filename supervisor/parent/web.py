@@ -1,7 +1,7 @@
 """HTTP, on the one thread beside the loop: /healthz, /readyz, /metrics, /status.
 
-uvicorn reads what comes from outside; the answers are made from values that the loop replaces as a whole (`Supervisor.view`) and from
-shared memory, so a slow client or a scraper in a hurry costs the loop nothing.
+uvicorn reads what comes from outside; the answers are made from values that the loop replaces as a whole
+(`Supervisor.view`) and from shared memory, so a slow client or a scraper in a hurry costs the loop nothing.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def _serve(listener: socket.socket, supervisor: Supervisor) -> None:
 
     class Server(uvicorn.Server):
         async def main_loop(self) -> None:
-            # uvicorn's own wakes ten times a second to look at the clock and at signals, which are not its business here.
+            # uvicorn's own wakes ten times a second to look at the clock and at signals, which are not its business
+            # here.
             await asyncio.Event().wait()
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -1,7 +1,8 @@
 """Which messages kill their workers?
 
-The ledger counts deaths for each key. A message that has been delivered before asks the ledger before it runs; one that has killed
-`max_crashes` workers is quarantined instead. So a message kills at most `max_crashes` workers of a supervisor.
+The ledger counts deaths for each key. A message that has been delivered before asks the ledger before it runs; one
+that has killed `max_crashes` workers is quarantined instead. So a message kills at most `max_crashes` workers of a
+supervisor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The pool: events in, actions out.
 
-Pure. It holds one `Slot` a seat, the nursery's state, and the ledger of messages that kill. Time comes with every call; nothing
-here waits, reads or writes. The loop performs what is returned, in order, and tells what happened by the next event.
+Pure. It holds one `Slot` a seat, the nursery's state, and the ledger of messages that kill. Time comes with every
+call; nothing here waits, reads or writes. The loop performs what is returned, in order, and tells what happened by the
+next event.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ DEPTH_EVERY: Final = 5.0
 SAMPLE_GAP: Final = 3.0
 """Seconds without a sample that say that the supervisor itself was held up: then nobody else is called hung."""
 HUNG_AFTER: Final = 5.0
-"""Seconds without a turn of an idle loop that nobody takes for starvation; more when the heartbeat is longer. The broker itself
-gives up after two heartbeats."""
+"""Seconds without a turn of an idle loop that nobody takes for starvation; more when the heartbeat is longer. The
+broker itself gives up after two heartbeats."""
 RESTART_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the histogram from a death to consuming again, seconds."""
 _NURSERY_BACKOFF: Final = Backoff(free=1, first=0.25, most=30.0)
@@ -339,7 +340,9 @@ class Pool:
             case Threaded(threads):
                 self._preload = False
                 self._nursery.state = NurseryState.NONE
-                because = "the import left threads behind, and forking beside threads is unsafe: each worker imports for itself"
+                because = (
+                    "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
+                )
                 return [
                     Say("handler.loaded", "warning", because, {"threads": threads, "preloaded": False}),
                     StopNursery(generation, because),
@@ -394,7 +397,8 @@ class Pool:
     def _nursery_overdue(self, now: float) -> list[Action]:
         if self._nursery.state is not NurseryState.LOADING:
             return self._start_nursery(now, f"after {self._nursery.failures} failures")
-        because = f"the import of {self._settings.handler} did not end within --boot-timeout ({self._settings.boot_timeout:g} s)"
+        limit = f"--boot-timeout ({self._settings.boot_timeout:g} s)"
+        because = f"the import of {self._settings.handler} did not end within {limit}"
         self._nursery.state = NurseryState.NONE
         self._nursery.deadline = None
         return [StopNursery(self._nursery.generation, because, stack=True), *self._cannot_load(because, "", now)]
@@ -442,7 +446,7 @@ class Pool:
                 return [Tell(slot.number, verdict, because)]
             case Depth() as depth:
                 return self._measured(depth, now)
-            case Leaving(cause, detail) if slot.phase is Seat.READY:
+            case Leaving() if slot.phase is Seat.READY:
                 # From here it has the grace to be gone: a thread or an atexit function of the handler's may hold it.
                 slot.enter(Seat.DRAINING, now + self._settings.grace)
                 return []
@@ -562,7 +566,8 @@ class Pool:
     def _note_unexplained(self, now: float, actions: list[Action]) -> None:
         self._unexplained = [at for at in self._unexplained if at > now - restart.INTENSITY_WINDOW] + [now]
         if self._state is not State.DEGRADED and restart.too_intense(self._unexplained, self._wanted, now):
-            because = f"{len(self._unexplained)} unexplained deaths in {restart.INTENSITY_WINDOW:g} s: one worker at a time from here"
+            deaths = f"{len(self._unexplained)} unexplained deaths in {restart.INTENSITY_WINDOW:g} s"
+            because = f"{deaths}: one worker at a time from here"
             self._set_state(State.DEGRADED, because, now)
             actions.append(Say("supervisor.degraded", "error", because))
 

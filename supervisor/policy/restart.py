@@ -80,7 +80,8 @@ def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: floa
 
 
 def too_intense(deaths: list[float], workers: int, now: float) -> bool:
-    """Whether the unexplained deaths at these times are more than chance: over three a worker (five at least) in the window."""
+    """Whether the unexplained deaths at these times are more than chance: over three a worker (five at least) in the
+    window."""
     return sum(1 for at in deaths if at > now - INTENSITY_WINDOW) > max(5, 3 * workers)
 
 

@@ -1,18 +1,19 @@
 """One seat: one phase, one deadline.
 
-| phase     | what is so                                      | deadline          | when it passes                          |
-|-----------|-------------------------------------------------|-------------------|-----------------------------------------|
-| EMPTY     | nobody, and nobody wanted                       | none              |                                         |
-| WAITING   | nobody; one is wanted                           | the backoff's end | spawn, when a nursery is ready          |
-| FORKING   | the nursery was asked                           | 10 s              | the nursery is stuck: replace it        |
-| BOOTING   | a process; it imports (without preload)         | `--boot-timeout`  | SIGABRT, as `boot_timeout`              |
-| CONNECTING| talks to the broker, each wait bounded          | 60 s              | SIGABRT, as `hung`                      |
-| READY     | consumes                                        | none              |                                         |
-| DRAINING  | was told to leave                               | `--grace` or none | SIGKILL, as `grace`                     |
-| ABORTING  | SIGABRT sent, writes its stack                  | 2 s               | SIGKILL                                 |
-| KILLED    | SIGKILL sent                                    | none              | (the kernel will not fail us)           |
+| phase      | what is so                                  | deadline          | when it passes                       |
+|------------|---------------------------------------------|-------------------|--------------------------------------|
+| EMPTY      | nobody, and nobody wanted                   | none              |                                      |
+| WAITING    | nobody; one is wanted                       | the backoff's end | spawn, when a nursery is ready       |
+| FORKING    | the nursery was asked                       | 10 s              | the nursery is stuck: replace it     |
+| BOOTING    | a process; it imports (without preload)     | `--boot-timeout`  | SIGABRT, as `boot_timeout`           |
+| CONNECTING | talks to the broker, each wait bounded      | 60 s              | SIGABRT, as `hung`                   |
+| READY      | consumes                                    | none              |                                      |
+| DRAINING   | was told to leave                           | `--grace` or none | SIGKILL, as `grace`                  |
+| ABORTING   | SIGABRT sent, writes its stack              | 2 s               | SIGKILL                              |
+| KILLED     | SIGKILL sent                                | none              | (the kernel will not fail us)        |
 
-There is a process from BOOTING on, and it is gone when its pidfd says so: every phase from BOOTING on ends with `Exited`.
+There is a process from BOOTING on, and it is gone when its pidfd says so: every phase from BOOTING on ends with
+`Exited`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The consuming side of pika, and the only file that knows it.
 
-One connection, one life: whatever ends the connection, the channel or the consumer ends this object, with a `Gone` that says why.
-Nothing here reconnects; the supervisor starts another worker.
+One connection, one life: whatever ends the connection, the channel or the consumer ends this object, with a `Gone`
+that says why. Nothing here reconnects; the supervisor starts another worker.
 
-*The baton.* One thread at a time pumps pika's loop: the main thread while it waits for a message; and while a handler has kept the main
-thread for over a second, a keeper thread, so that heartbeats go out and the broker is heard for as long as a handler runs.
-Deliveries are only stashed by pika's callback, and handled outside it. (Measured against a thread that owns the connection all
-the time: docs/decisions/0002.)
+*The baton.* One thread at a time pumps pika's loop: the main thread while it waits for a message; and while a handler
+has kept the main thread for over a second, a keeper thread, so that heartbeats go out and the broker is heard for as
+long as a handler runs. Deliveries are only stashed by pika's callback, and handled outside it. (Measured against a
+thread that owns the connection all the time: docs/decisions/0002.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from supervisor.settings import Settings
 from supervisor.vocabulary import Cause
 
 KEEPER_AFTER: Final = 1.0
-"""Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short task."""
+"""Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short
+task."""
 ANSWER_TIMEOUT: Final = 15.0
 """Seconds the broker has to answer one request while the worker starts or leaves."""
 CLOSE_TIMEOUT: Final = 0.5
@@ -41,8 +42,8 @@ CLOSE_TIMEOUT: Final = 0.5
 
 
 _HOPELESS: Final = frozenset({amqp.Kind.MISMATCH, amqp.Kind.SETTINGS})
-"""What only another configuration of ours can mend. A password or a permission is mended on the broker's side, so it is worth
-another try."""
+"""What only another configuration of ours can mend. A password or a permission is mended on the broker's side, so it
+is worth another try."""
 
 
 class Gone(Exception):
@@ -77,7 +78,8 @@ class Delivery:
 
     @property
     def delivery_count(self) -> int:
-        """How often a quorum queue says it came back (`x-delivery-count`); 0 on a classic queue, which does not count."""
+        """How often a quorum queue says it came back (`x-delivery-count`); 0 on a classic queue, which does not
+        count."""
         count = (self.properties.headers or {}).get("x-delivery-count", 0)
         return count if isinstance(count, int) else 0
 
@@ -85,8 +87,8 @@ class Delivery:
 class Consumer:
     """Consumes one queue. Made, opened, asked for `next()` until that is None or raises Gone, closed.
 
-    `beat` is called at every turn of the loop; `measured` with (ready, consumers) after `measure()`; `lost` when the connection is
-    gone, also from the keeper's thread while a handler runs.
+    `beat` is called at every turn of the loop; `measured` with (ready, consumers) after `measure()`; `lost` when the
+    connection is gone, also from the keeper's thread while a handler runs.
     """
 
     def __init__(
@@ -174,7 +176,8 @@ class Consumer:
 
     @contextmanager
     def unattended(self) -> Iterator[None]:
-        """While the caller does something that may take long: the keeper takes the baton when it takes over a second."""
+        """While the caller does something that may take long: the keeper takes the baton when it takes over a
+        second."""
         self._away_since = now()
         self._baton.release()
         try:
@@ -199,7 +202,8 @@ class Consumer:
         self.turn()
 
     def leave(self, cause: Cause, detail: str, *, finish: bool = False) -> None:
-        """Take nothing more: `next()` cancels the consumer and comes to its end. `finish`: run what has been delivered already."""
+        """Take nothing more: `next()` cancels the consumer and comes to its end. `finish`: run what has been delivered
+        already."""
         if self._leaving is None:
             self._leaving = Gone(cause, detail)
             self._finish = finish
@@ -212,7 +216,8 @@ class Consumer:
     def cancel(self) -> None:
         """Stop the deliveries: after this returns, nothing more comes.
 
-        To be called before the last ack, so that the broker sends nothing after it that would come back marked redelivered.
+        To be called before the last ack, so that the broker sends nothing after it that would come back marked
+        redelivered.
         """
         if self._is_consuming and self._gone is None:
             self._is_consuming = False

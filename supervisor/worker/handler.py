@@ -35,7 +35,7 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
     module_name, _, path = target.partition(":")
     try:
         found: Any = import_module(module_name)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - an import may raise anything
         raise CannotLoad(_why(error, module_name, app_dir), _traceback(error, skip=_ours)) from error
     try:
         for name in path.split("."):
@@ -55,13 +55,13 @@ def adapt(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
         return _adapt_async(function)
 
     def run(task: Task) -> Outcome:
-        # BaseException: a handler that raises SystemExit or KeyboardInterrupt has failed; it must not end the worker with
-        # the message seemingly done.
+        # BaseException: a handler that raises SystemExit or KeyboardInterrupt has failed; it must not end the worker
+        # with the message seemingly done.
         try:
             function(task)
         except Reject as rejected:
             return Rejected(str(rejected))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything
             return raised(error)
         return _RETURNED
 
@@ -71,8 +71,8 @@ def adapt(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
 def _adapt_async(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
     import asyncio
 
-    # One event loop for the worker's life, so that a handler may keep clients open between tasks. Made at the first task:
-    # a loop (its epoll descriptor) must not be shared between forked workers.
+    # One event loop for the worker's life, so that a handler may keep clients open between tasks. Made at the first
+    # task: a loop (its epoll descriptor) must not be shared between forked workers.
     runner: asyncio.Runner | None = None
 
     def run(task: Task) -> Outcome:
@@ -83,7 +83,7 @@ def _adapt_async(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
             runner.run(function(task))
         except Reject as rejected:
             return Rejected(str(rejected))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything
             return raised(error)
         return _RETURNED
 
@@ -97,7 +97,7 @@ def raised(error: BaseException) -> Raised:
 def _line(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:
+    except Exception:  # noqa: BLE001 - __str__ is theirs
         text = "(its text cannot be had: __str__ raises)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -119,6 +119,6 @@ def _traceback(error: BaseException, skip: Callable[[str], bool]) -> str:
         start = start.tb_next
     try:
         lines = traceback.format_exception(type(error), error, start)
-    except Exception:
+    except Exception:  # noqa: BLE001 - __str__ is theirs
         lines = [_line(error)]
     return clip_end("".join(lines), TRACEBACK_MAX)

@@ -231,7 +231,8 @@ class Worker:
     def _park(self, delivery: Delivery, settlement: DeadLetter) -> None:
         """Park until it is confirmed. Raises PublishError only when there is no time to try again.
 
-        The message stays in hand, unacknowledged, meanwhile: giving it back would run its handler again at once, and again.
+        The message stays in hand, unacknowledged, meanwhile: giving it back would run its handler again at once, and
+        again.
         """
         delay = PARK_AGAIN_AFTER
         while True:
@@ -309,7 +310,8 @@ def _about(delivery: Delivery, seconds: float) -> dict[str, object]:
 
 
 def _tasks_to_run(limit: int | None, slot: int) -> int | None:
-    """`--max-tasks` less up to a tenth, different from seat to seat: workers that began together do not leave together."""
+    """`--max-tasks` less up to a tenth, different from seat to seat: workers that began together do not leave
+    together."""
     if limit is None:
         return None
     return max(1, limit - limit * (slot % 8) // 80)

@@ -1,7 +1,7 @@
 """Parking: put a message into another queue, have that confirmed; only then may the original be acknowledged.
 
-On a second connection, opened when first needed: a broker under a memory or disk alarm stops reading from a connection that
-publishes, and with it that connection's acknowledgements (https://www.rabbitmq.com/docs/alarms).
+On a second connection, opened when first needed: a broker under a memory or disk alarm stops reading from a connection
+that publishes, and with it that connection's acknowledgements (https://www.rabbitmq.com/docs/alarms).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from supervisor.worker.consumer import Delivery
 
 CONFIRM_TIMEOUT = 60.0
-"""Seconds to wait for the confirm. A broker under an alarm may need them; the message stays unacknowledged meanwhile."""
+"""Seconds to wait for the confirm. A broker under an alarm may need them; the message stays unacknowledged
+meanwhile."""
 
 
 class Parking:
