@@ -231,7 +231,7 @@ def _network(error: BaseException, broker: _Who) -> tuple[Kind, str]:
     if isinstance(error, TimeoutError | workflow.AMQPConnectorStackTimeout):
         return Kind.TIMEOUT, f"{broker} does not answer in time: a firewall, or a broker that hangs or is starting"
     if isinstance(error, ConnectionRefusedError):
-        return Kind.REFUSED, f"nothing listens at {broker}: the broker is not running there, or still starting"
+        return Kind.REFUSED, f"connection refused by {broker}: no broker is running there, or it is still starting"
     if isinstance(error, ConnectionResetError | BrokenPipeError | ConnectionAbortedError):
         return Kind.LOST, f"the connection to {broker} broke off: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _FAR:

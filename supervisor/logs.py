@@ -230,6 +230,7 @@ _encode: Final = json.JSONEncoder(
 """ASCII, so that U+2028, U+0085 and the C1 controls break neither a line nor a terminal."""
 
 _SCHEME: Final = re.compile(r"(amqps?://)", re.IGNORECASE)
+_REDACTED: Final = re.compile(r"[\w.~%-]*:\*\*\*")
 
 
 def redact(text: str) -> str:
@@ -245,7 +246,9 @@ def redact(text: str) -> str:
     for scheme, tail in zip(rest[::2], rest[1::2], strict=True):
         line, newline, others = tail.partition("\n")
         at = line.rfind("@")
-        parts += [scheme, line if at < 0 else "***" + line[at:], newline, others]
+        # An Endpoint's own text is redacted already, and shows the user on purpose.
+        is_clean = at < 0 or _REDACTED.fullmatch(line[:at])
+        parts += [scheme, line if is_clean else "***" + line[at:], newline, others]
     return "".join(parts)
 
 

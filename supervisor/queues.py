@@ -14,6 +14,7 @@ __all__ = [
     "CRASHES",
     "ERROR",
     "EVIDENCE",
+    "EXPIRATION",
     "FIRST_SEEN",
     "HEADERS",
     "HOST",
@@ -21,6 +22,7 @@ __all__ = [
     "REASON",
     "TRACEBACK",
     "TYPES",
+    "USER_ID",
     "Declaration",
     "QueueType",
     "arguments",
@@ -42,7 +44,12 @@ HOST: Final = "x-workq-host"
 FIRST_SEEN: Final = "x-workq-first-seen"
 QUEUE: Final = "x-workq-queue"
 """The queue that a dead letter came from."""
-HEADERS: Final = (ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE)
+EXPIRATION: Final = "x-workq-expiration"
+USER_ID: Final = "x-workq-user-id"
+"""Properties of the original that a parked message cannot keep as properties."""
+HEADERS: Final = (
+    ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
+)  # fmt: skip
 """Every header of ours."""
 
 QueueType = Literal["default", "quorum", "classic"]

@@ -31,17 +31,8 @@ class Supervision:
         self.events: list[dict[str, Any]] = []
         self.invalid: list[str] = []
         self._changed = threading.Condition()
-        command = [
-            sys.executable,
-            "-m",
-            "supervisor",
-            "--queue",
-            queue,
-            "--health",
-            "127.0.0.1:0",
-            "--app-dir",
-            str(HERE),
-        ]
+        program = str(Path(sys.executable).with_name("workq-supervise"))
+        command = [program, "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
         self.process = subprocess.Popen(
             [*command, *options, handler],

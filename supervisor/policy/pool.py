@@ -275,7 +275,10 @@ class Pool:
                 if slot.phase is Seat.WAITING:
                     slot.enter(Seat.EMPTY)
                 return []
-            case Seat.BOOTING | Seat.CONNECTING | Seat.READY:
+            case Seat.BOOTING:
+                # It imports, perhaps for ever, hears nothing, and has nothing in hand that could be lost.
+                return self._kill(slot, Cause.DRAINED, because)
+            case Seat.CONNECTING | Seat.READY:
                 slot.enter(Seat.DRAINING, deadline)
                 return [Tell(slot.number, Drain(finish), because)]
             case Seat.DRAINING:

@@ -320,9 +320,7 @@ class Consumer:
         try:
             self._ioloop.poll()
             self._ioloop.process_timeouts()
-        except (
-            Exception
-        ) as error:  # pika lets its decoder's errors and its own bugs out here: one life, so it ends here
+        except Exception as error:  # noqa: BLE001 - pika lets its decoder's errors out here, and the one life ends
             self._lose(error, None)
 
     def _pump_unless_gone(self) -> None:

@@ -35,7 +35,7 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
     module_name, _, path = target.partition(":")
     try:
         found: Any = import_module(module_name)
-    except BaseException as error:  # noqa: BLE001 - an import may raise anything
+    except BaseException as error:
         raise CannotLoad(_why(error, module_name, app_dir), _traceback(error, skip=_ours)) from error
     try:
         for name in path.split("."):

@@ -48,6 +48,12 @@ class Parking:
             queues.HOST: socket.gethostname(),
             queues.QUEUE: self._settings.queue,
         }
+        # A dead letter that expires is evidence lost; a user id other than our own is refused (406,
+        # https://www.rabbitmq.com/docs/validated-user-id). RabbitMQ's own dead-lettering drops the first likewise.
+        for name, header in (("expiration", queues.EXPIRATION), ("user_id", queues.USER_ID)):
+            if (value := getattr(properties, name)) is not None:
+                headers[header] = value
+                setattr(properties, name, None)
         properties.headers = headers
         self._open().publish(delivery.body, properties=properties, timeout=CONFIRM_TIMEOUT)
 

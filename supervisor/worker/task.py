@@ -58,15 +58,18 @@ class Task:
     @property
     def message_id(self) -> str | None:
         """The sender's id for the message, if it gave one."""
-        return self._delivery.properties.message_id
+        found: str | None = self._delivery.properties.message_id
+        return found
 
     @property
     def correlation_id(self) -> str | None:
-        return self._delivery.properties.correlation_id
+        found: str | None = self._delivery.properties.correlation_id
+        return found
 
     @property
     def content_type(self) -> str | None:
-        return self._delivery.properties.content_type
+        found: str | None = self._delivery.properties.content_type
+        return found
 
     @property
     def routing_key(self) -> str:

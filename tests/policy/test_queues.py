@@ -21,6 +21,8 @@ def test_names_are_those_of_the_public_interface() -> None:
         "x-workq-host",
         "x-workq-first-seen",
         "x-workq-queue",
+        "x-workq-expiration",
+        "x-workq-user-id",
     )
 
 

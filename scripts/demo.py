@@ -1,0 +1,606 @@
+"""Sixty tasks, four workers, one SIGKILL, nothing lost.
+
+Boots a private RabbitMQ, publishes tasks of mixed weight, runs `workq-supervise` on them, kills a worker in the middle
+of a task, and shows what follows. The last line is the account; the exit code is 0 when it balances. What is done is
+counted from the handler's own notes (demo_tasks.py), by message id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import urllib.request
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pika
+from pika.exceptions import ChannelClosedByBroker
+
+from supervisor import Publisher
+from supervisor.clock import now
+from supervisor.commands.node import NodeError, PrivateNode
+
+SCRIPTS: Final = Path(__file__).resolve().parent
+QUEUE: Final = "demo"
+WORKERS: Final = 4
+WEIGHTS: Final = (0.4, 0.8, 0.3, 1.6, 0.6, 2.5, 0.2, 1.2, 0.5, 1.0)
+"""Seconds that tasks take, over and over: 60 of them keep four workers busy for 14 s."""
+TASKS: Final = {f"task-{number:02}": WEIGHTS[number % len(WEIGHTS)] for number in range(1, 61)}
+KILL_AFTER: Final = len(TASKS) // 3
+"""So many tasks are done when a worker is killed."""
+FRAME: Final = 0.08
+"""Seconds between two looks."""
+LIMIT: Final = 90.0
+"""Seconds after which the demo gives up and says what it has."""
+
+
+# ------------------------------------------------------------------------------------------------- the account
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of the messages, by their ids."""
+
+    published: int
+    done: int
+    lost: tuple[str, ...]
+    """Published, and neither done, nor dead-lettered, nor still in the queue."""
+    redelivered: int
+    problems: tuple[str, ...]
+    """Why it does not balance; empty when it does."""
+
+    def __str__(self) -> str:
+        counts = f"published {self.published}, done {self.done}, lost {len(self.lost)}, redelivered {self.redelivered}"
+        return counts if not self.problems else f"{counts}: does not balance"
+
+
+def account(
+    published: Collection[str],
+    began: Collection[str],
+    done: Collection[str],
+    dead: Collection[str],
+    queued: Collection[str],
+    redelivered: int,
+) -> Account:
+    """Set message ids against each other. `began` and `done` name a message once for each run; `redelivered` is the
+    supervisor's own count, which the handler's notes must confirm: every run beyond the first comes from a redelivery.
+    """
+    finished = set(done) & set(published)
+    lost = sorted(set(published) - finished - set(dead) - set(queued))
+    extra = len(began) - len(set(began))
+    problems = []
+    if lost:
+        problems.append(f"lost: {', '.join(lost)}")
+    if dead:
+        problems.append(f"dead-lettered: {', '.join(sorted(set(dead)))}")
+    if set(queued) - finished:
+        problems.append(f"still in the queue: {', '.join(sorted(set(queued) - finished))}")
+    if set(done) - set(published):
+        problems.append(f"done, but never published: {', '.join(sorted(set(done) - set(published)))}")
+    if len(done) != len(set(done)):
+        problems.append(f"{len(done) - len(set(done))} completed more than once")
+    if extra != redelivered:
+        problems.append(f"the supervisor counts {redelivered} redelivered, the handler began {extra} a second time")
+    return Account(len(set(published)), len(finished), tuple(lost), redelivered, tuple(problems))
+
+
+# ---------------------------------------------------------------------------------------- what the demo watches
+
+
+class Supervised:
+    """A running `workq-supervise`. Its log goes to a file, read when there is time: each line carries its own."""
+
+    def __init__(self, handler: str, *options: str, url: str, queue: str, place: Path, env: dict[str, str]) -> None:
+        self._log = (place / "supervisor.log").open("w+b")
+        self._offset = 0
+        self._rest = b""
+        self._url = ""
+        # Lines carry wall-clock time; everything here is monotonic.
+        self._wall = time.time() - now()
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
+        # setpriv: should this process be killed, the supervisor follows (PR_SET_PDEATHSIG, prctl(2)). A session of its
+        # own: Ctrl-C is for this process, which then ends everything in order.
+        follow = ("setpriv", "--pdeathsig", "TERM")
+        run = (sys.executable, "-P", "-m", "supervisor")
+        observed = ("--health", "127.0.0.1:0", "--log-format", "json")
+        self.process = subprocess.Popen(
+            [*follow, *run, "--queue", queue, "--app-dir", str(SCRIPTS), *observed, *options, handler],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._log,
+            env={**clean, **env, "WORKQ_URL": url},
+            start_new_session=True,
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def lines(self, about: bytes = b"") -> list[dict[str, Any]]:
+        """What it has logged since the last call, of lines that contain `about`; each with `at`, monotonic seconds."""
+        read = os.pread(self._log.fileno(), 1 << 26, self._offset)
+        self._offset += len(read)
+        *whole, self._rest = (self._rest + read).split(b"\n")
+        lines = []
+        for line in whole:
+            if about in line:
+                event = json.loads(line)
+                event["at"] = datetime.fromisoformat(event["timestamp"]).timestamp() - self._wall
+                lines.append(event)
+                if event["event"] == "health.listening":
+                    self._url = event["url"]
+        return lines
+
+    def status(self) -> dict[str, Any]:
+        """/status; empty when nobody answers (yet)."""
+        if not self._url:
+            return {}
+        try:
+            with urllib.request.urlopen(f"{self._url}/status", timeout=5) as answer:
+                return dict(json.load(answer))
+        except OSError:
+            return {}
+
+    def stop(self) -> int | None:
+        """Let the tasks in hand come to their end. The exit code; None when it had to be killed."""
+        self.process.terminate()
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self) -> None:
+        """At once, whatever it is doing, and whatever it has in hand."""
+        for patience in (0.3, 5.0):  # the second SIGTERM means: now
+            if self.alive:
+                self.process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(patience)
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+    def tail(self) -> str:
+        """The end of its log, for when things go wrong."""
+        return Path(self._log.name).read_text(errors="replace")[-2000:]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One line of the handler's."""
+
+    word: str
+    message_id: str
+    pid: int
+    at: float
+
+
+class Runs:
+    """What the handler has noted so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        self.notes: list[Note] = []
+        self._offset = 0
+
+    def read(self) -> list[Note]:
+        """What is new."""
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        new = []
+        text = text[: text.rfind(b"\n") + 1]  # a reader may meet a writer in the middle of a line
+        for line in text.decode().splitlines():
+            word, message_id, pid, at = line.split()
+            new.append(Note(word, message_id, int(pid), float(at)))
+        self._offset += len(text)
+        self.notes += new
+        return new
+
+    def ids(self, word: str) -> list[str]:
+        return [note.message_id for note in self.notes if note.word == word]
+
+
+def waiting(url: str, queue: str) -> list[str]:
+    """The ids of the messages in a queue; they stay there. Empty when there is no such queue."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        channel = connection.channel()
+        found: list[str] = []
+        while True:
+            method, properties, _ = channel.basic_get(queue)
+            if method is None or properties is None:
+                return found
+            found.append(properties.message_id or "?")
+    except ChannelClosedByBroker:
+        return []
+    finally:
+        connection.close()
+
+
+@dataclass(slots=True)
+class Death:
+    """The kill, and what followed. Times are monotonic seconds."""
+
+    slot: int
+    pid: int
+    message_id: str
+    at: float
+    into: float
+    """Seconds that the task had run."""
+    seen: float | None = None
+    ready: float | None = None
+    again: Note | None = None
+    done: Note | None = None
+
+    def ms(self, then: float | None) -> str:
+        return f"{(then - self.at) * 1000:.1f} ms" if then is not None else "?"
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a frame shows."""
+
+    began: float
+    done: int = 0
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    slots: dict[int, int] = field(default_factory=dict)
+    """Whose seat a pid's is, or was."""
+    death: Death | None = None
+
+
+# ------------------------------------------------------------------------------------------------- how it looks
+
+
+class Paint:
+    """Colours, where they are wanted (https://no-color.org)."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+
+    def _in(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._wanted and text else text
+
+    def dim(self, text: str) -> str:
+        return self._in("2", text)
+
+    def bold(self, text: str) -> str:
+        return self._in("1", text)
+
+    def red(self, text: str) -> str:
+        return self._in("31", text)
+
+    def green(self, text: str) -> str:
+        return self._in("32", text)
+
+    def yellow(self, text: str) -> str:
+        return self._in("33", text)
+
+    def cyan(self, text: str) -> str:
+        return self._in("36", text)
+
+
+class Lines:
+    """For pipes and CI: plain lines, one for each event that matters."""
+
+    def __init__(self) -> None:
+        encoding = (sys.stdout.encoding or "").lower()
+        self._full, self._empty = ("█", "░") if "utf" in encoding else ("#", ".")
+        self.paint = Paint(False)
+        self._shown = 0
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def line(self, text: str = "") -> None:
+        self.write(text + "\n")
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Something to wait for: says what, and then how long it took."""
+        self.write(f"  {what} ...".ljust(64))
+        began = now()
+        try:
+            yield
+        except BaseException:
+            self.line()
+            raise
+        self.line(self.paint.dim(f"{now() - began:8.1f} s"))
+
+    def event(self, when: str, name: str, text: str, mark: str = "") -> None:
+        """One thing that happened; `mark` is a colour's name."""
+        self.line(self._event(when, name, text, mark))
+
+    def _event(self, when: str, name: str, text: str, mark: str) -> str:
+        name = name.ljust(13)
+        colour = getattr(self.paint, mark, None)
+        return f"{self.paint.dim(when.rjust(10))}  {colour(name) if colour else name}  {text}"
+
+    def show(self, progress: Progress) -> None:
+        """How far it is: a line for every few completions."""
+        if progress.done - self._shown >= 10 or (progress.done == len(TASKS) != self._shown):
+            self._shown = progress.done
+            self.event(f"{now() - progress.began:.1f} s", "progress", f"{progress.done} of {len(TASKS)} done")
+
+    def settle(self) -> None:
+        """What was shown stays as it is."""
+
+    def bar(self, share: float, width: int) -> tuple[str, str]:
+        full = round(max(0.0, min(1.0, share)) * width)
+        return self._full * full, self._empty * (width - full)
+
+
+class Screen(Lines):
+    """For a terminal: who works on what, repainted in place, and below it what happened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paint = Paint("NO_COLOR" not in os.environ)
+        self._events: list[str] = []
+        self._height = 0
+        self._progress: Progress | None = None
+
+    def event(self, when: str, name: str, text: str, mark: str = "") -> None:
+        self._events.append(self._event(when, name, text, mark))
+        if self._progress is not None:
+            self.show(self._progress)
+
+    def show(self, progress: Progress) -> None:
+        self._progress = progress
+        self._repaint(["", *(self._worker(worker, progress) for worker in progress.workers), *self._story(progress)])
+
+    def _story(self, progress: Progress) -> list[str]:
+        full, empty = self.bar(progress.done / len(TASKS), 40)
+        bar = f"{self.paint.green(full)}{self.paint.dim(empty)}"
+        count = f"{progress.done:2} of {len(TASKS)} done {now() - progress.began:7.1f} s"
+        return ["", f"  all tasks  {bar}  {count}", "", *self._events]
+
+    def _worker(self, worker: dict[str, Any], progress: Progress) -> str:
+        paint, death = self.paint, progress.death
+        slot, pid, name = worker["slot"], worker["pid"], worker["message_id"]
+        head = f"  worker {slot}  {paint.dim('pid ' + str(pid or '-').ljust(5))}"
+        note = paint.red(f"  killed: {death.pid}") if death is not None and slot == death.slot else ""
+        weight = TASKS.get(name or "")
+        if weight is None:
+            return f"{head}  {paint.dim(worker['state'].ljust(39))}{note}"
+        colour = paint.cyan
+        if death is not None and name == death.message_id and pid != death.pid:
+            colour, note = paint.yellow, paint.yellow("  once more")
+        seconds = min(worker["busy_seconds"] or 0.0, weight)
+        full, empty = self.bar(seconds / weight, 16)
+        return f"{head}  {colour(name)}  {colour(full)}{paint.dim(empty)}  {seconds:.1f} of {weight:.1f} s{note}"
+
+    def _repaint(self, lines: list[str]) -> None:
+        """One write: up to where the last frame began, each line over the old one, and nothing left below."""
+        columns = shutil.get_terminal_size().columns - 1
+        up = f"\x1b[{self._height}A" if self._height else ""
+        body = "".join(f"{clip(line, columns)}\x1b[0m\x1b[K\n" for line in lines)
+        self.write(f"\x1b[?25l{up}\r{body}\x1b[J\x1b[?25h")
+        self._height = len(lines)
+
+    def settle(self) -> None:
+        if self._progress is not None:
+            self._repaint(self._story(self._progress))  # the workers have nothing more to show
+        self._height = 0
+        self._progress = None
+
+
+def clip(line: str, columns: int) -> str:
+    """The first `columns` characters that are seen; escape sequences are not."""
+    seen, inside = 0, False
+    for at, character in enumerate(line):
+        if character == "\x1b":
+            inside = True
+        elif inside:
+            inside = not character.isalpha()
+        elif seen == columns:
+            return line[:at]
+        else:
+            seen += 1
+    return line
+
+
+def view() -> Lines:
+    """What suits the place that this writes to."""
+    size = shutil.get_terminal_size()
+    is_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return Screen() if is_terminal and size.columns >= 72 and size.lines >= 16 else Lines()
+
+
+# ---------------------------------------------------------------------------------------------------- the story
+
+
+class Demo:
+    """One run: watch, kill once, watch on, until every message has come to an end."""
+
+    def __init__(self, supervised: Supervised, runs: Runs, show: Lines, began: float) -> None:
+        self._supervised = supervised
+        self._runs = runs
+        self._show = show
+        self.progress = Progress(began)
+        self.death: Death | None = None
+        self.totals: dict[str, Any] = {}
+
+    def run(self) -> None:
+        until = now() + LIMIT
+        while now() < until and self._supervised.alive:
+            self._look()
+            done = self.progress.done
+            if self.death is None and done >= KILL_AFTER:
+                self._kill(self._victim(hurry=done >= 2 * KILL_AFTER))
+            self._show.show(self.progress)
+            if done == len(TASKS) and self.totals.get("succeeded") == done:
+                return
+            time.sleep(FRAME)
+
+    def _look(self) -> None:
+        for line in self._supervised.lines(b'"worker.'):
+            self._hear(line)
+        status = self._supervised.status()
+        if status:
+            self.totals = status["totals"]
+            self.progress.workers = status["workers"]
+            self.progress.slots |= {worker["pid"]: worker["slot"] for worker in status["workers"] if worker["pid"]}
+        for note in self._runs.read():
+            self._note(note)
+        self.progress.done = len(set(self._runs.ids("done")))
+
+    def _victim(self, *, hurry: bool) -> dict[str, Any] | None:
+        """A worker in the middle of a task of some weight."""
+        least = 0.2 if hurry else 0.8
+        for worker in self.progress.workers:
+            weight, busy = TASKS.get(worker["message_id"] or ""), worker["busy_seconds"]
+            if weight is not None and weight - busy >= least and 0.3 <= busy <= 0.7:
+                return worker
+        return None
+
+    def _kill(self, worker: dict[str, Any] | None) -> None:
+        if worker is None:
+            return
+        slot, pid, name, busy = (worker[key] for key in ("slot", "pid", "message_id", "busy_seconds"))
+        self._show.show(self.progress)
+        death = Death(slot, pid, name, now(), busy)
+        os.kill(pid, signal.SIGKILL)
+        self.death = self.progress.death = death
+        text = f"worker {slot}, {busy:.1f} s into {name}, which takes {TASKS[name]:.1f} s"
+        self._show.event(f"{death.at - self.progress.began:.1f} s", f"kill -9 {pid}", text, "red")
+
+    def _hear(self, line: dict[str, Any]) -> None:
+        death, show = self.death, self._show
+        if death is None or line.get("slot") != death.slot or line["at"] < death.at:
+            return
+        after = f"+{death.ms(line['at'])}"
+        if line["event"] == "worker.exited" and death.seen is None:
+            death.seen = line["at"]
+            death.message_id = line["message_id"] or "nothing"
+            show.event(after, "worker.exited", f"{line['because']}: {line['message_id']}", "red")
+            show.event("", "", line["next"])
+        elif line["event"] == "worker.ready" and death.ready is None:
+            death.ready = line["at"]
+            show.event(after, "worker.ready", f"a new worker {death.slot} is consuming", "green")
+
+    def _note(self, note: Note) -> None:
+        death, show = self.death, self._show
+        if death is None or note.message_id != death.message_id or note.at < death.at:
+            return
+        if note.word == "began":
+            death.again = note
+            text = f"RabbitMQ gave {note.message_id} to {self.who(note.pid)}"
+            show.event(f"+{death.ms(note.at)}", "redelivered", text, "yellow")
+        else:
+            death.done = note
+            show.event(f"+{note.at - death.at:.1f} s", "done", f"{note.message_id}, by {self.who(note.pid)}", "green")
+
+    def who(self, pid: int) -> str:
+        slot = self.progress.slots.get(pid)
+        return f"worker {slot} (pid {pid})" if slot is not None else f"pid {pid}"
+
+    def words(self) -> str:
+        """What happened, for people."""
+        death = self.death
+        if death is None:
+            return "No worker was killed: none was ever in the middle of a task long enough."
+        given = (
+            f"RabbitMQ gave {death.message_id} to {self.who(death.again.pid)}" if death.again else "nobody got it again"
+        )
+        if death.done:
+            given += ", which finished it"
+        return (
+            f"Worker {death.slot} (pid {death.pid}) was killed with SIGKILL while it had {death.message_id} in hand. "
+            f"The supervisor saw it after {death.ms(death.seen)}, "
+            f"a new worker was consuming after {death.ms(death.ready)}; {given}."
+        )
+
+
+def main() -> int:
+    show = view()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                return perform(stack, show)
+            finally:
+                quieten()
+    except KeyboardInterrupt:
+        show.line("\ninterrupted; everything that was started has been stopped")
+        return 130
+    except NodeError as error:
+        show.line(f"\n{error}")
+        return 1
+
+
+def perform(stack: contextlib.ExitStack, show: Lines) -> int:
+    """The demo. What it starts, `stack` ends."""
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workq-demo-", ignore_cleanup_errors=True)))
+    node = PrivateNode(place / "node")
+    stack.callback(node.kill)
+    runs = Runs(place / "runs")
+    paint = show.paint
+
+    show.line(
+        f"\n  {paint.bold('workq-supervise')}: {len(TASKS)} tasks, {WORKERS} workers, one of them killed in mid-task\n"
+    )
+    with show.step(f"booting a private RabbitMQ {node.version} on 127.0.0.1:{node.port}"):
+        node.start()
+    with show.step(f"publishing {len(TASKS)} tasks"), Publisher(node.url, QUEUE) as publisher:
+        publisher.publish_many((str(weight), {"message_id": name}) for name, weight in TASKS.items())
+    with show.step(f"workq-supervise --workers {WORKERS} demo_tasks:work"):
+        env = {"DEMO_RUNS": str(runs.path)}
+        supervised = Supervised(
+            "demo_tasks:work", "--workers", str(WORKERS), url=node.url, queue=QUEUE, place=place, env=env
+        )
+        stack.callback(supervised.end)
+        await_ready(supervised)
+
+    demo = Demo(supervised, runs, show, now())
+    demo.run()
+    show.settle()
+    supervised.stop()
+    runs.read()
+    outcome = account(
+        published=list(TASKS),
+        began=runs.ids("began"),
+        done=runs.ids("done"),
+        dead=waiting(node.url, f"{QUEUE}.dead"),
+        queued=waiting(node.url, QUEUE),
+        redelivered=demo.totals.get("redelivered", 0),
+    )
+    show.line()
+    show.line(textwrap.fill(demo.words(), 76, initial_indent="  ", subsequent_indent="  "))
+    show.line()
+    for problem in outcome.problems:
+        show.line(paint.red(f"  {problem}"))
+    show.line((paint.red if outcome.problems else paint.green)(str(outcome)))
+    return 1 if outcome.problems else 0
+
+
+def await_ready(supervised: Supervised) -> None:
+    until = now() + 30.0
+    while not any(line["event"] == "supervisor.ready" for line in supervised.lines()):
+        if not supervised.alive or now() > until:
+            raise NodeError(f"the supervisor did not become ready. The end of its log:\n{supervised.tail()}")
+        time.sleep(0.01)
+
+
+def quieten() -> None:
+    """While everything is being ended: a second Ctrl-C would leave half of it behind."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

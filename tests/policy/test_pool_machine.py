@@ -1,0 +1,260 @@
+"""The pool against a world in which anything may happen, in any order.
+
+What must hold is asserted in `world`, by the world as it goes along; at the end of every run, health must come back and the pool
+must leave.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from supervisor.vocabulary import Cause, Wish
+from tests.policy import world as model
+from tests.policy.world import MB, Message, Stage, Worker, World
+
+MINUTES = 60.0
+WELL_WITHIN = 5 * MINUTES
+"""Degraded, with everybody deadlocked: time-outs of a minute, the longest backoff, and one worker at a time."""
+GONE_WITHIN = 1 * MINUTES
+"""A fork that does not come (10 s), then the grace (at most 10 s here), and some signals."""
+
+ANY = st.integers(0, 7)
+SIGNALS = st.sampled_from(["SIGKILL", "SIGSEGV", "SIGABRT", "OOM", "exit 0", "exit 3"])
+
+
+def _nth(n: int, of: list[Worker]) -> Worker:
+    return of[n % len(of)]
+
+
+class PoolMachine(RuleBasedStateMachine):
+    world: World
+
+    @initialize(
+        workers=st.integers(1, 3),
+        max_crashes=st.integers(1, 3),
+        grace=st.sampled_from([0.0, 10.0]),
+        task_timeout=st.sampled_from([None, 20.0]),
+        preload=st.booleans(),
+        burst=st.sampled_from([False, False, True]),
+        is_up=st.sampled_from([True, True, False]),
+    )
+    def begin(self, is_up: bool, **options: object) -> None:
+        self.world = World(model.settings(max_memory=100 * MB, **options))
+        if is_up:
+            self.world.live(30.0, until_well=True)
+
+    def _workers(self, *stages: Stage, stuck: bool | None = False) -> list[Worker]:
+        workers = [self.world.workers[slot] for slot in sorted(self.world.workers)]
+        return [w for w in workers if w.stage in (stages or Stage) and (stuck is None or w.is_stuck is stuck)]
+
+    # ---------------------------------------------------------------------------------------------- the nursery
+
+    @precondition(lambda self: self.world.nursery and not self.world.nursery.is_ready)
+    @rule(what=st.sampled_from(["loads", "loads", "loads", "threads", "fails", "dies", "sticks"]))
+    def nursery_loads(self, what: str) -> None:
+        nursery = self.world.nursery
+        assert nursery is not None
+        if nursery.is_stuck:
+            return
+        if what == "loads" or (what == "threads" and not nursery.preload):
+            self.world.nursery_loads()
+        elif what == "threads":
+            self.world.nursery_finds_threads()
+        elif what == "fails":
+            self.world.nursery_cannot_load()
+        elif what == "dies":
+            self.world.nursery_dies()
+        else:
+            nursery.is_stuck = True
+
+    @precondition(lambda self: self.world.nursery and self.world.nursery.is_ready)
+    @rule(dies=st.booleans())
+    def nursery_ends(self, dies: bool) -> None:
+        nursery = self.world.nursery
+        assert nursery is not None
+        if dies:
+            self.world.nursery_dies()
+        else:
+            nursery.is_stuck = True
+
+    @precondition(lambda self: self.world.nursery and self.world.nursery.births and not self.world.nursery.is_stuck)
+    @rule(n=ANY, works=st.sampled_from([True, True, True, False]))
+    def nursery_forks(self, n: int, works: bool) -> None:
+        nursery = self.world.nursery
+        assert nursery is not None
+        slot = nursery.births[n % len(nursery.births)]
+        if works:
+            self.world.fork(slot)
+        else:
+            self.world.fail_to_fork(slot)
+
+    # ---------------------------------------------------------------------------------------------- the workers
+
+    @precondition(lambda self: self._workers(Stage.BOOTING))
+    @rule(n=ANY, can_load=st.sampled_from([True, True, True, False]))
+    def boot(self, n: int, can_load: bool) -> None:
+        worker = _nth(n, self._workers(Stage.BOOTING))
+        if can_load:
+            self.world.connect(worker)
+        else:
+            self.world.cannot_load(worker)
+
+    @precondition(lambda self: self._workers(Stage.CONNECTING))
+    @rule(n=ANY, why=st.sampled_from(["", "", "", Cause.BROKER, Cause.CONFIG]), detail=st.sampled_from(["", "refused"]))
+    def arrive(self, n: int, why: str, detail: str) -> None:
+        worker = _nth(n, self._workers(Stage.CONNECTING))
+        if why:
+            self.world.leave(worker, why, detail)
+        elif worker.order is None:
+            self.world.become_ready(worker)
+        else:
+            self.world.leave(worker, Cause.DRAINED)
+
+    @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
+    @rule(n=ANY, key=st.sampled_from("ab"))
+    def take(self, n: int, key: str) -> None:
+        worker = _nth(n, [w for w in self._workers() if w.is_idle and not w.order])
+        held = [w.message.key for w in self._workers(stuck=None) if w.message]
+        if key not in held and not any(message.key == key for message in self.world.queue):
+            self.world.queue.append(Message(key))
+        if self.world.queue:
+            self.world.deliver(worker, self.world.queue[0])
+
+    @precondition(lambda self: any(w.message for w in self._workers()))
+    @rule(n=ANY, what=st.sampled_from(["returns", "settles", "dies", "dies", "dies"]), status=SIGNALS)
+    def work(self, n: int, what: str, status: str) -> None:
+        worker = _nth(n, [w for w in self._workers() if w.message])
+        if what == "returns":
+            worker.is_settling = True
+        elif what == "settles":
+            self.world.finish_task(worker)
+        else:
+            self.world.die(worker, status)
+
+    @precondition(lambda self: self._workers(stuck=None))
+    @rule(n=ANY, status=SIGNALS)
+    def die(self, n: int, status: str) -> None:
+        self.world.die(_nth(n, self._workers(stuck=None)), status)
+
+    @precondition(lambda self: self._workers(stuck=None))
+    @rule(status=SIGNALS)
+    def all_die(self, status: str) -> None:
+        for worker in self._workers(stuck=None):
+            self.world.die(worker, status)
+
+    @precondition(lambda self: any(w.signals for w in self._workers(stuck=None)))
+    @rule(n=ANY)
+    def die_as_told(self, n: int) -> None:
+        worker = _nth(n, [w for w in self._workers(stuck=None) if w.signals])
+        self.world.die(worker, worker.signals[-1])
+
+    @precondition(lambda self: any(w.is_idle and w.order for w in self._workers()))
+    @rule(n=ANY)
+    def obey(self, n: int) -> None:
+        self.world.leave(_nth(n, [w for w in self._workers() if w.is_idle and w.order]), Cause.DRAINED)
+
+    @precondition(lambda self: self._workers(Stage.CONSUMING))
+    @rule(n=ANY, cause=st.sampled_from([Cause.BROKER, Cause.MAX_TASKS, Cause.DRAINED]))
+    def leave(self, n: int, cause: Cause) -> None:
+        worker = _nth(n, self._workers(Stage.CONSUMING))
+        if worker.message is None or cause is Cause.BROKER:
+            self.world.leave(worker, cause)
+
+    @precondition(lambda self: self._workers(Stage.CONSUMING))
+    @rule()
+    def lose_the_broker(self) -> None:
+        for worker in self._workers(Stage.CONSUMING):
+            self.world.leave(worker, Cause.BROKER, "connection reset")
+
+    @precondition(lambda self: self._workers(Stage.LEAVING))
+    @rule(n=ANY)
+    def be_gone(self, n: int) -> None:
+        self.world.be_gone(_nth(n, self._workers(Stage.LEAVING)))
+
+    @precondition(lambda self: any(not w.message or self.world.settings.task_timeout for w in self._workers()))
+    @rule(n=ANY)
+    def stick(self, n: int) -> None:
+        # A task without a limit may take for ever: that is no defect of the pool's.
+        limit = self.world.settings.task_timeout
+        self.world.stick(_nth(n, [w for w in self._workers() if not w.message or limit]))
+
+    @precondition(lambda self: self._workers(stuck=None))
+    @rule(n=ANY, megabytes=st.sampled_from([10, 101, 201]))
+    def grow_fat(self, n: int, megabytes: int) -> None:
+        _nth(n, self._workers(stuck=None)).rss = megabytes * MB
+
+    @precondition(lambda self: any(w.is_measuring for w in self._workers()))
+    @rule(n=ANY)
+    def answer(self, n: int) -> None:
+        self.world.answer(_nth(n, [w for w in self._workers() if w.is_measuring]))
+
+    # --------------------------------------------------------------------------------------- the operator, and time
+
+    @rule(wish=st.sampled_from([Wish.GROW, Wish.SHRINK, Wish.RELOAD]))
+    def resize(self, wish: Wish) -> None:
+        if wish is not Wish.GROW or self.world.wanted < 4:
+            self.world.ask(wish)
+
+    @precondition(lambda self: self.world.pool.open)
+    @rule(meant=st.sampled_from([True, False, False, False]))
+    def stop(self, meant: bool) -> None:
+        if meant:
+            self.world.ask(Wish.STOP)
+
+    @rule(seconds=st.sampled_from([0.0, 0.05, 0.3, 1.0, 3.5, 12.0, 61.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 40.0]))
+    def stall(self, seconds: float) -> None:
+        self.world.stall(seconds)
+
+    @precondition(lambda self: self.world.pool.deadline is not None)
+    @rule()
+    def deadline_comes(self) -> None:
+        deadline = self.world.pool.deadline
+        assert deadline is not None
+        self.world.advance(max(0.0, deadline - self.world.now))
+
+    @rule(seconds=st.integers(1, 8))
+    def samples(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.world.advance(1.0)
+            self.world.sample()
+
+    @precondition(lambda self: self.world.pool.open)
+    @rule()
+    def health_returns(self) -> None:
+        world = self.world
+        world.live(WELL_WITHIN, until_well=True)
+        assert world.is_well or world.is_stopping or not world.pool.open, "a healthy world, and still not all READY"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        if not world.is_stopping and world.pool.open:
+            self.health_returns()
+        if world.pool.open and not world.is_stopping:
+            world.ask(Wish.STOP)
+        world.live(GONE_WITHIN)
+        assert world.left is not None, "asked to stop, and never left"
+        assert not world.pool.handle(model.Asked(Wish.STOP, "SIGTERM"), world.now)
+        assert not world.pool.overdue(world.now + 1000.0), "still acting after Leave"
+
+
+PoolMachine.TestCase.settings = settings(
+    max_examples=200,
+    stateful_step_count=40,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    # Whoever only wants to know whether it fails need not wait for the shortest way to make it fail.
+    phases=[Phase.explicit, Phase.generate] if "WORKQ_TEST_NO_SHRINK" in os.environ else list(Phase),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
+TestThePoolKeepsItsPromises = PoolMachine.TestCase

@@ -1,0 +1,466 @@
+"""A model of what the pool supervises: nursery, workers, messages and time, without one process.
+
+It keeps the contracts of `parent.processes`: a stopped nursery is heard no more, and what it was asked for is forgotten; `Started` is the
+first word of a worker and `Exited` its last; whoever is sent SIGKILL dies some time. And those of RabbitMQ: what a worker had in hand
+when it died or lost its connection is delivered again, marked so, and such a message runs only with the pool's leave.
+
+Whatever the pool does is checked as it does it; a broken promise is an AssertionError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from supervisor.policy.pool import Pool, State
+from supervisor.settings import Settings
+from supervisor.vocabulary import (
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_KILLED,
+    Action,
+    Asked,
+    Cause,
+    Connecting,
+    Counts,
+    Depth,
+    Drain,
+    Event,
+    Exited,
+    InHand,
+    Leave,
+    Leaving,
+    Loaded,
+    LoadFailed,
+    Measure,
+    NurseryGone,
+    NurserySaid,
+    Phase,
+    Reading,
+    Ready,
+    Sampled,
+    Say,
+    Signal,
+    Spawn,
+    Started,
+    StartFailed,
+    StartNursery,
+    StopNursery,
+    Suspect,
+    Tell,
+    Threaded,
+    Verdict,
+    Wish,
+    WorkerSaid,
+)
+
+MB = 1024 * 1024
+LONGEST_BACKOFF = 30.0
+"""Seconds; the longest of all in `restart`."""
+EXIT_OF = {Cause.BROKER: "exit 75", Cause.CONFIG: "exit 78"}
+
+
+def settings(**changes: object) -> Settings:
+    """Those of a small pool."""
+    return Settings("tasks:handle", **{"workers": 2, "boot_timeout": 5.0, "grace": 10.0, "app_dir": "/", **changes})
+
+
+class Stage(Enum):
+    BOOTING = Phase.BOOTING
+    CONNECTING = Phase.CONNECTING
+    CONSUMING = Phase.IDLE
+    LEAVING = Phase.LEAVING
+
+
+ARRIVING = (Stage.BOOTING, Stage.CONNECTING)
+
+
+@dataclass
+class Message:
+    """A message of the queue. Two with the same key may follow one another, as when somebody publishes a task again."""
+
+    key: str
+    is_redelivered: bool = False
+    kills: int = 0
+
+
+@dataclass
+class Worker:
+    slot: int
+    pid: int
+    beat: float
+    stage: Stage = Stage.BOOTING
+    message: Message | None = None
+    since: float = 0.0
+    is_settling: bool = False
+    finished: int = 0
+    said: Leaving | LoadFailed | None = None
+    order: Drain | None = None
+    signals: list[str] = field(default_factory=list)
+    is_stuck: bool = False
+    """Deadlocked: it obeys nothing but signals."""
+    is_measuring: bool = False
+    rss: int = 10 * MB
+
+    @property
+    def hand(self) -> InHand | None:
+        if self.message is None:
+            return None
+        redelivered = self.message.is_redelivered
+        return InHand(self.message.key, self.message.key, 1, 1, redelivered, self.since, self.is_settling)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.stage is Stage.CONSUMING and self.message is None
+
+    def read(self, now: float) -> Reading:
+        phase = self.stage.value
+        if self.message is not None:
+            phase = Phase.SETTLING if self.is_settling else Phase.BUSY
+        beat = self.beat if self.is_stuck else now
+        return Reading(self.slot, self.pid, phase, self.hand, beat, Counts(succeeded=self.finished), self.rss)
+
+
+@dataclass
+class NurseryProcess:
+    generation: int
+    preload: bool
+    is_ready: bool = False
+    is_stuck: bool = False
+    births: list[int] = field(default_factory=list)
+    """The slots it was asked to fork for."""
+
+
+class World:
+    """One supervisor's world. Its methods are what may happen; each tells the pool."""
+
+    def __init__(self, settings: Settings, now: float = 1000.0) -> None:
+        self.settings = settings
+        self.now = now
+        self.pool = Pool(settings)
+        self.wanted = settings.workers
+        self.nursery: NurseryProcess | None = None
+        self.workers: dict[int, Worker] = {}
+        self.queue: list[Message] = []
+        self.quarantined: list[Message] = []
+        self.log: list[Action] = []
+        self.left: Leave | None = None
+        self.deaths = 0
+        self.has_worked = False
+        self.was_asked_to_stop = False
+        self.is_stopping = False
+        self.is_finishing = False
+        self.is_unsettled = False
+        """Something had to be killed, or died with a message in hand, after the stop began."""
+        self._pids = iter(range(100, 10**9))
+        self._vacant_since: dict[int, float] = {}
+        self.perform(self.pool.start(now))
+
+    # ------------------------------------------------------------------------------------------ what the pool does
+
+    def tell(self, event: Event) -> None:
+        self.perform(self.pool.handle(event, self.now))
+        self.check()
+
+    def turn(self) -> None:
+        """What the loop does each time round."""
+        self.perform(self.pool.overdue(self.now))
+        self.check()
+        deadline = self.pool.deadline
+        assert not self.pool.open or deadline is None or deadline > self.now, "the loop would be busy"
+        self._check_seats_are_filled()
+
+    def perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            assert self.left is None, f"{action} after Leave"
+            assert action.because.strip(), f"{action} does not say why"
+            self.log.append(action)
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case StartNursery(generation, preload):
+                assert not self.is_stopping, "a nursery is started while stopping"
+                assert self.nursery is None, "two nurseries"
+                self.nursery = NurseryProcess(generation, preload)
+            case StopNursery():
+                self.nursery = None
+            case Spawn(slot):
+                self._spawn(slot)
+            case Tell(slot, Drain() as order):
+                self.workers[slot].order = order
+            case Tell(slot, Measure()):
+                self.workers[slot].is_measuring = True
+            case Tell(slot, Verdict() as verdict):
+                self._heed(self.workers[slot], verdict)
+            case Signal(slot, name):
+                self.workers[slot].signals.append(name)
+            case Say("supervisor.resized", fields=fields):
+                self.wanted = fields["workers"]
+            case Say("supervisor.stopping"):
+                self._stopping()
+            case Leave(code):
+                self._leave(action, code)
+
+    def _spawn(self, slot: int) -> None:
+        assert not self.is_stopping, "a worker is spawned while stopping"
+        assert slot < self.wanted, f"nobody wants a worker in slot {slot}"
+        assert slot not in self.workers, f"two workers in slot {slot}"
+        assert self.nursery is not None and self.nursery.is_ready, "nobody is there to fork it"
+        assert slot not in self.nursery.births, f"slot {slot} is being forked already"
+        if self.pool.view(self.now).state is State.DEGRADED:
+            arriving = [w for w in self.workers.values() if w.stage in ARRIVING and not w.order and not w.signals]
+            assert not arriving and not self.nursery.births, "while degraded, one worker at a time"
+        self.nursery.births.append(slot)
+
+    def _heed(self, worker: Worker, verdict: Verdict) -> None:
+        message = worker.message
+        assert message is not None and verdict.key == message.key, "a verdict that nobody asked for"
+        if not verdict.run:
+            assert verdict.crashes >= self.settings.max_crashes and verdict.cause, "quarantined without evidence"
+            self.quarantined.append(message)
+            worker.message = None
+
+    def _stopping(self) -> None:
+        self.is_stopping = self.was_asked_to_stop or not self.settings.burst or not self.has_worked
+        self.is_finishing = not self.is_stopping
+        assert self.was_asked_to_stop or self.is_finishing or not self.has_worked, "a pool that has worked gave up"
+
+    def _leave(self, leave: Leave, code: int) -> None:
+        assert not self.workers, "left before its workers"
+        assert self.nursery is None, "left before its nursery"
+        assert self.is_stopping or self.is_finishing, "nobody asked it to leave"
+        if self.is_finishing and not self.is_stopping:
+            assert not [message for message in self.queue if message.is_redelivered], "burst left unsettled work behind"
+        if self.is_stopping and not self.was_asked_to_stop:
+            assert code == EXIT_CONFIG, "the exit code when it gave up"
+        elif code != EXIT_CONFIG or self.has_worked:
+            assert code == (EXIT_KILLED if self.is_unsettled else EXIT_DONE), "the exit code"
+        self.left = leave
+
+    # ------------------------------------------------------------------------------------------------- promises
+
+    def check(self) -> None:
+        """What is so after every event."""
+        view = self.pool.view(self.now)
+        assert sum(view.exits.values()) == self.deaths, "every exit is counted once"
+        assert self.pool.open == (self.left is None)
+        for slot in view.slots:
+            worker = self.workers.get(slot.slot)
+            assert slot.pid == (worker.pid if worker else None), f"slot {slot.slot} has lost sight of its process"
+        consuming = [w for w in self.workers.values() if w.stage is Stage.CONSUMING and not w.order and not w.signals]
+        assert view.ready == len(consuming), "a worker that consumes is READY"
+
+    def _check_seats_are_filled(self) -> None:
+        """A seat that is wanted and empty is filled within the longest backoff, once there is a nursery."""
+        can_fork = self.nursery is not None and self.nursery.is_ready and not self.is_stopping and not self.is_finishing
+        is_degraded = self.pool.view(self.now).state is State.DEGRADED
+        for slot in range(self.wanted):
+            is_vacant = slot not in self.workers and self.nursery is not None and slot not in self.nursery.births
+            if not can_fork or is_degraded or not is_vacant:
+                self._vacant_since[slot] = self.now
+            waited = self.now - self._vacant_since.setdefault(slot, self.now)
+            assert waited <= LONGEST_BACKOFF, f"slot {slot} is left empty"
+
+    # ------------------------------------------------------------------------------------------------ the nursery
+
+    def nursery_loads(self) -> None:
+        assert self.nursery is not None
+        self.nursery.is_ready = True
+        self.tell(NurserySaid(self.nursery.generation, Loaded(0.1, self.nursery.preload)))
+
+    def nursery_finds_threads(self) -> None:
+        assert self.nursery is not None and self.nursery.preload
+        self.tell(NurserySaid(self.nursery.generation, Threaded(["pool-1"])))
+
+    def nursery_cannot_load(self) -> None:
+        assert self.nursery is not None
+        generation, self.nursery = self.nursery.generation, None
+        self.tell(NurserySaid(generation, LoadFailed("ImportError: no module named tasks", "Traceback ...")))
+
+    def nursery_dies(self, status: str = "SIGKILL") -> None:
+        assert self.nursery is not None
+        generation, self.nursery = self.nursery.generation, None
+        self.tell(NurseryGone(generation, status))
+
+    def fork(self, slot: int) -> Worker:
+        assert self.nursery is not None
+        self.nursery.births.remove(slot)
+        worker = self.workers[slot] = Worker(slot, next(self._pids), self.now)
+        self.tell(Started(slot, worker.pid))
+        return worker
+
+    def fail_to_fork(self, slot: int) -> None:
+        assert self.nursery is not None
+        self.nursery.births.remove(slot)
+        self.tell(StartFailed(slot, "fork: Resource temporarily unavailable"))
+
+    # ------------------------------------------------------------------------------------------------- a worker
+
+    def connect(self, worker: Worker) -> None:
+        worker.stage = Stage.CONNECTING
+        self.tell(WorkerSaid(worker.slot, Connecting()))
+
+    def become_ready(self, worker: Worker) -> None:
+        worker.stage = Stage.CONSUMING
+        self.has_worked = self.has_worked or not worker.order
+        self.tell(WorkerSaid(worker.slot, Ready("127.0.0.1:5672")))
+
+    def deliver(self, worker: Worker, message: Message) -> None:
+        """The broker gives it a message; it runs, or is quarantined at once."""
+        self.queue.remove(message)
+        worker.message, worker.since, worker.is_settling = message, self.now, False
+        if message.is_redelivered:
+            before = len(self.log)
+            self.tell(WorkerSaid(worker.slot, Suspect(message.key)))
+            assert any(isinstance(a, Tell) and isinstance(a.order, Verdict) for a in self.log[before:]), "no verdict"
+
+    def finish_task(self, worker: Worker) -> None:
+        worker.message = None
+        worker.finished += 1
+
+    def leave(self, worker: Worker, cause: str, detail: str = "it says so") -> None:
+        """Last words. A message in hand goes back, as when the connection is lost under it."""
+        self._give_back(worker)
+        worker.stage = Stage.LEAVING
+        worker.said = Leaving(cause, detail)
+        self.tell(WorkerSaid(worker.slot, worker.said))
+
+    def be_gone(self, worker: Worker) -> None:
+        """The exit that goes with the last words."""
+        assert isinstance(worker.said, Leaving)
+        self.die(worker, EXIT_OF.get(Cause(worker.said.cause), "exit 0"))
+
+    def cannot_load(self, worker: Worker) -> None:
+        worker.said = LoadFailed("ImportError: no module named tasks", "Traceback ...")
+        self.die(worker, "exit 78")
+
+    def die(self, worker: Worker, status: str) -> None:
+        """The process is gone."""
+        hand, message = worker.hand, worker.message
+        was_killed = bool(worker.signals) and not status.startswith("exit ")
+        if message is not None:
+            # Who is sent SIGKILL and nothing before it has outstayed the grace; that is no fault of the message's.
+            message.kills += worker.signals[:1] != ["SIGKILL"]
+            assert message.kills <= self.settings.max_crashes, f"message {message.key} has killed {message.kills}"
+        self._give_back(worker)
+        if self.was_asked_to_stop and (was_killed or hand is not None):
+            self.is_unsettled = True
+        if self.is_finishing:
+            self.is_finishing = isinstance(worker.said, Leaving) and worker.said.cause == Cause.DRAINED
+        del self.workers[worker.slot]
+        self.deaths += 1
+        self.tell(
+            Exited(
+                worker.slot,
+                worker.pid,
+                status,
+                hand,
+                worker.said,
+                worker.finished,
+                "Fatal Python error" if hand else "",
+            )
+        )
+
+    def _give_back(self, worker: Worker) -> None:
+        if worker.message is not None:
+            worker.message.is_redelivered = True
+            self.queue.append(worker.message)
+            worker.message = None
+
+    def stick(self, worker: Worker) -> None:
+        worker.is_stuck = True
+        worker.beat = self.now
+
+    def answer(self, worker: Worker, ready: int | None = None) -> None:
+        worker.is_measuring = False
+        self.tell(WorkerSaid(worker.slot, Depth(len(self.queue) if ready is None else ready, len(self.workers))))
+
+    # ---------------------------------------------------------------------------------------------------- others
+
+    def ask(self, wish: Wish) -> None:
+        if wish is Wish.STOP:
+            self.was_asked_to_stop = self.was_asked_to_stop or not self.is_stopping
+        self.tell(Asked(wish, "SIGTERM"))
+        if wish is Wish.STOP:
+            assert self.is_stopping
+
+    def sample(self) -> None:
+        self.tell(Sampled(tuple(worker.read(self.now) for worker in self.workers.values())))
+
+    def advance(self, seconds: float) -> None:
+        """Time goes by; the loop turns whenever the pool wants it to, and nothing else happens."""
+        until = self.now + seconds
+        self.turn()
+        while self.pool.open and (deadline := self.pool.deadline) is not None and deadline < until:
+            self.now = deadline
+            self.turn()
+        self.now = until
+        self.turn()
+
+    def stall(self, seconds: float) -> None:
+        """Time goes by, and the supervisor is held up."""
+        self.now += seconds
+        self.turn()
+
+    # ----------------------------------------------------------------------------------------------- good health
+
+    def live(self, seconds: float, *, until_well: bool = False) -> None:
+        """Everything that can, does what it should, at once. Deadlocked processes stay so until they are killed."""
+        end = self.now + seconds
+        sample_at = self.now
+        while self.pool.open and self.now < end and not (until_well and self.is_well):
+            self._respond()
+            if self.pool.open and self.now >= sample_at:
+                self.sample()
+                self._respond()
+                sample_at = self.now + 1.0
+            self.turn()
+            if self._has_news():
+                continue
+            deadline = self.pool.deadline
+            self.now = min(sample_at, end if deadline is None else deadline)
+            self.turn()
+
+    @property
+    def is_well(self) -> bool:
+        view = self.pool.view(self.now)
+        return view.state is State.RUNNING and view.ready == self.wanted and len(self.workers) == self.wanted
+
+    def _has_news(self) -> bool:
+        nursery = self.nursery
+        forks = nursery is not None and not nursery.is_stuck and (nursery.births or not nursery.is_ready)
+        return bool(forks) or any(self._has_something_to_do(worker) for worker in self.workers.values())
+
+    def _has_something_to_do(self, worker: Worker) -> bool:
+        if worker.signals:
+            return True
+        return not worker.is_stuck and (not worker.is_idle or worker.is_measuring or worker.order is not None)
+
+    def _respond(self) -> None:
+        while self.pool.open and self._has_news():
+            nursery = self.nursery
+            if nursery is not None and not nursery.is_stuck:
+                if not nursery.is_ready:
+                    self.nursery_loads()
+                elif nursery.births:
+                    self.fork(nursery.births[0])
+            for worker in list(self.workers.values()):
+                if self.workers.get(worker.slot) is worker and self._has_something_to_do(worker):
+                    self._do(worker)
+
+    def _do(self, worker: Worker) -> None:
+        if worker.signals:
+            self.die(worker, worker.signals[-1])
+        elif worker.message is not None:
+            self.finish_task(worker)
+        elif worker.stage is Stage.LEAVING:
+            self.be_gone(worker)
+        elif worker.stage is Stage.BOOTING:
+            self.connect(worker)
+        elif worker.order is not None:
+            self.leave(worker, Cause.DRAINED)
+        elif worker.stage is Stage.CONNECTING:
+            self.become_ready(worker)
+        elif worker.is_measuring:
+            self.answer(worker)
