@@ -94,6 +94,7 @@ class Bench:
             "bench_tasks:short", *options, url=node.url, queue=self._queue, place=place, env=env
         )
         stack.callback(self._supervised.end)
+        stack.push(lambda kind, error, trace: quieten() if kind is not None else None)
         await_ready(self._supervised)
 
     def run(self, rounds: int) -> list[Recovery]:
@@ -122,7 +123,7 @@ class Bench:
         in_hand = lines["worker.exited"]["message_id"] is not None
         if in_hand:
             reached[AGAIN] = self._await(lambda: self._finished_again(again_at, lines["worker.exited"]["message_id"]))
-        return Recovery(in_hand, {name: at - killed for name, at in reached.items()})
+        return Recovery(in_hand, {name: round(at - killed, 6) for name, at in reached.items()})
 
     def _kill(self, pid: int) -> float:
         """SIGKILL, as soon as it is in mid-task. Death between two tasks blames nobody, and soon meets a backoff."""
@@ -306,6 +307,14 @@ def progress(rounds: int, what: str) -> Iterator[int]:
 BENCHES: Final[dict[str, Callable[[argparse.Namespace], Outcome]]] = {"recovery": recovery}
 
 
+def count(text: str) -> int:
+    """For argparse, which turns a ValueError into a sentence."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure workq-supervise on this machine.")
     benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
@@ -317,9 +326,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         each.add_argument(
             "--assert", dest="must_pass", action="store_true", help="exit with 1 when the target is missed"
         )
-    parsers["recovery"].add_argument("--rounds", type=int, default=100, metavar="N", help="kills of each pool [100]")
+    parsers["recovery"].add_argument("--rounds", type=count, default=100, metavar="N", help="kills of each pool [100]")
     parsers["recovery"].add_argument(
-        "--workers", type=int, nargs="+", default=[1, 4], metavar="N", help="sizes of the pools [1 4]"
+        "--workers", type=count, nargs="+", default=[1, 4], metavar="N", help="sizes of the pools [1 4]"
     )
     return parser.parse_args(argv)
 

@@ -1,7 +1,7 @@
 """The benchmark's handlers. Importing this module takes half a second, as importing somebody's numpy would.
 
-A worker notes what it does in shared memory, the file named by BENCH_NOTES, so that noting costs microseconds. Times are
-CLOCK_MONOTONIC, which is the same clock for every process.
+A worker notes what it does in shared memory, the file named by BENCH_NOTES, so that noting costs microseconds. Times
+are CLOCK_MONOTONIC, which is the same clock for every process.
 """
 
 import mmap

@@ -580,7 +580,9 @@ def perform(stack: contextlib.ExitStack, show: Lines) -> int:
         redelivered=demo.totals.get("redelivered", 0),
     )
     show.line()
-    show.line(textwrap.fill(demo.words(), 76, initial_indent="  ", subsequent_indent="  "))
+    width = min(76, shutil.get_terminal_size().columns - 2)
+    words = textwrap.fill(demo.words(), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    show.line(words)
     show.line()
     for problem in outcome.problems:
         show.line(paint.red(f"  {problem}"))

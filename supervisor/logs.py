@@ -380,6 +380,10 @@ def _console(colors: bool) -> Callable[[dict[str, Any]], str]:
 
     def line(record: dict[str, Any]) -> str:
         fields = cast("dict[str, Any]", json.loads(_json(record)))
+        # Whoever looks at a terminal knows the day and the queue, and tells a worker by its slot.
+        fields["timestamp"] = str(fields["timestamp"])[11:23]
+        for name in ("queue", "role"):
+            fields.pop(name, None)
         shown: dict[str, Any] = {}
         for key, value in fields.items():
             if key in ("exception", "stack"):

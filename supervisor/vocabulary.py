@@ -238,6 +238,8 @@ class Drain:
 
     finish: bool = False
     """Also run what was already delivered but not begun (`--burst`); else it is handed back."""
+    cause: str = Cause.DRAINED
+    """What the worker shall give as the cause of its leaving."""
 
 
 @dataclass(frozen=True, slots=True)

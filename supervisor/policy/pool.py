@@ -16,7 +16,16 @@ from typing import Final
 from supervisor.policy import restart
 from supervisor.policy.poison import Ledger
 from supervisor.policy.restart import STEADY, Backoff, Fault
-from supervisor.policy.slot import ABORT_TIMEOUT, ARRIVING, CONNECT_TIMEOUT, FORK_TIMEOUT, LastExit, Seat, Slot
+from supervisor.policy.slot import (
+    ABORT_TIMEOUT,
+    ARRIVING,
+    CONNECT_TIMEOUT,
+    FORK_TIMEOUT,
+    LEAVE_TIMEOUT,
+    LastExit,
+    Seat,
+    Slot,
+)
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
     EXIT_CONFIG,
@@ -91,7 +100,9 @@ class Nursery:
     state: NurseryState = NurseryState.NONE
     deadline: float | None = None
     """LOADING: the import is given up. NONE: another one is started."""
+    loaded_at: float = 0.0
     failures: int = 0
+    """In a row: since one forked a worker, or held for `STEADY` seconds. Loading proves nothing: a fork may kill it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +161,6 @@ class Pool:
         self._because = "starting"
         self._code = EXIT_DONE
         self._is_finishing = False
-        self._is_now = False
         self._left = False
         self._worked = False
         self._unexplained: list[float] = []
@@ -279,7 +289,8 @@ class Pool:
                 # It imports, perhaps for ever, hears nothing, and has nothing in hand that could be lost.
                 return self._kill(slot, Cause.DRAINED, because)
             case Seat.CONNECTING | Seat.READY:
-                slot.enter(Seat.DRAINING, deadline)
+                # One that hangs while it connects does not hear this: without a grace, the phase's own deadline stays.
+                slot.enter(Seat.DRAINING, slot.deadline if deadline is None else deadline)
                 return [Tell(slot.number, Drain(finish), because)]
             case Seat.DRAINING:
                 if slot.deadline is None:
@@ -289,7 +300,6 @@ class Pool:
                 return []
 
     def _kill_all(self, because: str) -> list[Action]:
-        self._is_now = True
         actions: list[Action] = []
         for slot in self._slots:
             if slot.is_alive and slot.phase is not Seat.KILLED:
@@ -336,7 +346,7 @@ class Pool:
             case Loaded(seconds, preloaded):
                 self._nursery.state = NurseryState.READY
                 self._nursery.deadline = None
-                self._nursery.failures = 0
+                self._nursery.loaded_at = now
                 fields = {"handler": self._settings.handler, "seconds": round(seconds, 3), "preloaded": preloaded}
                 because = "imported once, for every worker" if preloaded else "each worker imports it for itself"
                 return [Say("handler.loaded", "info", because, fields)]
@@ -356,7 +366,8 @@ class Pool:
                 return self._cannot_load(error, traceback, now)
 
     def _cannot_load(self, error: str, traceback: str, now: float) -> list[Action]:
-        said = Say("handler.import_failed", "error", error, {"handler": self._settings.handler, "exception": traceback})
+        fields = {"handler": self._settings.handler} | ({"exception": traceback} if traceback else {})
+        said = Say("handler.import_failed", "error", error, fields)
         if not self._worked:
             return [said, *self._give_up(f"the handler cannot be loaded: {error}", now)]
         return [said, *self._retry_nursery(now)]
@@ -376,6 +387,8 @@ class Pool:
             return []
         self._unfork(Seat.WAITING, now)
         was_loading = self._nursery.state is NurseryState.LOADING
+        if not was_loading and now - self._nursery.loaded_at >= STEADY:
+            self._nursery.failures = 0
         self._nursery.state = NurseryState.NONE
         said = Say("nursery.exited", "warning", f"{cause}; the workers live on, another nursery follows")
         if was_loading and not self._worked and self._nursery.failures >= 2:
@@ -386,8 +399,10 @@ class Pool:
     def _unfork(self, phase: Seat, deadline: float | None) -> None:
         """What the nursery was asked for will not come."""
         for slot in self._slots:
-            if slot.phase is Seat.FORKING:
+            if slot.phase is Seat.FORKING and slot.number < self._wanted:
                 slot.enter(phase, deadline)
+            elif slot.phase is Seat.FORKING:
+                slot.enter(Seat.EMPTY)
 
     def _retry_nursery(self, now: float) -> list[Action]:
         self._nursery.failures += 1
@@ -409,12 +424,11 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ workers
 
     def _started(self, slot: Slot, pid: int, now: float) -> list[Action]:
+        self._nursery.failures = 0
         slot.pid = pid
         slot.generation = self._nursery.generation
         slot.enter(Seat.BOOTING, now + self._settings.boot_timeout)
         said = Say("worker.started", "info", _why_started(slot), {"slot": slot.number, "pid": pid})
-        if self._is_now:
-            return [said, *self._kill(slot, Cause.GRACE, self._because)]
         if self._state is State.DRAINING:
             return [said, *self._drain(slot, self._because, now + self._settings.grace)]
         if self._is_finishing or slot.number >= self._wanted:
@@ -449,9 +463,13 @@ class Pool:
                 return [Tell(slot.number, verdict, because)]
             case Depth() as depth:
                 return self._measured(depth, now)
-            case Leaving() if slot.phase is Seat.READY:
+            case Ready() if slot.phase is Seat.DRAINING and self._state is not State.DRAINING:
+                # It may have a task in hand by now, for as long as that takes.
+                slot.deadline = None
+                return []
+            case Leaving() if slot.phase is Seat.READY or (slot.phase is Seat.DRAINING and slot.deadline is None):
                 # From here it has the grace to be gone: a thread or an atexit function of the handler's may hold it.
-                slot.enter(Seat.DRAINING, now + self._settings.grace)
+                slot.enter(Seat.DRAINING, now + max(self._settings.grace, LEAVE_TIMEOUT))
                 return []
             case _:
                 return []
@@ -480,9 +498,11 @@ class Pool:
         fault = self._fault(slot, died, cause)
         crashes = self._ledger.blame(died.hand.key, cause, died.output) if fault is Fault.MESSAGE and died.hand else 0
         self._exits[cause] += 1
-        if cause == Cause.GRACE and self._code == EXIT_DONE:
+        was_killed = slot.condemned not in (None, Cause.DRAINED) and not died.status.startswith("exit ")
+        if self._state is State.DRAINING and self._code == EXIT_DONE and (was_killed or died.hand is not None):
             self._code = EXIT_KILLED
         slot.vacate(died, cause, now)
+        self._idle_finished = None
         actions: list[Action] = []
         follows = self._follow(slot, died, fault, was_ready, lived, now, actions)
         if crashes:
@@ -521,8 +541,9 @@ class Pool:
         if slot.number >= self._wanted:
             return "none: fewer workers are wanted"
         if self._is_finishing:
-            if fault is Fault.PLANNED:
+            if isinstance(died.said, Leaving) and died.said.cause == Cause.DRAINED:
                 return "none: the queue is empty"
+            # It may have left something behind: not even `max_tasks` runs what was delivered beside the last task.
             self._is_finishing = False
             for other in self._slots:
                 if other.phase is Seat.EMPTY:
@@ -532,7 +553,7 @@ class Pool:
             if isinstance(died.said, LoadFailed):
                 actions += self._cannot_load(died.said.error, died.said.traceback, now)
             else:
-                actions += self._give_up(detail, now)
+                actions += self._give_up(detail or "a worker says that its configuration is wrong", now)
             return "none: restarting will not help"
         if fault is Fault.UNEXPLAINED:
             self._note_unexplained(now, actions)
@@ -594,7 +615,8 @@ class Pool:
                     slot, Cause.HUNG, f"not connected, and not given up either, for {CONNECT_TIMEOUT:g} s", now
                 )
             case Seat.DRAINING:
-                return self._kill(slot, Cause.GRACE, f"still busy after --grace ({self._settings.grace:g} s)")
+                because = f"it was to leave, and is still there (--grace {self._settings.grace:g} s)"
+                return self._kill(slot, Cause.GRACE, because)
             case Seat.ABORTING:
                 return self._kill(slot, slot.condemned or Cause.HUNG, "SIGABRT did not end it")
             case _:
@@ -633,7 +655,7 @@ class Pool:
         if slot.phase is Seat.READY and limits.max_memory is not None and reading.rss > limits.max_memory:
             because = f"{reading.rss} bytes resident, above --max-memory: recycled between tasks"
             slot.enter(Seat.DRAINING, None)
-            return [Tell(slot.number, Drain(), because)]
+            return [Tell(slot.number, Drain(cause=Cause.MEMORY), because)]
         return []
 
     def _hang(self, slot: Slot, cause: str, because: str, reading: Reading, now: float) -> list[Action]:
@@ -643,11 +665,16 @@ class Pool:
         return [Say("worker.hung", "error", because, fields), *self._abort(slot, cause, because, now)]
 
     def _recover(self, now: float, actions: list[Action]) -> None:
-        if self._state is not State.DEGRADED or (self._unexplained and now - self._unexplained[-1] < STEADY):
-            return
+        match self._state:
+            case State.DEGRADED if not self._unexplained or now - self._unexplained[-1] >= STEADY:
+                because = "every worker consumes again"
+            case State.STARTING:
+                because = "every worker consumes"  # since fewer are wanted: else `_ready` has said so
+            case _:
+                return
         if self._count(Seat.READY) >= self._wanted:
             self._unexplained.clear()
-            self._set_state(State.RUNNING, "every worker consumes again", now)
+            self._set_state(State.RUNNING, because, now)
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
 
     def _measure(self, now: float) -> list[Action]:

@@ -6,8 +6,8 @@ A decision is a value, made from arithmetic on what has happened (Erlang/OTP's `
 |---|---|
 | planned: asked to, `max_tasks`, `memory` | at once |
 | a message killed it | at once; after ten such deaths in a row without one finished task, with backoff up to 5 s |
-| the broker, and it had been consuming | at once |
-| the broker, and it never got to consume | backoff from 0.2 s up to 5 s, for ever |
+| the broker, and it had been consuming | at once the first time |
+| the broker again before one finished task, or it never got to consume | backoff from 0.2 s up to 5 s, for ever |
 | configuration, in a pool that has worked before | after 5 s, up to 30 s |
 | unexplained | at once the first time, then backoff from 0.25 s up to 30 s |
 """
@@ -71,7 +71,7 @@ _BACKOFF: Final = {
 
 def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: float) -> Again:
     """When to fill the seat again after the `streak`-th death in a row (from 1) of this kind."""
-    if fault is Fault.BROKER and was_ready:
+    if fault is Fault.BROKER and was_ready and streak == 1:
         return Again(now, "the connection was lost")
     delay = _BACKOFF[fault].delay(streak, roll)
     if not delay:

@@ -8,7 +8,7 @@
 | BOOTING    | a process; it imports (without preload)     | `--boot-timeout`  | SIGABRT, as `boot_timeout`           |
 | CONNECTING | talks to the broker, each wait bounded      | 60 s              | SIGABRT, as `hung`                   |
 | READY      | consumes                                    | none              |                                      |
-| DRAINING   | was told to leave                           | `--grace` or none | SIGKILL, as `grace`                  |
+| DRAINING   | was told to leave, or said that it does     | `--grace` or none | SIGKILL, as `grace`                  |
 | ABORTING   | SIGABRT sent, writes its stack              | 2 s               | SIGKILL                              |
 | KILLED     | SIGKILL sent                                | none              | (the kernel will not fail us)        |
 
@@ -28,6 +28,8 @@ from supervisor.vocabulary import Exited
 FORK_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 60.0
 ABORT_TIMEOUT: Final = 2.0
+LEAVE_TIMEOUT: Final = 2.0
+"""A worker that leaves of its own will has at least this long, however short the grace: no task is in its hand."""
 
 
 class Seat(Enum):

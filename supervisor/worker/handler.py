@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from supervisor.policy.settle import TRACEBACK_MAX, Outcome, Raised, Rejected, Returned, clip_end
@@ -34,9 +34,9 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
         sys.path.append(app_dir)
     module_name, _, path = target.partition(":")
     try:
-        found: Any = import_module(module_name)
+        found: Any = importlib.import_module(module_name)
     except BaseException as error:
-        raise CannotLoad(_why(error, module_name, app_dir), _traceback(error, skip=_ours)) from error
+        raise CannotLoad(_why(error, module_name, app_dir), _traceback(error)) from error
     try:
         for name in path.split("."):
             found = getattr(found, name)
@@ -91,7 +91,7 @@ def _adapt_async(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
 
 
 def raised(error: BaseException) -> Raised:
-    return Raised(_line(error), _traceback(error, skip=_ours))
+    return Raised(_line(error), _traceback(error))
 
 
 def _line(error: BaseException) -> str:
@@ -108,14 +108,14 @@ def _why(error: BaseException, module_name: str, app_dir: str) -> str:
     return f"importing {module_name} raised {_line(error)}"
 
 
-def _ours(filename: str) -> bool:
-    return filename == __file__ or filename.startswith("<frozen importlib")
+def _is_ours(filename: str) -> bool:
+    return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
 
 
-def _traceback(error: BaseException, skip: Callable[[str], bool]) -> str:
-    """The traceback from the first frame that is not ours, its end kept."""
+def _traceback(error: BaseException) -> str:
+    """The traceback from the first frame that is neither ours nor the import system's, its end kept."""
     start = error.__traceback__
-    while start is not None and start.tb_next is not None and skip(start.tb_frame.f_code.co_filename):
+    while start is not None and _is_ours(start.tb_frame.f_code.co_filename):
         start = start.tb_next
     try:
         lines = traceback.format_exception(type(error), error, start)

@@ -290,8 +290,8 @@ class Worker:
 
     def _obey(self, order: object) -> None:
         match order:
-            case Drain(finish):
-                self._consumer.leave(Cause.DRAINED, "asked to leave", finish=finish)
+            case Drain(finish, cause):
+                self._consumer.leave(Cause(cause), "asked to leave", finish=finish)
             case Measure():
                 self._consumer.measure()
             case Verdict(key):

@@ -195,6 +195,50 @@ def test_max_tasks_recycles_a_worker_between_tasks_and_blames_nobody(broker_url:
     assert runs.lines("began") == runs.lines("done") == names
 
 
+def test_f09_a_worker_above_max_memory_is_recycled_between_tasks_and_interrupts_none(
+    broker_url: str, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    text = """
+from handlers import work as slow
+kept = []
+def work(task):
+    if task.message_id == "fat":
+        kept.append(bytearray(b"x") * 150_000_000)
+    slow(task)
+"""
+    handler_modules.write(tmp_path, "hungry", text)
+    amqp.publish(broker_url, queue, ["2", "0", "0"], ids=["fat", "a", "b"])
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    with supervised(
+        "hungry:work", "--workers", "1", "--max-memory", "120M", url=broker_url, queue=queue, env=env
+    ) as pool:
+        pool.hear("task.succeeded", count=3)
+        pool.hear("worker.drain", slot=0)
+        pool.hear("worker.exited", cause="memory")
+        assert pool.stop() == 0
+    assert runs.lines("began") == runs.lines("done") == ["fat", "a", "b"]
+
+
+def test_f09_a_worker_past_twice_max_memory_is_killed_and_its_message_blamed(
+    broker_url: str, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    text = """
+import time
+def work(task):
+    kept = bytearray(b"x") * 400_000_000
+    time.sleep(600)
+"""
+    handler_modules.write(tmp_path, "bloated", text)
+    amqp.publish(broker_url, queue, ["0"], ids=["bloat"])
+    options = ("--workers", "1", "--max-memory", "120M", "--max-crashes", "1")
+    env = {"PYTHONPATH": str(tmp_path)}
+    with supervised("bloated:work", *options, url=broker_url, queue=queue, env=env) as pool:
+        died = pool.hear("worker.exited", cause="memory")
+        assert died["message_id"] == "bloat"
+        pool.hear("task.quarantined", message_id="bloat")
+        assert pool.stop() == 0
+
+
 def test_f17_a_task_past_its_timeout_is_killed_with_its_stack_as_evidence_and_blamed(
     broker_url: str, queue: str, runs: Runs
 ) -> None:

@@ -1,4 +1,4 @@
-"""Chaos: workers are killed at random while thousands of tasks are done. The account must balance, by set arithmetic."""
+"""Workers are killed at random while thousands of tasks are done. The account must balance, by set arithmetic."""
 
 from __future__ import annotations
 

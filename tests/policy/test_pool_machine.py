@@ -1,7 +1,7 @@
 """The pool against a world in which anything may happen, in any order.
 
-What must hold is asserted in `world`, by the world as it goes along; at the end of every run, health must come back and the pool
-must leave.
+What must hold is asserted in `world`, by the world as it goes along; at the end of every run, health must come back
+and the pool must leave.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert world.is_well or world.is_stopping or not world.pool.open, "a healthy world, and still not all READY"
 
     def teardown(self) -> None:
-        if not hasattr(self, "world"):
+        if not hasattr(self, "world") or self.world.is_broken:
             return
         world = self.world
         if not world.is_stopping and world.pool.open:

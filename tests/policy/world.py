@@ -1,8 +1,9 @@
 """A model of what the pool supervises: nursery, workers, messages and time, without one process.
 
-It keeps the contracts of `parent.processes`: a stopped nursery is heard no more, and what it was asked for is forgotten; `Started` is the
-first word of a worker and `Exited` its last; whoever is sent SIGKILL dies some time. And those of RabbitMQ: what a worker had in hand
-when it died or lost its connection is delivered again, marked so, and such a message runs only with the pool's leave.
+It keeps the contracts of `parent.processes`: a stopped nursery is heard no more, and what it was asked for is
+forgotten; `Started` is the first word of a worker and `Exited` its last; whoever is sent SIGKILL dies some time. And
+those of RabbitMQ: what a worker had in hand when it died or lost its connection is delivered again, marked so, and
+such a message runs only with the pool's leave.
 
 Whatever the pool does is checked as it does it; a broken promise is an AssertionError.
 """
@@ -99,6 +100,8 @@ class Worker:
     signals: list[str] = field(default_factory=list)
     is_stuck: bool = False
     """Deadlocked: it obeys nothing but signals."""
+    is_dismissed: bool = False
+    """Killed while it booted because it was not wanted any more: nothing is lost by that."""
     is_measuring: bool = False
     rss: int = 10 * MB
 
@@ -152,6 +155,8 @@ class World:
         self.is_finishing = False
         self.is_unsettled = False
         """Something had to be killed, or died with a message in hand, after the stop began."""
+        self.is_broken = False
+        """A promise was broken already: what follows from that proves nothing."""
         self._pids = iter(range(100, 10**9))
         self._vacant_since: dict[int, float] = {}
         self.perform(self.pool.start(now))
@@ -171,6 +176,13 @@ class World:
         self._check_seats_are_filled()
 
     def perform(self, actions: list[Action]) -> None:
+        try:
+            self._perform_all(actions)
+        except AssertionError:
+            self.is_broken = True
+            raise
+
+    def _perform_all(self, actions: list[Action]) -> None:
         for action in actions:
             assert self.left is None, f"{action} after Leave"
             assert action.because.strip(), f"{action} does not say why"
@@ -194,7 +206,9 @@ class World:
             case Tell(slot, Verdict() as verdict):
                 self._heed(self.workers[slot], verdict)
             case Signal(slot, name):
-                self.workers[slot].signals.append(name)
+                worker = self.workers[slot]
+                worker.is_dismissed = worker.stage is Stage.BOOTING and name == "SIGKILL" and not worker.signals
+                worker.signals.append(name)
             case Say("supervisor.resized", fields=fields):
                 self.wanted = fields["workers"]
             case Say("supervisor.stopping"):
@@ -338,7 +352,7 @@ class World:
     def die(self, worker: Worker, status: str) -> None:
         """The process is gone."""
         hand, message = worker.hand, worker.message
-        was_killed = bool(worker.signals) and not status.startswith("exit ")
+        was_killed = bool(worker.signals) and not worker.is_dismissed and not status.startswith("exit ")
         if message is not None:
             # Who is sent SIGKILL and nothing before it has outstayed the grace; that is no fault of the message's.
             message.kills += worker.signals[:1] != ["SIGKILL"]
@@ -411,6 +425,8 @@ class World:
         sample_at = self.now
         while self.pool.open and self.now < end and not (until_well and self.is_well):
             self._respond()
+            if until_well and self.is_well:
+                return  # before a sample, at which a burst that finds the queue empty leaves
             if self.pool.open and self.now >= sample_at:
                 self.sample()
                 self._respond()

@@ -1,0 +1,743 @@
+"""The pool, scene by scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from supervisor.policy.pool import State
+from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat
+from supervisor.vocabulary import (
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_KILLED,
+    Action,
+    Cause,
+    Drain,
+    Leave,
+    Measure,
+    Say,
+    Signal,
+    Spawn,
+    StartNursery,
+    StopNursery,
+    Tell,
+    Wish,
+)
+from tests.policy.world import MB, Message, Stage, Worker, World, settings
+
+
+def _up(**changes: object) -> World:
+    """A world in which every worker consumes."""
+    world = World(settings(**changes))
+    world.live(30.0, until_well=True)
+    world.log.clear()
+    return world
+
+
+def _of(world: World, kind: type[Action]) -> list[Action]:
+    return [action for action in world.log if isinstance(action, kind)]
+
+
+def _seats(world: World) -> list[Seat]:
+    return [slot.seat for slot in world.pool.view(world.now).slots]
+
+
+def _obituaries(world: World) -> list[Say]:
+    return [action for action in world.log if isinstance(action, Say) and action.event == "worker.exited"]
+
+
+def _working(world: World, slot: int = 0, key: str = "k") -> Worker:
+    """The worker of the slot, with a message in hand."""
+    message = Message(key)
+    world.queue.append(message)
+    world.deliver(world.workers[slot], message)
+    return world.workers[slot]
+
+
+# --------------------------------------------------------------------------------------------------------- the start
+
+
+def test_workers_are_forked_once_the_handler_is_loaded() -> None:
+    world = World(settings(workers=3))
+    assert [type(action) for action in world.log] == [StartNursery]
+    world.advance(1.0)
+    assert not _of(world, Spawn)
+    world.nursery_loads()
+    assert [action.slot for action in _of(world, Spawn)] == [0, 1, 2]
+
+
+def test_it_is_running_when_every_worker_consumes() -> None:
+    world = World(settings(workers=2))
+    world.nursery_loads()
+    for slot in (0, 1):
+        assert world.pool.view(world.now).state is State.STARTING
+        worker = world.fork(slot)
+        world.connect(worker)
+        world.become_ready(worker)
+    assert world.pool.view(world.now).state is State.RUNNING
+    assert [action.event for action in _of(world, Say)].count("supervisor.ready") == 1
+
+
+def test_it_is_running_when_those_that_are_still_wanted_consume() -> None:
+    world = World(settings(workers=2))
+    world.nursery_loads()
+    worker = world.fork(0)
+    world.connect(worker)
+    world.become_ready(worker)
+    world.ask(Wish.SHRINK)
+    world.sample()
+    assert world.pool.view(world.now).state is State.RUNNING
+
+
+def test_a_handler_that_leaves_threads_is_imported_by_each_worker() -> None:
+    world = World(settings())
+    world.nursery_finds_threads()
+    assert [type(a) for a in world.log if not isinstance(a, Say)] == [StartNursery, StopNursery, StartNursery]
+    assert [action.preload for action in _of(world, StartNursery)] == [True, False]
+    world.live(30.0, until_well=True)
+    assert world.is_well
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_a_handler_that_cannot_be_loaded_ends_it_with_78(preload: bool) -> None:
+    world = World(settings(preload=preload))
+    if preload:
+        world.nursery_cannot_load()
+    else:
+        world.nursery_loads()
+        world.cannot_load(world.fork(0))
+        world.live(30.0)
+    assert world.left is not None
+    assert world.left.code == EXIT_CONFIG
+    assert "cannot be loaded" in world.left.because
+
+
+def test_an_import_that_does_not_end_is_given_up_with_its_stack() -> None:
+    world = World(settings(boot_timeout=5.0))
+    world.advance(4.9)
+    assert world.left is None
+    world.advance(0.2)
+    assert _of(world, StopNursery)[0].stack
+    assert world.left is not None
+    assert world.left.code == EXIT_CONFIG
+
+
+def test_an_import_that_kills_its_process_three_times_ends_it_with_78() -> None:
+    world = World(settings())
+    for _ in range(3):
+        assert world.left is None
+        world.advance(2.0)
+        world.nursery_dies("SIGSEGV")
+    assert world.left is not None
+    assert world.left.code == EXIT_CONFIG
+
+
+@pytest.mark.parametrize("detail", ["", "the queue has another type"])
+def test_settings_that_the_broker_refuses_end_it_with_78_and_a_reason(detail: str) -> None:
+    world = World(settings())
+    world.nursery_loads()
+    worker = world.fork(0)
+    world.connect(worker)
+    world.leave(worker, Cause.CONFIG, detail)
+    world.be_gone(worker)
+    world.live(30.0)
+    assert world.left is not None
+    assert world.left.code == EXIT_CONFIG
+    assert detail in world.left.because
+
+
+def test_a_pool_that_has_worked_does_not_give_up() -> None:
+    world = _up(workers=1)
+    world.nursery_dies()
+    world.nursery_cannot_load()
+    world.advance(10.0)
+    assert world.left is None
+    world.live(60.0, until_well=True)
+    assert world.is_well
+
+
+def test_a_worker_that_does_not_boot_is_aborted_then_killed() -> None:
+    world = World(settings(workers=1, boot_timeout=5.0))
+    world.nursery_loads()
+    worker = world.fork(0)
+    world.advance(5.0)
+    assert worker.signals == ["SIGABRT"]
+    world.advance(ABORT_TIMEOUT)
+    assert worker.signals == ["SIGABRT", "SIGKILL"]
+    world.die(worker, "SIGKILL")
+    assert world.pool.view(world.now).exits == {Cause.BOOT: 1}
+
+
+def test_a_worker_that_does_not_connect_is_aborted() -> None:
+    world = World(settings(workers=1))
+    world.nursery_loads()
+    worker = world.fork(0)
+    world.connect(worker)
+    world.advance(CONNECT_TIMEOUT - 1.0)
+    assert not worker.signals
+    world.advance(1.0)
+    assert worker.signals == ["SIGABRT"]
+
+
+# -------------------------------------------------------------------------------------------------------- the deaths
+
+
+def test_a_first_death_is_followed_by_a_fork_at_once() -> None:
+    world = _up()
+    world.die(world.workers[0], "SIGKILL")
+    assert [action.slot for action in _of(world, Spawn)] == [0]
+
+
+def test_a_message_that_kills_is_quarantined_after_max_crashes() -> None:
+    world = _up(workers=1, max_crashes=3)
+    message = Message("poison")
+    world.queue.append(message)
+    for _ in range(3):
+        world.live(30.0, until_well=True)
+        world.deliver(world.workers[0], message)
+        world.die(world.workers[0], "SIGSEGV")
+    assert [say.fields["next"] for say in _obituaries(world)] == [
+        "restart at once; the message has killed 1 of 3",
+        "restart at once; the message has killed 2 of 3",
+        "restart at once; the message has killed 3 of 3 and will be quarantined",
+    ]
+    world.live(30.0, until_well=True)
+    world.deliver(world.workers[0], message)
+    assert world.quarantined == [message]
+    assert message.kills == 3
+
+
+def test_an_obituary_says_what_was_in_hand_and_since_when() -> None:
+    world = _up()
+    worker = _working(world, key="job-7")
+    world.advance(2.5)
+    world.die(worker, "SIGKILL")
+    (obituary,) = _obituaries(world)
+    assert obituary.fields["message_id"] == "job-7"
+    assert obituary.fields["busy_seconds"] == 2.5
+    assert obituary.fields["cause"] == "SIGKILL"
+    assert obituary.fields["pid"] == worker.pid
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "cause"),
+    [
+        (Cause.MAX_TASKS, "exit 0", "max_tasks"),
+        (Cause.BROKER, "exit 75", "broker"),
+        (Cause.MAX_TASKS, "SIGSEGV", "SIGSEGV"),  # killed while it left
+        (None, "exit 3", "exit 3"),
+        (None, "OOM", "OOM"),
+    ],
+)
+def test_last_words_name_the_cause_only_with_the_exit_that_goes_with_them(
+    said: Cause | None, status: str, cause: str
+) -> None:
+    world = _up()
+    worker = world.workers[0]
+    if said:
+        world.leave(worker, said)
+    world.die(worker, status)
+    assert world.pool.view(world.now).exits == {cause: 1}
+
+
+def test_a_broker_that_is_away_blames_nobody_and_ends_nothing() -> None:
+    world = _up(workers=2)
+    for _ in range(100):
+        world.advance(5.0)
+        for slot in list(world.nursery.births if world.nursery else []):
+            world.fork(slot)
+        for worker in list(world.workers.values()):
+            if worker.stage is Stage.BOOTING:
+                world.connect(worker)
+            world.leave(worker, Cause.BROKER, "connection refused")
+            world.be_gone(worker)
+    view = world.pool.view(world.now)
+    assert view.state is State.RUNNING
+    assert view.trouble == "connection refused"
+    world.live(30.0, until_well=True)
+    assert world.is_well
+    assert world.pool.view(world.now).trouble is None
+
+
+def test_too_many_unexplained_deaths_and_one_worker_comes_at_a_time() -> None:
+    world = _up(workers=3)
+    while world.pool.view(world.now).state is not State.DEGRADED:
+        world.live(1.0)
+        for worker in list(world.workers.values()):
+            world.die(worker, "exit 1")
+    assert world.now < 1120.0
+    nursery = world.nursery
+    assert nursery is not None
+    while not nursery.births:
+        world.advance(1.0)
+    assert len(nursery.births) == 1
+    worker = world.fork(nursery.births[0])
+    world.connect(worker)
+    world.advance(50.0)
+    assert not nursery.births
+    world.become_ready(worker)
+    assert len(nursery.births) == 1
+
+
+def test_it_recovers_from_degraded() -> None:
+    world = _up(workers=3)
+    for _ in range(40):
+        world.live(1.0)
+        for worker in list(world.workers.values()):
+            world.die(worker, "exit 1")
+    assert world.pool.view(world.now).state is State.DEGRADED
+    world.live(120.0, until_well=True)
+    assert world.is_well
+
+
+# ------------------------------------------------------------------- brakes: nothing works, and still nothing spins
+
+
+def _dies_at_boot(world: World, worker: Worker) -> None:
+    world.die(worker, "SIGSEGV")
+
+
+def _cannot_load(world: World, worker: Worker) -> None:
+    world.cannot_load(worker)
+
+
+def _says(cause: Cause, *, when_ready: bool) -> Callable[[World, Worker], None]:
+    def say(world: World, worker: Worker) -> None:
+        world.connect(worker)
+        if when_ready:
+            world.become_ready(worker)
+        world.leave(worker, cause)
+        world.be_gone(worker)
+
+    return say
+
+
+def _dies_when_ready(world: World, worker: Worker) -> None:
+    world.connect(worker)
+    world.become_ready(worker)
+    world.die(worker, "exit 1")
+
+
+def _dies_of_a_new_message(world: World, worker: Worker) -> None:
+    world.connect(worker)
+    world.become_ready(worker)
+    world.queue.clear()
+    _working(world, worker.slot, key=f"key-{worker.pid}")
+    world.die(worker, "SIGSEGV")
+
+
+@pytest.mark.parametrize(
+    ("end", "most"),
+    [
+        (_dies_at_boot, 20),
+        (_dies_when_ready, 20),
+        (_cannot_load, 20),
+        (_says(Cause.CONFIG, when_ready=False), 20),
+        (_says(Cause.BROKER, when_ready=False), 60),
+        (_says(Cause.BROKER, when_ready=True), 60),
+        (_dies_of_a_new_message, 60),
+    ],
+    ids=["boot", "ready", "load", "config", "broker-away", "broker-kicks", "message"],
+)
+def test_workers_that_die_at_once_are_not_forked_without_a_brake(
+    end: Callable[[World, Worker], None], most: int
+) -> None:
+    world = _up(workers=1)
+    world.die(world.workers[0], "SIGKILL")
+    until = world.now + 120.0
+    spawned = []
+    while world.now < until:
+        assert world.nursery is not None
+        if world.nursery.births:
+            spawned.append(world.now)
+            assert len(spawned) <= 2 * most, "a busy loop"
+            end(world, world.fork(0))
+            world.turn()
+        else:
+            assert world.pool.deadline is not None
+            world.now = world.pool.deadline
+            world.turn()
+    assert len(spawned) >= 4, "it does not try again"
+    assert max(later - earlier for earlier, later in pairwise(spawned)) <= 30.0
+
+
+def test_forks_that_fail_are_not_tried_without_a_brake() -> None:
+    world = _up(workers=1)
+    world.die(world.workers[0], "SIGKILL")
+    until, tries = world.now + 120.0, 0
+    while world.now < until:
+        assert world.nursery is not None
+        if world.nursery.births:
+            tries += 1
+            world.fail_to_fork(0)
+            assert tries <= 20, "a busy loop"
+        assert world.pool.deadline is not None
+        world.now = world.pool.deadline
+        world.turn()
+    assert tries >= 4
+
+
+@pytest.mark.parametrize("stage", ["importing", "forking"])
+def test_a_nursery_that_dies_each_time_is_not_started_without_a_brake(stage: str) -> None:
+    world = _up(workers=1)
+    world.die(world.workers[0], "SIGKILL")
+    until = world.now + 120.0
+    while world.now < until:
+        if world.nursery is None:
+            assert world.pool.deadline is not None
+            world.now = world.pool.deadline
+            world.turn()
+            continue
+        if stage == "forking" and not world.nursery.is_ready:
+            world.nursery_loads()
+        world.nursery_dies()
+        world.turn()
+        assert len(_of(world, StartNursery)) <= 20, "a busy loop"
+    assert len(_of(world, StartNursery)) >= 4
+    world.live(60.0, until_well=True)
+    assert world.is_well
+
+
+def test_a_nursery_that_is_killed_now_and_then_is_back_at_once() -> None:
+    world = _up(workers=1)
+    for _ in range(20):
+        world.nursery_dies()
+        assert world.nursery is not None
+        world.nursery_loads()
+        world.advance(11.0)
+
+
+# ------------------------------------------------------------------------------------------------------- the nursery
+
+
+def test_workers_live_on_when_the_nursery_dies() -> None:
+    world = _up(workers=2)
+    world.nursery_dies()
+    assert len(world.workers) == 2
+    assert [type(a) for a in world.log if not isinstance(a, Say)] == [StartNursery]
+
+
+def test_what_a_dead_nursery_was_asked_for_is_asked_of_the_next() -> None:
+    world = _up(workers=2)
+    world.die(world.workers[1], "SIGKILL")
+    world.nursery_dies()
+    world.nursery_loads()
+    assert world.nursery is not None
+    assert world.nursery.births == [1]
+
+
+def test_a_seat_that_is_not_wanted_any_more_is_not_forked_again() -> None:
+    world = _up(workers=2)
+    world.die(world.workers[1], "SIGKILL")
+    world.ask(Wish.SHRINK)
+    world.nursery_dies()
+    world.nursery_loads()
+    assert world.nursery is not None
+    assert world.nursery.births == []
+    assert _seats(world) == [Seat.READY, Seat.EMPTY]
+
+
+def test_a_nursery_that_does_not_fork_is_replaced() -> None:
+    world = _up(workers=1)
+    world.die(world.workers[0], "SIGKILL")
+    world.advance(FORK_TIMEOUT)
+    assert [type(action) for action in world.log if not isinstance(action, Say)] == [Spawn, StopNursery, StartNursery]
+
+
+# --------------------------------------------------------------------------------------------------------- the limits
+
+
+def test_a_task_over_its_limit_is_aborted_and_blamed() -> None:
+    world = _up(workers=1, task_timeout=20.0)
+    worker = _working(world)
+    for _ in range(20):
+        world.advance(1.0)
+        world.sample()
+        assert not worker.signals
+    world.advance(1.0)
+    world.sample()
+    assert worker.signals == ["SIGABRT"]
+    world.die(worker, "SIGABRT")
+    assert world.pool.view(world.now).exits == {Cause.TIMEOUT: 1}
+    assert "the message has killed 1 of 3" in _obituaries(world)[0].fields["next"]
+
+
+def test_an_idle_loop_that_stands_still_is_hung() -> None:
+    world = _up(workers=1, heartbeat=6.0)
+    worker = world.workers[0]
+    world.stick(worker)
+    for _ in range(6):
+        world.advance(1.0)
+        world.sample()
+        assert not worker.signals
+    world.advance(1.0)
+    world.sample()
+    assert worker.signals == ["SIGABRT"]
+
+
+def test_nobody_is_called_hung_after_the_supervisor_itself_was_held_up() -> None:
+    world = _up(workers=1, heartbeat=6.0)
+    worker = world.workers[0]
+    world.sample()
+    world.stick(worker)
+    world.stall(60.0)
+    world.sample()
+    assert not worker.signals
+    world.advance(1.0)
+    world.sample()
+    assert worker.signals == ["SIGABRT"]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "is_busy", "order", "signals"),
+    [
+        (100, False, None, []),
+        (101, False, Drain(), []),
+        (101, True, None, []),
+        (201, True, None, ["SIGABRT"]),
+    ],
+)
+def test_memory_is_recycled_between_tasks_and_in_a_task_only_above_twice_the_limit(
+    megabytes: int, is_busy: bool, order: Drain | None, signals: list[str]
+) -> None:
+    world = _up(workers=1, max_memory=100 * MB)
+    worker = _working(world) if is_busy else world.workers[0]
+    worker.rss = megabytes * MB
+    world.sample()
+    assert (worker.order, worker.signals) == (order, signals)
+
+
+def test_the_depth_is_asked_of_one_worker_every_five_seconds() -> None:
+    world = _up(workers=2)
+    for _ in range(60):
+        world.advance(1.0)
+        world.sample()
+    asked = [action for action in _of(world, Tell) if isinstance(action.order, Measure)]
+    assert 10 <= len(asked) <= 13
+    world.answer(world.workers[asked[0].slot], ready=17)
+    depth = world.pool.view(world.now).depth
+    assert depth is not None
+    assert depth.ready == 17
+
+
+# ------------------------------------------------------------------------------------------------------------- sizes
+
+
+def test_one_worker_more_and_one_fewer() -> None:
+    world = _up(workers=1)
+    world.ask(Wish.GROW)
+    world.live(30.0, until_well=True)
+    assert sorted(world.workers) == [0, 1]
+    world.ask(Wish.SHRINK)
+    assert world.workers[1].order == Drain()
+    world.live(10.0)
+    assert sorted(world.workers) == [0]
+    assert _seats(world) == [Seat.READY, Seat.EMPTY]
+
+
+def test_the_last_worker_stays() -> None:
+    world = _up(workers=1)
+    world.ask(Wish.SHRINK)
+    assert world.wanted == 1
+    assert world.workers[0].order is None
+
+
+def test_a_worker_that_is_not_wanted_may_finish_its_task_however_long() -> None:
+    world = _up(workers=2)
+    worker = _working(world, 1)
+    world.ask(Wish.SHRINK)
+    world.advance(3600.0)
+    assert not worker.signals
+
+
+@pytest.mark.parametrize("stage", ["connecting", "leaving"])
+def test_a_worker_that_is_not_wanted_and_hangs_with_nothing_in_hand_is_killed(stage: str) -> None:
+    world = _up(workers=1)
+    world.ask(Wish.GROW)
+    worker = world.fork(1)
+    world.connect(worker)
+    if stage == "leaving":
+        world.become_ready(worker)
+    world.ask(Wish.SHRINK)
+    if stage == "leaving":
+        world.leave(worker, Cause.DRAINED)
+    world.advance(CONNECT_TIMEOUT)
+    assert worker.signals == ["SIGKILL"]
+
+
+def test_a_worker_told_to_leave_while_it_connects_keeps_a_task_that_it_got_before_it_heard() -> None:
+    world = _up(workers=1)
+    world.ask(Wish.GROW)
+    worker = world.fork(1)
+    world.connect(worker)
+    world.ask(Wish.SHRINK)
+    world.become_ready(worker)
+    _working(world, 1)
+    world.advance(3600.0)
+    assert not worker.signals
+
+
+def test_a_worker_that_leaves_of_its_own_will_has_time_to_do_so_without_any_grace() -> None:
+    world = _up(workers=1, grace=0.0)
+    worker = world.workers[0]
+    world.leave(worker, Cause.BROKER, "connection reset")
+    world.advance(LEAVE_TIMEOUT / 2)
+    assert not worker.signals
+    world.be_gone(worker)
+    assert world.pool.view(world.now).exits == {Cause.BROKER: 1}
+
+
+# ---------------------------------------------------------------------------------------------------------- the stop
+
+
+def test_a_stop_drains_and_leaves_with_0() -> None:
+    world = _up(workers=2)
+    busy = _working(world)
+    world.ask(Wish.STOP)
+    assert all(worker.order == Drain() for worker in world.workers.values())
+    world.advance(5.0)
+    world.finish_task(busy)
+    world.live(1.0)
+    assert world.left == Leave(EXIT_DONE, "everything is settled")
+
+
+def test_after_the_grace_whoever_is_left_is_killed_and_the_code_is_1() -> None:
+    world = _up(workers=2, grace=10.0)
+    worker = _working(world)
+    world.ask(Wish.STOP)
+    world.advance(9.9)
+    assert not worker.signals
+    world.advance(0.1)
+    assert worker.signals == ["SIGKILL"]
+    world.live(1.0)
+    assert world.left is not None
+    assert world.left.code == EXIT_KILLED
+
+
+def test_a_second_stop_kills_at_once() -> None:
+    world = _up(workers=2)
+    world.ask(Wish.STOP)
+    world.ask(Wish.STOP)
+    assert [action.signal for action in _of(world, Signal)] == ["SIGKILL", "SIGKILL"]
+
+
+def test_a_worker_that_crashes_with_a_message_while_it_drains_makes_the_code_1() -> None:
+    world = _up(workers=1)
+    worker = _working(world)
+    world.ask(Wish.STOP)
+    world.die(worker, "SIGSEGV")
+    assert world.left is not None
+    assert world.left.code == EXIT_KILLED
+
+
+def test_a_task_over_its_limit_while_it_drains_makes_the_code_1() -> None:
+    world = _up(workers=1, task_timeout=2.0, grace=10.0)
+    _working(world)
+    world.ask(Wish.STOP)
+    world.advance(3.0)
+    world.sample()
+    world.die(world.workers[0], "SIGABRT")
+    assert world.left is not None
+    assert world.left.code == EXIT_KILLED
+
+
+def test_somebody_killed_long_before_the_stop_does_not_count() -> None:
+    world = _up(workers=1)
+    worker = world.workers[0]
+    world.leave(worker, Cause.MAX_TASKS)
+    world.advance(10.0)
+    world.die(worker, worker.signals[-1])
+    world.live(30.0, until_well=True)
+    world.ask(Wish.STOP)
+    world.live(1.0)
+    assert world.left is not None
+    assert world.left.code == EXIT_DONE
+
+
+def test_a_worker_that_comes_while_stopping_is_sent_away() -> None:
+    world = _up(workers=1)
+    world.die(world.workers[0], "SIGKILL")
+    world.ask(Wish.STOP)
+    assert world.left is None
+    worker = world.fork(0)
+    assert worker.signals == ["SIGKILL"]
+    world.live(1.0)
+    assert world.left is not None
+    assert world.left.code == EXIT_DONE, "it had not begun anything"
+
+
+def test_a_stop_before_anything_is_loaded_leaves_at_once() -> None:
+    world = World(settings())
+    world.ask(Wish.STOP)
+    assert world.left is not None
+    assert world.left.code == EXIT_DONE
+
+
+# --------------------------------------------------------------------------------------------------------------- burst
+
+
+def test_burst_leaves_with_0_when_the_queue_is_empty_and_everybody_idle() -> None:
+    world = _up(workers=2, burst=True)
+    world.advance(1.0)
+    world.sample()
+    (worker,) = (worker for worker in world.workers.values() if worker.is_measuring)
+    world.answer(worker, ready=0)
+    assert all(worker.order == Drain(finish=True) for worker in world.workers.values())
+    world.live(1.0)
+    assert world.left is not None
+    assert world.left.code == EXIT_DONE
+
+
+def test_burst_does_not_ask_while_somebody_is_busy() -> None:
+    world = _up(workers=2, burst=True)
+    for worker in world.workers.values():
+        worker.is_measuring = False
+    _working(world)
+    world.sample()
+    assert not any(worker.is_measuring for worker in world.workers.values())
+
+
+def test_burst_stays_when_the_queue_is_not_empty() -> None:
+    world = _up(workers=1, burst=True)
+    world.sample()
+    world.answer(world.workers[0], ready=3)
+    assert world.workers[0].order is None
+
+
+def test_burst_does_not_believe_an_answer_that_a_death_has_overtaken() -> None:
+    world = _up(workers=2, burst=True)
+    world.sample()
+    (asked,) = (worker for worker in world.workers.values() if worker.is_measuring)
+    other = world.workers[1 - asked.slot]
+    _working(world, other.slot)
+    world.die(other, "SIGKILL")
+    world.answer(asked, ready=0)
+    assert asked.order is None, "the message of the dead is back in the queue"
+
+
+@pytest.mark.parametrize("cause", [Cause.BROKER, Cause.MAX_TASKS])
+def test_burst_goes_on_when_a_worker_may_have_left_something_behind(cause: Cause) -> None:
+    world = _up(workers=1, burst=True)
+    world.sample()
+    worker = world.workers[0]
+    world.answer(worker, ready=0)
+    world.leave(worker, cause)
+    world.be_gone(worker)
+    assert world.left is None
+    assert [action.slot for action in _of(world, Spawn)] == [0]
+
+
+def test_burst_leaves_although_a_worker_hangs_after_its_last_words() -> None:
+    world = _up(workers=1, burst=True, grace=10.0)
+    world.sample()
+    worker = world.workers[0]
+    world.answer(worker, ready=0)
+    world.leave(worker, Cause.DRAINED)
+    world.advance(10.0)
+    assert worker.signals == ["SIGKILL"]
+    world.die(worker, "SIGKILL")
+    assert world.left is not None
+    assert world.left.code == EXIT_DONE, "the queue is empty, and every task is settled"

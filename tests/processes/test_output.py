@@ -1,0 +1,91 @@
+"""What a child prints: tagged, limited, and its end kept."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from supervisor.parent.output import BYTES_PER_SECOND, LINE_MAX, LINES_PER_SECOND, TAIL, Output
+
+
+class Heard:
+    """A logger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.suppressed = 0
+
+    def bind(self, **_: object) -> Heard:
+        return self
+
+    def info(self, _: str, line: str) -> None:
+        self.lines.append(line)
+
+    def warning(self, _: str, suppressed_lines: int, **__: Any) -> None:
+        self.suppressed += suppressed_lines
+
+
+def output(data: bytes) -> tuple[Output, Heard]:
+    """An Output whose writer wrote this (what a pipe can hold) and went."""
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    heard = Heard()
+    return Output(reader, heard, slot=0), heard
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"one\ntwo\n", ["one", "two"]),
+        (b"no newline at the end", ["no newline at the end"]),
+        (b"\n\nblank\r\n\n", ["blank"]),
+        (b"\xff\x00binary\n", ["�\x00binary"]),
+        (b"", []),
+    ],
+)
+def test_each_line_is_an_event(data: bytes, lines: list[str]) -> None:
+    out, heard = output(data)
+    out.drain()
+    assert heard.lines == lines
+    out.close()
+
+
+def test_a_long_line_is_cut_into_pieces_and_none_is_longer_than_the_limit() -> None:
+    out, heard = output(b"x" * 50_000 + b"\nafter\n")
+    out.drain()
+    assert all(len(line) <= LINE_MAX + 20 for line in heard.lines)
+    assert heard.lines[-1] == "after"
+    out.close()
+
+
+def test_too_many_lines_are_counted_instead_of_logged() -> None:
+    out, heard = output(b"x\n" * (LINES_PER_SECOND + 500))
+    out.drain()
+    assert len(heard.lines) == LINES_PER_SECOND
+    assert heard.suppressed == 500
+    out.close()
+
+
+def test_the_tail_is_kept_as_evidence() -> None:
+    out, _ = output(b"begin" + b"." * 60_000 + b"the end")
+    out.drain()
+    assert len(out.tail) == TAIL
+    assert out.tail.endswith("the end")
+    out.close()
+
+
+def test_a_child_that_writes_without_end_runs_out_of_budget_until_the_next_second() -> None:
+    reader, writer = os.pipe()
+    out = Output(reader, Heard(), slot=0)
+    written = 0
+    while not out.is_over_budget:
+        written += os.write(writer, b"y" * 32_768)
+        assert out.read()
+        assert written <= BYTES_PER_SECOND + 65_536
+    out.refill()
+    assert not out.is_over_budget
+    os.close(writer)
+    out.close()

@@ -1,0 +1,143 @@
+"""The scoreboard under SIGKILL: what it holds afterwards is what the dead worker did."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from supervisor.scoreboard import BOUNDS, SLOTS, Scoreboard
+from supervisor.vocabulary import Phase
+
+
+def forked(child: Callable[[], None]) -> int:
+    """Run this in a forked process that ends with it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def killed(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_what_a_killed_worker_had_in_hand_is_read_after_its_death() -> None:
+    board = Scoreboard.create()
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        pen = board.pen(3)
+        pen.open(os.getpid())
+        pen.take(b"invoice-7", True, 42, 2, True)
+        os.write(writer, b"x")
+        signal.pause()
+
+    pid = forked(work)
+    os.read(reader, 1)
+    killed(pid)
+    reading = board.read(3)
+    assert reading.pid == pid
+    assert reading.phase is Phase.BUSY
+    hand = reading.hand
+    assert hand is not None
+    assert (hand.key, hand.message_id, hand.delivery_tag, hand.attempt, hand.redelivered) == (
+        "invoice-7",
+        "invoice-7",
+        42,
+        2,
+        True,
+    )
+    assert not hand.settling
+    board.vacate(3)
+    assert board.read(3).hand is None
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_worker_killed_at_any_instant_leaves_a_whole_note_and_totals_that_never_go_back() -> None:
+    board = Scoreboard.create()
+    dice = random.Random(7)
+    seen = 0
+    busy = 0
+    for _ in range(60):
+        reader, writer = os.pipe()
+
+        def work(writer: int = writer) -> None:
+            pen = board.pen(0)
+            pen.open(os.getpid())
+            tag = 0
+            while True:
+                tag += 1
+                letter = b"abcdefgh"[tag % 8 : tag % 8 + 1]
+                pen.take(letter * (1 + tag % 200), True, tag, 1, False)
+                if tag == 100:
+                    os.write(writer, b"x")
+                pen.returned()
+                pen.settled("succeeded", 0.001)
+
+        pid = forked(work)
+        os.read(reader, 1)
+        for _ in range(dice.randrange(2000)):
+            pass
+        killed(pid)
+        os.close(reader)
+        os.close(writer)
+        reading = board.read(0)
+        if reading.hand is not None:
+            busy += 1
+            tag = reading.hand.delivery_tag
+            assert reading.hand.key == "abcdefgh"[tag % 8] * (1 + tag % 200)
+        assert reading.counts.succeeded >= seen + 99
+        assert 0 <= reading.counts.succeeded - sum(reading.counts.buckets) <= 60
+        seen = reading.counts.succeeded
+    assert busy, "no worker was ever killed with a message in hand: this tested nothing"
+
+
+def test_a_message_without_an_id_is_known_by_its_key_only() -> None:
+    board = Scoreboard.create()
+    board.pen(0).take(b"digest:0123", False, 1, 1, False)
+    hand = board.read(0).hand
+    assert hand is not None
+    assert (hand.key, hand.message_id) == ("digest:0123", None)
+
+
+@pytest.mark.parametrize("key", [b"x" * 255, b"x" * 4000, "schöne-Grüße".encode(), b"\xff\xfe", b""])
+def test_any_key_fits_and_spoils_nothing_beside_it(key: bytes) -> None:
+    board = Scoreboard.create()
+    pen = board.pen(1)
+    pen.settled("succeeded", 0.5)
+    pen.take(key, True, 1, 1, False)
+    reading = board.read(1)
+    assert reading.hand is not None
+    assert reading.hand.key == key[:255].decode("utf-8", "replace")
+    assert reading.counts.succeeded == 1
+    assert board.read(0).counts == board.read(2).counts == board.read(SLOTS - 1).counts
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"), [(0.0, 0), (0.001, 0), (0.0011, 1), (3600.0, len(BOUNDS) - 1), (1e6, len(BOUNDS))]
+)
+def test_a_duration_is_counted_in_the_bucket_whose_bound_it_does_not_exceed(seconds: float, bucket: int) -> None:
+    board = Scoreboard.create()
+    board.pen(0).settled("failed", seconds, more="dead_lettered")
+    counts = board.read(0).counts
+    assert [i for i, count in enumerate(counts.buckets) if count] == [bucket]
+    assert (counts.failed, counts.dead_lettered, counts.busy_seconds) == (1, 1, seconds)
+
+
+def test_a_call_is_seen_by_the_worker_and_gone_with_it() -> None:
+    board = Scoreboard.create()
+    pen = board.pen(0)
+    assert not pen.is_called()
+    board.call(0)
+    assert pen.is_called()
+    board.vacate(0)
+    assert not pen.is_called()
