@@ -149,15 +149,18 @@ class Pen:
         self._page[_PHASE_AT] = Phase.SETTLING
 
     def settled(self, counter: str, seconds: float, more: str = "") -> None:
-        """The outcome is with the broker (or cannot be): count it, and put the message down."""
+        """The outcome is with the broker (or cannot be): count it, and put the message down.
+
+        In this order: a worker killed in between is seen to have been settling, and that explains a count not made.
+        """
         page = self._page
-        page[_PHASE_AT] = Phase.IDLE
         self.count(counter)
         if more:
             self.count(more)
         self._add(_BUCKETS_AT + 8 * bisect.bisect_left(BOUNDS, seconds))
         at = _COUNTERS_AT + 8 * len(_NAMES)
         _BEAT.pack_into(page, at, _BEAT.unpack_from(page, at)[0] + seconds)
+        page[_PHASE_AT] = Phase.IDLE
 
     def count(self, counter: str, by: int = 1) -> None:
         self._add(_OFFSETS[counter], by)

@@ -159,10 +159,10 @@ class Supervisor:
         match action:
             case StartNursery(generation, preload):
                 processes.start_nursery(generation, preload)
-            case StopNursery(stack=stack):
-                processes.stop_nursery(stack=stack)
-            case Spawn(slot):
-                processes.spawn(slot)
+            case StopNursery(generation, stack=stack):
+                processes.stop_nursery(generation, stack=stack)
+            case Spawn(slot, generation):
+                processes.spawn(slot, generation)
             case Tell(slot, Drain() as order):
                 processes.drain(slot, order)
             case Tell(slot, order):

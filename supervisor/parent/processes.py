@@ -58,12 +58,32 @@ Callback = Callable[[], Iterator[Event]]
 
 
 @dataclass(slots=True)
+class _Birth:
+    """A worker that the nursery was, or will be, asked for."""
+
+    slot: int
+    link: Link
+    worker_end: Link
+    output: tuple[int, int]
+
+
+@dataclass(slots=True)
+class _Births:
+    """What one nursery was asked for, by ticket: a number that no two spawns share."""
+
+    waiting: deque[int] = field(default_factory=deque)
+    asked: int = 0
+    by_ticket: dict[int, _Birth] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class _Nursery:
     generation: int
     pid: int
     pidfd: int
     link: Link
     output: Output
+    births: _Births = field(default_factory=_Births)
     is_spent: bool = False
     """It said why it ends, or was told to: its exit is no news."""
 
@@ -81,24 +101,6 @@ class _Worker:
     has_output: bool = True
 
 
-@dataclass(slots=True)
-class _Birth:
-    """A worker that the nursery was, or will be, asked for."""
-
-    slot: int
-    link: Link
-    worker_end: Link
-    output: tuple[int, int]
-
-
-@dataclass(slots=True)
-class _Births:
-    waiting: deque[int] = field(default_factory=deque)
-    asked: int = 0
-    by_ticket: dict[int, _Birth] = field(default_factory=dict)
-    tickets: int = 0
-
-
 class Processes:
     """All children of the supervisor, and the one place that waits for anything."""
 
@@ -109,10 +111,11 @@ class Processes:
         self._record = record
         self._log: Any = logs.get_logger()
         self._selector = selectors.EpollSelector()
-        self._nursery: _Nursery | None = None
+        self._nurseries: dict[int, _Nursery] = {}
+        """By generation: one, and while a reload loads, two."""
         self._spent: list[_Nursery] = []
+        self._tickets = 0
         self._workers: dict[int, _Worker] = {}
-        self._births = _Births()
         self._has_orphans = False
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -146,7 +149,7 @@ class Processes:
             worker.output.refill()
             if was_over and worker.has_output:
                 self.watch(worker.output.fd, lambda worker=worker: self._output(worker))  # type: ignore[misc]
-        for nursery in (*self._spent, *([self._nursery] if self._nursery else [])):
+        for nursery in (*self._spent, *self._nurseries.values()):
             nursery.output.refill()
         return Sampled(tuple(self._read(worker) for worker in self._workers.values()))
 
@@ -178,17 +181,20 @@ class Processes:
         process.returncode = 0  # reaped here, by its pidfd; Popen shall not try
         output = Output(reader, self._log, source="nursery", pid=process.pid)
         nursery = _Nursery(generation, process.pid, os.pidfd_open(process.pid), ours, output)
-        self._nursery = nursery
+        self._nurseries[generation] = nursery
         ours.send(Load(self._settings.to_wire(), preload, os.getpid(), generation), wait=False)
         self.watch(nursery.link, lambda: self._hear_nursery(nursery))
         self.watch(nursery.output.fd, lambda: self._nursery_output(nursery))
         self.watch(nursery.pidfd, lambda: self._nursery_exited(nursery))
 
-    def stop_nursery(self, *, stack: bool = False) -> None:
-        """End the nursery, and hear no more of it. `stack`: by SIGABRT, so that it says where it hangs."""
-        nursery, self._nursery = self._nursery, None
+    def stop_nursery(self, generation: int, *, stack: bool = False) -> None:
+        """End the nursery of a generation, and hear no more of it.
+
+        `stack`: by SIGABRT, so that it says where it hangs.
+        """
+        nursery = self._nurseries.pop(generation, None)
         if nursery is not None:
-            self._forget_births()
+            _forget_births(nursery)
             nursery.is_spent = True
             self._spent.append(nursery)
             signal.pidfd_send_signal(nursery.pidfd, signal.SIGABRT if stack else signal.SIGKILL)
@@ -203,9 +209,9 @@ class Processes:
                 case Record(line):
                     self._record(line.encode())
                 case Forked(slot, ticket, pid):
-                    yield from self._born(slot, ticket, pid)
+                    yield from self._born(nursery, slot, ticket, pid)
                 case ForkFailed(slot, ticket, error):
-                    yield from self._not_born(slot, ticket, error)
+                    yield from self._not_born(nursery, slot, ticket, error)
 
     def _nursery_output(self, nursery: _Nursery) -> Iterator[Event]:
         if not nursery.output.read():
@@ -223,42 +229,45 @@ class Processes:
         os.close(nursery.pidfd)
         if nursery in self._spent:
             self._spent.remove(nursery)
-        if nursery is self._nursery:
-            self._nursery = None
-            self._forget_births()
+        if nursery is self._nurseries.get(nursery.generation):
+            del self._nurseries[nursery.generation]
+            _forget_births(nursery)
         if not nursery.is_spent:
             yield NurseryGone(nursery.generation, status)
 
     # ------------------------------------------------------------------------------------------------ births
 
-    def spawn(self, slot: int) -> None:
+    def spawn(self, slot: int, generation: int) -> None:
         """Ask the nursery for a worker; `Started` or `StartFailed` follows, or the nursery's end."""
-        births = self._births
-        births.tickets += 1
+        nursery = self._nurseries.get(generation)
+        if nursery is None:
+            return  # its end is told already, or about to be
+        self._tickets += 1
         link, worker_end = Link.pair()
-        births.by_ticket[births.tickets] = _Birth(slot, link, worker_end, os.pipe2(os.O_CLOEXEC))
-        births.waiting.append(births.tickets)
-        self._ask_for_births()
+        nursery.births.by_ticket[self._tickets] = _Birth(slot, link, worker_end, os.pipe2(os.O_CLOEXEC))
+        nursery.births.waiting.append(self._tickets)
+        self._ask_for_births(nursery)
 
-    def _ask_for_births(self) -> None:
-        births = self._births
-        while births.waiting and births.asked < _FORKS_AT_ONCE and self._nursery is not None:
+    def _ask_for_births(self, nursery: _Nursery) -> None:
+        births = nursery.births
+        while births.waiting and births.asked < _FORKS_AT_ONCE:
             ticket = births.waiting.popleft()
             birth = births.by_ticket[ticket]
             # If this fails the nursery is dead or stuck, and its exit or the seat's deadline says so.
-            self._nursery.link.send(Fork(birth.slot, ticket), (birth.worker_end.fileno(), birth.output[1]), wait=False)
+            nursery.link.send(Fork(birth.slot, ticket), (birth.worker_end.fileno(), birth.output[1]), wait=False)
             birth.worker_end.close()
             os.close(birth.output[1])
             births.asked += 1
 
-    def _born(self, slot: int, ticket: int, pid: int) -> Iterator[Event]:
-        birth = self._births.by_ticket.pop(ticket, None)
+    def _born(self, nursery: _Nursery, slot: int, ticket: int, pid: int) -> Iterator[Event]:
+        birth = nursery.births.by_ticket.pop(ticket, None)
         if birth is None:
-            return
-        self._births.asked -= 1
-        self._ask_for_births()
+            return  # forgotten meanwhile: it finds its link closed, leaves, and is reaped like any orphan
+        nursery.births.asked -= 1
+        self._ask_for_births(nursery)
         try:
             pidfd = os.pidfd_open(pid)
+            birth.link.send(Begin(), wait=False)
             process = psutil.Process(pid)
         except (OSError, psutil.Error):
             birth.link.close()
@@ -269,29 +278,19 @@ class Processes:
         finished_before = self._board.read(slot).counts.finished
         worker = _Worker(slot, pid, pidfd, birth.link, output, process, finished_before)
         self._workers[slot] = worker
-        worker.link.send(Begin(), wait=False)
         self.watch(worker.pidfd, lambda: self._exited(worker))
         self.watch(worker.link, lambda: self._hear(worker))
         self.watch(worker.output.fd, lambda: self._output(worker))
         yield Started(slot, pid)
 
-    def _not_born(self, slot: int, ticket: int, error: str) -> Iterator[Event]:
-        birth = self._births.by_ticket.pop(ticket, None)
+    def _not_born(self, nursery: _Nursery, slot: int, ticket: int, error: str) -> Iterator[Event]:
+        birth = nursery.births.by_ticket.pop(ticket, None)
         if birth is not None:
-            self._births.asked -= 1
+            nursery.births.asked -= 1
+            self._ask_for_births(nursery)
             birth.link.close()
             os.close(birth.output[0])
             yield StartFailed(slot, error)
-
-    def _forget_births(self) -> None:
-        """The nursery is gone: whom it forked already finds its link closed, and leaves."""
-        for ticket, birth in self._births.by_ticket.items():
-            birth.link.close()
-            os.close(birth.output[0])
-            if ticket in self._births.waiting:
-                birth.worker_end.close()
-                os.close(birth.output[1])
-        self._births = _Births(tickets=self._births.tickets)
 
     # ----------------------------------------------------------------------------------------------- workers
 
@@ -392,10 +391,10 @@ class Processes:
 
     def _reap_orphans(self) -> None:
         """Reap grandchildren that fell to us. Not ours: a worker just forked whose pid is not known yet."""
-        if self._births.asked:
+        if any(nursery.births.asked for nursery in self._nurseries.values()):
             return
         ours = {worker.pid for worker in self._workers.values()}
-        ours |= {nursery.pid for nursery in (self._nursery, *self._spent) if nursery is not None}
+        ours |= {nursery.pid for nursery in (*self._nurseries.values(), *self._spent)}
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -410,7 +409,8 @@ class Processes:
 
     def close(self) -> None:
         """End whatever is left. A nursery that was asked for its stack has two seconds to write it."""
-        self.stop_nursery()
+        for generation in list(self._nurseries):
+            self.stop_nursery(generation)
         until = now() + 2.0
         while self._spent and now() < until:
             self.wait(until)
@@ -420,6 +420,17 @@ class Processes:
         until = now() + 5.0
         while (self._spent or self._workers) and now() < until:
             self.wait(until)
+
+
+def _forget_births(nursery: _Nursery) -> None:
+    """The nursery is gone: whom it forked already finds its link closed, and leaves."""
+    for ticket, birth in nursery.births.by_ticket.items():
+        birth.link.close()
+        os.close(birth.output[0])
+        if ticket in nursery.births.waiting:
+            birth.worker_end.close()
+            os.close(birth.output[1])
+    nursery.births = _Births()
 
 
 def _reap(pidfd: int) -> str:

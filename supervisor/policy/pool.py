@@ -293,8 +293,8 @@ class Pool:
                 slot.enter(Seat.DRAINING, slot.deadline if deadline is None else deadline)
                 return [Tell(slot.number, Drain(finish), because)]
             case Seat.DRAINING:
-                if slot.deadline is None:
-                    slot.deadline = deadline
+                if deadline is not None:
+                    slot.deadline = deadline if slot.deadline is None else min(deadline, slot.deadline)
                 return []
             case _:
                 return []
@@ -545,7 +545,7 @@ class Pool:
                 return "none: the queue is empty"
             # It may have left something behind: not even `max_tasks` runs what was delivered beside the last task.
             self._is_finishing = False
-            for other in self._slots:
+            for other in self._slots[: self._wanted]:
                 if other.phase is Seat.EMPTY:
                     other.enter(Seat.WAITING, now)
         if fault is Fault.CONFIG and not self._worked:

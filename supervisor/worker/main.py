@@ -74,16 +74,17 @@ class Seat:
 
 def live(seat: Seat) -> NoReturn:
     """A worker's whole life. Ends the process."""
+    # What needs nobody's leave is done while the supervisor still makes our acquaintance.
+    faulthandler.enable(all_threads=True)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    settings = seat.settings
+    sink = _configure_logs(seat)
     received = seat.link.receive()
     if received is None or not isinstance(received[0], Begin):
         os._exit(EXIT_DONE)  # the supervisor is gone, or did not want this worker after all
     deathsig.follow(seat.parent)
     pen = seat.board.pen(seat.slot)
     pen.open(os.getpid())
-    faulthandler.enable(all_threads=True)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    settings = seat.settings
-    sink = _configure_logs(seat)
     handler = seat.handler
     if handler is None:
         try:

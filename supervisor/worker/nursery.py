@@ -11,6 +11,7 @@ children, and the nursery's death is nobody's.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - getaddrinfo() imports it when first called; once here, not in each worker (3 ms)
 import faulthandler
 import gc
 import mmap

@@ -92,14 +92,14 @@ def test_f12_two_thousand_tasks_under_random_kills_lose_nothing(
         assert extra.total() <= kills
         assert not extra - Counter(named)
 
-        # Health agrees. A worker killed between the acknowledgement and its count is a `settling` death.
+        # Health agrees. A worker killed between the acknowledgement and the end of the count is a `settling` death.
         status = pool.status()
         settling = sum(1 for line in deaths if line.get("settling"))
         succeeded = status["totals"]["succeeded"]
         assert TASKS - settling <= succeeded <= TASKS
         assert sum(worker["succeeded"] for worker in status["workers"]) == succeeded
         assert pool.metric("workq_tasks_total", outcome="succeeded") == succeeded
-        assert pool.metric("workq_task_seconds_count") == succeeded
+        assert TASKS - settling <= pool.metric("workq_task_seconds_count") <= succeeded
         assert pool.metric("workq_worker_exits_total", cause="SIGKILL") == status["totals"]["worker_exits"] == kills
         assert pool.metric("workq_worker_restart_seconds_count") == kills
         assert pool.stop() == 0

@@ -97,7 +97,7 @@ def test_a_full_link_does_not_block_who_will_not_wait(pair: tuple[Link, Link]) -
 
 
 def test_a_message_that_is_too_long_is_refused(pair: tuple[Link, Link]) -> None:
-    with pytest.raises(ValueError, match="Record of .* bytes is too long"):
+    with pytest.raises(ValueError, match=r"Record of .* bytes is too long"):
         pair[0].send(v.Record("x" * MAX_BYTES))
 
 

@@ -495,7 +495,7 @@ def test_nobody_is_called_hung_after_the_supervisor_itself_was_held_up() -> None
     ("megabytes", "is_busy", "order", "signals"),
     [
         (100, False, None, []),
-        (101, False, Drain(), []),
+        (101, False, Drain(cause=Cause.MEMORY), []),
         (101, True, None, []),
         (201, True, None, ["SIGABRT"]),
     ],
@@ -591,6 +591,17 @@ def test_a_worker_that_leaves_of_its_own_will_has_time_to_do_so_without_any_grac
 
 
 # ---------------------------------------------------------------------------------------------------------- the stop
+
+
+def test_the_grace_also_ends_who_was_to_leave_before() -> None:
+    world = _up(workers=1, grace=10.0)
+    world.ask(Wish.GROW)
+    worker = world.fork(1)
+    world.connect(worker)
+    world.ask(Wish.SHRINK)
+    world.ask(Wish.STOP)
+    world.advance(10.0)
+    assert worker.signals == ["SIGKILL"]
 
 
 def test_a_stop_drains_and_leaves_with_0() -> None:
@@ -741,3 +752,15 @@ def test_burst_leaves_although_a_worker_hangs_after_its_last_words() -> None:
     world.die(worker, "SIGKILL")
     assert world.left is not None
     assert world.left.code == EXIT_DONE, "the queue is empty, and every task is settled"
+
+
+def test_burst_goes_on_with_as_many_workers_as_are_wanted() -> None:
+    world = _up(workers=2, burst=True)
+    world.ask(Wish.SHRINK)
+    world.leave(world.workers[1], Cause.DRAINED)
+    world.be_gone(world.workers[1])
+    world.sample()
+    worker = world.workers[0]
+    world.answer(worker, ready=0)
+    world.die(worker, "SIGKILL")
+    assert [action.slot for action in _of(world, Spawn)] == [0]

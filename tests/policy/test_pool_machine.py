@@ -19,8 +19,8 @@ from tests.policy.world import MB, Message, Stage, Worker, World
 MINUTES = 60.0
 WELL_WITHIN = 5 * MINUTES
 """Degraded, with everybody deadlocked: time-outs of a minute, the longest backoff, and one worker at a time."""
-GONE_WITHIN = 1 * MINUTES
-"""A fork that does not come (10 s), then the grace (at most 10 s here), and some signals."""
+GONE_WITHIN = 13.0
+"""A fork that does not come (10 s), or the grace (at most 10 s here); and two seconds for SIGABRT."""
 
 ANY = st.integers(0, 7)
 SIGNALS = st.sampled_from(["SIGKILL", "SIGSEGV", "SIGABRT", "OOM", "exit 0", "exit 3"])
@@ -32,6 +32,8 @@ def _nth(n: int, of: list[Worker]) -> Worker:
 
 class PoolMachine(RuleBasedStateMachine):
     world: World
+    ends_stuck: bool
+    """At the end nobody hears the request to stop."""
 
     @initialize(
         workers=st.integers(1, 3),
@@ -41,8 +43,10 @@ class PoolMachine(RuleBasedStateMachine):
         preload=st.booleans(),
         burst=st.sampled_from([False, False, True]),
         is_up=st.sampled_from([True, True, False]),
+        ends_stuck=st.booleans(),
     )
-    def begin(self, is_up: bool, **options: object) -> None:
+    def begin(self, is_up: bool, ends_stuck: bool, **options: object) -> None:
+        self.ends_stuck = ends_stuck
         self.world = World(model.settings(max_memory=100 * MB, **options))
         if is_up:
             self.world.live(30.0, until_well=True)
@@ -124,6 +128,18 @@ class PoolMachine(RuleBasedStateMachine):
         if self.world.queue:
             self.world.deliver(worker, self.world.queue[0])
 
+    @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
+    @rule(n=ANY, again=st.integers(0, 3), status=SIGNALS)
+    def be_poisoned(self, n: int, again: int, status: str) -> None:
+        """A message kills whoever takes it, one after the other."""
+        self.take(n, "a")
+        for _ in range(again):
+            for worker in [w for w in self._workers() if w.message]:
+                self.world.die(worker, status)
+            self.world.live(3.0, until_well=True)
+            if any(w.is_idle and not w.order for w in self._workers()):
+                self.take(n, "a")
+
     @precondition(lambda self: any(w.message for w in self._workers()))
     @rule(n=ANY, what=st.sampled_from(["returns", "settles", "dies", "dies", "dies"]), status=SIGNALS)
     def work(self, n: int, what: str, status: str) -> None:
@@ -146,6 +162,12 @@ class PoolMachine(RuleBasedStateMachine):
         for worker in self._workers(stuck=None):
             self.world.die(worker, status)
 
+    @rule(times=st.integers(1, 8), status=SIGNALS)
+    def die_again_and_again(self, times: int, status: str) -> None:
+        for _ in range(times):
+            self.world.live(1.0, until_well=True)
+            self.all_die(status)
+
     @precondition(lambda self: any(w.signals for w in self._workers(stuck=None)))
     @rule(n=ANY)
     def die_as_told(self, n: int) -> None:
@@ -153,9 +175,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.world.die(worker, worker.signals[-1])
 
     @precondition(lambda self: any(w.is_idle and w.order for w in self._workers()))
-    @rule(n=ANY)
-    def obey(self, n: int) -> None:
-        self.world.leave(_nth(n, [w for w in self._workers() if w.is_idle and w.order]), Cause.DRAINED)
+    @rule(n=ANY, hangs=st.booleans())
+    def obey(self, n: int, hangs: bool) -> None:
+        worker = _nth(n, [w for w in self._workers() if w.is_idle and w.order])
+        assert worker.order is not None
+        self.world.leave(worker, worker.order.cause)
+        if hangs:
+            self.world.stick(worker)
 
     @precondition(lambda self: self._workers(Stage.CONSUMING))
     @rule(n=ANY, cause=st.sampled_from([Cause.BROKER, Cause.MAX_TASKS, Cause.DRAINED]))
@@ -194,10 +220,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     # --------------------------------------------------------------------------------------- the operator, and time
 
-    @rule(wish=st.sampled_from([Wish.GROW, Wish.SHRINK, Wish.RELOAD]))
-    def resize(self, wish: Wish) -> None:
-        if wish is not Wish.GROW or self.world.wanted < 4:
+    @rule(wish=st.sampled_from([Wish.GROW, Wish.SHRINK, Wish.SHRINK]), hangs=st.booleans())
+    def resize(self, wish: Wish, hangs: bool) -> None:
+        if wish is Wish.SHRINK or self.world.wanted < 4:
             self.world.ask(wish)
+        leaving = [w for w in self._workers() if w.is_idle and w.order]
+        if hangs and leaving:
+            self.obey(0, hangs)
 
     @precondition(lambda self: self.world.pool.open)
     @rule(meant=st.sampled_from([True, False, False, False]))
@@ -220,6 +249,10 @@ class PoolMachine(RuleBasedStateMachine):
         assert deadline is not None
         self.world.advance(max(0.0, deadline - self.world.now))
 
+    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0]))
+    def all_is_well_for_a_while(self, seconds: float) -> None:
+        self.world.live(seconds, until_well=True)
+
     @rule(seconds=st.integers(1, 8))
     def samples(self, seconds: int) -> None:
         for _ in range(seconds):
@@ -233,6 +266,12 @@ class PoolMachine(RuleBasedStateMachine):
         world.live(WELL_WITHIN, until_well=True)
         assert world.is_well or world.is_stopping or not world.pool.open, "a healthy world, and still not all READY"
 
+    def _give_everybody_work(self) -> None:
+        for number, worker in enumerate([w for w in self._workers() if w.is_idle and not w.order]):
+            message = Message(f"last-{number}")
+            self.world.queue.append(message)
+            self.world.deliver(worker, message)
+
     def teardown(self) -> None:
         if not hasattr(self, "world") or self.world.is_broken:
             return
@@ -240,7 +279,11 @@ class PoolMachine(RuleBasedStateMachine):
         if not world.is_stopping and world.pool.open:
             self.health_returns()
         if world.pool.open and not world.is_stopping:
+            self._give_everybody_work()
             world.ask(Wish.STOP)
+        if self.ends_stuck:
+            for worker in self._workers():
+                world.stick(worker)
         world.live(GONE_WITHIN)
         assert world.left is not None, "asked to stop, and never left"
         assert not world.pool.handle(model.Asked(Wish.STOP, "SIGTERM"), world.now)

@@ -105,7 +105,8 @@ def test_the_document_has_the_public_keys_and_is_json() -> None:
     assert set(document) >= {"state", "since", "version", "queue", "generation", "workers", "totals", "recent"}
     assert set(document["queue"]) == {"name", "type", "ready", "consumers"}  # type: ignore[call-overload]
     assert set(document["workers"][0]) == {  # type: ignore[index]
-        "slot", "pid", "state", "message_id", "busy_seconds", "rss_bytes", "restarts", "succeeded", "failed", "last_exit",
+        "slot", "pid", "state", "message_id", "busy_seconds", "rss_bytes", "restarts", "succeeded", "failed",
+        "last_exit",
     }  # fmt: skip
     assert set(document["totals"]) == {  # type: ignore[call-overload]
         "succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled", "worker_exits",

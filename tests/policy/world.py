@@ -269,12 +269,12 @@ class World:
         """A seat that is wanted and empty is filled within the longest backoff, once there is a nursery."""
         can_fork = self.nursery is not None and self.nursery.is_ready and not self.is_stopping and not self.is_finishing
         is_degraded = self.pool.view(self.now).state is State.DEGRADED
+        since, self._vacant_since = self._vacant_since, {}
         for slot in range(self.wanted):
             is_vacant = slot not in self.workers and self.nursery is not None and slot not in self.nursery.births
-            if not can_fork or is_degraded or not is_vacant:
-                self._vacant_since[slot] = self.now
-            waited = self.now - self._vacant_since.setdefault(slot, self.now)
-            assert waited <= LONGEST_BACKOFF, f"slot {slot} is left empty"
+            if can_fork and is_vacant and not is_degraded:
+                self._vacant_since[slot] = since.get(slot, self.now)
+                assert self.now - self._vacant_since[slot] <= LONGEST_BACKOFF, f"slot {slot} is left empty"
 
     # ------------------------------------------------------------------------------------------------ the nursery
 
@@ -475,7 +475,7 @@ class World:
         elif worker.stage is Stage.BOOTING:
             self.connect(worker)
         elif worker.order is not None:
-            self.leave(worker, Cause.DRAINED)
+            self.leave(worker, worker.order.cause)
         elif worker.stage is Stage.CONNECTING:
             self.become_ready(worker)
         elif worker.is_measuring:

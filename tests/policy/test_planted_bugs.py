@@ -1,0 +1,190 @@
+"""Would the tests of the policy notice? Each of these bugs is planted in a copy, and there they must fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MACHINE = "test_pool_machine.py"
+SCENES = "test_pool.py"
+TESTS_FAILED = 1
+"""pytest's exit code; others mean that it could not even run them."""
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str
+    """In supervisor/policy."""
+    right: str
+    wrong: str
+    noticed_by: str = MACHINE
+    also: tuple[tuple[str, str], ...] = ()
+    """More of the same, where one guard stands behind another."""
+
+
+BUGS = [
+    Bug(
+        "it spawns while it drains",
+        "pool.py",
+        "if self._nursery.state is not NurseryState.READY or self._state is State.DRAINING:",
+        "if self._nursery.state is not NurseryState.READY:",
+        also=(
+            ('        if self._state is State.DRAINING:\n            return "none: the supervisor is stopping"\n', ""),
+        ),
+    ),
+    Bug("the ledger is off by one", "poison.py", "crashes >= self._max_crashes", "crashes > self._max_crashes"),
+    Bug(
+        "a message under a signal is not blamed",
+        "pool.py",
+        "return Fault.MESSAGE if died.hand",
+        "return Fault.BROKER if died.hand",
+    ),
+    Bug(
+        "a seat is filled while its old process lives",
+        "pool.py",
+        "        slot.enter(Seat.KILLED)\n",
+        "        slot.enter(Seat.WAITING, 0.0)\n",
+    ),
+    Bug(
+        "no backoff after unexplained deaths",
+        "restart.py",
+        "Fault.UNEXPLAINED: Backoff(free=1, first=0.25, most=30.0)",
+        "Fault.UNEXPLAINED: Backoff(free=1, first=0.0, most=0.0)",
+        SCENES,
+    ),
+    Bug(
+        "a broker that sends workers away at once is tried without a brake",
+        "restart.py",
+        "was_ready and streak == 1",
+        "was_ready",
+        SCENES,
+    ),
+    Bug(
+        "a nursery that dies of each fork is started without a brake",
+        "pool.py",
+        "                self._nursery.loaded_at = now\n",
+        "                self._nursery.failures = 0\n",
+        SCENES,
+    ),
+    Bug(
+        "a deadline is not cancelled",
+        "pool.py",
+        """                self._nursery.state = NurseryState.READY
+                self._nursery.deadline = None
+""",
+        """                self._nursery.state = NurseryState.READY
+""",
+    ),
+    Bug(
+        "a seat that waits for something else has its deadline in the loop",
+        "pool.py",
+        "if slot.deadline is not None and not self._is_held(slot)]",
+        "if slot.deadline is not None]",
+    ),
+    Bug("it leaves twice", "pool.py", "        self._left = True\n", ""),
+    Bug(
+        "it leaves before its workers",
+        "pool.py",
+        "if any(slot.phase is not Seat.EMPTY for slot in self._slots):",
+        "if any(slot.phase is Seat.READY for slot in self._slots):",
+    ),
+    Bug(
+        "the grace is never enforced",
+        "pool.py",
+        "actions += self._drain(slot, because, now + self._settings.grace)",
+        "actions += self._drain(slot, because, None)",
+    ),
+    Bug("degraded never ends", "pool.py", "        self._recover(now, actions)\n", ""),
+    Bug(
+        "all at once while degraded",
+        "pool.py",
+        "return self._state is State.DEGRADED and any(",
+        "return False and any(",
+    ),
+    Bug(
+        "what a dead nursery was asked for is waited for",
+        "pool.py",
+        "        self._unfork(Seat.WAITING, now)\n        was_loading",
+        "        was_loading",
+        SCENES,
+    ),
+    Bug(
+        "a worker that hangs after its last words is waited for",
+        "pool.py",
+        " or (slot.phase is Seat.DRAINING and slot.deadline is None):",
+        ":",
+    ),
+    Bug(
+        "a seat that nobody wants is forked for again",
+        "pool.py",
+        "if slot.phase is Seat.FORKING and slot.number < self._wanted:",
+        "if slot.phase is Seat.FORKING:",
+    ),
+    Bug(
+        "burst believes an answer that a death has overtaken",
+        "pool.py",
+        "        self._idle_finished = None\n        actions",
+        "        actions",
+        SCENES,
+    ),
+    Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),
+    Bug("killing somebody is no reason for exit code 1", "pool.py", "self._code = EXIT_KILLED", "pass"),
+]
+
+
+def _copy(to: Path) -> None:
+    """The package and the tests of its policy; no other test, and not this one."""
+    leave_out = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "supervisor", to / "supervisor", ignore=leave_out)
+    (to / "tests" / "policy").mkdir(parents=True)
+    for name in ("world.py", MACHINE, SCENES):
+        shutil.copy(ROOT / "tests" / "policy" / name, to / "tests" / "policy")
+    (to / "pyproject.toml").write_text(
+        '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\npythonpath = ["."]\n'
+    )
+
+
+def _run(where: Path, *files: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/policy/{f}" for f in files)],
+        cwd=where,
+        env={**os.environ, "PYTHONPATH": str(where), "WORKQ_TEST_NO_SHRINK": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: re.sub(r"\W+", "-", bug.name))
+def test_a_planted_bug_is_noticed(bug: Bug, tmp_path: Path) -> None:
+    _copy(tmp_path)
+    file = tmp_path / "supervisor" / "policy" / bug.file
+    text = file.read_text()
+    for right, wrong in ((bug.right, bug.wrong), *bug.also):
+        assert text.count(right) == 1, f"{bug.file} has changed: plant this bug anew, where there was {right!r}"
+        text = text.replace(right, wrong)
+    file.write_text(text)
+    run = _run(tmp_path, bug.noticed_by)
+    assert run.returncode == TESTS_FAILED, f"not noticed:\n{run.stdout}{run.stderr}"
+    # It failed because of what it saw, not because the copy is broken.
+    assert "AssertionError" in run.stdout, run.stdout
+
+
+def test_the_copy_is_what_is_tested_and_without_a_bug_it_passes(tmp_path: Path) -> None:
+    _copy(tmp_path)
+    (tmp_path / "tests" / "policy" / "test_where.py").write_text(
+        "from pathlib import Path\n\nimport supervisor\n\n\n"
+        "def test_it_is_the_copy() -> None:\n    assert Path(supervisor.__file__).parents[1] == Path.cwd()\n"
+    )
+    run = _run(tmp_path, "test_where.py", SCENES)
+    assert run.returncode == 0, run.stdout + run.stderr
