@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -291,13 +292,14 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 PoolMachine.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=300,
     stateful_step_count=40,
     derandomize=True,
     deadline=None,
     database=None,
-    # Whoever only wants to know whether it fails need not wait for the shortest way to make it fail.
+    # Who only wants to know whether it fails need not wait for the shortest way to make it fail.
     phases=[Phase.explicit, Phase.generate] if "WORKQ_TEST_NO_SHRINK" in os.environ else list(Phase),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
-TestThePoolKeepsItsPromises = PoolMachine.TestCase
+TestThePoolKeepsItsPromises = pytest.mark.timeout(400)(PoolMachine.TestCase)
+"""When it fails, Hypothesis takes up to five minutes to find a short way to make it fail."""
