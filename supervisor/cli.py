@@ -31,7 +31,7 @@ line counts before the environment, the environment before the file.
 \b
 Signals:
   TERM, INT  take nothing more, finish the tasks in hand, leave; twice: at once
-  HUP        is answered in the log: this version cannot reload without a restart
+  HUP        rolling reload: load the code anew, then replace one worker at a time
   TTIN TTOU  one worker more, one fewer
   USR1       log a stack dump of every worker
   USR2       log the whole status

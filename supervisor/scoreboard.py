@@ -37,7 +37,7 @@ _PHASE_AT: Final = 0
 _CALL_AT: Final = 1
 _PID: Final = struct.Struct("<I")
 _PID_AT: Final = 4
-_BEAT: Final = struct.Struct("<d")
+_BEAT: Final = struct.Struct("=d")
 _BEAT_AT: Final = 8
 _HAND: Final = struct.Struct(
     "<dQIBBH"
@@ -46,10 +46,10 @@ _HAND_AT: Final = 16
 _KEY_AT: Final = _HAND_AT + _HAND.size
 _KEY_MAX: Final = 255  # AMQP 0-9-1: a message-id is a short string, 255 octets at most
 
-_COUNTERS: Final = struct.Struct("<8Qd")
+_COUNTERS: Final = struct.Struct("=8Qd")
 _COUNTERS_AT: Final = 512
 _BUCKETS_AT: Final = 1024
-_BUCKETS: Final = struct.Struct(f"<{len(BOUNDS) + 1}Q")
+_BUCKETS: Final = struct.Struct(f"={len(BOUNDS) + 1}Q")
 
 _NAMES: Final = (
     "succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled", "log_lines_dropped",
@@ -113,10 +113,14 @@ class Scoreboard:
 class Pen:
     """One worker's hand on its page. Every method is a few plain stores; none can fail."""
 
-    __slots__ = ("_page",)
+    # Numbers are stored through these casts, each by one aligned move. struct.pack_into() zeroes its target first and
+    # then fills it byte by byte: a SIGKILL, or a reader, in between finds a total of nought.
+    __slots__ = ("_floats", "_integers", "_page")
 
     def __init__(self, page: memoryview) -> None:
         self._page = page
+        self._integers = page.cast("Q")
+        self._floats = page.cast("d")
 
     def open(self, pid: int) -> None:
         _PID.pack_into(self._page, _PID_AT, pid)
@@ -132,7 +136,7 @@ class Pen:
 
     def beat(self) -> None:
         """The loop turns: said at least every few seconds while idle."""
-        _BEAT.pack_into(self._page, _BEAT_AT, now())
+        self._floats[_BEAT_AT // 8] = now()
 
     def take(self, key: bytes, is_id: bool, tag: int, attempt: int, redelivered: bool) -> float:
         """Note the delivery before its handler runs. Returns the instant noted."""
@@ -157,20 +161,16 @@ class Pen:
         self.count(counter)
         if more:
             self.count(more)
-        self._add(_BUCKETS_AT + 8 * bisect.bisect_left(BOUNDS, seconds))
-        at = _COUNTERS_AT + 8 * len(_NAMES)
-        _BEAT.pack_into(page, at, _BEAT.unpack_from(page, at)[0] + seconds)
+        self._integers[_BUCKETS_AT // 8 + bisect.bisect_left(BOUNDS, seconds)] += 1
+        self._floats[_BUSY_AT // 8] += seconds
         page[_PHASE_AT] = Phase.IDLE
 
     def count(self, counter: str, by: int = 1) -> None:
-        self._add(_OFFSETS[counter], by)
-
-    def _add(self, at: int, by: int = 1) -> None:
-        _U64.pack_into(self._page, at, _U64.unpack_from(self._page, at)[0] + by)
+        self._integers[_INDEX[counter]] += by
 
 
-_U64: Final = struct.Struct("<Q")
-_OFFSETS: Final = {name: _COUNTERS_AT + 8 * i for i, name in enumerate(_NAMES)}
+_BUSY_AT: Final = _COUNTERS_AT + 8 * len(_NAMES)
+_INDEX: Final = {name: _COUNTERS_AT // 8 + i for i, name in enumerate(_NAMES)}
 
 
 def _start(slot: int) -> int:

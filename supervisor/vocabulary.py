@@ -181,6 +181,8 @@ class Suspect:
 
     key: str
     delivery_count: int = 0
+    is_held: bool = False
+    """Filled in by the parent: another worker's page still shows this very message in hand. It may be dying of it."""
 
 
 @dataclass(frozen=True, slots=True)

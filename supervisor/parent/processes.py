@@ -22,11 +22,13 @@ import psutil
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.link import Link
+from supervisor.parent import cgroup, leftovers
 from supervisor.parent.output import Output
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
     Begin,
+    Cause,
     Event,
     Exited,
     Fork,
@@ -43,6 +45,7 @@ from supervisor.vocabulary import (
     Sampled,
     Started,
     StartFailed,
+    Suspect,
     Threaded,
     WorkerSaid,
 )
@@ -117,6 +120,7 @@ class Processes:
         self._tickets = 0
         self._workers: dict[int, _Worker] = {}
         self._has_orphans = False
+        self._oom_kills = cgroup.OomKills(cgroup.find_counter())
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
@@ -130,7 +134,10 @@ class Processes:
     def wait(self, until: float) -> list[Event]:
         """What has happened; at `until` (monotonic seconds) an empty list."""
         events: list[Event] = []
-        for key, _ in self._selector.select(max(0.0, until - now())):
+        ready = self._selector.select(max(0.0, until - now()))
+        # Deaths first: what another worker asks in the same round may be about a message that just killed one.
+        deaths = {worker.pidfd for worker in self._workers.values()} if len(ready) > 1 else set()
+        for key, _ in sorted(ready, key=lambda found: found[0].fd not in deaths):
             # A callback earlier in this round may have closed what a later one was for.
             if key.fd in self._selector.get_map():
                 events += key.data()
@@ -151,6 +158,7 @@ class Processes:
                 self.watch(worker.output.fd, lambda worker=worker: self._output(worker))  # type: ignore[misc]
         for nursery in (*self._spent, *self._nurseries.values()):
             nursery.output.refill()
+        self._oom_kills.look()
         return Sampled(tuple(self._read(worker) for worker in self._workers.values()))
 
     def _read(self, worker: _Worker) -> Reading:
@@ -179,6 +187,7 @@ class Processes:
         theirs.close()
         os.close(writer)
         process.returncode = 0  # reaped here, by its pidfd; Popen shall not try
+        cgroup.make_expendable(process.pid)
         output = Output(reader, self._log, source="nursery", pid=process.pid)
         nursery = _Nursery(generation, process.pid, os.pidfd_open(process.pid), ours, output)
         self._nurseries[generation] = nursery
@@ -221,7 +230,7 @@ class Processes:
     def _nursery_exited(self, nursery: _Nursery) -> Iterator[Event]:
         yield from self._hear_nursery(nursery)
         nursery.output.drain()
-        status = _reap(nursery.pidfd)
+        status = self._reap(nursery.pidfd)
         for fileobj in (nursery.link, nursery.output.fd, nursery.pidfd):
             self._forget(fileobj)
         nursery.link.close()
@@ -267,6 +276,7 @@ class Processes:
         self._ask_for_births(nursery)
         try:
             pidfd = os.pidfd_open(pid)
+            leftovers.mark(pid)
             birth.link.send(Begin(), wait=False)
             process = psutil.Process(pid)
         except (OSError, psutil.Error):
@@ -324,11 +334,17 @@ class Processes:
                     self._record(line.encode())
                 case LoadFailed():
                     worker.said = report
+                case Suspect(key):
+                    yield WorkerSaid(worker.slot, replace(report, is_held=self._is_held(key, worker)))
                 case Leaving():
                     worker.said = report
                     yield WorkerSaid(worker.slot, report)
                 case _:
                     yield WorkerSaid(worker.slot, report)
+
+    def _is_held(self, key: str, by_other_than: _Worker) -> bool:
+        others = (self._board.read(worker.slot) for worker in self._workers.values() if worker is not by_other_than)
+        return any(page.hand is not None and page.hand.key == key for page in others)
 
     def _output(self, worker: _Worker) -> Iterator[Event]:
         if not worker.output.read():
@@ -347,10 +363,11 @@ class Processes:
             os.killpg(worker.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
-        status = _reap(worker.pidfd)
+        del self._workers[worker.slot]
+        leftovers.kill(self._living())
+        status = self._reap(worker.pidfd)
         reading = self._board.read(worker.slot)
         self._board.vacate(worker.slot)
-        del self._workers[worker.slot]
         for fileobj in (worker.link, worker.output.fd, worker.pidfd):
             self._forget(fileobj)
         worker.link.close()
@@ -393,8 +410,8 @@ class Processes:
         """Reap grandchildren that fell to us. Not ours: a worker just forked whose pid is not known yet."""
         if any(nursery.births.asked for nursery in self._nurseries.values()):
             return
-        ours = {worker.pid for worker in self._workers.values()}
-        ours |= {nursery.pid for nursery in (*self._nurseries.values(), *self._spent)}
+        ours = self._living() | {nursery.pid for nursery in (*self._nurseries.values(), *self._spent)}
+        found_any = False
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -402,10 +419,21 @@ class Processes:
                 found = None
             if found is None:
                 self._has_orphans = False
-                return
+                break
             if found.si_pid in ours:
-                return  # its pidfd has its turn first; then we are called again
+                break  # its pidfd has its turn first; then we are called again
             os.waitid(os.P_PID, found.si_pid, os.WEXITED)
+            found_any = True
+        if found_any:
+            leftovers.kill(self._living())  # its own children have fallen to us, and may be leftovers, too
+
+    def _living(self) -> set[int]:
+        return {worker.pid for worker in self._workers.values()}
+
+    def _reap(self, pidfd: int) -> str:
+        """How it died: `exit 3`, `SIGKILL`, `OOM`."""
+        status = _reap(pidfd)
+        return str(Cause.OOM) if status == "SIGKILL" and self._oom_kills.claim() else status
 
     def close(self) -> None:
         """End whatever is left. A nursery that was asked for its stack has two seconds to write it."""
@@ -419,6 +447,10 @@ class Processes:
         self.signal_all(signal.SIGKILL)
         until = now() + 5.0
         while (self._spent or self._workers) and now() < until:
+            self.wait(until)
+        self._reap_orphans()
+        while leftovers.kill_all() and now() < until:
+            self._has_orphans = True
             self.wait(until)
 
 

@@ -73,6 +73,7 @@ HUNG_AFTER: Final = 5.0
 broker itself gives up after two heartbeats."""
 RESTART_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the histogram from a death to consuming again, seconds."""
+_THREADS: Final = "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
 _NURSERY_BACKOFF: Final = Backoff(free=1, first=0.25, most=30.0)
 
 
@@ -101,6 +102,7 @@ class Nursery:
     deadline: float | None = None
     """LOADING: the import is given up. NONE: another one is started."""
     loaded_at: float = 0.0
+    preload: bool = True
     failures: int = 0
     """In a row: since one forked a worker, or held for `STEADY` seconds. Loading proves nothing: a fork may kill it."""
 
@@ -153,8 +155,11 @@ class Pool:
         self._seed = seed
         self._slots = [Slot(number) for number in range(settings.workers)]
         self._wanted = settings.workers
-        self._nursery = Nursery(generation=1)
-        self._preload = settings.preload
+        self._nursery = Nursery(generation=1, preload=settings.preload)
+        self._incoming: Nursery | None = None
+        """The next generation's, while it loads."""
+        self._is_rolling = False
+        """Workers of an older generation are being replaced, one at a time."""
         self._ledger = Ledger(settings.max_crashes)
         self._state = State.STARTING
         self._since = 0.0
@@ -163,6 +168,8 @@ class Pool:
         self._is_finishing = False
         self._left = False
         self._worked = False
+        self._suspects: dict[int, str] = {}
+        """Who asked about a message that another worker seemed to hold, and still waits."""
         self._unexplained: list[float] = []
         self._exits: Counter[str] = Counter()
         self._restarts = _Restarts()
@@ -184,8 +191,8 @@ class Pool:
     def deadline(self) -> float | None:
         """When `overdue` has something to do, if nothing happens before."""
         times = [slot.deadline for slot in self._slots if slot.deadline is not None and not self._is_held(slot)]
-        if self._nursery.deadline is not None:
-            times.append(self._nursery.deadline)
+        nurseries = (self._nursery, self._incoming)
+        times += [n.deadline for n in nurseries if n is not None and n.deadline is not None]
         return min(times, default=None)
 
     def view(self, now: float) -> PoolView:
@@ -237,7 +244,7 @@ class Pool:
                 actions += self._exited(self._slots[event.slot], event, now)
             case Sampled(readings):
                 actions += self._sampled(readings, now)
-        return [*actions, *self._spawns(now), *self._leave()]
+        return [*actions, *self._replace_next(), *self._spawns(now), *self._leave()]
 
     def overdue(self, now: float) -> list[Action]:
         """What follows from the time alone."""
@@ -249,7 +256,11 @@ class Pool:
                 actions += self._slot_overdue(slot, now)
         if self._nursery.deadline is not None and self._nursery.deadline <= now:
             actions += self._nursery_overdue(now)
-        return [*actions, *self._spawns(now), *self._leave()]
+        if self._incoming is not None and self._incoming.deadline is not None and self._incoming.deadline <= now:
+            because = f"the import did not end within --boot-timeout ({self._settings.boot_timeout:g} s)"
+            actions.append(StopNursery(self._incoming.generation, because, stack=True))
+            actions += self._reload_failed(because)
+        return [*actions, *self._replace_next(), *self._spawns(now), *self._leave()]
 
     # ------------------------------------------------------------------------------------------------- wishes
 
@@ -264,7 +275,7 @@ class Pool:
             case Wish.SHRINK:
                 return self._resize(self._wanted - 1, by, now)
             case Wish.RELOAD:
-                return [Say("reload.failed", "warning", f"{by}: this version cannot reload; restart instead")]
+                return self._reload(by, now)
 
     def _stop(
         self, because: str, now: float, code: int = EXIT_DONE, event: str = "supervisor.stopping"
@@ -274,6 +285,9 @@ class Pool:
         self._code = code
         self._nursery.deadline = None
         actions: list[Action] = [Say(event, "info", because, {"grace": self._settings.grace})]
+        if self._incoming is not None:
+            actions.append(StopNursery(self._incoming.generation, because))
+            self._incoming = None
         for slot in self._slots:
             actions += self._drain(slot, because, now + self._settings.grace)
         return actions
@@ -337,9 +351,11 @@ class Pool:
     def _start_nursery(self, now: float, because: str) -> list[Action]:
         self._nursery.state = NurseryState.LOADING
         self._nursery.deadline = now + self._settings.boot_timeout
-        return [StartNursery(self._nursery.generation, self._preload, because)]
+        return [StartNursery(self._nursery.generation, self._nursery.preload, because)]
 
     def _nursery_said(self, generation: int, report: Loaded | Threaded | LoadFailed, now: float) -> list[Action]:
+        if self._incoming is not None and generation == self._incoming.generation:
+            return self._incoming_said(self._incoming, report, now)
         if generation != self._nursery.generation or self._state is State.DRAINING:
             return []
         match report:
@@ -347,23 +363,23 @@ class Pool:
                 self._nursery.state = NurseryState.READY
                 self._nursery.deadline = None
                 self._nursery.loaded_at = now
-                fields = {"handler": self._settings.handler, "seconds": round(seconds, 3), "preloaded": preloaded}
-                because = "imported once, for every worker" if preloaded else "each worker imports it for itself"
-                return [Say("handler.loaded", "info", because, fields)]
+                return [self._loaded(seconds, preloaded)]
             case Threaded(threads):
-                self._preload = False
+                self._nursery.preload = False
                 self._nursery.state = NurseryState.NONE
-                because = (
-                    "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
-                )
                 return [
-                    Say("handler.loaded", "warning", because, {"threads": threads, "preloaded": False}),
-                    StopNursery(generation, because),
-                    *self._start_nursery(now, because),
+                    Say("handler.loaded", "warning", _THREADS, {"threads": threads, "preloaded": False}),
+                    StopNursery(generation, _THREADS),
+                    *self._start_nursery(now, _THREADS),
                 ]
             case LoadFailed(error, traceback):
                 self._nursery.state = NurseryState.NONE
                 return self._cannot_load(error, traceback, now)
+
+    def _loaded(self, seconds: float, preloaded: bool) -> Say:
+        fields = {"handler": self._settings.handler, "seconds": round(seconds, 3), "preloaded": preloaded}
+        because = "imported once, for every worker" if preloaded else "each worker imports it for itself"
+        return Say("handler.loaded", "info", because, fields)
 
     def _cannot_load(self, error: str, traceback: str, now: float) -> list[Action]:
         fields = {"handler": self._settings.handler} | ({"exception": traceback} if traceback else {})
@@ -380,6 +396,8 @@ class Pool:
         return [*self._stop(because, now, EXIT_CONFIG), StopNursery(self._nursery.generation, because)]
 
     def _nursery_gone(self, generation: int, cause: str, now: float) -> list[Action]:
+        if self._incoming is not None and generation == self._incoming.generation:
+            return self._reload_failed(f"the process that imports it died: {cause}")
         if generation != self._nursery.generation:
             return []
         if self._state is State.DRAINING:
@@ -421,6 +439,61 @@ class Pool:
         self._nursery.deadline = None
         return [StopNursery(self._nursery.generation, because, stack=True), *self._cannot_load(because, "", now)]
 
+    # ------------------------------------------------------------------------------------------------- reload
+
+    def _reload(self, by: str, now: float) -> list[Action]:
+        """Load the code anew beside what runs; workers are replaced only when that has worked."""
+        if self._state is State.DRAINING or self._is_finishing:
+            return []
+        if self._incoming is not None or not self._worked:
+            why = "one is under way already" if self._incoming is not None else "nothing has been loaded yet"
+            return [Say("reload.failed", "warning", f"{by}: {why}")]
+        generation = self._nursery.generation + 1
+        deadline = now + self._settings.boot_timeout
+        self._incoming = Nursery(generation, NurseryState.LOADING, deadline, preload=self._settings.preload)
+        said = Say("reload.started", "info", by, {"generation": generation})
+        return [said, StartNursery(generation, self._incoming.preload, f"reload: {by}")]
+
+    def _incoming_said(self, incoming: Nursery, report: Loaded | Threaded | LoadFailed, now: float) -> list[Action]:
+        match report:
+            case Loaded(seconds, preloaded):
+                former, self._nursery, self._incoming = self._nursery, incoming, None
+                incoming.state, incoming.deadline, incoming.loaded_at = NurseryState.READY, None, now
+                self._unfork(Seat.WAITING, now)
+                self._is_rolling = True
+                because = f"generation {incoming.generation} is loaded"
+                return [self._loaded(seconds, preloaded), StopNursery(former.generation, because)]
+            case Threaded():
+                incoming.preload = False
+                incoming.deadline = now + self._settings.boot_timeout
+                return [
+                    StopNursery(incoming.generation, _THREADS),
+                    StartNursery(incoming.generation, False, _THREADS),
+                ]
+            case LoadFailed(error, traceback):
+                return self._reload_failed(error, traceback)
+
+    def _reload_failed(self, because: str, traceback: str = "") -> list[Action]:
+        generation = self._nursery.generation
+        self._incoming = None
+        fields: dict[str, object] = {"generation": generation} | ({"exception": traceback} if traceback else {})
+        return [Say("reload.failed", "error", f"{because}; generation {generation} stays", fields)]
+
+    def _replace_next(self) -> Iterator[Action]:
+        """Replace one worker of an older generation, when the one before it has been replaced by one that consumes."""
+        if not self._is_rolling or self._state is State.DRAINING or self._is_finishing:
+            return
+        seats = self._slots[: self._wanted]
+        generation = self._nursery.generation
+        old = [slot for slot in seats if slot.is_alive and slot.generation < generation]
+        if not old:
+            self._is_rolling = False
+            yield Say(
+                "reload.finished", "info", f"every worker is of generation {generation}", {"generation": generation}
+            )
+        elif all(slot.phase is Seat.READY for slot in seats):
+            yield from self._drain(old[0], f"reload: generation {generation} follows", None)
+
     # ------------------------------------------------------------------------------------------------ workers
 
     def _started(self, slot: Slot, pid: int, now: float) -> list[Action]:
@@ -453,14 +526,12 @@ class Pool:
                 return []
             case Ready(broker) if slot.phase is Seat.CONNECTING:
                 return self._ready(slot, broker, now)
+            case Suspect(key, is_held=True):
+                # Whoever holds it may be dying of it this instant; if so, the next sample comes after its death.
+                self._suspects[slot.number] = key
+                return []
             case Suspect(key):
-                verdict = self._ledger.verdict(key)
-                because = (
-                    f"it has killed {verdict.crashes} workers"
-                    if verdict.crashes
-                    else "it is not known to have killed a worker"
-                )
-                return [Tell(slot.number, verdict, because)]
+                return [self._verdict(slot.number, key)]
             case Depth() as depth:
                 return self._measured(depth, now)
             case Ready() if slot.phase is Seat.DRAINING and self._state is not State.DRAINING:
@@ -473,6 +544,17 @@ class Pool:
                 return []
             case _:
                 return []
+
+    def _verdict(self, slot: int, key: str) -> Tell:
+        verdict = self._ledger.verdict(key)
+        if not verdict.crashes:
+            return Tell(slot, verdict, "it is not known to have killed a worker")
+        return Tell(slot, verdict, f"it has killed {verdict.crashes} of {self._settings.max_crashes}")
+
+    def _answer_suspects(self, key: str | None = None) -> list[Action]:
+        """Those who asked about this key, or all."""
+        due = [slot for slot, asked in self._suspects.items() if key is None or asked == key]
+        return [self._verdict(slot, self._suspects.pop(slot)) for slot in due]
 
     def _ready(self, slot: Slot, broker: str, now: float) -> list[Action]:
         slot.enter(Seat.READY)
@@ -503,7 +585,8 @@ class Pool:
             self._code = EXIT_KILLED
         slot.vacate(died, cause, now)
         self._idle_finished = None
-        actions: list[Action] = []
+        self._suspects.pop(slot.number, None)
+        actions: list[Action] = self._answer_suspects(died.hand.key) if died.hand else []
         follows = self._follow(slot, died, fault, was_ready, lived, now, actions)
         if crashes:
             follows += f"; the message has killed {crashes} of {self._settings.max_crashes}"
@@ -625,7 +708,7 @@ class Pool:
     def _sampled(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
         held_up = self._sampled_at is not None and now - self._sampled_at > SAMPLE_GAP
         self._sampled_at = now
-        actions: list[Action] = []
+        actions: list[Action] = self._answer_suspects()
         for reading in readings:
             slot = self._slots[reading.slot]
             if slot.pid == reading.pid and slot.phase in (Seat.READY, Seat.DRAINING):

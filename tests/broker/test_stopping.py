@@ -123,12 +123,3 @@ def test_usr1_logs_the_stacks_of_every_worker_and_usr2_the_whole_status(
         pool.send(signal.SIGUSR2)
         assert pool.hear("supervisor.status")["status"]["workers"][0]["state"] == "busy"
         pool.stop()
-
-
-def test_hup_is_answered_and_kills_nobody(broker_url: str, queue: str) -> None:
-    with supervised("handlers:work", "--workers", "1", url=broker_url, queue=queue) as pool:
-        pool.ready()
-        pool.send(signal.SIGHUP)
-        pool.hear("reload.failed")
-        assert pool.get("/readyz")[0] == 200
-        assert pool.stop() == 0

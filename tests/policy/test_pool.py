@@ -23,8 +23,11 @@ from supervisor.vocabulary import (
     Spawn,
     StartNursery,
     StopNursery,
+    Suspect,
     Tell,
+    Verdict,
     Wish,
+    WorkerSaid,
 )
 from tests.policy.world import MB, Message, Stage, Worker, World, settings
 
@@ -764,3 +767,101 @@ def test_burst_goes_on_with_as_many_workers_as_are_wanted() -> None:
     world.answer(worker, ready=0)
     world.die(worker, "SIGKILL")
     assert [action.slot for action in _of(world, Spawn)] == [0]
+
+
+# ------------------------------------------------------------------------------------------------- messages that kill
+
+
+def _suspecting(world: World, slot: int, key: str) -> Worker:
+    """A worker that was given this message too, while another's page still shows it, and asks."""
+    worker = world.workers[slot]
+    worker.message = Message(key, is_redelivered=True)
+    world.tell(WorkerSaid(slot, Suspect(key, is_held=True)))
+    return worker
+
+
+def _verdicts(world: World) -> list[Verdict]:
+    return [
+        action.order for action in _of(world, Tell) if isinstance(action, Tell) and isinstance(action.order, Verdict)
+    ]
+
+
+def test_a_message_is_judged_after_the_death_of_whoever_still_held_it() -> None:
+    world = _up(max_crashes=1)
+    holder = _working(world, 0, "k")
+    _suspecting(world, 1, "k")
+    assert not _verdicts(world)
+    world.die(holder, "SIGSEGV")
+    [verdict] = _verdicts(world)
+    assert (verdict.key, verdict.run, verdict.crashes) == ("k", False, 1)
+
+
+def test_a_message_whose_holder_lives_on_without_a_connection_is_judged_at_the_next_sample() -> None:
+    world = _up(max_crashes=1)
+    _working(world, 0, "k")
+    _suspecting(world, 1, "k")
+    world.sample()
+    [verdict] = _verdicts(world)
+    assert verdict.run
+
+
+def test_a_suspect_that_dies_while_it_waits_is_not_answered() -> None:
+    world = _up(max_crashes=1)
+    _working(world, 0, "k")
+    world.die(_suspecting(world, 1, "k"), "SIGKILL")
+    world.sample()
+    assert not _verdicts(world)
+
+
+# ------------------------------------------------------------------------------------------------------------- reload
+
+
+def test_a_reload_replaces_one_worker_at_a_time_once_the_new_code_is_loaded() -> None:
+    world = _up(workers=3)
+    world.ask(Wish.RELOAD)
+    assert not _of(world, Tell)
+    world.reload_loads()
+    assert len(_of(world, Tell)) == 1
+    world.live(60.0, until_well=True)
+    assert [worker.generation for worker in world.workers.values()] == [2, 2, 2]
+    assert [action.event for action in _of(world, Say) if isinstance(action, Say) and "reload" in action.event] == [
+        "reload.started",
+        "reload.finished",
+    ]
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_code_that_cannot_be_loaded_changes_nothing(dies: bool) -> None:
+    world = _up()
+    pids = [worker.pid for worker in world.workers.values()]
+    world.ask(Wish.RELOAD)
+    world.reload_fails(dies)
+    world.live(60.0)
+    assert [worker.pid for worker in world.workers.values()] == pids
+    assert "reload.failed" in [action.event for action in _of(world, Say) if isinstance(action, Say)]
+
+
+def test_a_reload_whose_import_hangs_is_given_up() -> None:
+    world = _up()
+    world.ask(Wish.RELOAD)
+    world.advance(world.settings.boot_timeout + 0.1)
+    assert world.incoming is None
+    assert world.pool.view(world.now).generation == 1
+    world.ask(Wish.RELOAD)
+    assert world.incoming is not None
+
+
+def test_one_reload_at_a_time() -> None:
+    world = _up()
+    world.ask(Wish.RELOAD)
+    world.ask(Wish.RELOAD)
+    assert len(_of(world, StartNursery)) == 1
+
+
+def test_a_stop_ends_the_nursery_that_a_reload_has_started() -> None:
+    world = _up()
+    world.ask(Wish.RELOAD)
+    world.ask(Wish.STOP)
+    assert world.incoming is None
+    world.live(1.0)
+    assert world.left is not None

@@ -97,6 +97,27 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.world.fail_to_fork(slot)
 
+    @precondition(lambda self: self.world.pool.open)
+    @rule()
+    def reload(self) -> None:
+        self.world.ask(Wish.RELOAD)
+
+    @precondition(lambda self: self.world.incoming is not None)
+    @rule(what=st.sampled_from(["loads", "loads", "loads", "threads", "fails", "dies", "sticks"]))
+    def reload_loads(self, what: str) -> None:
+        world = self.world
+        assert world.incoming is not None
+        if world.incoming.is_stuck:
+            return
+        if what == "loads" or (what == "threads" and not world.incoming.preload):
+            world.reload_loads()
+        elif what == "threads":
+            world.reload_finds_threads()
+        elif what == "sticks":
+            world.incoming.is_stuck = True
+        else:
+            world.reload_fails(dies=what == "dies")
+
     # ---------------------------------------------------------------------------------------------- the workers
 
     @precondition(lambda self: self._workers(Stage.BOOTING))
@@ -120,14 +141,14 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.leave(worker, Cause.DRAINED)
 
     @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
-    @rule(n=ANY, key=st.sampled_from("ab"))
-    def take(self, n: int, key: str) -> None:
+    @rule(n=ANY, key=st.sampled_from("ab"), is_held=st.sampled_from([False, False, True]))
+    def take(self, n: int, key: str, is_held: bool = False) -> None:
         worker = _nth(n, [w for w in self._workers() if w.is_idle and not w.order])
         held = [w.message.key for w in self._workers(stuck=None) if w.message]
         if key not in held and not any(message.key == key for message in self.world.queue):
             self.world.queue.append(Message(key))
         if self.world.queue:
-            self.world.deliver(worker, self.world.queue[0])
+            self.world.deliver(worker, self.world.queue[0], is_held)
 
     @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
     @rule(n=ANY, again=st.integers(0, 3), status=SIGNALS)

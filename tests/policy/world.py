@@ -104,6 +104,7 @@ class Worker:
     """Killed while it booted because it was not wanted any more: nothing is lost by that."""
     is_measuring: bool = False
     rss: int = 10 * MB
+    generation: int = 1
 
     @property
     def hand(self) -> InHand | None:
@@ -143,6 +144,10 @@ class World:
         self.pool = Pool(settings)
         self.wanted = settings.workers
         self.nursery: NurseryProcess | None = None
+        self.incoming: NurseryProcess | None = None
+        """The next generation's, while it loads."""
+        self.former: NurseryProcess | None = None
+        """The generation's before, until the pool has it stopped."""
         self.workers: dict[int, Worker] = {}
         self.queue: list[Message] = []
         self.quarantined: list[Message] = []
@@ -193,13 +198,22 @@ class World:
         match action:
             case StartNursery(generation, preload):
                 assert not self.is_stopping, "a nursery is started while stopping"
-                assert self.nursery is None, "two nurseries"
-                self.nursery = NurseryProcess(generation, preload)
-            case StopNursery():
-                self.nursery = None
+                if generation > self.pool.view(self.now).generation:
+                    assert self.incoming is None, "two reloads"
+                    self.incoming = NurseryProcess(generation, preload)
+                else:
+                    assert self.nursery is None, "two nurseries"
+                    self.nursery = NurseryProcess(generation, preload)
+            case StopNursery(generation):
+                for name in ("nursery", "incoming", "former"):
+                    nursery = getattr(self, name)
+                    if nursery is not None and nursery.generation == generation:
+                        setattr(self, name, None)
             case Spawn(slot):
                 self._spawn(slot)
             case Tell(slot, Drain() as order):
+                if action.because.startswith("reload"):
+                    self._check_roll(slot)
                 self.workers[slot].order = order
             case Tell(slot, Measure()):
                 self.workers[slot].is_measuring = True
@@ -227,6 +241,13 @@ class World:
             assert not arriving and not self.nursery.births, "while degraded, one worker at a time"
         self.nursery.births.append(slot)
 
+    def _check_roll(self, slot: int) -> None:
+        """A reload replaces one worker at a time, and only while everybody else consumes."""
+        generation = self.pool.view(self.now).generation
+        assert self.workers[slot].generation < generation, "a worker of this generation is replaced by a reload"
+        others = [self.workers.get(other) for other in range(self.wanted)]
+        assert all(w and w.stage is Stage.CONSUMING and not w.order and not w.signals for w in others), "a gap"
+
     def _heed(self, worker: Worker, verdict: Verdict) -> None:
         message = worker.message
         assert message is not None and verdict.key == message.key, "a verdict that nobody asked for"
@@ -242,7 +263,7 @@ class World:
 
     def _leave(self, leave: Leave, code: int) -> None:
         assert not self.workers, "left before its workers"
-        assert self.nursery is None, "left before its nursery"
+        assert self.nursery is self.incoming is self.former is None, "left before its nursery"
         assert self.is_stopping or self.is_finishing, "nobody asked it to leave"
         if self.is_finishing and not self.is_stopping:
             assert not [message for message in self.queue if message.is_redelivered], "burst left unsettled work behind"
@@ -297,10 +318,31 @@ class World:
         generation, self.nursery = self.nursery.generation, None
         self.tell(NurseryGone(generation, status))
 
+    def reload_loads(self) -> None:
+        assert self.incoming is not None
+        self.former, self.nursery, self.incoming = self.nursery, self.incoming, None
+        self.nursery.is_ready = True
+        self.tell(NurserySaid(self.nursery.generation, Loaded(0.1, self.nursery.preload)))
+        assert self.former is None, "the former generation's nursery lives on"
+
+    def reload_finds_threads(self) -> None:
+        assert self.incoming is not None and self.incoming.preload
+        self.tell(NurserySaid(self.incoming.generation, Threaded(["pool-1"])))
+
+    def reload_fails(self, dies: bool) -> None:
+        assert self.incoming is not None
+        generation, self.incoming = self.incoming.generation, None
+        if dies:
+            self.tell(NurseryGone(generation, "SIGKILL"))
+        else:
+            self.tell(NurserySaid(generation, LoadFailed("SyntaxError: invalid syntax", "Traceback ...")))
+        assert self.pool.view(self.now).generation < generation, "a generation that cannot be loaded"
+
     def fork(self, slot: int) -> Worker:
         assert self.nursery is not None
         self.nursery.births.remove(slot)
         worker = self.workers[slot] = Worker(slot, next(self._pids), self.now)
+        worker.generation = self.nursery.generation
         self.tell(Started(slot, worker.pid))
         return worker
 
@@ -320,13 +362,15 @@ class World:
         self.has_worked = self.has_worked or not worker.order
         self.tell(WorkerSaid(worker.slot, Ready("127.0.0.1:5672")))
 
-    def deliver(self, worker: Worker, message: Message) -> None:
-        """The broker gives it a message; it runs, or is quarantined at once."""
+    def deliver(self, worker: Worker, message: Message, is_held: bool = False) -> None:
+        """The broker gives it a message; it runs, or is quarantined at once. `is_held`: after the next sample."""
         self.queue.remove(message)
         worker.message, worker.since, worker.is_settling = message, self.now, False
         if message.is_redelivered:
             before = len(self.log)
-            self.tell(WorkerSaid(worker.slot, Suspect(message.key)))
+            self.tell(WorkerSaid(worker.slot, Suspect(message.key, is_held=is_held)))
+            if is_held:
+                self.sample()
             assert any(isinstance(a, Tell) and isinstance(a.order, Verdict) for a in self.log[before:]), "no verdict"
 
     def finish_task(self, worker: Worker) -> None:
@@ -441,12 +485,15 @@ class World:
     @property
     def is_well(self) -> bool:
         view = self.pool.view(self.now)
-        return view.state is State.RUNNING and view.ready == self.wanted and len(self.workers) == self.wanted
+        is_full = view.ready == self.wanted and len(self.workers) == self.wanted
+        is_current = all(worker.generation == view.generation for worker in self.workers.values())
+        return view.state is State.RUNNING and is_full and is_current and self.incoming is None
 
     def _has_news(self) -> bool:
         nursery = self.nursery
         forks = nursery is not None and not nursery.is_stuck and (nursery.births or not nursery.is_ready)
-        return bool(forks) or any(self._has_something_to_do(worker) for worker in self.workers.values())
+        loads = self.incoming is not None and not self.incoming.is_stuck
+        return bool(forks or loads) or any(self._has_something_to_do(worker) for worker in self.workers.values())
 
     def _has_something_to_do(self, worker: Worker) -> bool:
         if worker.signals:
@@ -461,6 +508,8 @@ class World:
                     self.nursery_loads()
                 elif nursery.births:
                     self.fork(nursery.births[0])
+            if self.incoming is not None and not self.incoming.is_stuck:
+                self.reload_loads()
             for worker in list(self.workers.values()):
                 if self.workers.get(worker.slot) is worker and self._has_something_to_do(worker):
                     self._do(worker)
