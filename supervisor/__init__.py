@@ -1,7 +1,7 @@
 """workq-supervise: crash-proof consumers on a RabbitMQ queue.
 
-A handler needs nothing from here. For control it may raise `Reject`; for types, `Task`; to send work, `Publisher`.
-Names are loaded when first used, so that a worker pays only for what it touches.
+A handler needs nothing from here. For control it may raise `Retry` or `Reject`; for types, `Task`; to send work,
+`Publisher`. Names are loaded when first used, so that a worker pays only for what it touches.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from supervisor.version import __version__
 
 if TYPE_CHECKING:
     from supervisor.publisher import Publisher
-    from supervisor.worker.task import Reject, Task
+    from supervisor.worker.task import Reject, Retry, Task
 
-__all__ = ["Publisher", "Reject", "Task", "__version__"]
+__all__ = ["Publisher", "Reject", "Retry", "Task", "__version__"]
 
 _HOMES = {
     "Publisher": "supervisor.publisher",
     "Reject": "supervisor.worker.task",
+    "Retry": "supervisor.worker.task",
     "Task": "supervisor.worker.task",
 }
 

@@ -191,6 +191,19 @@ class _Session:
         self._expect(lambda: self._connection.is_open, deadline)
         self._connection.add_on_connection_blocked_callback(self._block)
         self._connection.add_on_connection_unblocked_callback(self._unblock)
+        self._channel = self._take(declaration, declare, deadline)
+        self._channel.add_on_close_callback(self._ended)
+        self._channel.add_on_return_callback(self._returned)
+        confirming: list[Any] = []
+        self._channel.confirm_delivery(self._confirmed, callback=confirming.append)
+        self._expect(lambda: bool(confirming), deadline)
+
+    def declare(self, declaration: queues.Declaration, declare: bool, timeout: float) -> None:
+        """Take or declare another queue. Raises _Lost; the session lives on if the broker only refused."""
+        self._take(declaration, declare, now() + timeout).close()
+
+    def _take(self, declaration: queues.Declaration, declare: bool, deadline: float) -> Any:
+        """The open channel on which the queue was taken or declared. Raises _Lost."""
         channels: list[Any] = []
         refusals: list[BaseException] = []
         amqp.declare_or_take(
@@ -203,12 +216,7 @@ class _Session:
         self._expect(lambda: bool(channels or refusals), deadline)
         if refusals:
             raise _Lost(refusals[0])
-        self._channel = channels[0]
-        self._channel.add_on_close_callback(self._ended)
-        self._channel.add_on_return_callback(self._returned)
-        confirming: list[Any] = []
-        self._channel.confirm_delivery(self._confirmed, callback=confirming.append)
-        self._expect(lambda: bool(confirming), deadline)
+        return channels[0]
 
     def send(self, exchange: str, sent: _Sent, properties: pika.BasicProperties, body: bytes) -> None:
         self._channel.basic_publish(exchange, sent.routing_key, body, properties, mandatory=True)
@@ -353,6 +361,18 @@ class Publisher:
         session, self._session = self._session, None
         if session is not None:
             session.close()
+
+    def declare(self, declaration: queues.Declaration, *, timeout: float = 30.0) -> None:
+        """Declare a further queue, by this connection. `timeout` in seconds. Raises Unavailable."""
+        call = _Call(window=1, timeout=timeout, note=_ignore)
+        session = self._ready(call)
+        try:
+            session.declare(declaration, self._declare, timeout)
+        except _Lost as lost:
+            trouble = amqp.explain(lost.error, self.endpoint)
+            if session.error is not None:
+                self._drop()
+            raise Unavailable(trouble.reason, trouble=trouble, sent=0, confirmed=0) from None
 
     def publish(
         self,

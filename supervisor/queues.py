@@ -12,12 +12,14 @@ __all__ = [
     "ATTEMPT",
     "CAUSE",
     "CRASHES",
+    "DROPPED",
     "ERROR",
     "EVIDENCE",
     "EXPIRATION",
     "FIRST_SEEN",
     "HEADERS",
     "HOST",
+    "PROPERTIES",
     "QUEUE",
     "REASON",
     "TRACEBACK",
@@ -47,8 +49,13 @@ QUEUE: Final = "x-workq-queue"
 EXPIRATION: Final = "x-workq-expiration"
 USER_ID: Final = "x-workq-user-id"
 """Properties of the original that a parked message cannot keep as properties."""
+PROPERTIES: Final = "x-workq-properties"
+"""The raw bytes of properties that could not be decoded: flags and values, as in AMQP's content header."""
+DROPPED: Final = "x-workq-dropped"
+"""Headers of the sender's for which there was no room beside ours, by name and size."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
+    PROPERTIES, DROPPED,
 )  # fmt: skip
 """Every header of ours."""
 
@@ -97,6 +104,20 @@ def declaration(queue: str, queue_type: str = "default") -> Declaration:
         # The broker would make up a name for it (queue.declare, AMQP 0-9-1).
         raise ValueError("the queue has no name")
     return Declaration(queue=queue, passive=False, durable=True, arguments=arguments(queue_type))
+
+
+def delayed(queue: str, ms: int) -> Declaration:
+    """The delay queue of so many milliseconds: what expires in it goes back to `queue` by the default exchange.
+
+    It expires itself when it has not been declared anew for a good while longer than any message waits in it.
+    """
+    arguments = {
+        "x-message-ttl": ms,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-expires": 2 * ms + 600_000,
+    }
+    return Declaration(queue=delay(queue, ms), passive=False, durable=True, arguments=arguments)
 
 
 def inquiry(queue: str) -> Declaration:

@@ -46,7 +46,7 @@ _HAND_AT: Final = 16
 _KEY_AT: Final = _HAND_AT + _HAND.size
 _KEY_MAX: Final = 255  # AMQP 0-9-1: a message-id is a short string, 255 octets at most
 
-_COUNTERS: Final = struct.Struct("=8Qd")
+_COUNTERS: Final = struct.Struct("=8Qdd")
 _COUNTERS_AT: Final = 512
 _BUCKETS_AT: Final = 1024
 _BUCKETS: Final = struct.Struct(f"={len(BOUNDS) + 1}Q")
@@ -79,10 +79,11 @@ class Scoreboard:
         page = self._map[_start(slot) : _start(slot) + _PAGE]
         phase = Phase(page[_PHASE_AT]) if page[_PHASE_AT] <= max(Phase) else Phase.VACANT
         hand = _hand(page, phase) if phase in (Phase.BUSY, Phase.SETTLING) else None
-        *numbers, busy_seconds = _COUNTERS.unpack_from(page, _COUNTERS_AT)
+        *numbers, busy_seconds, due = _COUNTERS.unpack_from(page, _COUNTERS_AT)
         counts = Counts(
             **dict(zip(_NAMES, numbers, strict=True)),
             busy_seconds=busy_seconds,
+            due=due,
             buckets=_BUCKETS.unpack_from(page, _BUCKETS_AT),
         )
         return Reading(
@@ -165,11 +166,16 @@ class Pen:
         self._floats[_BUSY_AT // 8] += seconds
         page[_PHASE_AT] = Phase.IDLE
 
+    def owe(self, due: float) -> None:
+        """A task of ours waits in a delay queue until then (monotonic seconds)."""
+        self._floats[_DUE_AT // 8] = max(due, self._floats[_DUE_AT // 8])
+
     def count(self, counter: str, by: int = 1) -> None:
         self._integers[_INDEX[counter]] += by
 
 
 _BUSY_AT: Final = _COUNTERS_AT + 8 * len(_NAMES)
+_DUE_AT: Final = _BUSY_AT + 8
 _INDEX: Final = {name: _COUNTERS_AT // 8 + i for i, name in enumerate(_NAMES)}
 
 

@@ -25,7 +25,7 @@ ENVIRONMENT_PREFIX: Final = "WORKQ_"
 CREDENTIAL: Final = "amqp-url"
 """The name under which systemd's LoadCredential= is expected to hold the URL."""
 
-_LATER: Final = frozenset({"retries", "retry_delay", "control", "reload"})
+_LATER: Final = frozenset({"control", "reload"})
 _OTHERS_VARIABLES: Final = ("rabbitmq_", "test_")
 """`WORKQ_RABBITMQ_HOME` and the like are read elsewhere and never a misspelt option."""
 _SHOWN: Final = 60
@@ -329,6 +329,11 @@ _TABLE: Final = (
         "max_memory", "Limits", "SIZE", _or_off(_size("1M", "512M")), "off",
         "Replace a worker that holds more memory, between tasks.",
     ),
+    Option("retries", "Limits", "N", _number(0, 1000), "3", "More tries after an exception, before the dead letter."),
+    Option(
+        "retry_delay", "Limits", "D", _duration(0.001, "1s"), "1s",
+        "Before the first of them; four times as long before each further one, 15m at most.",
+    ),
     Option(
         "max_crashes", "Limits", "N", _number(1, 1000), "3",
         "Workers that one message may kill before it is quarantined.",
@@ -387,6 +392,8 @@ class Settings:
     grace: float = _default("grace")
     max_tasks: int | None = _default("max_tasks")
     max_memory: int | None = _default("max_memory")
+    retries: int = _default("retries")
+    retry_delay: float = _default("retry_delay")
     max_crashes: int = _default("max_crashes")
     max_body: int = _default("max_body")
     health: Address | None = _default("health")  # noqa: RUF009 (a Field, not a value)

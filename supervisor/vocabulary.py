@@ -96,6 +96,8 @@ class Counts:
     log_lines_dropped: int = 0
     buckets: tuple[int, ...] = ()
     """Tasks by duration, one count for each bound of `scoreboard.BOUNDS` and one for what is longer; not cumulative."""
+    due: float = 0.0
+    """Monotonic seconds until which a task may wait in a delay queue; 0 when none ever did."""
 
     @property
     def finished(self) -> int:
@@ -116,6 +118,8 @@ class Reading:
     counts: Counts
     rss: int = 0
     """Resident bytes; 0 when unknown."""
+    is_stopped: bool = False
+    """By SIGSTOP or a debugger; looked at only when the loop has not turned for a while."""
 
 
 # -------------------------------------------------------------------------------- reports: up a link, to the parent
@@ -173,6 +177,8 @@ class Ready:
 
     broker: str
     queue_type: str = ""
+    version: str = ""
+    """RabbitMQ's: `3.10.8`; empty when it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 _FORKS_AT_ONCE: Final = 16
 """Requests on the nursery's link at a time: its buffer holds about two hundred, and 253 descriptors may be in flight
 (unix(7))."""
+_STILL_AFTER: Final = 5.0
+"""Seconds without a turn of a worker's loop after which the kernel is asked whether it is stopped."""
 _SECRETS: Final = frozenset({"WORKQ_URL"})
 """Variables that no child gets: /proc/PID/environ is a place where secrets are found."""
 
@@ -120,6 +122,8 @@ class Processes:
         self._tickets = 0
         self._workers: dict[int, _Worker] = {}
         self._has_orphans = False
+        self._not_ours = frozenset(leftovers.children(os.getpid()))
+        """Whom a shell had started before it became this process."""
         self._oom_kills = cgroup.OomKills(cgroup.find_counter())
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -158,15 +162,17 @@ class Processes:
                 self.watch(worker.output.fd, lambda worker=worker: self._output(worker))  # type: ignore[misc]
         for nursery in (*self._spent, *self._nurseries.values()):
             nursery.output.refill()
-        self._oom_kills.look()
+        self._oom_kills.look(now())
         return Sampled(tuple(self._read(worker) for worker in self._workers.values()))
 
     def _read(self, worker: _Worker) -> Reading:
+        page = self._board.read(worker.slot)
         try:
             rss = worker.process.memory_info().rss
+            is_stopped = now() - page.beat > _STILL_AFTER and worker.process.status() == psutil.STATUS_STOPPED
         except psutil.Error:
-            rss = 0
-        return replace(self._board.read(worker.slot), rss=rss)
+            rss, is_stopped = 0, False
+        return replace(page, rss=rss, is_stopped=is_stopped)
 
     # ----------------------------------------------------------------------------------------------- nursery
 
@@ -433,7 +439,7 @@ class Processes:
     def _reap(self, pidfd: int) -> str:
         """How it died: `exit 3`, `SIGKILL`, `OOM`."""
         status = _reap(pidfd)
-        return str(Cause.OOM) if status == "SIGKILL" and self._oom_kills.claim() else status
+        return str(Cause.OOM) if status == "SIGKILL" and self._oom_kills.claim(now()) else status
 
     def close(self) -> None:
         """End whatever is left. A nursery that was asked for its stack has two seconds to write it."""
@@ -449,7 +455,7 @@ class Processes:
         while (self._spent or self._workers) and now() < until:
             self.wait(until)
         self._reap_orphans()
-        while leftovers.kill_all() and now() < until:
+        while leftovers.kill_all(self._not_ours) and now() < until:
             self._has_orphans = True
             self.wait(until)
 

@@ -2,7 +2,7 @@
 
 The ledger counts deaths for each key. A message that has been delivered before asks the ledger before it runs; one
 that has killed `max_crashes` workers is quarantined instead. So a message kills at most `max_crashes` workers of a
-supervisor.
+supervisor. What other supervisors saw of it is not known here; a quorum queue's own count is the second fence.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Final
 
 from supervisor.vocabulary import Verdict
 
+RETURNS_MAX: Final = 18
+"""Returns of a quorum queue's message (`x-delivery-count`) at which it is quarantined unrun: two before the limit of 20
+at which RabbitMQ 4 drops it silently (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)."""
 ROOM: Final = 10_000
 """Keys remembered at most; the one that killed longest ago is forgotten first."""
 
@@ -51,9 +54,12 @@ class Ledger:
     def is_condemned(self, crashes: int) -> bool:
         return crashes >= self._max_crashes
 
-    def verdict(self, key: str) -> Verdict:
-        """May this message run?"""
+    def verdict(self, key: str, returns: int = 0) -> Verdict:
+        """May this message run? `returns`: how often a quorum queue says that it came back, from whichever host."""
         account = self._accounts.get(key)
+        if returns >= RETURNS_MAX and (account is None or not self.is_condemned(account.crashes)):
+            evidence = account.evidence if account else ""
+            return Verdict(key, False, account.crashes if account else 0, f"returned {returns} times", evidence)
         if account is None:
             return Verdict(key, run=True)
         return Verdict(

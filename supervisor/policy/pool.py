@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from supervisor.policy import restart
+from supervisor.policy import advice, restart
 from supervisor.policy.poison import Ledger
 from supervisor.policy.restart import STEADY, Backoff, Fault
 from supervisor.policy.slot import (
@@ -71,6 +71,8 @@ SAMPLE_GAP: Final = 3.0
 HUNG_AFTER: Final = 5.0
 """Seconds without a turn of an idle loop that nobody takes for starvation; more when the heartbeat is longer. The
 broker itself gives up after two heartbeats."""
+DUE_MARGIN: Final = 1.0
+"""Seconds after a delay's end by which `--burst` takes the message for back in the queue."""
 RESTART_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the histogram from a death to consuming again, seconds."""
 _THREADS: Final = "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
@@ -168,7 +170,7 @@ class Pool:
         self._is_finishing = False
         self._left = False
         self._worked = False
-        self._suspects: dict[int, str] = {}
+        self._suspects: dict[int, tuple[str, int]] = {}
         """Who asked about a message that another worker seemed to hold, and still waits."""
         self._unexplained: list[float] = []
         self._exits: Counter[str] = Counter()
@@ -176,6 +178,7 @@ class Pool:
         self._depth: Depth | None = None
         self._depth_asked = 0.0
         self._broker: str | None = None
+        self._version: str | None = None
         self._trouble: str | None = None
         self._idle_finished: int | None = None
         self._sampled_at: float | None = None
@@ -524,14 +527,14 @@ class Pool:
             case Connecting() if slot.phase is Seat.BOOTING:
                 slot.enter(Seat.CONNECTING, now + CONNECT_TIMEOUT)
                 return []
-            case Ready(broker) if slot.phase is Seat.CONNECTING:
-                return self._ready(slot, broker, now)
-            case Suspect(key, is_held=True):
+            case Ready(broker, _, version) if slot.phase is Seat.CONNECTING:
+                return [*self._met(broker, version), *self._ready(slot, broker, now)]
+            case Suspect(key, returns, is_held=True):
                 # Whoever holds it may be dying of it this instant; if so, the next sample comes after its death.
-                self._suspects[slot.number] = key
+                self._suspects[slot.number] = (key, returns)
                 return []
-            case Suspect(key):
-                return [self._verdict(slot.number, key)]
+            case Suspect(key, returns):
+                return [self._verdict(slot.number, key, returns)]
             case Depth() as depth:
                 return self._measured(depth, now)
             case Ready() if slot.phase is Seat.DRAINING and self._state is not State.DRAINING:
@@ -545,16 +548,26 @@ class Pool:
             case _:
                 return []
 
-    def _verdict(self, slot: int, key: str) -> Tell:
-        verdict = self._ledger.verdict(key)
+    def _verdict(self, slot: int, key: str, returns: int) -> Tell:
+        verdict = self._ledger.verdict(key, returns)
+        if not verdict.crashes and not verdict.run:
+            return Tell(slot, verdict, f"it was {verdict.cause}, and the broker drops such messages")
         if not verdict.crashes:
             return Tell(slot, verdict, "it is not known to have killed a worker")
         return Tell(slot, verdict, f"it has killed {verdict.crashes} of {self._settings.max_crashes}")
 
     def _answer_suspects(self, key: str | None = None) -> list[Action]:
         """Those who asked about this key, or all."""
-        due = [slot for slot, asked in self._suspects.items() if key is None or asked == key]
-        return [self._verdict(slot, self._suspects.pop(slot)) for slot in due]
+        due = [slot for slot, (asked, _) in self._suspects.items() if key is None or asked == key]
+        return [self._verdict(slot, *self._suspects.pop(slot)) for slot in due]
+
+    def _met(self, broker: str, version: str) -> list[Action]:
+        """Once for each version that is met: what it needs for long tasks."""
+        if version == self._version:
+            return []
+        self._version = version
+        advised = advice.acknowledgement(version, self._settings)
+        return [Say("broker.connected", "info", advised, {"broker": broker, "version": version})]
 
     def _ready(self, slot: Slot, broker: str, now: float) -> list[Action]:
         slot.enter(Seat.READY)
@@ -715,7 +728,7 @@ class Pool:
                 actions += self._judge(slot, reading, held_up, now)
         self._recover(now, actions)
         if self._settings.burst:
-            actions += self._burst(readings)
+            actions += self._burst(readings, now)
         elif self._state is not State.DRAINING and now - self._depth_asked >= DEPTH_EVERY:
             actions += self._measure(now)
         return actions
@@ -730,8 +743,13 @@ class Pool:
             if limits.max_memory is not None and reading.rss > 2 * limits.max_memory:
                 because = f"{reading.rss} bytes resident, more than twice --max-memory, in the middle of a task"
                 return self._hang(slot, Cause.MEMORY, because, reading, now)
+        stands_still = not held_up and now - reading.beat > max(limits.heartbeat, HUNG_AFTER)
+        if stands_still and reading.is_stopped:
+            because = f"a signal has stopped it (SIGSTOP), and it has not moved for {now - reading.beat:.1f} s"
+            return self._hang(slot, Cause.HUNG, because, reading, now)
+        if reading.hand is not None:
             return []
-        if reading.phase is Phase.IDLE and not held_up and now - reading.beat > max(limits.heartbeat, HUNG_AFTER):
+        if reading.phase is Phase.IDLE and stands_still:
             return self._hang(
                 slot, Cause.HUNG, f"its idle loop has not turned for {now - reading.beat:.1f} s", reading, now
             )
@@ -767,14 +785,15 @@ class Pool:
         self._depth_asked = now
         return [Tell(idle_first[0].number, Measure(), "the queue's depth is looked at now and then")]
 
-    def _burst(self, readings: tuple[Reading, ...]) -> list[Action]:
+    def _burst(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
         """Ask for the depth when everybody has been idle since the last sample."""
         if self._state is State.DRAINING or self._is_finishing:
             return []
         finished = sum(reading.counts.finished + reading.counts.quarantined for reading in readings)
         idle = [reading for reading in readings if reading.phase is Phase.IDLE]
+        is_owed = any(reading.counts.due + DUE_MARGIN > now for reading in readings)
         seated = self._slots[: self._wanted]
-        all_idle = len(idle) == len(readings) and all(slot.phase is Seat.READY for slot in seated)
+        all_idle = not is_owed and len(idle) == len(readings) and all(slot.phase is Seat.READY for slot in seated)
         self._idle_finished = finished if all_idle else None
         if not all_idle:
             return []
@@ -816,7 +835,9 @@ class Pool:
             return
         self._left = True
         self._state = State.STOPPED
-        yield StopNursery(self._nursery.generation, "nobody is left to fork")
+        for nursery in (self._nursery, self._incoming):
+            if nursery is not None:
+                yield StopNursery(nursery.generation, "nobody is left to fork")
         yield Leave(self._code, self._because if self._code else "everything is settled")
 
     # ------------------------------------------------------------------------------------------------- pieces

@@ -3,10 +3,13 @@
 | outcome | settlement |
 |---|---|
 | returned | acknowledge |
-| raised, whatever it was | dead-letter with reason `exception`; acknowledge after the confirm |
+| raised, whatever it was | to a delay queue, for another try; acknowledge after the confirm |
+| raised `Retry` | the same, with the delay that it asked for |
+| either, and there were `--retries` tries more than the first | dead-letter with reason `exception` |
 | raised `Reject` | dead-letter with reason `rejected` |
 | not run: killed too many workers | dead-letter with reason `crash` |
 | not run: larger than `--max-body` | dead-letter with reason `too_large` |
+| not run: its properties cannot be decoded | dead-letter with reason `undecodable` and the raw bytes |
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from supervisor import queues
+from supervisor.policy import retry
 from supervisor.vocabulary import Verdict
 
 TRACEBACK_MAX: Final = 8 * 1024
 EVIDENCE_MAX: Final = 16 * 1024
+PROPERTIES_MAX: Final = 96 * 1024
+"""Bytes kept: with our other headers they fit into one frame of the default size (frame_max, 128 KiB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,13 @@ class Returned:
 class Raised:
     error: str
     traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAsked:
+    delay: float | None
+    """Seconds; None: as after an exception."""
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,16 @@ class TooLarge:
     limit: int
 
 
-Outcome = Returned | Raised | Rejected | Condemned | TooLarge
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """Not run: nobody can tell what its properties say."""
+
+    error: str
+    raw: bytes
+    """The properties as they came."""
+
+
+Outcome = Returned | Raised | RetryAsked | Rejected | Condemned | TooLarge | Undecodable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,39 +91,80 @@ class DeadLetter:
     counter: str
     event: str
     because: str
-    headers: dict[str, str | int] = field(default_factory=dict)
+    headers: dict[str, str | int | bytes] = field(default_factory=dict)
 
 
-Settlement = Acknowledge | DeadLetter
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Park the message in the delay queue of so many milliseconds, have that confirmed, then acknowledge."""
+
+    ms: int
+    attempt: int
+    """The number of the try that follows."""
+    because: str
+    counter: str = "retried"
+    event: str = "task.retried"
+
+
+Settlement = Acknowledge | DeadLetter | Later
 
 _ACKNOWLEDGE: Final = Acknowledge()
 
 
-def settle(outcome: Outcome) -> Settlement:
-    """What to tell the broker."""
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often a failed task is tried again, and after how long: `--retries`, `--retry-delay`."""
+
+    retries: int = 0
+    delay: float = 1.0
+
+
+def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) -> Settlement:
+    """What to tell the broker after the `attempt`-th try (from 1)."""
     match outcome:
         case Returned():
             return _ACKNOWLEDGE
         case Raised(error, traceback):
+            if attempt <= patience.retries:
+                return _later(retry.backoff(attempt, patience.delay), attempt, patience, error)
             return _dead(
                 "exception",
                 error,
                 {queues.ERROR: clip_start(error, 1024), queues.TRACEBACK: clip_end(traceback, TRACEBACK_MAX)},
             )
+        case RetryAsked(delay, why):
+            if attempt <= patience.retries:
+                return _later(
+                    retry.backoff(attempt, patience.delay) if delay is None else delay, attempt, patience, why
+                )
+            why = f"asked for another try, after {attempt}: {why}"
+            return _dead("exception", why, {queues.ERROR: clip_start(why, 1024)})
         case Rejected(why):
             return _dead("rejected", why, {queues.ERROR: clip_start(why, 1024)})
         case TooLarge(size, limit):
             why = f"the body has {size} bytes, --max-body allows {limit}"
             return _dead("too_large", why, {queues.ERROR: why})
+        case Undecodable(error, raw):
+            why = f"its properties cannot be decoded: {error}; header {queues.PROPERTIES} holds their bytes"
+            return _dead(
+                "undecodable", why, {queues.ERROR: clip_start(error, 1024), queues.PROPERTIES: raw[:PROPERTIES_MAX]}
+            )
         case Condemned(verdict):
-            headers: dict[str, str | int] = {queues.CRASHES: verdict.crashes, queues.CAUSE: verdict.cause}
+            headers: dict[str, str | int | bytes] = {queues.CRASHES: verdict.crashes, queues.CAUSE: verdict.cause}
             if verdict.evidence:
                 headers[queues.EVIDENCE] = clip_end(verdict.evidence, EVIDENCE_MAX)
             because = f"it has killed {verdict.crashes} workers, the last by {verdict.cause}"
+            if not verdict.crashes:
+                because = f"it was {verdict.cause}"
             return DeadLetter("crash", "quarantined", "task.quarantined", because, headers)
 
 
-def _dead(reason: str, because: str, headers: dict[str, str | int]) -> DeadLetter:
+def _later(delay: float, attempt: int, patience: Patience, why: str) -> Later:
+    ms = retry.step(delay)
+    return Later(ms, attempt + 1, f"{why}; try {attempt + 1} of {patience.retries + 1} in {ms / 1000:g} s")
+
+
+def _dead(reason: str, because: str, headers: dict[str, str | int | bytes]) -> DeadLetter:
     return DeadLetter(reason, "dead_lettered", "task.dead_lettered", because, headers)
 
 

@@ -1,4 +1,4 @@
-"""The consuming side of pika, and the only file that knows it.
+"""The consuming side of pika, and the only file that knows it (with `undecodable`, for what pika cannot read).
 
 One connection, one life: whatever ends the connection, the channel or the consumer ends this object, with a `Gone`
 that says why. Nothing here reconnects; the supervisor starts another worker.
@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pika
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.spec import BasicProperties
@@ -29,8 +28,10 @@ from pika.spec import BasicProperties
 from supervisor import amqp, queues
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
+from supervisor.policy import advice
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause
+from supervisor.worker import undecodable
 
 KEEPER_AFTER: Final = 1.0
 """Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short
@@ -40,6 +41,9 @@ ANSWER_TIMEOUT: Final = 15.0
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds for a farewell to a broker that is believed to be well."""
 
+
+ATTEMPT_MAX: Final = 2**31 - 1
+"""A larger one in the header is somebody's joke, and the scoreboard has 32 bits for it."""
 
 _HOPELESS: Final = frozenset({amqp.Kind.MISMATCH, amqp.Kind.SETTINGS})
 """What only another configuration of ours can mend. A password or a permission is mended on the broker's side, so it
@@ -69,12 +73,17 @@ class Delivery:
 
     @property
     def name(self) -> str:
-        return self.properties.message_id or self.key
+        return self.key
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the key is the message id."""
+        return bool(self.key == self.properties.message_id)
 
     @property
     def attempt(self) -> int:
         attempt = (self.properties.headers or {}).get(queues.ATTEMPT, 1)
-        return attempt if isinstance(attempt, int) and attempt >= 1 else 1
+        return attempt if isinstance(attempt, int) and 1 <= attempt <= ATTEMPT_MAX else 1
 
     @property
     def delivery_count(self) -> int:
@@ -111,6 +120,8 @@ class Consumer:
         self._connection: Any = None
         self._channel: Any = None
         self._side_channel: Any = None
+        self._arguments: dict[str, int] = {}
+        """Of basic.consume."""
         self._is_consuming = False
         self._has_arrived = False
         self._ioloop: Any = IOLoop()
@@ -136,19 +147,21 @@ class Consumer:
                 if gone.cause is not Cause.BROKER or endpoint is endpoints[-1]:
                     raise
                 self._gone = None
-        self._take_queue()
-        self._channel.add_on_close_callback(lambda _, reason: self._lose(reason, None))
-        self._call(self._channel.basic_qos, prefetch_count=self._settings.prefetch)
-        self._channel.add_on_cancel_callback(self._cancelled)
-        self._call(
-            self._channel.basic_consume,
-            queue=self._settings.queue,
-            on_message_callback=self._delivered,
-            consumer_tag=self._name,
-        )
-        self._is_consuming = self._has_arrived = True
+        self._arguments = advice.consumer_arguments(self.version, self._settings)
+        self._consume()
+        if not self._is_consuming:
+            # Only a quorum queue takes the argument, and AMQP 0-9-1 has no way to ask for a queue's type.
+            self._arguments = {}
+            self._consume()
+        self._has_arrived = True
         threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
         return str(endpoint)
+
+    @property
+    def version(self) -> str:
+        """RabbitMQ's: `3.10.8`. Empty when it is another broker, or does not say."""
+        said = self._connection.server_properties
+        return str(said.get("version", "")) if said.get("product") == "RabbitMQ" else ""
 
     def next(self) -> Delivery | None:
         """The next message to run; None when asked to leave and nothing is left to do. Raises Gone."""
@@ -255,7 +268,7 @@ class Consumer:
             parameters = amqp.parameters(endpoint, heartbeat=self._settings.heartbeat, name=self._name)
         except ValueError as error:
             raise Gone(Cause.CONFIG, str(error)) from error
-        self._connection = pika.SelectConnection(
+        self._connection = undecodable.Connection(
             parameters,
             on_open_callback=_nothing,
             on_open_error_callback=lambda _, error: self._lose(error, endpoint),
@@ -285,6 +298,32 @@ class Consumer:
             assert self._gone is not None
             raise self._gone
         self._channel = taken[0]
+
+    def _consume(self) -> None:
+        """Take the queue and consume, unless the broker refuses the arguments: then the channel is closed, and nothing
+        has happened. Raises Gone."""
+        refused: list[BaseException] = []
+
+        def closed(_: Any, reason: BaseException) -> None:
+            if not self._has_arrived and self._arguments and advice.ARGUMENT in str(reason):
+                refused.append(reason)
+            else:
+                self._lose(reason, None)
+
+        self._take_queue()
+        self._channel.add_on_close_callback(closed)
+        self._call(self._channel.basic_qos, prefetch_count=self._settings.prefetch)
+        self._channel.add_on_cancel_callback(self._cancelled)
+        consuming: list[Any] = []
+        self._channel.basic_consume(
+            queue=self._settings.queue,
+            on_message_callback=self._delivered,
+            consumer_tag=self._name,
+            arguments=self._arguments or None,
+            callback=consuming.append,
+        )
+        self._wait("basic.consume", lambda: bool(consuming or refused))
+        self._is_consuming = not refused
 
     def _call(self, method: Callable[..., Any], **arguments: Any) -> Any:
         """Send a request and wait for its answer. Raises Gone."""
@@ -348,23 +387,31 @@ class Consumer:
 
     def _delivered(self, _: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
         routing_key = method.routing_key
-        key = properties.message_id or digest(body, routing_key)
+        if type(routing_key) is bytes:  # as pika gives a short string that is not UTF-8
+            routing_key = routing_key.decode("utf-8", "backslashreplace")
+        key = properties.message_id
+        if not key or type(key) is bytes:
+            key = digest(key or body, routing_key)
         self._stash.append(Delivery(method.delivery_tag, routing_key, method.redelivered, properties, body, key))
 
     def _cancelled(self, _: Any) -> None:
         # The queue was deleted, its node went away, or (4.3) an acknowledgement came too late. There is no way back on
         # this channel, and an ack after it kills pika: leave.
         self._is_consuming = False
-        self._end(
-            Cause.BROKER, f"the broker cancelled the consumer: was queue {self._settings.queue!r} deleted or moved?"
-        )
+        question = f"was queue {self._settings.queue!r} deleted or moved"
+        for name, ms in self._arguments.items():
+            question += f", or a message held for longer than {ms / 1000:g} s ({name})"
+        self._end(Cause.BROKER, f"the broker cancelled the consumer: {question}?")
 
     def _lose(self, error: BaseException | str, endpoint: Endpoint | None) -> None:
         if isinstance(error, str):
             self._end(Cause.BROKER, error)
             return
         trouble = amqp.explain(error, endpoint)
-        self._end(Cause.CONFIG if trouble.kind in _HOPELESS else Cause.BROKER, trouble.reason)
+        reason = trouble.reason
+        if trouble.kind is amqp.Kind.ACK_TIMEOUT:
+            reason += f"; {advice.remedy(self.version, self._settings)}"
+        self._end(Cause.CONFIG if trouble.kind in _HOPELESS else Cause.BROKER, reason)
 
     def _end(self, cause: Cause, detail: str) -> None:
         if self._gone is None:
@@ -378,10 +425,12 @@ class Consumer:
         channel.queue_declare(**queues.inquiry(self._settings.queue), callback=answered)
 
 
-def digest(body: bytes, routing_key: str) -> str:
-    """Who a message without an id is: the same bytes to the same queue are the same task."""
+def digest(identity: bytes, routing_key: str) -> str:
+    """Who a message is that has no id, or none in UTF-8: the same bytes (of its body, or that id) to the same queue are
+    the same task."""
     return (
-        "digest:" + hashlib.blake2b(body, digest_size=16, key=routing_key.encode("utf-8", "replace")[:64]).hexdigest()
+        "digest:"
+        + hashlib.blake2b(identity, digest_size=16, key=routing_key.encode("utf-8", "replace")[:64]).hexdigest()
     )
 
 

@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from supervisor.policy.settle import TRACEBACK_MAX, Outcome, Raised, Rejected, Returned, clip_end
-from supervisor.worker.task import Reject, Task
+from supervisor.policy.settle import TRACEBACK_MAX, Outcome, Raised, Rejected, RetryAsked, Returned, clip_end
+from supervisor.worker.task import Reject, Retry, Task
 
 _RETURNED = Returned()
 
@@ -59,10 +59,8 @@ def adapt(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
         # with the message seemingly done.
         try:
             function(task)
-        except Reject as rejected:
-            return Rejected(str(rejected))
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything
-            return raised(error)
+            return _ended(error)
         return _RETURNED
 
     return run
@@ -81,17 +79,21 @@ def _adapt_async(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
             runner = asyncio.Runner()
         try:
             runner.run(function(task))
-        except Reject as rejected:
-            return Rejected(str(rejected))
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything
-            return raised(error)
+            return _ended(error)
         return _RETURNED
 
     return run
 
 
-def raised(error: BaseException) -> Raised:
-    return Raised(_line(error), _traceback(error))
+def _ended(error: BaseException) -> Outcome:
+    match error:
+        case Reject():
+            return Rejected(str(error))
+        case Retry():
+            return RetryAsked(error.delay, str(error) or "asked for another try")
+        case _:
+            return Raised(_line(error), _traceback(error))
 
 
 def _line(error: BaseException) -> str:

@@ -18,11 +18,15 @@ from supervisor.policy.settle import (
     Acknowledge,
     Condemned,
     DeadLetter,
+    Later,
     Outcome,
+    Patience,
     Raised,
     Rejected,
+    RetryAsked,
     Settlement,
     TooLarge,
+    Undecodable,
     settle,
 )
 from supervisor.scoreboard import Pen, Scoreboard
@@ -45,11 +49,14 @@ from supervisor.vocabulary import (
     Suspect,
     Verdict,
 )
-from supervisor.worker import deathsig
+from supervisor.worker import deathsig, forked
 from supervisor.worker.consumer import Consumer, Delivery, Gone
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.parking import Parking, PublishError
 from supervisor.worker.task import Task
+from supervisor.worker.undecodable import Remains
+
+_FAILED = (Raised, RetryAsked, Rejected)
 
 PARK_AGAIN_AFTER = 1.0
 PARK_AGAIN_AT_MOST = 30.0
@@ -141,6 +148,7 @@ class Worker:
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{seat.slot}"
         self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._lost)
         self._parking = Parking(seat.settings, name)
+        self._patience = Patience(seat.settings.retries, seat.settings.retry_delay)
         self._verdicts: dict[str, Verdict] = {}
         self._task: Task | None = None
         self._remaining = _tasks_to_run(seat.settings.max_tasks, seat.slot)
@@ -155,7 +163,7 @@ class Worker:
         try:
             broker = consumer.open()
             self._pen.phase(Phase.IDLE)
-            self._link.send(Ready(broker))
+            self._link.send(Ready(broker, version=consumer.version))
             while (delivery := consumer.next()) is not None:
                 self._serve(delivery)
         except Gone as gone:
@@ -169,7 +177,7 @@ class Worker:
     def _serve(self, delivery: Delivery) -> None:
         """Note it, run it, settle it, count it."""
         pen = self._pen
-        is_id = delivery.properties.message_id is not None
+        is_id = delivery.is_named
         if delivery.redelivered:
             pen.count("redelivered")
             verdict = self._ask(delivery)
@@ -178,6 +186,9 @@ class Worker:
                 return
         if len(delivery.body) > self._settings.max_body:
             self._settle(delivery, TooLarge(len(delivery.body), self._settings.max_body), now())
+            return
+        if isinstance(delivery.properties, Remains):
+            self._settle(delivery, Undecodable(delivery.properties.error, delivery.properties.raw), now())
             return
         attempt = delivery.attempt
         begun = pen.take(delivery.key.encode(), is_id, delivery.tag, attempt, delivery.redelivered)
@@ -192,12 +203,12 @@ class Worker:
     def _settle(self, delivery: Delivery, outcome: Outcome, begun: float) -> None:
         """Tell the broker; log and count what it was told. Raises Gone."""
         seconds = now() - begun
-        settlement = settle(outcome)
+        settlement = settle(outcome, delivery.attempt, self._patience)
         if self._remaining is not None:
             self._remaining -= 1
             if self._remaining == 0:
                 self._consumer.leave(Cause.MAX_TASKS, f"--max-tasks {self._settings.max_tasks} reached")
-        if isinstance(outcome, Raised | Rejected):
+        if isinstance(outcome, _FAILED):
             error = outcome.error if isinstance(outcome, Raised) else outcome.why
             self._log.warning("task.failed", **_about(delivery, seconds), because=error)
         try:
@@ -211,7 +222,7 @@ class Worker:
             self._pen.settled("succeeded", seconds)
             self._log.info("task.succeeded", **_about(delivery, seconds))
         else:
-            failed = isinstance(outcome, Raised | Rejected)
+            failed = isinstance(outcome, _FAILED)
             self._pen.settled(settlement.counter, seconds, more="failed" if failed else "")
             self._log.warning(settlement.event, **_about(delivery, seconds), because=settlement.because)
         if self._sink.dropped != self._dropped:
@@ -223,13 +234,16 @@ class Worker:
         if consumer.gone is not None:
             raise consumer.gone
         if isinstance(settlement, DeadLetter):
-            self._park(delivery, settlement)
+            self._park(delivery, lambda: self._parking.park(delivery, settlement))
+        elif isinstance(settlement, Later):
+            self._park(delivery, lambda: self._parking.delay(delivery, settlement))
+            self._pen.owe(now() + settlement.ms / 1000)
         if self._pen.is_called() or consumer.leaving is not None:
             self._hear()
             consumer.cancel()
         consumer.ack(delivery)
 
-    def _park(self, delivery: Delivery, settlement: DeadLetter) -> None:
+    def _park(self, delivery: Delivery, park: Callable[[], None]) -> None:
         """Park until it is confirmed. Raises PublishError only when there is no time to try again.
 
         The message stays in hand, unacknowledged, meanwhile: giving it back would run its handler again at once, and
@@ -240,7 +254,7 @@ class Worker:
             try:
                 # It may take as long as the broker's alarms last: the keeper looks after the consuming connection.
                 with self._consumer.unattended():
-                    self._parking.park(delivery, settlement)
+                    park()
                 return
             except PublishError as error:
                 if self._consumer.leaving is not None:
@@ -268,7 +282,8 @@ class Worker:
         # pika's loop resumes its poll after a signal (PEP 475); a byte in a pipe is noticed.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: what a handler executes would inherit that
+        self._handler = forked.contain(self._handler)
         self._consumer.watch(reader, lambda: self._signalled(os.read(reader, 64)))
 
     def _signalled(self, numbers: bytes) -> None:

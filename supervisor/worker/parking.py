@@ -1,20 +1,22 @@
 """Parking: put a message into another queue, have that confirmed; only then may the original be acknowledged.
 
+A dead letter stays where it is put; a failed task comes back from its delay queue by itself.
+
 On a second connection, opened when first needed: a broker under a memory or disk alarm stops reading from a connection
 that publishes, and with it that connection's acknowledgements (https://www.rabbitmq.com/docs/alarms).
 """
 
 from __future__ import annotations
 
-import copy
 import datetime
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor import queues
-from supervisor.policy.settle import DeadLetter
+from supervisor.policy.settle import DeadLetter, Later
 from supervisor.publisher import Publisher, PublishError
 from supervisor.settings import Settings
+from supervisor.worker.labels import labelled
 
 if TYPE_CHECKING:
     from supervisor.worker.consumer import Delivery
@@ -25,7 +27,7 @@ meanwhile."""
 
 
 class Parking:
-    """Where messages go that shall not run again. Closed with the process; `park` reconnects by itself."""
+    """Where messages go that shall not run now. Closed with the process; reconnects by itself."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
@@ -37,25 +39,37 @@ class Parking:
 
         Raises PublishError: it is not known to be there, so the original must not be acknowledged.
         """
-        properties = copy.copy(delivery.properties)
-        headers = dict(properties.headers or {})
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        headers.setdefault(queues.FIRST_SEEN, now)
-        headers |= settlement.headers
-        headers |= {
+        headers: dict[str, Any] = {
+            queues.FIRST_SEEN: _first_seen(delivery),
+            **settlement.headers,
             queues.REASON: settlement.reason,
             queues.ATTEMPT: delivery.attempt,
             queues.HOST: socket.gethostname(),
             queues.QUEUE: self._settings.queue,
         }
-        # A dead letter that expires is evidence lost; a user id other than our own is refused (406,
-        # https://www.rabbitmq.com/docs/validated-user-id). RabbitMQ's own dead-lettering drops the first likewise.
+        self._publish(delivery, headers, queues.dead(self._settings.queue))
+
+    def delay(self, delivery: Delivery, settlement: Later) -> None:
+        """Publish the message as it came, with the number of its next try, to a delay queue, and wait for the confirm.
+
+        Raises PublishError, as `park` does.
+        """
+        declaration = queues.delayed(self._settings.queue, settlement.ms)
+        # Each time: what is not declared anew expires some time, with what is in it (queues.delayed).
+        self._open().declare(declaration, timeout=CONFIRM_TIMEOUT)
+        headers = {queues.FIRST_SEEN: _first_seen(delivery), queues.ATTEMPT: settlement.attempt}
+        self._publish(delivery, headers, declaration["queue"])
+
+    def _publish(self, delivery: Delivery, headers: dict[str, Any], queue: str) -> None:
+        # A message that expires while it is parked is evidence, or work, lost; a user id other than our own is refused
+        # (406, https://www.rabbitmq.com/docs/validated-user-id). RabbitMQ's own dead-lettering drops the first
+        # likewise.
         for name, header in (("expiration", queues.EXPIRATION), ("user_id", queues.USER_ID)):
-            if (value := getattr(properties, name)) is not None:
+            if (value := getattr(delivery.properties, name)) is not None:
                 headers[header] = value
-                setattr(properties, name, None)
-        properties.headers = headers
-        self._open().publish(delivery.body, properties=properties, timeout=CONFIRM_TIMEOUT)
+        properties = labelled(delivery.properties, headers)
+        properties.expiration = properties.user_id = None
+        self._open().publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
 
     def _open(self) -> Publisher:
         if self._dead is None:
@@ -67,6 +81,14 @@ class Parking:
                 name=f"{self._name} parking",
             )
         return self._dead
+
+
+def _first_seen(delivery: Delivery) -> str:
+    """When we first parked this message; now, if never."""
+    seen = (delivery.properties.headers or {}).get(queues.FIRST_SEEN)
+    if isinstance(seen, str):
+        return seen
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 __all__ = ["Parking", "PublishError"]

@@ -20,6 +20,23 @@ class Reject(Exception):
     """
 
 
+class Retry(Exception):
+    """Raise it in a handler to have the message tried again later: it counts as a try, like an exception.
+
+        raise supervisor.Retry(delay=30)
+        raise supervisor.Retry("the other side is busy")
+
+    `delay` in seconds is rounded up to the ladder of delays (0.1 s to 24 h); without it, the wait is that after an
+    exception. Raises ValueError when it is negative.
+    """
+
+    def __init__(self, why: str = "", *, delay: float | None = None) -> None:
+        super().__init__(why)
+        if delay is not None and not delay >= 0:
+            raise ValueError(f"a delay is a number of seconds from 0: got {delay!r}")
+        self.delay = delay
+
+
 class Task:
     """One delivery, as the handler sees it.
 
@@ -58,18 +75,15 @@ class Task:
     @property
     def message_id(self) -> str | None:
         """The sender's id for the message, if it gave one."""
-        found: str | None = self._delivery.properties.message_id
-        return found
+        return _text(self._delivery.properties.message_id)
 
     @property
     def correlation_id(self) -> str | None:
-        found: str | None = self._delivery.properties.correlation_id
-        return found
+        return _text(self._delivery.properties.correlation_id)
 
     @property
     def content_type(self) -> str | None:
-        found: str | None = self._delivery.properties.content_type
-        return found
+        return _text(self._delivery.properties.content_type)
 
     @property
     def routing_key(self) -> str:
@@ -89,3 +103,8 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<Task {self._delivery.name} attempt={self.attempt} bytes={len(self.body)}>"
+
+
+def _text(value: str | bytes | None) -> str | None:
+    """A short string, which pika gives as bytes when it is not UTF-8: those readable as `\\xff`."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value

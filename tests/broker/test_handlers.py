@@ -118,7 +118,9 @@ def test_an_exception_dead_letters_the_message_with_its_evidence_and_everything_
         "expiration": "3600000",
     }
     amqp.publish(broker_url, queue, [body], ids=["bad"], **sent)
-    with supervised("handlers:act", "--workers", "1", url=broker_url, queue=queue, env=runs.env) as pool:
+    with supervised(
+        "handlers:act", "--workers", "1", "--retries", "0", url=broker_url, queue=queue, env=runs.env
+    ) as pool:
         failed = pool.hear("task.failed", message_id="bad")
         assert failed["because"] == "ValueError: as told"
         pool.hear("task.dead_lettered", message_id="bad")
@@ -176,7 +178,9 @@ def test_async_handlers_run_and_their_exceptions_are_failures(
     broker_url: str, queue: str, runs: Runs, tmp_path: Path
 ) -> None:
     amqp.publish(broker_url, queue, ["0.05", "nonsense", "0"], ids=["a", "b", "c"])
-    with supervised("handlers:work_async", "--workers", "1", url=broker_url, queue=queue, env=runs.env) as pool:
+    with supervised(
+        "handlers:work_async", "--workers", "1", "--retries", "0", url=broker_url, queue=queue, env=runs.env
+    ) as pool:
         pool.hear("task.succeeded", count=2)
         pool.hear("task.dead_lettered", message_id="b")
         assert pool.stop() == 0

@@ -119,7 +119,9 @@ def work(task):
 
 def test_status_and_metrics_have_the_documented_shape_and_agree(broker_url: str, queue: str, runs: Runs) -> None:
     amqp.publish(broker_url, queue, ["0.01"] * 10 + ["nonsense"])
-    with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue, env=runs.env) as pool:
+    with supervised(
+        "handlers:work", "--workers", "2", "--retries", "0", url=broker_url, queue=queue, env=runs.env
+    ) as pool:
         pool.ready()
         pool.hear("task.succeeded", count=10)
         pool.hear("task.dead_lettered")

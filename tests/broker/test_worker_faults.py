@@ -97,7 +97,9 @@ def test_f07_a_worker_that_a_handler_ends_is_a_failure_and_its_message_goes_to_q
 
 def test_sys_exit_in_a_handler_is_a_failure_that_kills_nobody(broker_url: str, queue: str, runs: Runs) -> None:
     amqp.publish(broker_url, queue, [json.dumps({"sys_exit": 0}), json.dumps({"raise": "KeyboardInterrupt"})])
-    with supervised("handlers:act", "--workers", "1", url=broker_url, queue=queue, env=runs.env) as pool:
+    with supervised(
+        "handlers:act", "--workers", "1", "--retries", "0", url=broker_url, queue=queue, env=runs.env
+    ) as pool:
         pool.hear("task.dead_lettered", count=2)
         assert pool.status()["totals"]["failed"] == 2
         assert pool.stop() == 0

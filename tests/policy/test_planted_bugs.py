@@ -152,8 +152,8 @@ BUGS = [
     Bug(
         "a message is judged while whoever holds it may be dying of it",
         "pool.py",
-        "                self._suspects[slot.number] = key\n                return []\n",
-        "                return [self._verdict(slot.number, key)]\n",
+        "                self._suspects[slot.number] = (key, returns)\n                return []\n",
+        "                return [self._verdict(slot.number, key, returns)]\n",
         SCENES,
     ),
     Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),

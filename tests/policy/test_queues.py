@@ -23,6 +23,8 @@ def test_names_are_those_of_the_public_interface() -> None:
         "x-workq-queue",
         "x-workq-expiration",
         "x-workq-user-id",
+        "x-workq-properties",
+        "x-workq-dropped",
     )
 
 

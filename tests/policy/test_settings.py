@@ -419,7 +419,7 @@ def test_whatever_a_source_holds_a_parser_returns_or_raises_a_value_error(value:
 
 
 def test_all_problems_are_reported_at_once_each_under_the_name_of_its_source(tmp_path: Path) -> None:
-    config = toml(tmp_path, "heartbeat = 0\nworkrs = 4\nretries = 3\nconfig = 'x'\nxyzzy = 1")
+    config = toml(tmp_path, "heartbeat = 0\nworkrs = 4\nreload = 3\nconfig = 'x'\nxyzzy = 1")
     environ = {"WORKQ_MAX_TASKS": "few", "WORKQ_MAX_BODDY": "1", "WORKQ_CONTROL": "/x", "WORKQ_QUEUE": "amq.x"}
     problems = problems_of({"grace": "soon", "url": ("amqp://u:Zq7xK",), **config}, environ, handler="tasks")
     assert sorted(problem.partition(", ")[0].partition("; ")[0] for problem in problems) == [
@@ -432,7 +432,7 @@ def test_all_problems_are_reported_at_once_each_under_the_name_of_its_source(tmp
         "WORKQ_QUEUE: got 'amq.x'",
         "workq.toml: config: not for the file",
         "workq.toml: heartbeat: got 0",
-        "workq.toml: retries: not in this version",
+        "workq.toml: reload: not in this version",
         "workq.toml: workrs: unknown key",
         "workq.toml: xyzzy: unknown key",
     ]
@@ -452,7 +452,7 @@ def test_an_unknown_key_or_variable_suggests_the_nearest(tmp_path: Path, key: st
     assert problems_of(toml(tmp_path, f"{key} = 1")) == [f"workq.toml: {key}: unknown key, {hint}"]
 
 
-@pytest.mark.parametrize("later", ["retries", "retry_delay", "control", "reload"])
+@pytest.mark.parametrize("later", ["control", "reload"])
 def test_what_comes_later_is_not_called_a_misspelling(tmp_path: Path, later: str) -> None:
     assert problems_of(toml(tmp_path, f"{later} = 1")) == [f"workq.toml: {later}: not in this version"]
     assert problems_of({}, {f"WORKQ_{later.upper()}": "1"}) == [f"WORKQ_{later.upper()}: not in this version"]

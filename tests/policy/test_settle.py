@@ -13,9 +13,12 @@ from supervisor.policy.settle import (
     Acknowledge,
     Condemned,
     DeadLetter,
+    Later,
     Outcome,
+    Patience,
     Raised,
     Rejected,
+    RetryAsked,
     Returned,
     TooLarge,
     clip_end,
@@ -92,3 +95,22 @@ def test_clipping_keeps_within_the_bytes_and_cuts_no_character_in_two(text: str,
         assert len(clipped.encode()) <= limit
         assert keeps(clipped)
         assert len(clipped.encode()) > limit - 4 or clipped == whole
+
+
+def test_a_failure_is_tried_again_as_often_as_patience_lasts_and_each_time_later() -> None:
+    patience = Patience(retries=2, delay=1.0)
+    raised = Raised("ValueError: no", "Traceback")
+    first, second, third = (settle(raised, attempt, patience) for attempt in (1, 2, 3))
+    assert isinstance(first, Later) and isinstance(second, Later) and isinstance(third, DeadLetter)
+    assert (first.ms, first.attempt, second.ms, second.attempt) == (1000, 2, 5000, 3)
+    assert first.because == "ValueError: no; try 2 of 3 in 1 s"
+
+
+def test_retry_chooses_its_delay_and_counts_as_a_try() -> None:
+    patience = Patience(retries=1, delay=1.0)
+    first = settle(RetryAsked(0.3, "busy"), 1, patience)
+    assert isinstance(first, Later) and first.ms == 500
+    unchosen = settle(RetryAsked(None, "busy"), 1, patience)
+    assert isinstance(unchosen, Later) and unchosen.ms == 1000
+    last = settle(RetryAsked(0.3, "busy"), 2, patience)
+    assert isinstance(last, DeadLetter) and last.reason == "exception"

@@ -1,0 +1,690 @@
+"""The dead letters of a queue: looked at without consuming them, published again, deleted.
+
+AMQP 0-9-1 has no browsing. Whoever wants to see a message has to take it, and it comes back when it is not
+acknowledged. So a *sweep* takes what was ready when it began, in windows; what is done with is acknowledged, and all
+else stays unacknowledged, out of the way, until the end, where it is handed back to its old place. Whatever interrupts
+a sweep, the broker hands back in its stead. docs/decisions/0008 has the alternatives, and what a quorum queue counts.
+
+Properties are kept as the bytes that came: pika's decoder refuses some, and makes 1 of a header 1.5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import pika
+from pika import data, exceptions, frame, spec
+from pika.adapters.select_connection import IOLoop
+
+from supervisor import amqp, queues
+from supervisor.amqp import Trouble
+from supervisor.clock import now
+from supervisor.endpoint import Endpoint
+from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
+
+__all__ = ["DeadLetter", "DeadQueue", "Field", "Lost", "Target", "Unreachable", "digest", "original"]
+
+_HEARTBEAT: Final = 60.0
+_CONNECTING: Final = 15.0
+_ANSWER: Final = 15.0
+"""Seconds the broker has for each answer."""
+_LULL: Final = 0.2
+"""Seconds without a delivery after which to ask whether any is left."""
+_STALL: Final = 10.0
+"""Seconds without a delivery, while the queue says that it has some, after which to give up."""
+_CLOSING: Final = 2.0
+_BREATH: Final = 5.0
+"""Seconds for which a busy publisher may leave the other connection, and its heartbeats, unattended."""
+_CONFIRM: Final = 30.0
+_RETURNING: Final = 5.0
+"""Seconds to wait for the queue to count what was handed back; somebody else may take it at once."""
+_TURN: Final = 0.01
+_FIRST_WINDOW: Final = 4
+_BYTES: Final = 16 * 1024 * 1024
+"""Bodies held at a time, roughly: a window ends with the message that exceeds it."""
+
+WORN: Final = 4
+"""Returns after which a dead letter is written anew instead of returned once more.
+
+A quorum queue drops a message that has been returned more often than its delivery limit, which no client can read; 20
+unless told otherwise from RabbitMQ 4.0 on (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
+"""
+
+
+class Unreachable(Exception):
+    """No connection to any node; nothing has happened."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.reason)
+        self.trouble = trouble
+
+
+class Lost(Exception):
+    """The connection or the queue went away in mid-sweep; the broker hands back what was in hand."""
+
+
+# ------------------------------------------------------------------------------------- properties, in the raw
+
+
+class Field(NamedTuple):
+    """One header, still encoded: `value` begins with its type."""
+
+    name: bytes
+    value: bytes
+
+
+_NAMES: Final = (
+    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
+    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id",
+)  # fmt: skip
+"""In the order of the wire, from flag 15 downwards (https://www.rabbitmq.com/amqp-0-9-1-reference#class.basic)."""
+_NUMBERS: Final = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
+_SIZES: Final = {
+    b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"U": 2, b"I": 4, b"i": 4, b"l": 8, b"L": 8,
+    b"f": 4, b"d": 8, b"D": 5, b"T": 8, b"V": 0,
+}  # fmt: skip
+"""Field types by size; the others begin with theirs (https://www.rabbitmq.com/amqp-0-9-1-errata#section_3)."""
+_COUNTS: Final = (b"x-delivery-count", b"x-acquired-count")
+"""What a quorum queue writes into the headers of what it delivers."""
+_COPIES: Final = (b"CC", b"BCC")
+"""What makes the broker route a message to further queues (https://www.rabbitmq.com/docs/sender-selected)."""
+_OURS: Final = b"x-workq-"
+_DEATHS: Final = (b"x-death", b"x-first-death-", b"x-last-death-")
+"""What the broker records when it dead-letters (https://www.rabbitmq.com/docs/dlx#effects)."""
+
+
+def split(raw: bytes) -> dict[str, bytes]:
+    """The properties that are there, each still encoded. Raises ValueError when they are cut short."""
+    try:
+        (flags,) = struct.unpack_from(">H", raw)
+        at, parts = 2, {}
+        for bit, name in enumerate(_NAMES):
+            if flags & 0x8000 >> bit:
+                if name == "headers":
+                    size = 4 + struct.unpack_from(">I", raw, at)[0]
+                else:
+                    size = _NUMBERS.get(name) or 1 + raw[at]
+                parts[name] = raw[at : at + size]
+                at += size
+    except (struct.error, IndexError):
+        raise ValueError("the properties are cut short") from None
+    if at != len(raw):
+        raise ValueError("the properties are cut short, or something follows them")
+    return parts
+
+
+def join(parts: dict[str, bytes]) -> bytes:
+    flags = sum(0x8000 >> bit for bit, name in enumerate(_NAMES) if name in parts)
+    return struct.pack(">H", flags) + b"".join(parts[name] for name in _NAMES if name in parts)
+
+
+def fields(table: bytes) -> list[Field]:
+    """The headers of a table with its size in front. Raises ValueError for what cannot be taken apart."""
+    at, found = 4, []
+    try:
+        while at < len(table):
+            start = at + 1 + table[at]
+            kind = table[start : start + 1]
+            if kind in _SIZES:
+                end = start + 1 + _SIZES[kind]
+            elif kind in (b"S", b"x", b"A", b"F"):
+                end = start + 5 + struct.unpack_from(">I", table, start + 1)[0]
+            else:
+                raise ValueError(f"a header has the type {kind!r}, which AMQP 0-9-1 does not know")
+            found.append(Field(table[at + 1 : start], table[start:end]))
+            at = end
+    except (struct.error, IndexError):
+        raise ValueError("the headers are cut short") from None
+    if at > len(table):
+        raise ValueError("the headers are cut short")
+    return found
+
+
+def _short(value: bytes) -> bytes:
+    return bytes([len(value)]) + value
+
+
+def decoded(value: bytes) -> Any:
+    """A header's value, for people; of what cannot be decoded, the bytes."""
+    try:
+        if value[:1] in (b"d", b"f"):
+            return struct.unpack(">d" if value[:1] == b"d" else ">f", value[1:])[0]
+        return data.decode_value(value, 0)[0]
+    except Exception:  # noqa: BLE001 - pika raises whatever it stumbles over: OverflowError, RecursionError, ...
+        return value
+
+
+class Raw(pika.BasicProperties):
+    """Properties as the bytes that came, or that shall go out."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.raw = raw
+
+    @classmethod
+    def outgoing(cls, parts: dict[str, bytes], headers: Sequence[Field]) -> Self:
+        """Persistent properties, with these headers instead of their own."""
+        parts = {**parts, "delivery_mode": b"\x02"}
+        parts.pop("headers", None)
+        if headers:
+            table = b"".join(_short(name) + value for name, value in headers)
+            parts["headers"] = struct.pack(">I", len(table)) + table
+        properties = cls(join(parts))
+        if "message_id" in parts:
+            # As pika decodes it when the broker returns the message: it is by this that the publisher knows which.
+            properties.message_id = data.decode_short_string(parts["message_id"], 0)[0]
+        return properties
+
+    def encode(self) -> list[bytes]:
+        return [self.raw]
+
+
+# --------------------------------------------------------------------------------------------- one dead letter
+
+
+class DeadLetter:
+    """One dead letter in hand."""
+
+    def __init__(self, tag: int, raw: bytes, body: bytes, queue: str) -> None:
+        """`queue` is the one whose dead letters these are, for one that does not say where it came from."""
+        self.tag = tag
+        self.body = body
+        self.is_settled = False
+        """Acknowledged."""
+        self.parts: dict[str, bytes] = {}
+        self.fields: list[Field] = []
+        self.trouble = ""
+        """Why it cannot be read or published, if so."""
+        try:
+            self.parts = split(raw)
+            self.fields = fields(self.parts.get("headers", b""))
+        except ValueError as error:
+            self.trouble = str(error)
+        self._values = dict(self.fields)
+        came_from = self.header(queues.QUEUE)
+        usable = isinstance(came_from, str) and 0 < len(came_from.encode()) <= 255
+        self.queue = came_from if usable else queue
+        self.id = self._identity()
+
+    def header(self, name: str) -> Any:
+        """The header's value; None when there is none."""
+        value = self._values.get(name.encode())
+        return None if value is None else decoded(value)
+
+    def number(self, name: str) -> int | None:
+        value = self.header(name)
+        return value if isinstance(value, int) else None
+
+    def text(self, name: str) -> str:
+        """The header as text, not fit for a terminal yet; empty when there is none."""
+        value = self.header(name)
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "backslashreplace")
+        return "" if value is None else str(value)
+
+    def part(self, name: str) -> str | int | bytes | None:
+        """A property but the headers; None when it is not there. Bytes when it is not UTF-8."""
+        part = self.parts.get(name)
+        if part is None:
+            return None
+        return int.from_bytes(part) if name in _NUMBERS else data.decode_short_string(part, 0)[0]
+
+    @property
+    def returns(self) -> int:
+        """How often a quorum queue has had it back; a classic one does not count."""
+        return self.number("x-delivery-count") or 0
+
+    def _identity(self) -> str:
+        identity = self.part("message_id")
+        if isinstance(identity, str) and identity:
+            return identity
+        return digest(identity if isinstance(identity, bytes) and identity else self.body, self.queue)
+
+
+def digest(identity: bytes, routing_key: str) -> str:
+    """Who a message without an id, or with one that is not UTF-8, is. The logs of the workers say the same."""
+    key = routing_key.encode("utf-8", "replace")[:64]
+    return "digest:" + hashlib.blake2b(identity, digest_size=16, key=key).hexdigest()
+
+
+def original(letter: DeadLetter, user: str) -> Raw:
+    """The properties that the message had before it died, but persistent.
+
+    A user id can be restored for `user` itself only: the broker refuses everybody else's
+    (https://www.rabbitmq.com/docs/validated-user-id); it stays as the header that it has become. Headers that would
+    send copies to further queues, which have had theirs, are left out. Raises ValueError when it cannot be done.
+    """
+    if letter.trouble:
+        raise ValueError(letter.trouble)
+    parts, headers = letter.parts, letter.fields
+    came_as = letter.header(queues.PROPERTIES)
+    if isinstance(came_as, bytes):
+        try:
+            parts = split(came_as)
+            headers = fields(parts.get("headers", b""))
+        except ValueError:
+            parts, headers = letter.parts, letter.fields  # cut to fit; then what could be read has to do
+    expiration, user_id = letter.header(queues.EXPIRATION), letter.header(queues.USER_ID)
+    kept = [each for each in headers if not each.name.startswith(_OURS) and each.name not in _COUNTS + _COPIES]
+    if _waited_only(headers, queues.delay(letter.queue, 0)[:-1]):
+        kept = [each for each in kept if not each.name.startswith(_DEATHS)]
+    parts = dict(parts)
+    if isinstance(expiration, str):
+        parts["expiration"] = _short(expiration.encode())
+    if isinstance(user_id, str):
+        parts["user_id"] = _short(user_id.encode())
+    owner = parts.get("user_id", b"")[1:]
+    if owner and owner != user.encode():
+        del parts["user_id"]
+        kept.append(Field(queues.USER_ID.encode(), b"S" + struct.pack(">I", len(owner)) + owner))
+    return Raw.outgoing(parts, kept)
+
+
+def _waited_only(headers: Sequence[Field], prefix: str) -> bool:
+    """Whether the broker's record of dead-lettering holds nothing but our own delays between tries."""
+    deaths = decoded(dict(headers).get(b"x-death", b""))
+    return isinstance(deaths, list) and all(
+        isinstance(death, dict) and str(death.get("queue", "")).startswith(prefix) for death in deaths
+    )
+
+
+def _anew(letter: DeadLetter, user: str) -> Raw | None:
+    """The same dead letter, without a count; None when it cannot be published without changing it."""
+    owner = letter.parts.get("user_id", b"")[1:]
+    if letter.trouble or (owner and owner != user.encode()) or any(name in letter._values for name in _COPIES):
+        return None
+    kept = [each for each in letter.fields if each.name not in _COUNTS]
+    return Raw.outgoing(letter.parts, kept)
+
+
+# --------------------------------------------------------------------------------------------- one connection
+
+
+class _Connection(pika.SelectConnection):
+    """Hands on the properties of messages undecoded."""
+
+    def _read_frame(self) -> Any:
+        buffer = self._frame_buffer
+        if len(buffer) < 7 or buffer[0] != spec.FRAME_HEADER:
+            return super()._read_frame()
+        _, channel, size = struct.unpack_from(">BHL", buffer)
+        end = 7 + size
+        if len(buffer) <= end:
+            return 0, None
+        if buffer[end] != spec.FRAME_END or size < 14:
+            raise exceptions.InvalidFrameError("Invalid content header")
+        return end + 1, frame.Header(channel, struct.unpack_from(">Q", buffer, 7 + 4)[0], Raw(buffer[7 + 12 : end]))
+
+    def abort(self) -> None:
+        """End the stream at once, without a word to the broker."""
+        # What pika itself does when a heartbeat is missing; its public close() waits for the broker, without a bound.
+        terminate: Any = getattr(self, "_terminate_stream")  # noqa: B009 - pika's type stubs leave it out
+        if not self.is_closed:
+            terminate(exceptions.ConnectionClosedByClient(320, "aborted"))
+
+
+class _Link:
+    """One connection with one channel, served only inside its methods."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.error: BaseException | None = None
+        self.channel: Any = None
+        self.served = now()
+        self._endpoint = endpoint
+        parameters = amqp.parameters(endpoint, heartbeat=_HEARTBEAT, name="workq dead", timeout=_CONNECTING)
+        self._loop: Any = IOLoop()
+        self._loop.activate_poller()
+        self._connection: Any = _Connection(
+            parameters,
+            on_open_callback=lambda connection: None,
+            on_open_error_callback=self.ended,
+            on_close_callback=self.ended,
+            custom_ioloop=self._loop,
+        )
+
+    def open(self, queue: str) -> Any:
+        """Connect and ask for the queue: pika's Queue.DeclareOk, None when there is none. Raises what went wrong."""
+        answers: list[Any] = []
+        self.pump(lambda: bool(self._connection.is_open), now() + _CONNECTING)
+        self._check(bool(self._connection.is_open))
+        amqp.declare_or_take(
+            self._connection,
+            queues.inquiry(queue),
+            declare=False,
+            on_done=lambda channel, ok: answers.append((channel, ok)),
+            on_failed=lambda error: answers.append((None, error)),
+        )
+        self.pump(lambda: bool(answers), now() + _ANSWER)
+        self._check(bool(answers))
+        self.channel, answer = answers[0]
+        if self.channel is None:
+            if isinstance(answer, exceptions.ChannelClosedByBroker) and amqp.explain(answer).kind is amqp.Kind.MISSING:
+                return None
+            raise answer
+        self.channel.add_on_close_callback(self.ended)
+        return answer
+
+    def call(self, method: Callable[..., Any], **arguments: Any) -> Any:
+        """Send a request and wait for its answer. Raises Lost."""
+        answers: list[Any] = []
+        try:
+            self._check(True)
+            method(**arguments, callback=answers.append)
+            self.pump(lambda: bool(answers), now() + _ANSWER)
+            self._check(bool(answers))
+        except Exception as error:  # pika's, of a channel that has just closed, among them
+            raise self.lost(error) from error
+        return answers[0]
+
+    def lost(self, error: BaseException) -> Lost:
+        return Lost(amqp.explain(self.error or error, self._endpoint).reason)
+
+    def pump(self, until: Callable[[], bool], deadline: float) -> None:
+        """Serve the connection until something is the case, or it ends, or the deadline passes."""
+        alarm = self._loop.call_later(max(0.0, deadline - now()), lambda: None)
+        try:
+            while self.error is None and not until():
+                self._loop.poll()
+                self._loop.process_timeouts()
+                self.served = now()
+                if self.served >= deadline:
+                    break
+        finally:
+            self._loop.remove_timeout(alarm)
+
+    def close(self) -> None:
+        """Say goodbye if that can be done quickly; let go in any case."""
+        if self.error is None and self._connection.is_open:
+            self._connection.close()
+            self.pump(lambda: False, now() + _CLOSING)
+        self.drop()
+
+    def drop(self) -> None:
+        self._connection.abort()
+        for _ in range(3):
+            # The abort is carried out by the loop's callbacks; none of them waits for the network.
+            self._loop.process_timeouts()
+        self._loop.close()
+
+    def ended(self, _subject: Any, error: Any) -> None:
+        # A lost connection also closes its channel; the first word is the more telling one.
+        self.error = self.error or error
+
+    def _check(self, answered: bool) -> None:
+        if self.error is not None:
+            raise self.error
+        if not answered:
+            raise TimeoutError
+
+
+# -------------------------------------------------------------------------------------------------- the queue
+
+
+class Target(NamedTuple):
+    """Where a dead letter goes."""
+
+    queue: str
+    properties: Raw
+
+
+class DeadQueue:
+    """The dead letters of one queue. A context manager, for one sweep."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], queue: str) -> None:
+        self.queue = queue
+        self.name = queues.dead(queue)
+        self.endpoint = endpoints[0]
+        """The node that we are connected to."""
+        self.count: int | None = None
+        """How many were ready when we came; None when there is no such queue."""
+        self.holders = 0
+        """Who else consumes this queue: what they have in hand cannot be seen."""
+        self.warning = ""
+        """What an operator should know, at the end."""
+        self._endpoints = endpoints
+        self._link: _Link | None = None
+        self._publisher: Publisher | None = None
+        self._serial = itertools.count(1)
+        self._arrived: list[DeadLetter] = []
+        self._bytes = 0
+        self._largest = 0
+        self._cancelled = False
+        self._open = 0
+        """Taken, and neither acknowledged nor handed back."""
+        self._ends: list[int] = []
+        """The last delivery tag of what is kept of each window."""
+
+    def __enter__(self) -> Self:
+        """Raises Unreachable."""
+        troubles: list[Trouble] = []
+        for endpoint in random.sample(self._endpoints, len(self._endpoints)):
+            self.endpoint = endpoint
+            try:
+                self._connect(endpoint)
+            except Exception as error:  # noqa: BLE001 - whatever pika, ssl and the OS have to say
+                troubles.append(amqp.explain(error, endpoint))
+                self._drop()
+            else:
+                return self
+        # One node that may be back is reason enough to try again.
+        raise Unreachable(next((each for each in troubles if not each.permanent), troubles[0]))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
+        if (kind is None or kind is SystemExit) and self._link is not None:
+            self._link.close()
+        else:
+            self._drop()
+
+    def _connect(self, endpoint: Endpoint) -> None:
+        self._link = _Link(endpoint)
+        found = self._link.open(self.name)
+        if found is not None:
+            self.count, self.holders = found.message_count, found.consumer_count
+            self._link.channel.add_on_cancel_callback(self._cancel)
+
+    def _drop(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.drop()
+
+    # ------------------------------------------------------------------------------------------------- taking
+
+    def windows(self, most: int | None = None, *, size: int) -> Iterator[list[DeadLetter]]:
+        """What was ready when we came, or `most` of it, oldest first, up to `size` at a time.
+
+        What becomes of each is the caller's to say before the next: `acknowledge`, `publish` or `keep`. Raises Lost.
+        """
+        left = self.count or 0
+        left = left if most is None else min(most, left)
+        wanted = _FIRST_WINDOW
+        while left > 0:
+            window, is_dry = self._take(min(wanted, left))
+            left -= len(window)
+            if window:
+                yield window
+            if is_dry:
+                return
+            wanted = max(1, min(2 * wanted, size, _BYTES // max(1, self._largest)))
+
+    def _take(self, size: int) -> tuple[list[DeadLetter], bool]:
+        """Up to `size` dead letters, and whether there are no more."""
+        link, tag = self._alive(), f"workq-dead-{next(self._serial)}"
+        self._arrived, self._bytes, self._largest = [], 0, 0
+        # A consumer for each window: the prefetch is then exactly what we want, and nothing comes that must go back.
+        link.call(link.channel.basic_qos, prefetch_count=size)
+        link.call(link.channel.basic_consume, queue=self.name, on_message_callback=self._delivered, consumer_tag=tag)
+        is_dry = self._gather(link, size)
+        link.call(link.channel.basic_cancel, consumer_tag=tag)
+        return self._arrived, is_dry
+
+    def _gather(self, link: _Link, size: int) -> bool:
+        """Until the window is full (False), or the queue is dry (True)."""
+        deadline = now() + _STALL
+        while True:
+            before = len(self._arrived)
+            link.pump(partial(self._has_news, size, before), now() + _LULL)
+            if self._is_full(size):
+                return False
+            if link.error is not None:
+                raise link.lost(link.error)
+            if self._cancelled:
+                raise Lost(f"queue {self.name} was deleted, or its node went away")
+            if len(self._arrived) > before:
+                deadline = now() + _STALL
+                continue
+            # Twice: the first answer may have overtaken deliveries that were on their way to the channel.
+            if self._ready(link) == 0 and self._ready(link) == 0 and len(self._arrived) == before:
+                return True
+            if now() > deadline:
+                raise Lost(
+                    f"queue {self.name} has messages and gives us none: is there a single active consumer, or an alarm?"
+                )
+
+    def _has_news(self, size: int, before: int) -> bool:
+        return self._cancelled or len(self._arrived) > before or self._is_full(size)
+
+    def _is_full(self, size: int) -> bool:
+        return len(self._arrived) >= size or self._bytes >= _BYTES
+
+    def _ready(self, link: _Link) -> int:
+        """How many are ready. Also a barrier: what was sent on the channel before has been carried out."""
+        return int(link.call(link.channel.queue_declare, **queues.inquiry(self.name)).method.message_count)
+
+    def _delivered(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._arrived.append(DeadLetter(method.delivery_tag, properties.raw, body, self.queue))
+        self._open += 1
+        self._bytes += len(body)
+        self._largest = max(self._largest, len(body))
+
+    def _cancel(self, _frame: Any) -> None:
+        self._cancelled = True
+
+    def _alive(self) -> _Link:
+        assert self._link is not None, "outside of the context manager"
+        return self._link
+
+    # ----------------------------------------------------------------------------------------------- settling
+
+    def acknowledge(self, letters: Sequence[DeadLetter]) -> None:
+        """They are gone for good. Raises Lost: then the broker may not hear of it, and hands them out again."""
+        link = self._alive()
+        if not letters:
+            return
+        try:
+            if len(letters) == self._open:
+                # One frame: a quorum queue's client in the broker holds back what comes in many pieces, and forgets it
+                # when the channel is closed (rabbit_fifo_client, "soft limit"). 0 stands for all that is open.
+                link.channel.basic_ack(0, multiple=True)
+            else:
+                for letter in letters:
+                    link.channel.basic_ack(letter.tag)
+        except Exception as error:
+            raise link.lost(error) from error
+        for letter in letters:
+            letter.is_settled = True
+        self._open -= len(letters)
+        self._ready(link)
+
+    def keep(self, letters: Sequence[DeadLetter]) -> None:
+        """They stay in the queue: unacknowledged until the sweep ends, or, when worn, written anew at once."""
+        worn = [letter for letter in letters if letter.returns >= WORN]
+        renewed = [(letter, properties) for letter in worn if (properties := _anew(letter, self.endpoint.user))]
+        if len(renewed) < len(worn):
+            self.warning = (
+                f"some dead letters have been returned {WORN} times or more and cannot be written anew; {self.name} "
+                "drops them at its delivery limit, if it has one: requeue or drop them"
+            )
+        try:
+            self.publish([(letter, Target(self.name, properties)) for letter, properties in renewed], Counter())
+        except PublishError as error:
+            self.warning = f"dead letters returned {WORN} times could not be written anew: {error.reason}"
+        # A tag that is open: with another one the broker closes the channel (406, unknown delivery tag).
+        end = max((letter.tag for letter in letters if not letter.is_settled), default=None)
+        if end is not None:
+            self._ends.append(end)
+
+    def hand_back(self) -> None:
+        """The end of a sweep: all that is still open goes back, to its old place. Raises Lost."""
+        link = self._alive()
+        back, self._open = self._open, 0
+        if not back:
+            return
+        # Window by window, since a quorum queue takes returns consumer by consumer, and orders them as they come; 0
+        # stands for whatever is left. And nack, not reject, nor just leaving: from 4.3 on this is the one that a quorum
+        # queue does not count.
+        for tag in (*self._ends, 0):
+            link.channel.basic_nack(tag, multiple=True, requeue=True)
+        # The queue answers questions before it takes messages back; whoever looks after us shall find them.
+        deadline = now() + _RETURNING
+        while self._ready(link) < back and now() < deadline:
+            link.pump(lambda: False, now() + _TURN)
+
+    # --------------------------------------------------------------------------------------------- publishing
+
+    def prepare(self) -> None:
+        """Open the connection that publishes, before anything is taken. Raises Unreachable."""
+        try:
+            self._publishing().connect()
+        except Unavailable as error:
+            if error.trouble is None:
+                raise
+            raise Unreachable(error.trouble) from None
+
+    def publish(self, aimed: Sequence[tuple[DeadLetter, Target]], done: Counter[str]) -> list[DeadLetter]:
+        """Publish each to its target, have that confirmed, acknowledge the dead letter, count it in `done` by target.
+        Returns those that there is no queue for; they stay open.
+
+        Raises PublishError or Lost, after acknowledging what was confirmed, as far as that goes.
+        """
+        waiting = list(aimed)
+        homeless: list[DeadLetter] = []
+        while waiting:
+            failure: PublishError | None = None
+            confirmed: list[int] = []
+            messages = (_message(letter, target) for letter, target in waiting)
+            try:
+                noting = partial(self._note, confirmed)
+                self._publishing().publish_many(messages, timeout=_CONFIRM, on_confirmed=noting)
+            except PublishError as error:
+                failure = error
+            self.acknowledge([waiting[position][0] for position in confirmed])
+            done.update(waiting[position][1].queue for position in confirmed)
+            if failure is None:
+                break
+            if not isinstance(failure, Unroutable) or failure.pending:
+                raise failure
+            homeless += [waiting[position][0] for position in failure.failed]
+            waiting = waiting[failure.sent :]
+        return homeless
+
+    def _note(self, confirmed: list[int], position: int, _id: str) -> None:
+        confirmed.append(position)
+        link = self._alive()
+        if now() - link.served > _BREATH:
+            link.pump(lambda: False, now())
+
+    def _publishing(self) -> Publisher:
+        # A connection of its own: under an alarm the broker stops reading from one that publishes, acknowledgements
+        # included (https://www.rabbitmq.com/docs/alarms). The dead-letter queue is asked for because it is there; the
+        # queues that messages go to are not declared: `mandatory` tells when one is missing.
+        if self._publisher is None:
+            self._publisher = Publisher(
+                self.endpoint, self.name, declare=False, heartbeat=_HEARTBEAT, name="workq dead publishing"
+            )
+        return self._publisher
+
+
+def _message(letter: DeadLetter, target: Target) -> Message:
+    return letter.body, Options(properties=target.properties, routing_key=target.queue)

@@ -1,0 +1,121 @@
+"""The kernel's OOM killer: whom it shall take, and whether it did.
+
+A process that it kills dies by SIGKILL like any other; only the counter of its memory cgroup tells the difference:
+`oom_kill` in `memory.events` (cgroup v2, Documentation/admin-guide/cgroup-v2.rst) or in `memory.oom_control` (v1,
+Linux 4.13 or newer). The kernel counts before it sends the signal (mm/oom_kill.c, __oom_kill_process: "Raise event
+before sending signal"), so whoever sees the death sees the count.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+EXPENDABLE: Final = 500
+"""Added to oom_score_adj: a process counts as if it used half of the allowed memory more (proc(5))."""
+UNCLAIMED_FOR: Final = 10.0
+"""Seconds that a kill waits for the death it belongs to. One that nobody claims was a handler's child."""
+
+_V1: Final = "memory.oom_control"
+_V2: Final = "memory.events"
+
+
+def make_expendable(pid: int) -> None:
+    """Have the OOM killer prefer this process, and what it will fork, to the one that calls. Raising needs no
+    privilege."""
+    path = Path(f"/proc/{pid}/oom_score_adj")
+    try:
+        path.write_text(str(min(1000, int(path.read_text()) + EXPENDABLE)))
+    except OSError:
+        pass  # it is dead already, or /proc is not to be written: nothing that would be worth a failure
+
+
+class OomKills:
+    """How many of this process's memory cgroup the OOM killer took. `counter` is the file that says so, if any.
+
+    `look` now and then, so that a kill that nobody claims is not taken for the cause of a later death; `claim` when
+    somebody died by SIGKILL. `now` is in monotonic seconds.
+    """
+
+    def __init__(self, counter: Path | None) -> None:
+        self._counter = counter
+        self._seen = self._read()
+        self._unclaimed: deque[float] = deque()
+
+    def look(self, now: float) -> None:
+        """See what is new, and forget what is old."""
+        count = self._read()
+        self._unclaimed.extend([now] * (count - self._seen))
+        self._seen = count
+        while self._unclaimed and self._unclaimed[0] < now - UNCLAIMED_FOR:
+            self._unclaimed.popleft()
+
+    def claim(self, now: float) -> bool:
+        """Whether a death by SIGKILL, just seen, was one of them."""
+        self.look(now)
+        if not self._unclaimed:
+            return False
+        self._unclaimed.popleft()
+        return True
+
+    def _read(self) -> int:
+        if self._counter is None:
+            return 0
+        try:
+            return _oom_kills(self._counter.read_text()) or 0
+        except OSError:
+            return self._seen
+
+
+def find_counter(proc: Path = Path("/proc/self")) -> Path | None:
+    """The file that counts the OOM kills of this process's memory cgroup; None where there is none: no memory
+    controller, the root of cgroup v2, a kernel before 4.13."""
+    try:
+        memberships = (proc / "cgroup").read_text().splitlines()
+        mounts = (proc / "mountinfo").read_text().splitlines()
+    except OSError:
+        return None
+    for membership in memberships:
+        _, controllers, path = membership.split(":", 2)  # cgroups(7)
+        if not controllers:
+            name, filesystem, option = _V2, "cgroup2", ""
+        elif "memory" in controllers.split(","):
+            name, filesystem, option = _V1, "cgroup", "memory"
+        else:
+            continue
+        for root, directory in _mounted(mounts, filesystem, option):
+            counter = _below(directory, root, path) / name
+            try:
+                if _oom_kills(counter.read_text()) is not None:
+                    return counter
+            except OSError:
+                continue
+    return None
+
+
+def _mounted(mounts: list[str], filesystem: str, option: str) -> list[tuple[str, str]]:
+    """Root and mount point of each mount of this kind (proc(5), /proc/PID/mountinfo)."""
+    found = []
+    for mount in mounts:
+        before, _, after = mount.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind == filesystem and (not option or option in options.split(",")):
+            _, _, _, root, directory, *_ = before.split(" ")
+            found.append((root, directory))
+    return found
+
+
+def _below(directory: str, root: str, path: str) -> Path:
+    """Where a cgroup is found: a mount may show only a part of the tree, as in a container with the host's names."""
+    if root != "/" and (path == root or path.startswith(root + "/")):
+        path = path[len(root) :]
+    return Path(directory) / path.lstrip("/")
+
+
+def _oom_kills(text: str) -> int | None:
+    for line in text.splitlines():
+        name, _, count = line.partition(" ")
+        if name == "oom_kill":
+            return int(count)
+    return None

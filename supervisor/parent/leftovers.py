@@ -1,0 +1,99 @@
+"""What a dead worker leaves behind: whose is it, and its end.
+
+The kernel gives every orphan below the supervisor to the supervisor (PR_SET_CHILD_SUBREAPER), also one that has made a
+session of its own, and does not say whose it was: a dead worker's, or a live worker's daemon whose parent has left.
+So each worker bears a mark that all it starts inherits, across fork, exec, setsid, another environment and closed
+descriptors: its soft RLIMIT_LOCKS, a limit that nothing has looked at since Linux 2.4.25 (getrlimit(2)). The parent
+sets it with prlimit(2) before the worker may begin. The reasons, and what it cannot do: docs/decisions/0009.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import signal
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+_RLIMIT_LOCKS: Final = 10  # asm-generic/resource.h, on every architecture; Python's resource module does not name it
+_PID_BITS: Final = 24
+"""More than any pid has: PID_MAX_LIMIT is 2^22 (proc(5), pid_max)."""
+_OURS: Final = secrets.randbits(38) << _PID_BITS
+"""So that a mark is this supervisor's: a handler may run another one, and an operator may have set the limit."""
+_CHILDREN_ARE_LISTED: Final = Path(f"/proc/self/task/{os.getpid()}/children").exists()
+"""Where the kernel has CONFIG_PROC_CHILDREN, as those of all distributions do."""
+
+
+def mark(worker: int) -> None:
+    """Have all that this process starts from now on be known as its own.
+
+    Where that is forbidden (a hard limit below, a sandbox without prlimit), only its process group is found.
+    """
+    try:
+        _, hard = resource.prlimit(worker, _RLIMIT_LOCKS)
+        resource.prlimit(worker, _RLIMIT_LOCKS, (_OURS | worker, hard))
+    except (OSError, ValueError):
+        pass
+
+
+def owner(pid: int) -> int | None:
+    """The worker that this process, which may be a zombie, descends from or is; None when it is nobody's, another
+    user's or gone."""
+    try:
+        soft, _ = resource.prlimit(pid, _RLIMIT_LOCKS)
+    except OSError:
+        return None
+    return soft - _OURS if 0 < soft - _OURS < 1 << _PID_BITS else None
+
+
+def kill(living: Collection[int]) -> None:
+    """SIGKILL what descends from workers that are not among the living: 50 us when there is nothing.
+
+    What is forked during this call by what it kills falls to us when its parent dies, and is found by the next call.
+    """
+    for child in children(os.getpid()):
+        worker = owner(child)
+        # A worker that is a zombie still, or not reaped yet, is none of its own leftovers.
+        if worker is not None and worker != child and worker not in living:
+            _kill_tree(child)
+
+
+def kill_all(spared: Collection[int]) -> bool:
+    """SIGKILL everything below this process but these children. Returns False when there is nothing, not even a
+    zombie."""
+    found = [child for child in children(os.getpid()) if child not in spared]
+    for child in found:
+        _kill_tree(child)
+    return bool(found)
+
+
+def children(pid: int) -> list[int]:
+    """The children of every thread of a process (proc(5), /proc/PID/task/TID/children)."""
+    if not _CHILDREN_ARE_LISTED:
+        try:
+            return [child.pid for child in psutil.Process(pid).children()]  # reads all of /proc
+        except psutil.Error:
+            return []
+    found: list[int] = []
+    try:
+        for tid in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - Path.iterdir costs twice as much
+            with open(f"/proc/{pid}/task/{tid}/children", "rb") as listed:  # noqa: PTH123
+                found += map(int, listed.read().split())
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it, or a thread of it, ended meanwhile: then they are ours by now, or another thread's
+    return found
+
+
+def _kill_tree(root: int) -> None:
+    tree = [root]
+    for pid in tree:
+        tree += children(pid)
+    for pid in tree:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass

@@ -1,0 +1,37 @@
+"""The ladder of delays."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.policy.retry import LADDER, LONGEST_BACKOFF, backoff, step
+
+
+def test_the_ladder_is_that_of_the_public_interface() -> None:
+    seconds, minutes, hours = 1000, 60_000, 3_600_000
+    assert (
+        *(100, 200, 500),
+        *(n * seconds for n in (1, 2, 5, 10, 20, 30)),
+        *(n * minutes for n in (1, 2, 5, 10, 15, 30)),
+        *(n * hours for n in (1, 2, 6, 12, 24)),
+    ) == LADDER
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ms"),
+    [(0, 100), (0.1, 100), (0.11, 200), (1, 1000), (1.001, 2000), (4, 5000), (64, 120_000), (1e9, LADDER[-1])],
+)
+def test_a_delay_is_rounded_up_to_the_next_step(seconds: float, ms: int) -> None:
+    assert step(seconds) == ms
+
+
+def test_each_wait_is_four_times_the_one_before_up_to_a_quarter_of_an_hour() -> None:
+    assert [backoff(attempt, 1.0) for attempt in range(1, 8)] == [1, 4, 16, 64, 256, 900, 900]
+
+
+@given(st.integers(1, 2**63), st.floats(0.001, 1e6))
+def test_no_attempt_and_no_delay_leads_beyond_the_limit(attempt: int, first: float) -> None:
+    assert 0 < backoff(attempt, first) <= LONGEST_BACKOFF
+    assert step(backoff(attempt, first)) in LADDER
