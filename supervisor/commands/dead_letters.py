@@ -127,8 +127,12 @@ def join(parts: dict[str, bytes]) -> bytes:
 
 
 def fields(table: bytes) -> list[Field]:
-    """The headers of a table with its size in front. Raises ValueError for what cannot be taken apart."""
-    at, found = 4, []
+    """The headers of a table with its size in front; of nothing, none. Raises ValueError for what cannot be taken
+    apart."""
+    found: list[Field] = []
+    if not table:
+        return found
+    at = 4
     try:
         while at < len(table):
             start = at + 1 + table[at]

@@ -264,6 +264,14 @@ def test_requeue_restores_the_message_to_the_byte(broker_url: str, buried: str) 
     assert amqp.depth(broker_url, f"{buried}.dead") == 0
 
 
+def test_a_bare_message_that_somebody_else_put_there_goes_to_the_queue_by_name(broker_url: str, buried: str) -> None:
+    amqp.publish(broker_url, f"{buried}.dead", ["bare"])
+    wire.publish(broker_url, f"{buried}.dead", wire.properties(), b"barer")
+    assert [row["reason"] for row in rows(broker_url, buried)] == ["", ""]
+    dead("requeue", "--all", url=broker_url, queue=buried)
+    assert [body for _, body in raw(broker_url, buried)] == [b"bare", b"barer"]
+
+
 def test_a_user_id_of_somebody_else_stays_a_header_and_cc_sends_no_copies(broker_url: str, queue: str) -> None:
     other = f"{queue}.dead.other"
     with amqp.connection(broker_url) as link:

@@ -1,0 +1,122 @@
+"""Whose a process is, however it has gone away; and that a whole tree is killed at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def as_supervisor(program: str) -> list[str]:
+    """Run this as a child subreaper with two marked workers, `a` and `b`, that start what they are told to and then are
+    quiet. Everything that it leaves is killed in the end. Returns the words that it printed."""
+    prelude = """
+        import ctypes, os, resource, select, signal, subprocess, sys, time
+        from supervisor.parent import leftovers
+
+        assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
+
+        def worker(script):
+            "A process that is marked before it runs the script, a shell's, and waits at its end."
+            reader, writer = os.pipe()
+            told, tells = os.pipe()
+            os.set_inheritable(tells, True)
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                os.read(reader, 1)
+                os.dup2(tells, 3)
+                os.execvp("sh", ["sh", "-c", script + "; echo >&3; exec 3>&-; exec sleep 600"])
+            leftovers.mark(pid)
+            os.write(writer, b".")
+            assert os.read(told, 1) == b"\\n"
+            return pid
+
+        def end(pid):
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+        def orphans():
+            return set(leftovers.children(os.getpid())) - {a, b}
+
+        def ends(pids):
+            return all(select.select([os.pidfd_open(pid)], [], [], 30)[0] for pid in pids)
+
+        a = b = 0
+        try:
+    """
+    end = """
+        finally:
+            while leftovers.kill_all(()):
+                os.wait()
+    """
+    text = textwrap.dedent(prelude) + textwrap.indent(textwrap.dedent(program), "    ") + textwrap.dedent(end)
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_daemon_is_known_as_its_workers_without_session_parent_environment_or_descriptors() -> None:
+    daemon = "setsid -f env -i sh -c 'exec 3>&- 0<&- 1<&- 2<&-; exec sleep 600'"
+    words = as_supervisor(f"""
+        a, b = worker("{daemon}"), worker("true")
+        while not (found := orphans()):
+            time.sleep(0.01)
+        [daemon] = found
+        assert os.getsid(daemon) == daemon
+        print(leftovers.owner(daemon) == a, leftovers.owner(a) == a, leftovers.owner(b) == b)
+        stranger = subprocess.Popen(["sleep", "600"])
+        print(leftovers.owner(stranger.pid), leftovers.owner(os.getpid()))
+    """)
+    assert words == ["True", "True", "True", "None", "None"]
+
+
+def test_the_living_ones_daemons_are_spared_and_the_dead_ones_killed() -> None:
+    daemon = "setsid -f sleep 600 3>&-"
+    words = as_supervisor(f"""
+        a, b = worker("{daemon}"), worker("{daemon}")
+        stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        while len(found := orphans()) < 3:
+            time.sleep(0.01)
+        of_a = {{pid for pid in found if leftovers.owner(pid) == a}}
+        end(a)
+        leftovers.kill({{b}})
+        print(len(of_a), ends(of_a), stranger.poll())
+        [of_b] = found - of_a - {{stranger.pid}}
+        print(select.select([os.pidfd_open(of_b)], [], [], 0.2)[0])
+    """)
+    assert words == ["1", "True", "None", "[]"]
+
+
+def test_one_call_kills_every_generation_of_what_was_left() -> None:
+    nested = "setsid sh -c 'setsid sh -c \\\"setsid sleep 600 & sleep 600\\\" & sleep 600' 3>&- &"
+    words = as_supervisor(f"""
+        a = worker("{nested}")
+        def tree(pids):
+            pids = list(pids)
+            for pid in pids:
+                pids += leftovers.children(pid)
+            return pids
+        while sum(open(f"/proc/{{pid}}/comm").read() == "sleep\\n" for pid in tree([a])) < 4:
+            time.sleep(0.01)
+        left = set(tree([a])) - {{a}}
+        end(a)
+        leftovers.kill(())
+        # Nobody is waited for or looked for again: whoever was not found in that one call lives on.
+        print(len({{os.getsid(pid) for pid in left if os.path.exists(f"/proc/{{pid}}")}}) >= 1, ends(left))
+    """)
+    assert words[-1] == "True"
+
+
+def test_a_supervisor_under_a_supervisor_does_not_take_itself_for_a_leftover() -> None:
+    words = as_supervisor(f"""
+        leftovers.mark(os.getpid())
+        child = subprocess.Popen([sys.executable, "-c", "import sys; sys.path[:0] = [{str(HERE.parents[1])!r}];"
+            "from supervisor.parent import leftovers; import os; print(leftovers.owner(os.getpid()))"])
+        child.wait()
+        print(leftovers.owner(os.getpid()) == os.getpid())
+    """)
+    assert words == ["None", "True"]
