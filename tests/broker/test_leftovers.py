@@ -31,20 +31,27 @@ def runs(tmp_path: Path) -> Runs:
 
 
 @contextmanager
-def family(handler: str, *options: str, url: str, queue: str, env: dict[str, str]) -> Iterator[Supervision]:
+def family(handler: str, *options: str, url: str, queue: str, runs: Runs, path: str = "") -> Iterator[Supervision]:
     """A supervisor. When the test fails, what its handlers started is ended here, not by what is being tested."""
+    env = {**runs.env, **({"PYTHONPATH": path} if path else {})}
     with supervised(handler, *options, url=url, queue=queue, env=env) as pool:
         try:
             yield pool
         except BaseException:
-            pool.send(signal.SIGSTOP)
-            descendants = children(pool.pid)
-            for pid in descendants:
-                descendants += children(pid)
-            for pid in descendants:
+            if pool.process.poll() is None:
+                pool.send(signal.SIGSTOP)
+            lost = [*children(pool.pid), *noted(runs)]
+            for pid in lost:
+                lost += children(pid)
+            for pid in lost:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             raise
+
+
+def noted(runs: Runs) -> list[int]:
+    """The pids that handlers told of."""
+    return [int(line.split()[-1]) for word in ("child", "server") for line in runs.lines(word)]
 
 
 def started(runs: Runs, name: str) -> list[int]:
@@ -70,7 +77,7 @@ def test_f20_what_a_dead_worker_leaves_behind_is_gone_before_its_slot_restarts(
     broker_url: str, queue: str, runs: Runs, kind: str
 ) -> None:
     amqp.publish(broker_url, queue, [json.dumps({"start": [kind], "sleep": 600})], ids=["m"])
-    with family("offspring:leave", "--workers", "1", url=broker_url, queue=queue, env=runs.env) as pool:
+    with family("offspring:leave", "--workers", "1", url=broker_url, queue=queue, runs=runs) as pool:
         left = started(runs, "m")
         assert left
         os.kill(pool.pids()[0], signal.SIGKILL)
@@ -87,7 +94,7 @@ def test_f20_a_death_is_noticed_while_a_forked_child_holds_the_output_and_the_co
     broker_url: str, queue: str, runs: Runs, node: PrivateNode
 ) -> None:
     amqp.publish(broker_url, queue, [json.dumps({"start": ["forked"], "sleep": 600})], ids=["m"])
-    with family("offspring:leave", "--workers", "1", url=broker_url, queue=queue, env=runs.env) as pool:
+    with family("offspring:leave", "--workers", "1", url=broker_url, queue=queue, runs=runs) as pool:
         [child] = started(runs, "m")
         [worker] = pool.pids()
         assert sockets(child) & sockets(worker)
@@ -112,7 +119,7 @@ def test_f20_only_the_dead_workers_are_killed_also_when_a_living_one_has_daemons
     order = json.dumps({"start": ["same group", "own group", "own session", "daemon"], "sleep": 600})
     amqp.publish(broker_url, queue, [order] * 2, ids=["a", "b"])
     options = ("--workers", "2", "--grace", "0.2")
-    with family("offspring:leave", *options, url=broker_url, queue=queue, env=runs.env) as pool:
+    with family("offspring:leave", *options, url=broker_url, queue=queue, runs=runs) as pool:
         of_a, of_b = started(runs, "a"), started(runs, "b")
         assert len(of_a) == len(of_b) == 4
         os.kill(busy_with(pool, "a"), signal.SIGKILL)
@@ -128,7 +135,7 @@ def test_f20_a_worker_that_leaves_of_its_own_will_takes_its_own_along_too(
 ) -> None:
     amqp.publish(broker_url, queue, [json.dumps({"start": ["own session", "daemon"]})], ids=["m"])
     options = ("--workers", "1", "--max-tasks", "1")
-    with family("offspring:leave", *options, url=broker_url, queue=queue, env=runs.env) as pool:
+    with family("offspring:leave", *options, url=broker_url, queue=queue, runs=runs) as pool:
         left = started(runs, "m")
         pool.hear("worker.ready", count=2)
         assert all(gone(pid, timeout=5) for pid in left)
@@ -137,7 +144,7 @@ def test_f20_a_worker_that_leaves_of_its_own_will_takes_its_own_along_too(
 
 def test_what_a_living_worker_sets_free_is_reaped_when_it_ends(broker_url: str, queue: str, runs: Runs) -> None:
     amqp.publish(broker_url, queue, [json.dumps({"start": ["daemon"]})] * 10, ids=[f"m{n}" for n in range(10)])
-    with family("offspring:leave", "--workers", "2", url=broker_url, queue=queue, env=runs.env) as pool:
+    with family("offspring:leave", "--workers", "2", url=broker_url, queue=queue, runs=runs) as pool:
         pool.hear("task.succeeded", count=10)
         before = pool.pids()
         daemons = [int(line.split()[1]) for line in runs.lines("child")]
@@ -159,9 +166,9 @@ def test_what_an_import_starts_serves_every_worker_and_ends_with_the_supervisor(
     broker_url: str, queue: str, runs: Runs, tmp_path: Path
 ) -> None:
     handler_modules.write(tmp_path, "serving", IMPORTS_A_SERVER)
-    env = {**runs.env, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    path = str(Path(__file__).resolve().parents[1])
     options = ("--workers", "1", "--app-dir", str(tmp_path))
-    with family("serving:work", *options, url=broker_url, queue=queue, env=env) as pool:
+    with family("serving:work", *options, url=broker_url, queue=queue, runs=runs, path=path) as pool:
         pool.ready()
         [server] = map(int, runs.lines("server"))
         os.kill(pool.pids()[0], signal.SIGKILL)
@@ -199,7 +206,7 @@ def test_what_an_import_starts_serves_every_worker_and_ends_with_the_supervisor(
 def test_f21_a_handler_may_use(broker_url: str, queue: str, runs: Runs, order: dict[str, object]) -> None:
     amqp.publish(broker_url, queue, [json.dumps(order)] * 3, ids=["a", "b", "c"])
     options = ("--workers", "1", "--task-timeout", "20", "--grace", "10")
-    with family("offspring:use", *options, url=broker_url, queue=queue, env=runs.env) as pool:
+    with family("offspring:use", *options, url=broker_url, queue=queue, runs=runs) as pool:
         pool.hear("task.succeeded", count=3)
         assert pool.status()["totals"]["redelivered"] == 0
         assert pool.stop() == 0
@@ -213,7 +220,7 @@ def test_f21_a_handler_may_use(broker_url: str, queue: str, runs: Runs, order: d
 def test_f21_a_child_that_returns_raises_or_exits_is_no_second_worker(broker_url: str, queue: str, runs: Runs) -> None:
     ends = [{"end": "return"}, {"end": "raise"}, *({"end": "exit", "code": code} for code in (0, 3, None, "text"))]
     amqp.publish(broker_url, queue, map(json.dumps, ends), ids=map(str, range(len(ends))))
-    with family("offspring:fork_and", "--workers", "1", url=broker_url, queue=queue, env=runs.env) as pool:
+    with family("offspring:fork_and", "--workers", "1", url=broker_url, queue=queue, runs=runs) as pool:
         pool.hear("task.succeeded", count=len(ends))
         eventually(lambda: any(line["line"].startswith("a child's last") for line in pool.named("worker.output")))
         pool.hear("worker.output", line="ValueError: in the child")
@@ -236,7 +243,7 @@ def test_f08_a_worker_that_would_hang_at_its_exit_is_gone_within_the_grace(
 ) -> None:
     amqp.publish(broker_url, queue, [what], ids=["m"])
     options = ("--workers", "1", "--grace", "1")
-    with family("offspring:hang_at_exit", *options, url=broker_url, queue=queue, env=runs.env) as pool:
+    with family("offspring:hang_at_exit", *options, url=broker_url, queue=queue, runs=runs) as pool:
         pool.hear("task.succeeded", message_id="m")
         [worker] = pool.pids()
         assert pool.stop(timeout=10) == code
@@ -250,12 +257,12 @@ def test_f08_a_worker_that_would_hang_at_its_exit_is_gone_within_the_grace(
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_f04_a_crash_in_c_leaves_its_stack_in_the_log_and_with_the_quarantined_message(
-    broker_url: str, queue: str, kind: str
+    broker_url: str, queue: str, runs: Runs, kind: str
 ) -> None:
     with amqp.connection(broker_url) as link:
         link.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
     amqp.publish(broker_url, queue, ["boom"], ids=["m"])
-    with family("offspring:read_at_zero", "--workers", "1", url=broker_url, queue=queue, env={}) as pool:
+    with family("offspring:read_at_zero", "--workers", "1", url=broker_url, queue=queue, runs=runs) as pool:
         died = pool.hear("worker.exited", message_id="m")
         assert died["cause"] == "SIGSEGV"
         assert_is_the_stack(died["output"])

@@ -50,6 +50,7 @@ def test_f27_undecodable_messages_are_dead_lettered_with_their_bytes_and_disturb
     wire.publish(broker_url, queue, nested, b"another")
     amqp.publish(broker_url, queue, ["0"] * 4, ids=[f"after-{n}" for n in range(4)])
     with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue, env=runs.env) as pool:
+        pool.ready()
         pool.hear("task.succeeded", count=6)
         pool.hear("task.dead_lettered", count=2)
         assert "cannot be decoded" in pool.hear("task.dead_lettered", message_id="stamped")["because"]
