@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypedDict
 __all__ = [
     "ATTEMPT",
     "CAUSE",
+    "COPIES",
     "CRASHES",
     "DROPPED",
     "ERROR",
@@ -51,11 +52,13 @@ USER_ID: Final = "x-workq-user-id"
 """Properties of the original that a parked message cannot keep as properties."""
 PROPERTIES: Final = "x-workq-properties"
 """The raw bytes of properties that could not be decoded: flags and values, as in AMQP's content header."""
+COPIES: Final = "x-workq-cc"
+"""The original's `CC`, which is an order to the broker and has been carried out."""
 DROPPED: Final = "x-workq-dropped"
 """Headers of the sender's for which there was no room beside ours, by name and size."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
-    PROPERTIES, DROPPED,
+    PROPERTIES, DROPPED, COPIES,
 )  # fmt: skip
 """Every header of ours."""
 

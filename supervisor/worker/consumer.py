@@ -379,6 +379,18 @@ class Consumer:
             with self._baton:
                 while self._away_since is not None and self._gone is None:
                     self._pump()
+                if self._gone is not None:
+                    self._flush()
+
+    def _flush(self) -> None:
+        """Hand to the kernel what pika still has to say.
+
+        A quorum queue gives the message back when the broker has heard that we know of our channel's end, and the
+        handler may go on for hours.
+        """
+        for _ in range(3):
+            self._ioloop.call_later(0, _nothing)
+            self._pump()
 
     def _wake(self) -> None:
         self._ioloop.add_callback_threadsafe(_nothing)

@@ -19,6 +19,9 @@ from supervisor.worker.undecodable import Remains, readable, split, split_table
 ROOM: Final = 126 * 1024
 """Bytes of headers. Properties go in one frame (AMQP 0-9-1, 4.2.6.1) of frame_max bytes, 128 KiB by default; a larger
 one, and the broker closes the connection (501). The other properties take 3 KiB at most, but hardly ever a tenth."""
+_ADDRESSES: Final = ("CC", "BCC")
+"""RabbitMQ sends a message to these queues, too (https://www.rabbitmq.com/docs/sender-selected), and has: parked with
+them, it would get there once more."""
 _LUXURIES: Final = (queues.EVIDENCE, queues.TRACEBACK)
 
 
@@ -44,7 +47,7 @@ def labelled(properties: pika.BasicProperties, headers: Mapping[str, Any]) -> La
     """
     new = Labelled()  # type: ignore[no-untyped-call]
     vars(new).update(vars(properties))
-    entries = [(name, entry) for name, entry in _entries(properties) if name not in headers]
+    entries = [(name, entry) for name, entry in _entries(properties) if name not in headers and name not in _ADDRESSES]
     ours = dict(headers)
     dropped: list[str] = []
     while entries and _size(ours) + sum(len(entry) for _, entry in entries) > ROOM:

@@ -67,6 +67,8 @@ class Parking:
         for name, header in (("expiration", queues.EXPIRATION), ("user_id", queues.USER_ID)):
             if (value := getattr(delivery.properties, name)) is not None:
                 headers[header] = value
+        if (copies := (delivery.properties.headers or {}).get("CC")) is not None:
+            headers[queues.COPIES] = copies
         properties = labelled(delivery.properties, headers)
         properties.expiration = properties.user_id = None
         self._open().publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)

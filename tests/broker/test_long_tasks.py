@@ -75,6 +75,28 @@ def test_f39_an_acknowledgement_timeout_is_named_with_the_advice_and_nothing_is_
     eventually(lambda: amqp.unacked(own_node, queue) == 0)  # a quorum queue counts every few seconds
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_message_taken_back_goes_to_another_worker_while_its_first_handler_still_runs(
+    own_node: PrivateNode, tmp_path: Path, kind: str
+) -> None:
+    if not own_node.version.startswith("3.10."):
+        pytest.skip("from 3.12 on the timeout is per queue, from 4.3 on per consumer")
+    handler_modules.write(tmp_path, "patient", PATIENT)
+    runs = Runs(tmp_path / "runs")
+    have_patience(own_node, 2000)
+    url, queue = own_node.url, "long"
+    with amqp.connection(url) as link:
+        link.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    with supervised("patient:work", "--workers", "2", "--grace", "1", url=url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(url, queue, ["0"], ids=["long"])
+        runs.hear("began")
+        eventually(lambda: lose_patience(own_node) or runs.lines("lost"))
+        runs.hear("began", 2)
+        assert not pool.named("task.unsettled")
+
+
 def test_f19_the_broker_s_version_and_what_it_needs_for_long_tasks_is_said_once(
     node: PrivateNode, broker_url: str, queue: str
 ) -> None:

@@ -25,6 +25,7 @@ def test_names_are_those_of_the_public_interface() -> None:
         "x-workq-user-id",
         "x-workq-properties",
         "x-workq-dropped",
+        "x-workq-cc",
     )
 
 

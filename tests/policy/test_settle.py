@@ -21,6 +21,7 @@ from supervisor.policy.settle import (
     RetryAsked,
     Returned,
     TooLarge,
+    Undecodable,
     clip_end,
     clip_start,
     settle,
@@ -40,6 +41,7 @@ def test_what_returned_is_acknowledged() -> None:
         (Raised("ValueError: no", "Traceback ..."), "exception", "dead_lettered", "task.dead_lettered"),
         (Rejected("no such image"), "rejected", "dead_lettered", "task.dead_lettered"),
         (TooLarge(17, 16), "too_large", "dead_lettered", "task.dead_lettered"),
+        (Undecodable("OSError: no such year", b"raw"), "undecodable", "dead_lettered", "task.dead_lettered"),
         (Condemned(_VERDICT), "crash", "quarantined", "task.quarantined"),
     ],
 )
