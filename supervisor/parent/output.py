@@ -15,7 +15,7 @@ TAIL: Final = 16 * 1024
 LINE_MAX: Final = 8 * 1024
 """Bytes of one event's text."""
 LINES_PER_SECOND: Final = 1000
-BYTES_PER_SECOND: Final = 4 * 1024 * 1024
+BYTES_PER_SECOND: Final = 16 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
 
 

@@ -379,7 +379,7 @@ class Consumer:
             with self._baton:
                 while self._away_since is not None and self._gone is None:
                     self._pump()
-                if self._gone is not None:
+                if self.gone is not None:
                     self._flush()
 
     def _flush(self) -> None:

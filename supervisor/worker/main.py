@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -128,6 +129,9 @@ def _record(link: Link, line: bytes) -> None:
 def _exit(code: int) -> NoReturn:
     """Leave, running what handlers registered with atexit; threads they left behind are not waited for."""
     try:
+        # Executors before all else, as the interpreter itself does it: atexit waits for the processes of theirs.
+        for function in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
+            function()
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

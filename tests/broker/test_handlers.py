@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import amqp, handler_modules
-from tests.supervision import Runs, eventually, supervised
+from tests.supervision import Runs, Supervision, eventually, supervised
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_reject_dead_letters_with_the_reason_given(broker_url: str, queue: str, 
     assert (headers["x-workq-reason"], headers["x-workq-error"]) == ("rejected", "no such customer")
 
 
-def test_a_body_above_max_body_is_dead_lettered_unread(broker_url: str, queue: str, runs: Runs) -> None:
+def test_f29_a_body_above_max_body_is_dead_lettered_unread(broker_url: str, queue: str, runs: Runs) -> None:
     amqp.publish(broker_url, queue, ["0" + " " * 2000, "0"], ids=["large", "small"])
     options = ("--workers", "1", "--max-body", "1K")
     with supervised("handlers:work", *options, url=broker_url, queue=queue, env=runs.env) as pool:
@@ -187,7 +187,9 @@ def test_async_handlers_run_and_their_exceptions_are_failures(
     assert runs.lines("done") == ["a", "c"]
 
 
-def test_max_tasks_recycles_a_worker_between_tasks_and_blames_nobody(broker_url: str, queue: str, runs: Runs) -> None:
+def test_f14_max_tasks_recycles_a_worker_between_tasks_and_blames_nobody(
+    broker_url: str, queue: str, runs: Runs
+) -> None:
     names = [f"t{n}" for n in range(9)]
     amqp.publish(broker_url, queue, ["0"] * 9, ids=names)
     options = ("--workers", "1", "--max-tasks", "3")
@@ -322,7 +324,7 @@ def close_connection(node: object, ending: str) -> None:
 # ------------------------------------------------------------------------------------------------- F22: output
 
 
-def test_what_a_handler_prints_becomes_tagged_events(broker_url: str, queue: str, runs: Runs) -> None:
+def test_f22_what_a_handler_prints_becomes_tagged_events(broker_url: str, queue: str, runs: Runs) -> None:
     amqp.publish(broker_url, queue, [json.dumps({"print": 'hello "world"\x1b[31m'})])
     with supervised("handlers:act", "--workers", "1", url=broker_url, queue=queue, env=runs.env) as pool:
         pool.hear("worker.output", slot=0, line='hello "world"\x1b[31m')
@@ -330,6 +332,57 @@ def test_what_a_handler_prints_becomes_tagged_events(broker_url: str, queue: str
         assert pool.stop() == 0
         assert pool.process.stdout is not None
         assert pool.process.stdout.read() == b""
+
+
+def test_f22_a_handler_that_prints_a_hundred_megabytes_slows_itself_and_not_the_supervisor(
+    broker_url: str, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    text = """
+import os
+from handlers import note
+def work(task):
+    note("began", task.message_id)
+    block = (b"x" * 999 + b"\\n") * 1000 + b"\\x00\\xff binary \\x1b[2J\\n"
+    for _ in range(100 if task.message_id == "loud" else 0):
+        os.write(1, block)
+    note("done", task.message_id)
+"""
+    handler_modules.write(tmp_path, "loud", text)
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    with supervised("loud:work", "--workers", "2", url=broker_url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(broker_url, queue, ["x"], ids=["loud"])
+        runs.hear("began")
+        amqp.publish(broker_url, queue, ["x"] * 5, ids=[f"quiet-{n}" for n in range(5)])
+        pool.hear("task.succeeded", count=5)
+        assert "loud" not in runs.lines("done"), "not loud enough to slow it down"
+        assert pool.get("/healthz")[0] == 200
+        assert pool.get("/status")[0] == 200
+        pool.hear("task.succeeded", message_id="loud", timeout=60)
+        assert any(line.get("suppressed_lines") for line in pool.named("worker.output"))
+        assert pool.stop() == 0
+        assert all(len(line.get("line", "")) <= 8300 for line in pool.named("worker.output"))
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_f30_forged_log_fields_are_escaped(broker_url: str, queue: str, log_format: str, runs: Runs) -> None:
+    forged = 'id"}\n{"level":"info","event":"forged"}\r\x1b[2J\x1b]0;title\x07\x9b31m'
+    amqp.publish(broker_url, queue, ["0"], ids=[forged])
+    options = ("--workers", "1", "--burst", "--log-format", log_format)
+    pool = Supervision("handlers:work", *options, url=broker_url, queue=queue, env=runs.env)
+    try:
+        assert pool.wait() == 0
+    finally:
+        pool.end()
+    if log_format == "json":
+        assert not pool.invalid
+        assert not pool.named("forged")
+        assert pool.named("task.succeeded", message_id=forged)
+    else:
+        text = "".join(pool.invalid)
+        assert "task.succeeded" in text
+        assert not any(control in text for control in ("\x1b", "\x9b", "\x07", "\r"))
+        assert not any(line.lstrip().startswith('{"level"') for line in text.splitlines())
 
 
 def test_a_record_of_60_kb_from_eight_workers_at_once_yields_whole_lines(

@@ -191,10 +191,7 @@ def test_what_an_import_starts_serves_every_worker_and_ends_with_the_supervisor(
         {"way": "terminate"},
         {"way": "executor", "with": "fork"},
         {"way": "executor", "with": "spawn"},
-        pytest.param(
-            {"way": "kept executor"},
-            marks=pytest.mark.xfail(reason="atexit waits for the processes of an executor that nobody has shut down"),
-        ),
+        {"way": "kept executor"},
         {"way": "threads"},
         {"way": "asyncio"},
         # After a second the keeper's thread pumps, and a fork takes place beside it.
