@@ -233,6 +233,11 @@ _SCHEME: Final = re.compile(r"(amqps?://)", re.IGNORECASE)
 _REDACTED: Final = re.compile(r"[\w.~%-]*:\*\*\*")
 
 
+def utc() -> str:
+    """This instant for people: `2026-11-23T13:40:51.629Z`."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
 def redact(text: str) -> str:
     """`amqp://user:password@host` -> `amqp://***@host`, everywhere in the text.
 

@@ -332,6 +332,8 @@ class Exited:
     """Tasks that this worker brought to an end in its life."""
     output: str = ""
     """The last of what it wrote to stdout and stderr."""
+    at: str = ""
+    """When, for people: UTC, ISO 8601."""
 
 
 @dataclass(frozen=True, slots=True)

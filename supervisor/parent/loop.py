@@ -203,7 +203,7 @@ class Supervisor:
         self._remember(event, because, fields)
 
     def _remember(self, event: str, because: str, fields: dict[str, Any]) -> None:
-        self.recent.append({"at": _utc(), "event": event, "because": because, **fields})
+        self.recent.append({"at": logs.utc(), "event": event, "because": because, **fields})
 
     # ----------------------------------------------------------------------------------------------- hearing
 
@@ -225,7 +225,3 @@ class Supervisor:
                 self._processes.signal_all(signal.SIGUSR1)
             elif number is signal.SIGUSR2:
                 self._log.info("supervisor.status", because="SIGUSR2", status=self.status())
-
-
-def _utc() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

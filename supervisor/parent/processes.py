@@ -388,6 +388,7 @@ class Processes:
             said=worker.said,
             finished=reading.counts.finished - worker.finished_before,
             output=worker.output.tail,
+            at=logs.utc(),
         )
 
     # ------------------------------------------------------------------------------------------------ pieces

@@ -16,8 +16,9 @@ from supervisor.vocabulary import Verdict
 RETURNS_MAX: Final = 18
 """Returns of a quorum queue's message (`x-delivery-count`) at which it is quarantined unrun: two before the limit of 20
 at which RabbitMQ 4 drops it silently (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)."""
-ROOM: Final = 10_000
-"""Keys remembered at most; the one that killed longest ago is forgotten first."""
+ROOM: Final = 2_000
+"""Keys remembered at most, with 16 KiB of output each; the one that killed longest ago is forgotten first."""
+DEATHS: Final = 10
 
 
 @dataclass(slots=True)
@@ -26,7 +27,15 @@ class Account:
 
     crashes: int
     cause: str
-    evidence: str
+    output: str
+    first_seen: str
+    deaths: list[str]
+    """A line for each, the latest `DEATHS` of them."""
+
+    @property
+    def evidence(self) -> str:
+        """What the last victim wrote, and the deaths; the end is what is kept if it is too long."""
+        return "\n".join([*([self.output.rstrip()] if self.output else []), *self.deaths])
 
 
 class Ledger:
@@ -40,12 +49,13 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def blame(self, key: str, cause: str, evidence: str = "") -> int:
-        """A worker died of this key. Returns how many have, now."""
-        account = self._accounts.pop(key, None) or Account(0, cause, evidence)
+    def blame(self, key: str, cause: str, output: str = "", *, at: str = "", who: str = "a worker") -> int:
+        """Somebody died of this key, at this time of day (for people). Returns how many have, now."""
+        account = self._accounts.pop(key, None) or Account(0, cause, output, at, [])
         account.crashes += 1
         account.cause = cause
-        account.evidence = evidence or account.evidence
+        account.output = output or account.output
+        account.deaths = [*account.deaths[1 - DEATHS :], f"death {account.crashes}: {at} {who}: {cause}"]
         self._accounts[key] = account
         if len(self._accounts) > self._room:
             self._accounts.popitem(last=False)
@@ -68,4 +78,5 @@ class Ledger:
             crashes=account.crashes,
             cause=account.cause,
             evidence=account.evidence,
+            first_seen=account.first_seen,
         )

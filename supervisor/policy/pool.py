@@ -591,7 +591,10 @@ class Pool:
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
         cause = self._cause(slot, died)
         fault = self._fault(slot, died, cause)
-        crashes = self._ledger.blame(died.hand.key, cause, died.output) if fault is Fault.MESSAGE and died.hand else 0
+        crashes = 0
+        if fault is Fault.MESSAGE and died.hand is not None:
+            who = f"worker {slot.number} (pid {died.pid})"
+            crashes = self._ledger.blame(died.hand.key, cause, died.output, at=died.at, who=who)
         self._exits[cause] += 1
         was_killed = slot.condemned not in (None, Cause.DRAINED) and not died.status.startswith("exit ")
         if self._state is State.DRAINING and self._code == EXIT_DONE and (was_killed or died.hand is not None):

@@ -151,6 +151,8 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
             )
         case Condemned(verdict):
             headers: dict[str, str | int | bytes] = {queues.CRASHES: verdict.crashes, queues.CAUSE: verdict.cause}
+            if verdict.first_seen:
+                headers[queues.FIRST_SEEN] = verdict.first_seen
             if verdict.evidence:
                 headers[queues.EVIDENCE] = clip_end(verdict.evidence, EVIDENCE_MAX)
             because = f"it has killed {verdict.crashes} workers, the last by {verdict.cause}"

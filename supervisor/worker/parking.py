@@ -8,11 +8,11 @@ that publishes, and with it that connection's acknowledgements (https://www.rabb
 
 from __future__ import annotations
 
-import datetime
 import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from supervisor import queues
+from supervisor import logs, queues
 from supervisor.policy.settle import DeadLetter, Later
 from supervisor.publisher import Publisher, PublishError
 from supervisor.settings import Settings
@@ -40,8 +40,8 @@ class Parking:
         Raises PublishError: it is not known to be there, so the original must not be acknowledged.
         """
         headers: dict[str, Any] = {
-            queues.FIRST_SEEN: _first_seen(delivery),
             **settlement.headers,
+            queues.FIRST_SEEN: _first_seen(delivery, settlement.headers),
             queues.REASON: settlement.reason,
             queues.ATTEMPT: delivery.attempt,
             queues.HOST: socket.gethostname(),
@@ -57,7 +57,7 @@ class Parking:
         declaration = queues.delayed(self._settings.queue, settlement.ms)
         # Each time: what is not declared anew expires some time, with what is in it (queues.delayed).
         self._open().declare(declaration, timeout=CONFIRM_TIMEOUT)
-        headers = {queues.FIRST_SEEN: _first_seen(delivery), queues.ATTEMPT: settlement.attempt}
+        headers = {queues.FIRST_SEEN: _first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
         self._publish(delivery, headers, declaration["queue"])
 
     def _publish(self, delivery: Delivery, headers: dict[str, Any], queue: str) -> None:
@@ -85,12 +85,12 @@ class Parking:
         return self._dead
 
 
-def _first_seen(delivery: Delivery) -> str:
-    """When we first parked this message; now, if never."""
-    seen = (delivery.properties.headers or {}).get(queues.FIRST_SEEN)
-    if isinstance(seen, str):
-        return seen
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _first_seen(delivery: Delivery, ours: Mapping[str, object]) -> str:
+    """When this message first went wrong: as it says itself, else as the supervisor says, else now."""
+    for headers in (delivery.properties.headers or {}, ours):
+        if isinstance(seen := headers.get(queues.FIRST_SEEN), str):
+            return seen
+    return logs.utc()
 
 
 __all__ = ["Parking", "PublishError"]

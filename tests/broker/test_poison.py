@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import threading
 from collections import Counter
@@ -101,6 +102,8 @@ def test_f25_f26_seven_kinds_of_killer_end_in_quarantine_and_two_hundred_good_ta
         assert began[kind] == 3
         assert (headers["x-workq-reason"], headers["x-workq-crashes"], headers["x-workq-cause"]) == ("crash", 3, cause)
         assert headers["x-workq-host"] and headers["x-workq-first-seen"]
+        evidence = str(headers["x-workq-evidence"])
+        assert len(re.findall(rf"^death \d: [\dT:.-]+Z worker \d \(pid \d+\): {cause}$", evidence, re.M)) == 3
     assert began["raise"] == 2
     assert (dead["raise"].headers or {})["x-workq-reason"] == "exception"
     for kind in ("segv", "sleep", "gil"):
@@ -241,12 +244,14 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         while not self._enough.wait(self._dice.uniform(0.2, 0.5)):
-            for pid in self._dice.sample(self._pool.pids(), 1):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                    self.kills += 1
-                except ProcessLookupError:
-                    pass
+            pids = self._pool.pids()
+            if not pids:
+                continue
+            try:
+                os.kill(self._dice.choice(pids), signal.SIGKILL)
+                self.kills += 1
+            except ProcessLookupError:
+                pass  # the status was older than its death
 
     def stop(self) -> None:
         self._enough.set()

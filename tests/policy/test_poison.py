@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.policy.poison import Ledger
+from supervisor.policy.poison import DEATHS, Ledger
 from supervisor.vocabulary import Verdict
 
 
@@ -30,9 +30,19 @@ def test_one_message_is_not_blamed_for_another() -> None:
 
 def test_a_verdict_has_the_last_cause_and_the_last_evidence_there_was() -> None:
     ledger = Ledger(3)
-    ledger.blame("k", "SIGSEGV", "a stack")
-    ledger.blame("k", "OOM", "")
-    assert ledger.verdict("k") == Verdict("k", run=True, crashes=2, cause="OOM", evidence="a stack")
+    ledger.blame("k", "SIGSEGV", "a stack", at="09:00", who="worker 1")
+    ledger.blame("k", "OOM", "", at="09:05", who="worker 2")
+    evidence = "a stack\ndeath 1: 09:00 worker 1: SIGSEGV\ndeath 2: 09:05 worker 2: OOM"
+    assert ledger.verdict("k") == Verdict("k", True, 2, "OOM", evidence, first_seen="09:00")
+
+
+def test_what_is_kept_of_one_message_is_bounded() -> None:
+    ledger = Ledger(1000)
+    for _ in range(500):
+        ledger.blame("k", "SIGKILL", at="09:00")
+    lines = ledger.verdict("k").evidence.splitlines()
+    assert len(lines) == DEATHS
+    assert lines[-1].startswith("death 500:")
 
 
 def test_the_ledger_is_bounded_and_forgets_first_what_killed_longest_ago() -> None:
