@@ -11,6 +11,7 @@ import pytest
 
 from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.supervision import Runs
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,20 @@ def queue(node: PrivateNode) -> Iterator[str]:
     name = f"queue-{uuid4().hex[:12]}"
     yield name
     amqp.delete(node, name)
+
+
+@pytest.fixture(params=["classic", "quorum"])
+def typed_queue(request: pytest.FixtureRequest, broker_url: str, queue: str) -> str:
+    """A queue of either type: the test runs on both."""
+    with amqp.connection(broker_url) as link:
+        link.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": request.param})
+    return queue
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    """What the handlers of this test do, as they note it."""
+    return Runs(tmp_path / "runs")
 
 
 @pytest.fixture

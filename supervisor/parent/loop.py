@@ -24,7 +24,8 @@ from supervisor.clock import now
 from supervisor.parent.processes import Processes
 from supervisor.parent.wakeups import Wakeups, asked
 from supervisor.policy import status
-from supervisor.policy.pool import Pool, PoolView
+from supervisor.policy.pool import Pool
+from supervisor.policy.view import PoolView
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.version import __version__

@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from supervisor.policy.pool import RESTART_BOUNDS
 from supervisor.policy.status import STATES, state_of, totals
+from supervisor.policy.view import RESTART_BOUNDS
 from supervisor.scoreboard import BOUNDS
 from supervisor.version import __version__
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -22,10 +22,10 @@ from supervisor.policy.slot import (
     CONNECT_TIMEOUT,
     FORK_TIMEOUT,
     LEAVE_TIMEOUT,
-    LastExit,
     Seat,
     Slot,
 )
+from supervisor.policy.view import PoolView, Restarts, SlotView, State
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
     EXIT_CONFIG,
@@ -73,20 +73,8 @@ HUNG_AFTER: Final = 5.0
 broker itself gives up after two heartbeats."""
 DUE_MARGIN: Final = 1.0
 """Seconds after a delay's end by which `--burst` takes the message for back in the queue."""
-RESTART_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper bounds of the histogram from a death to consuming again, seconds."""
 _THREADS: Final = "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
 _NURSERY_BACKOFF: Final = Backoff(free=1, first=0.25, most=30.0)
-
-
-class State(StrEnum):
-    """The pool as a whole."""
-
-    STARTING = "starting"
-    RUNNING = "running"
-    DEGRADED = "degraded"
-    DRAINING = "draining"
-    STOPPED = "stopped"
 
 
 class NurseryState(StrEnum):
@@ -107,46 +95,6 @@ class Nursery:
     preload: bool = True
     failures: int = 0
     """In a row: since one forked a worker, or held for `STEADY` seconds. Loading proves nothing: a fork may kill it."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlotView:
-    slot: int
-    pid: int | None
-    seat: Seat
-    restarts: int
-    last_exit: LastExit | None
-
-
-@dataclass(frozen=True, slots=True)
-class PoolView:
-    """What others may see: a value that never changes, so another thread may read it."""
-
-    state: State
-    since: float
-    because: str
-    generation: int
-    slots: tuple[SlotView, ...]
-    exits: dict[str, int]
-    restart_buckets: tuple[int, ...]
-    restart_seconds: float
-    depth: Depth | None
-    broker: str | None
-    trouble: str | None
-    ready: int
-    steady: int
-
-
-@dataclass(slots=True)
-class _Restarts:
-    """Histogram of the time from a death to consuming again."""
-
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(RESTART_BOUNDS) + 1))
-    total: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.buckets[sum(seconds > bound for bound in RESTART_BOUNDS)] += 1
-        self.total += seconds
 
 
 class Pool:
@@ -174,7 +122,7 @@ class Pool:
         """Who asked about a message that another worker seemed to hold, and still waits."""
         self._unexplained: list[float] = []
         self._exits: Counter[str] = Counter()
-        self._restarts = _Restarts()
+        self._restarts = Restarts()
         self._depth: Depth | None = None
         self._depth_asked = 0.0
         self._broker: str | None = None

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from supervisor.policy.pool import PoolView, SlotView, State
 from supervisor.policy.slot import Seat
+from supervisor.policy.view import PoolView, SlotView, State
 from supervisor.settings import Settings
 from supervisor.version import __version__
 from supervisor.vocabulary import Counts, Phase, Reading

@@ -38,11 +38,6 @@ def buried(broker_url: str, queue: str, kind: str) -> str:
     return queue
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
-
-
 def declare(url: str, queue: str, kind: str, **arguments: Any) -> None:
     with amqp.connection(url) as link:
         channel = link.channel()

@@ -12,12 +12,6 @@ import pytest
 from tests import amqp, handler_modules
 from tests.supervision import Runs, Supervision, eventually, supervised
 
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
-
-
 # ------------------------------------------------------------------------------------------------- F24: loading
 
 

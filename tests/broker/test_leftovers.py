@@ -25,11 +25,6 @@ def work(task):
 """
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
-
-
 @contextmanager
 def family(handler: str, *options: str, url: str, queue: str, runs: Runs, path: str = "") -> Iterator[Supervision]:
     """A supervisor. When the test fails, what its handlers started is ended here, not by what is being tested."""

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import pytest
-
 from supervisor.parent.cgroup import EXPENDABLE
 from supervisor.parent.leftovers import children
 from tests import amqp
@@ -17,11 +15,6 @@ from tests.memory_cgroup import memory_cgroup
 from tests.supervision import Runs, Supervision, supervised
 
 MEBIBYTE = 1 << 20
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
 
 
 @contextmanager

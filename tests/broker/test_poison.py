@@ -55,21 +55,9 @@ CAUSES = {
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
-
-
-@pytest.fixture
 def env(tmp_path: Path, runs: Runs) -> dict[str, str]:
     handler_modules.write(tmp_path, "killers", KILLERS)
     return runs.env | {"PYTHONPATH": str(tmp_path)}
-
-
-@pytest.fixture(params=["classic", "quorum"])
-def typed_queue(request: pytest.FixtureRequest, broker_url: str, queue: str) -> str:
-    with amqp.connection(broker_url) as link:
-        link.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": request.param})
-    return queue
 
 
 def dead_letters(url: str, queue: str) -> dict[str, pika.BasicProperties]:

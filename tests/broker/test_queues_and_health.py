@@ -15,11 +15,6 @@ from tests import amqp
 from tests.supervision import Runs, eventually, supervised
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
-
-
 def declare_plain_durable(url: str, queue: str) -> None:
     """What the tutorial's producer does. Raises when the queue has other arguments."""
     with amqp.connection(url) as link:

@@ -6,8 +6,6 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests import amqp, handler_modules
 from tests.supervision import Runs, eventually, supervised
 
@@ -17,11 +15,6 @@ def work(task):
     note("{generation}", task.message_id)
     slow(task)
 """
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
 
 
 def test_f50_a_reload_under_load_replaces_every_worker_and_interrupts_no_task(

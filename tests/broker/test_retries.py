@@ -29,22 +29,9 @@ def work(task):
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
-
-
-@pytest.fixture
 def env(tmp_path: Path, runs: Runs) -> dict[str, str]:
     handler_modules.write(tmp_path, "fails", FAILS_UNTIL)
     return runs.env | {"PYTHONPATH": str(tmp_path)}
-
-
-@pytest.fixture(params=["classic", "quorum"])
-def typed_queue(request: pytest.FixtureRequest, broker_url: str, queue: str) -> str:
-    """A queue of either type."""
-    with amqp.connection(broker_url) as link:
-        link.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": request.param})
-    return queue
 
 
 def test_f15_a_task_that_raises_is_tried_again_with_growing_delays_and_then_dead_lettered(

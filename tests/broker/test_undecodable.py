@@ -18,11 +18,6 @@ TIMESTAMP = (b"T", struct.pack(">Q", 2**62))
 NESTED = wire.nested(3000)
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
-
-
 def declare(url: str, queue: str, kind: str = "classic") -> None:
     with amqp.connection(url) as link:
         link.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": kind})

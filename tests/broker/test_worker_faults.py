@@ -14,11 +14,6 @@ from tests import amqp
 from tests.supervision import Runs, eventually, gone, supervised
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "runs")
-
-
 def test_f01_a_worker_killed_while_idle_is_replaced_and_nothing_is_redelivered(broker_url: str, queue: str) -> None:
     with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue) as pool:
         pool.ready()

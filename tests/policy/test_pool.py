@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from supervisor.policy.pool import State
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat
+from supervisor.policy.view import State
 from supervisor.vocabulary import (
     EXIT_CONFIG,
     EXIT_DONE,

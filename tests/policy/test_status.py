@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import pytest
 
 from supervisor.policy import status
-from supervisor.policy.pool import State
 from supervisor.policy.restart import STEADY
 from supervisor.policy.slot import Seat
+from supervisor.policy.view import State
 from supervisor.vocabulary import Counts, InHand, Phase, Reading, Wish
 from tests.policy.world import Message, World, settings
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from supervisor.policy.pool import Pool, State
+from supervisor.policy.pool import Pool
+from supervisor.policy.view import State
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
     EXIT_CONFIG,

@@ -1,0 +1,63 @@
+"""What the pool shows of itself: values that never change, so another thread may read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from supervisor.policy.slot import LastExit, Seat
+from supervisor.vocabulary import Depth
+
+RESTART_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the histogram from a death to consuming again, seconds."""
+
+
+class State(StrEnum):
+    """The pool as a whole."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    slot: int
+    pid: int | None
+    seat: Seat
+    restarts: int
+    last_exit: LastExit | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """What others may see: a value that never changes, so another thread may read it."""
+
+    state: State
+    since: float
+    because: str
+    generation: int
+    slots: tuple[SlotView, ...]
+    exits: dict[str, int]
+    restart_buckets: tuple[int, ...]
+    restart_seconds: float
+    depth: Depth | None
+    broker: str | None
+    trouble: str | None
+    ready: int
+    steady: int
+
+
+@dataclass(slots=True)
+class Restarts:
+    """Histogram of the time from a death to consuming again."""
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(RESTART_BOUNDS) + 1))
+    total: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.buckets[sum(seconds > bound for bound in RESTART_BOUNDS)] += 1
+        self.total += seconds
