@@ -155,7 +155,8 @@ def test_reject_dead_letters_with_the_reason_given(broker_url: str, queue: str, 
     assert (headers["x-workq-reason"], headers["x-workq-error"]) == ("rejected", "no such customer")
 
 
-def test_f29_a_body_above_max_body_is_dead_lettered_unread(broker_url: str, queue: str, runs: Runs) -> None:
+def test_f29_a_body_above_max_body_is_dead_lettered_unread(broker_url: str, typed_queue: str, runs: Runs) -> None:
+    queue = typed_queue
     amqp.publish(broker_url, queue, ["0" + " " * 2000, "0"], ids=["large", "small"])
     options = ("--workers", "1", "--max-body", "1K")
     with supervised("handlers:work", *options, url=broker_url, queue=queue, env=runs.env) as pool:
@@ -182,8 +183,9 @@ def test_async_handlers_run_and_their_exceptions_are_failures(
 
 
 def test_f14_max_tasks_recycles_a_worker_between_tasks_and_blames_nobody(
-    broker_url: str, queue: str, runs: Runs
+    broker_url: str, typed_queue: str, runs: Runs
 ) -> None:
+    queue = typed_queue
     names = [f"t{n}" for n in range(9)]
     amqp.publish(broker_url, queue, ["0"] * 9, ids=names)
     options = ("--workers", "1", "--max-tasks", "3")
@@ -196,8 +198,9 @@ def test_f14_max_tasks_recycles_a_worker_between_tasks_and_blames_nobody(
 
 
 def test_f09_a_worker_above_max_memory_is_recycled_between_tasks_and_interrupts_none(
-    broker_url: str, queue: str, tmp_path: Path, runs: Runs
+    broker_url: str, typed_queue: str, tmp_path: Path, runs: Runs
 ) -> None:
+    queue = typed_queue
     text = """
 from handlers import work as slow
 kept = []
@@ -220,8 +223,9 @@ def work(task):
 
 
 def test_f09_a_worker_past_twice_max_memory_is_killed_and_its_message_blamed(
-    broker_url: str, queue: str, tmp_path: Path, runs: Runs
+    broker_url: str, typed_queue: str, tmp_path: Path, runs: Runs
 ) -> None:
+    queue = typed_queue
     text = """
 import time
 def work(task):
@@ -240,8 +244,9 @@ def work(task):
 
 
 def test_f17_a_task_past_its_timeout_is_killed_with_its_stack_as_evidence_and_blamed(
-    broker_url: str, queue: str, runs: Runs
+    broker_url: str, typed_queue: str, runs: Runs
 ) -> None:
+    queue = typed_queue
     amqp.publish(broker_url, queue, ["600"], ids=["endless"])
     options = ("--workers", "1", "--task-timeout", "1s", "--max-crashes", "1")
     with supervised("handlers:work", *options, url=broker_url, queue=queue, env=runs.env) as pool:
@@ -260,8 +265,9 @@ def test_f17_a_task_past_its_timeout_is_killed_with_its_stack_as_evidence_and_bl
 
 @pytest.mark.parametrize("handler", ["handlers:work", "handlers:spin", "handlers:work_async"])
 def test_f19_a_task_of_five_heartbeats_keeps_its_connection_and_is_acknowledged_once(
-    broker_url: str, queue: str, runs: Runs, handler: str
+    broker_url: str, typed_queue: str, runs: Runs, handler: str
 ) -> None:
+    queue = typed_queue
     amqp.publish(broker_url, queue, ["5.5"], ids=["long"])
     options = ("--workers", "1", "--heartbeat", "1s")
     with supervised(handler, *options, url=broker_url, queue=queue, env=runs.env) as pool:
@@ -274,8 +280,9 @@ def test_f19_a_task_of_five_heartbeats_keeps_its_connection_and_is_acknowledged_
 
 
 def test_f23_a_task_that_ends_after_its_connection_was_lost_is_unsettled_and_told_so_and_run_again(
-    broker_url: str, queue: str, tmp_path: Path, node: object
+    broker_url: str, typed_queue: str, tmp_path: Path, node: object
 ) -> None:
+    queue = typed_queue
     text = """
 import time
 from handlers import note

@@ -101,8 +101,9 @@ def test_f25_f26_seven_kinds_of_killer_end_in_quarantine_and_two_hundred_good_ta
 
 
 def test_f18_a_handler_that_keeps_the_gil_and_ignores_sigabrt_is_killed_all_the_same(
-    broker_url: str, queue: str, env: dict[str, str], runs: Runs
+    broker_url: str, typed_queue: str, env: dict[str, str], runs: Runs
 ) -> None:
+    queue = typed_queue
     amqp.publish(broker_url, queue, [json.dumps({"do": "deaf"})], ids=["deaf"])
     options = ("--workers", "1", "--task-timeout", "500ms", "--max-crashes", "1")
     with supervised("killers:work", *options, url=broker_url, queue=queue, env=env) as pool:
@@ -114,8 +115,9 @@ def test_f18_a_handler_that_keeps_the_gil_and_ignores_sigabrt_is_killed_all_the_
 
 @pytest.mark.parametrize("what", ["SystemExit", "KeyboardInterrupt", "RecursionError", "MemoryError", "GeneratorExit"])
 def test_f16_whatever_a_handler_raises_is_a_failure_and_never_a_success(
-    broker_url: str, queue: str, tmp_path: Path, what: str
+    broker_url: str, typed_queue: str, tmp_path: Path, what: str
 ) -> None:
+    queue = typed_queue
     text = f"""
 def dig(n):
     return dig(n + 1)
@@ -172,6 +174,31 @@ def test_f06_an_idle_worker_that_is_stopped_is_noticed_killed_and_replaced_befor
         assert hung["cause"] == "hung" and "SIGSTOP" in hung["because"]
         died = pool.hear("worker.exited", cause="hung")
         assert died["status"] == "SIGKILL"
+        pool.hear("worker.ready", count=2)
+        assert pool.stop() == 0
+
+
+def test_f06_a_loop_that_is_stuck_while_idle_is_noticed_and_its_stack_is_logged(
+    broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    text = """
+import ctypes, threading, time
+def clog():
+    time.sleep(0.3)
+    ctypes.PyDLL(None).sleep(10_000)  # PyDLL keeps the GIL: nobody else in the process turns
+def work(task):
+    threading.Thread(target=clog, daemon=True).start()
+"""
+    handler_modules.write(tmp_path, "clogged", text)
+    amqp.publish(broker_url, queue, ["x"], ids=["long-done"])
+    env = {"PYTHONPATH": str(tmp_path)}
+    with supervised(
+        "clogged:work", "--workers", "1", "--heartbeat", "5s", url=broker_url, queue=queue, env=env
+    ) as pool:
+        pool.hear("task.succeeded", message_id="long-done")
+        died = pool.hear("worker.exited", cause="hung")
+        assert (died["status"], died["message_id"]) == ("SIGABRT", None)
+        assert "in clog" in died["output"]
         pool.hear("worker.ready", count=2)
         assert pool.stop() == 0
 

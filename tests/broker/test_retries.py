@@ -110,8 +110,9 @@ def test_two_delays_do_not_block_each_other(broker_url: str, queue: str, env: di
 
 
 def test_f31_a_dead_letter_queue_that_refuses_leaves_the_message_unacknowledged_and_says_so(
-    broker_url: str, queue: str, env: dict[str, str], runs: Runs
+    broker_url: str, typed_queue: str, env: dict[str, str], runs: Runs
 ) -> None:
+    queue = typed_queue
     with amqp.connection(broker_url) as link:
         full = {"x-max-length": 0, "x-overflow": "reject-publish"}
         link.channel().queue_declare(f"{queue}.dead", durable=True, arguments=full)

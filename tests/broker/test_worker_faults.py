@@ -68,8 +68,9 @@ def test_f02_the_message_of_a_worker_killed_in_mid_task_is_named_and_run_by_anot
     ],
 )
 def test_f07_a_worker_that_a_handler_ends_is_a_failure_and_its_message_goes_to_quarantine(
-    broker_url: str, queue: str, runs: Runs, order: dict[str, object], cause: str
+    broker_url: str, typed_queue: str, runs: Runs, order: dict[str, object], cause: str
 ) -> None:
+    queue = typed_queue
     amqp.publish(broker_url, queue, [json.dumps(order)], ids=["killer"])
     amqp.publish(broker_url, queue, ["{}"] * 5, ids=[f"good-{n}" for n in range(5)])
     with supervised("handlers:act", "--workers", "2", url=broker_url, queue=queue, env=runs.env) as pool:
