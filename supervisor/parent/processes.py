@@ -142,8 +142,9 @@ class Processes:
         # Deaths first: what another worker asks in the same round may be about a message that just killed one.
         deaths = {worker.pidfd for worker in self._workers.values()} if len(ready) > 1 else set()
         for key, _ in sorted(ready, key=lambda found: found[0].fd not in deaths):
-            # A callback earlier in this round may have closed what a later one was for.
-            if key.fd in self._selector.get_map():
+            # A callback earlier in this round may have closed what a later one was for, and something else may have got
+            # the number of its descriptor since.
+            if self._selector.get_map().get(key.fd) is key:
                 events += key.data()
         if self._has_orphans:
             self._reap_orphans()
