@@ -6,6 +6,7 @@ A declaration is data, so that consumer and producer cannot disagree: both send 
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Final, Literal, TypedDict
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "dead",
     "declaration",
     "delay",
+    "delayed",
+    "digest",
     "inquiry",
 ]
 
@@ -99,6 +102,13 @@ def arguments(queue_type: str) -> dict[str, str] | None:
     if queue_type not in TYPES:
         raise ValueError(f"queue type {queue_type!r} is none of {', '.join(TYPES)}")
     return None if queue_type == "default" else {"x-queue-type": queue_type}
+
+
+def digest(identity: bytes, routing_key: str) -> str:
+    """Who a message is that has no id, or none in UTF-8: the same bytes (of its body, or that id) to the same queue are
+    the same task. Workers' logs, the ledger and `workq dead` all name it so."""
+    key = routing_key.encode("utf-8", "replace")[:64]
+    return "digest:" + hashlib.blake2b(identity, digest_size=16, key=key).hexdigest()
 
 
 def declaration(queue: str, queue_type: str = "default") -> Declaration:

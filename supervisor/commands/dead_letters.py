@@ -10,7 +10,6 @@ Properties are kept as the bytes that came: pika's decoder refuses some, and mak
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 import struct
@@ -27,10 +26,11 @@ from pika.adapters.select_connection import IOLoop
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
 from supervisor.clock import now
+from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
 
-__all__ = ["DeadLetter", "DeadQueue", "Field", "Lost", "Target", "Unreachable", "digest", "original"]
+__all__ = ["DeadLetter", "DeadQueue", "Field", "Lost", "Target", "Unreachable", "original"]
 
 _HEARTBEAT: Final = 60.0
 _CONNECTING: Final = 15.0
@@ -81,17 +81,6 @@ class Field(NamedTuple):
     value: bytes
 
 
-_NAMES: Final = (
-    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
-    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id",
-)  # fmt: skip
-"""In the order of the wire, from flag 15 downwards (https://www.rabbitmq.com/amqp-0-9-1-reference#class.basic)."""
-_NUMBERS: Final = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
-_SIZES: Final = {
-    b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"U": 2, b"I": 4, b"i": 4, b"l": 8, b"L": 8,
-    b"f": 4, b"d": 8, b"D": 5, b"T": 8, b"V": 0,
-}  # fmt: skip
-"""Field types by size; the others begin with theirs (https://www.rabbitmq.com/amqp-0-9-1-errata#section_3)."""
 _COUNTS: Final = (b"x-delivery-count", b"x-acquired-count")
 """What a quorum queue writes into the headers of what it delivers."""
 _COPIES: Final = (b"CC", b"BCC")
@@ -106,12 +95,12 @@ def split(raw: bytes) -> dict[str, bytes]:
     try:
         (flags,) = struct.unpack_from(">H", raw)
         at, parts = 2, {}
-        for bit, name in enumerate(_NAMES):
+        for bit, name in enumerate(PROPERTIES):
             if flags & 0x8000 >> bit:
                 if name == "headers":
                     size = 4 + struct.unpack_from(">I", raw, at)[0]
                 else:
-                    size = _NUMBERS.get(name) or 1 + raw[at]
+                    size = NUMBERS.get(name) or 1 + raw[at]
                 parts[name] = raw[at : at + size]
                 at += size
     except (struct.error, IndexError):
@@ -122,8 +111,8 @@ def split(raw: bytes) -> dict[str, bytes]:
 
 
 def join(parts: dict[str, bytes]) -> bytes:
-    flags = sum(0x8000 >> bit for bit, name in enumerate(_NAMES) if name in parts)
-    return struct.pack(">H", flags) + b"".join(parts[name] for name in _NAMES if name in parts)
+    flags = sum(0x8000 >> bit for bit, name in enumerate(PROPERTIES) if name in parts)
+    return struct.pack(">H", flags) + b"".join(parts[name] for name in PROPERTIES if name in parts)
 
 
 def fields(table: bytes) -> list[Field]:
@@ -137,9 +126,9 @@ def fields(table: bytes) -> list[Field]:
         while at < len(table):
             start = at + 1 + table[at]
             kind = table[start : start + 1]
-            if kind in _SIZES:
-                end = start + 1 + _SIZES[kind]
-            elif kind in (b"S", b"x", b"A", b"F"):
+            if kind in SIZES:
+                end = start + 1 + SIZES[kind]
+            elif kind in SIZED:
                 end = start + 5 + struct.unpack_from(">I", table, start + 1)[0]
             else:
                 raise ValueError(f"a header has the type {kind!r}, which AMQP 0-9-1 does not know")
@@ -239,7 +228,7 @@ class DeadLetter:
         part = self.parts.get(name)
         if part is None:
             return None
-        return int.from_bytes(part) if name in _NUMBERS else data.decode_short_string(part, 0)[0]
+        return int.from_bytes(part) if name in NUMBERS else data.decode_short_string(part, 0)[0]
 
     @property
     def returns(self) -> int:
@@ -250,13 +239,7 @@ class DeadLetter:
         identity = self.part("message_id")
         if isinstance(identity, str) and identity:
             return identity
-        return digest(identity if isinstance(identity, bytes) and identity else self.body, self.queue)
-
-
-def digest(identity: bytes, routing_key: str) -> str:
-    """Who a message without an id, or with one that is not UTF-8, is. The logs of the workers say the same."""
-    key = routing_key.encode("utf-8", "replace")[:64]
-    return "digest:" + hashlib.blake2b(identity, digest_size=16, key=key).hexdigest()
+        return queues.digest(identity if isinstance(identity, bytes) and identity else self.body, self.queue)
 
 
 def original(letter: DeadLetter, user: str) -> Raw:

@@ -135,6 +135,7 @@ class Supervisor:
                 sample_at = now() + SAMPLE_EVERY
                 self._perform(pool.handle(self._sample(), now()))
             self._perform(pool.overdue(now()))
+            self.view = pool.view(now())
         self._processes.close()
         return self._code
 
@@ -149,8 +150,9 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------ acting
 
     def _perform(self, actions: list[Action]) -> None:
-        # Who has read of a decision in the log finds it in /status.
-        self.view = self._pool.view(now())
+        if actions:
+            # Who has read of a decision in the log finds it in /status.
+            self.view = self._pool.view(now())
         for action in actions:
             self._log_action(action)
             self._act(action)

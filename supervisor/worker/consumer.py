@@ -11,7 +11,6 @@ thread that owns the connection all the time: docs/decisions/0002.)
 
 from __future__ import annotations
 
-import hashlib
 import random
 import threading
 import time
@@ -403,7 +402,7 @@ class Consumer:
             routing_key = routing_key.decode("utf-8", "backslashreplace")
         key = properties.message_id
         if not key or type(key) is bytes:
-            key = digest(key or body, routing_key)
+            key = queues.digest(key or body, routing_key)
         self._stash.append(Delivery(method.delivery_tag, routing_key, method.redelivered, properties, body, key))
 
     def _cancelled(self, _: Any) -> None:
@@ -435,15 +434,6 @@ class Consumer:
             self._measured(frame.method.message_count, frame.method.consumer_count)
 
         channel.queue_declare(**queues.inquiry(self._settings.queue), callback=answered)
-
-
-def digest(identity: bytes, routing_key: str) -> str:
-    """Who a message is that has no id, or none in UTF-8: the same bytes (of its body, or that id) to the same queue are
-    the same task."""
-    return (
-        "digest:"
-        + hashlib.blake2b(identity, digest_size=16, key=routing_key.encode("utf-8", "replace")[:64]).hexdigest()
-    )
 
 
 def _nothing(*_: Any) -> None:

@@ -17,22 +17,11 @@ import pika
 from pika import data, spec
 from pika.frame import Header, decode_frame
 
+from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
+
 _FRAME_HEAD: Final = struct.Struct(">BHL")  # type, channel, size of the payload (AMQP 0-9-1, 4.2.3)
 _CONTENT_HEAD: Final = struct.Struct(">HHQ")  # class, weight, size of the body (4.2.6.1)
 _RAW_AT: Final = _FRAME_HEAD.size + _CONTENT_HEAD.size
-_FIELDS: Final = (
-    "content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
-    "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id",
-)  # fmt: skip
-"""In the order of the wire, from flag 15 downwards (https://www.rabbitmq.com/amqp-0-9-1-reference#class.basic)."""
-_NUMBERS: Final = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
-_SIZES: Final = {
-    b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"U": 2, b"I": 4, b"i": 4, b"l": 8, b"L": 8,
-    b"f": 4, b"d": 8, b"D": 5, b"T": 8, b"V": 0,
-}  # fmt: skip
-_SIZED: Final = (b"S", b"x", b"A", b"F")
-"""Types of header values by their size in bytes, and those that begin with it
-(https://www.rabbitmq.com/amqp-0-9-1-errata#section_3)."""
 
 
 class Remains(pika.BasicProperties):
@@ -71,12 +60,12 @@ def split(raw: bytes) -> Iterator[tuple[str, bytes]]:
     """Each property that is there, and its bytes, up to the first that is cut short."""
     (flags,) = struct.unpack_from(">H", raw)
     at = 2
-    for bit, name in enumerate(_FIELDS):
+    for bit, name in enumerate(PROPERTIES):
         if flags & 0x8000 >> bit:
             if name == "headers":
                 end = at + 4 + int.from_bytes(raw[at : at + 4])
             else:
-                end = at + (_NUMBERS.get(name) or 1 + int.from_bytes(raw[at : at + 1]))
+                end = at + (NUMBERS.get(name) or 1 + int.from_bytes(raw[at : at + 1]))
             if end > len(raw):
                 return
             yield name, raw[at:end]
@@ -90,10 +79,10 @@ def split_table(table: bytes) -> Iterator[tuple[str | bytes, bytes]]:
     while at < len(table):
         name, value_at = data.decode_short_string(table, at)
         kind = table[value_at : value_at + 1]
-        if kind in _SIZED:
+        if kind in SIZED:
             end = value_at + 5 + int.from_bytes(table[value_at + 1 : value_at + 5])
         else:
-            end = value_at + 1 + _SIZES.get(kind, len(table))
+            end = value_at + 1 + SIZES.get(kind, len(table))
         if end > len(table):
             return
         yield name, table[at:end]
@@ -126,6 +115,6 @@ def _undecodable(buffer: bytes, error: BaseException) -> tuple[int, Header] | No
 def _decode(name: str, field: bytes) -> Any:
     if name == "headers":
         return {name: value for name, _, value in readable(field)}
-    if name in _NUMBERS:
+    if name in NUMBERS:
         return int.from_bytes(field)
     return data.decode_short_string(field, 0)[0]

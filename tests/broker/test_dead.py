@@ -15,10 +15,10 @@ from typing import Any
 import pika
 import pytest
 
+from supervisor import queues
 from supervisor.commands import dead_letters
 from supervisor.commands.dead import plain
 from supervisor.commands.node import PrivateNode
-from supervisor.worker.consumer import digest
 from tests import amqp, handler_modules, wire
 from tests.supervision import Runs, eventually, supervised
 
@@ -143,8 +143,8 @@ def test_a_table_fits_80_columns_and_cuts_no_id(broker_url: str, buried: str) ->
 
 def test_a_message_without_an_id_goes_by_the_digest_that_workers_log(broker_url: str, buried: str) -> None:
     amqp.publish(broker_url, f"{buried}.dead", [b"\x00body"], headers={"x-workq-queue": buried})
-    name = digest(b"\x00body", buried)
-    assert dead_letters.digest(b"x", "q" * 100) == digest(b"x", "q" * 100)
+    name = queues.digest(b"\x00body", buried)
+    assert queues.digest(b"x", "q" * 100) == "digest:c3e635e8a1b5ce5a7c2f34ab2a0cd581"
     assert [row["id"] for row in rows(broker_url, buried)] == [name]
     dead("requeue", name, url=broker_url, queue=buried)
     assert amqp.depth(broker_url, buried) == 1

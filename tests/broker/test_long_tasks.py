@@ -40,18 +40,22 @@ def lose_patience(node: PrivateNode) -> None:
     node.eval("[Channel ! tick || Channel <- rabbit_channel:list_local()].")
 
 
-@pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_f39_an_acknowledgement_timeout_is_named_with_the_advice_and_nothing_is_lost(
-    own_node: PrivateNode, tmp_path: Path, kind: str
-) -> None:
+@pytest.fixture(params=["classic", "quorum"])
+def impatient_queue(request: pytest.FixtureRequest, own_node: PrivateNode) -> str:
+    """A queue of either type, of a broker that waits two seconds for an acknowledgement."""
     if not own_node.version.startswith("3.10."):
         pytest.skip("from 3.12 on the timeout is per queue, from 4.3 on per consumer")
-    handler_modules.write(tmp_path, "patient", PATIENT)
-    runs = Runs(tmp_path / "runs")
     have_patience(own_node, 2000)
-    url, queue = own_node.url, "long"
-    with amqp.connection(url) as link:
-        link.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+    with amqp.connection(own_node.url) as link:
+        link.channel().queue_declare("long", durable=True, arguments={"x-queue-type": request.param})
+    return "long"
+
+
+def test_f39_an_acknowledgement_timeout_is_named_with_the_advice_and_nothing_is_lost(
+    own_node: PrivateNode, impatient_queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    handler_modules.write(tmp_path, "patient", PATIENT)
+    url, queue = own_node.url, impatient_queue
     amqp.publish(url, queue, ["0"], ids=["long"])
     env = runs.env | {"PYTHONPATH": str(tmp_path)}
     with supervised("patient:work", "--workers", "1", url=url, queue=queue, env=env) as pool:
@@ -75,18 +79,11 @@ def test_f39_an_acknowledgement_timeout_is_named_with_the_advice_and_nothing_is_
     eventually(lambda: amqp.unacked(own_node, queue) == 0)  # a quorum queue counts every few seconds
 
 
-@pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_a_message_taken_back_goes_to_another_worker_while_its_first_handler_still_runs(
-    own_node: PrivateNode, tmp_path: Path, kind: str
+    own_node: PrivateNode, impatient_queue: str, tmp_path: Path, runs: Runs
 ) -> None:
-    if not own_node.version.startswith("3.10."):
-        pytest.skip("from 3.12 on the timeout is per queue, from 4.3 on per consumer")
     handler_modules.write(tmp_path, "patient", PATIENT)
-    runs = Runs(tmp_path / "runs")
-    have_patience(own_node, 2000)
-    url, queue = own_node.url, "long"
-    with amqp.connection(url) as link:
-        link.channel().queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
+    url, queue = own_node.url, impatient_queue
     env = runs.env | {"PYTHONPATH": str(tmp_path)}
     with supervised("patient:work", "--workers", "2", "--grace", "1", url=url, queue=queue, env=env) as pool:
         pool.ready()
