@@ -30,12 +30,12 @@ from uuid import uuid4
 
 import pika
 from pika import exceptions, spec
-from pika.adapters.select_connection import IOLoop
 
 from supervisor import amqp, queues
 from supervisor.amqp import Kind, Trouble
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
+from supervisor.served import Served
 
 __all__ = ["Blocked", "Options", "PublishError", "Publisher", "Refused", "Unavailable", "Unconfirmed", "Unroutable"]
 
@@ -44,8 +44,6 @@ _BYTES_IN_FLIGHT: Final = 16 * 1024 * 1024
 _LULL: Final = 0.005
 """Seconds after which the connection wants a look again. pika sends nothing outside its loop, and a message must not
 wait for the next one that a slow producer makes; looking after each one costs a fast producer a third of its speed."""
-_CLOSING: Final = 2.0
-"""Seconds that a polite goodbye may take. pika's own has no bound."""
 _PERSISTENT: Final = 2
 _new_properties: Final[Callable[..., pika.BasicProperties]] = pika.BasicProperties
 """pika 1.4.4 annotates this constructor only in part."""
@@ -141,15 +139,6 @@ class _Call:
 # --------------------------------------------------------------------------------------------- one connection
 
 
-class _Connection(pika.SelectConnection):
-    def abort(self) -> None:
-        """End the stream at once, without a word to the broker, which may not be listening any more."""
-        # What pika itself does when a heartbeat is missing; its public close() waits for the broker, without a bound.
-        terminate: Any = getattr(self, "_terminate_stream")  # noqa: B009 - pika's type stubs leave it out
-        if not self.is_closed:
-            terminate(exceptions.ConnectionClosedByClient(320, "aborted"))
-
-
 class _Lost(Exception):
     """The session is over, or an answer was not what was hoped for; `error` is pika's."""
 
@@ -158,32 +147,21 @@ class _Lost(Exception):
         self.error = error
 
 
-class _Session:
+class _Session(Served):
     """One connection with one channel in confirm mode. It ends with the first thing that goes wrong.
 
     Everything happens in `pump`, on the caller's thread: pika's callbacks only note what they are told.
     """
 
     def __init__(self, endpoint: Endpoint, heartbeat: float, name: str, timeout: float) -> None:
-        self.error: BaseException | None = None
+        super().__init__(endpoint, heartbeat=heartbeat, name=name, timeout=timeout)
         self.blocked = False
         self.pending: dict[int, _Sent] = {}
         """By delivery tag, oldest first."""
         self.bytes = 0
         self.settled: list[_Sent] = []
-        self.looked = now()
         self._tag = 0
         self._channel: Any = None
-        parameters = amqp.parameters(endpoint, heartbeat=heartbeat, name=name, timeout=timeout)
-        self._loop: Any = IOLoop()
-        self._loop.activate_poller()
-        self._connection: Any = _Connection(
-            parameters,
-            on_open_callback=lambda connection: None,
-            on_open_error_callback=self._ended,
-            on_close_callback=self._ended,
-            custom_ioloop=self._loop,
-        )
 
     def open(self, declaration: queues.Declaration, declare: bool, timeout: float) -> None:
         """Connect, take or declare the queue, prepare the channel. Raises _Lost."""
@@ -192,7 +170,7 @@ class _Session:
         self._connection.add_on_connection_blocked_callback(self._block)
         self._connection.add_on_connection_unblocked_callback(self._unblock)
         self._channel = self._take(declaration, declare, deadline)
-        self._channel.add_on_close_callback(self._ended)
+        self._channel.add_on_close_callback(self.ended)
         self._channel.add_on_return_callback(self._returned)
         confirming: list[Any] = []
         self._channel.confirm_delivery(self._confirmed, callback=confirming.append)
@@ -228,19 +206,6 @@ class _Session:
         """Send and receive what can be without waiting."""
         self.pump(lambda: False, now())
 
-    def pump(self, until: Callable[[], bool], deadline: float) -> None:
-        """Serve the connection until something is the case, or the session ends, or the deadline passes."""
-        alarm = self._loop.call_later(max(0.0, deadline - now()), lambda: None)
-        try:
-            while self.error is None and not until():
-                self._loop.poll()
-                self._loop.process_timeouts()
-                self.looked = now()
-                if self.looked >= deadline:
-                    break
-        finally:
-            self._loop.remove_timeout(alarm)
-
     def await_confirmation(self, timeout: float) -> bool:
         """Until the broker has settled at least one message more. False if it has not, in time or ever."""
         before = len(self.pending)
@@ -248,28 +213,16 @@ class _Session:
         return len(self.pending) < before
 
     def close(self) -> None:
-        """Say goodbye if that can be done quickly; let go in any case."""
-        if self.error is None and self._connection.is_open and not self.pending:
-            self._connection.close()
-            self.pump(lambda: False, now() + _CLOSING)
-        self.drop()
-
-    def drop(self) -> None:
-        """Let go of the connection at once."""
-        self._connection.abort()
-        for _ in range(3):
-            # The abort is carried out by the loop's callbacks; none of them waits for the network.
-            self._loop.process_timeouts()
-        self._loop.close()
+        """Say goodbye if that can be done quickly and nothing is in flight; let go in any case."""
+        if self.pending:
+            self.drop()
+        else:
+            super().close()
 
     def _expect(self, what: Callable[[], bool], deadline: float) -> None:
         self.pump(what, deadline)
         if not what():
             raise _Lost(self.error or TimeoutError())
-
-    def _ended(self, _subject: Any, error: Any) -> None:
-        # A lost connection also closes its channel; the first word is the more telling one.
-        self.error = self.error or error
 
     def _block(self, _connection: Any, _frame: Any) -> None:
         self.blocked = True
@@ -453,7 +406,7 @@ class Publisher:
     def _ready(self, call: _Call) -> _Session:
         """A session that was alive when last looked at, with the queue in place. Raises PublishError."""
         session = self._session
-        if session is not None and now() - session.looked > _LULL:
+        if session is not None and now() - session.served > _LULL:
             # Before writing more: the kernel answers a write to a connection that the broker has closed by throwing
             # away the broker's last words, confirmations among them (tcp(7), RST).
             session.look()
@@ -506,7 +459,7 @@ class Publisher:
         sent = _Sent(call.sent, properties.message_id, options.get("routing_key") or self.queue, len(data))
         session.send(options.get("exchange", ""), sent, properties, data)
         call.sent += 1
-        if now() - session.looked > _LULL:
+        if now() - session.served > _LULL:
             session.look()
 
     def _await_unblocked(self, session: _Session, call: _Call) -> None:

@@ -21,7 +21,6 @@ from typing import Any, Final, NamedTuple, Self
 
 import pika
 from pika import data, exceptions, frame, spec
-from pika.adapters.select_connection import IOLoop
 
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
@@ -29,6 +28,7 @@ from supervisor.clock import now
 from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
+from supervisor.served import Connection, Served
 
 __all__ = ["DeadLetter", "DeadQueue", "Field", "Lost", "Target", "Unreachable", "original"]
 
@@ -40,7 +40,6 @@ _LULL: Final = 0.2
 """Seconds without a delivery after which to ask whether any is left."""
 _STALL: Final = 10.0
 """Seconds without a delivery, while the queue says that it has some, after which to give up."""
-_CLOSING: Final = 2.0
 _BREATH: Final = 5.0
 """Seconds for which a busy publisher may leave the other connection, and its heartbeats, unattended."""
 _CONFIRM: Final = 30.0
@@ -295,7 +294,7 @@ def _anew(letter: DeadLetter, user: str) -> Raw | None:
 # --------------------------------------------------------------------------------------------- one connection
 
 
-class _Connection(pika.SelectConnection):
+class _Connection(Connection):
     """Hands on the properties of messages undecoded."""
 
     def _read_frame(self) -> Any:
@@ -310,32 +309,14 @@ class _Connection(pika.SelectConnection):
             raise exceptions.InvalidFrameError("Invalid content header")
         return end + 1, frame.Header(channel, struct.unpack_from(">Q", buffer, 7 + 4)[0], Raw(buffer[7 + 12 : end]))
 
-    def abort(self) -> None:
-        """End the stream at once, without a word to the broker."""
-        # What pika itself does when a heartbeat is missing; its public close() waits for the broker, without a bound.
-        terminate: Any = getattr(self, "_terminate_stream")  # noqa: B009 - pika's type stubs leave it out
-        if not self.is_closed:
-            terminate(exceptions.ConnectionClosedByClient(320, "aborted"))
 
-
-class _Link:
+class _Link(Served):
     """One connection with one channel, served only inside its methods."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.error: BaseException | None = None
+        super().__init__(endpoint, heartbeat=_HEARTBEAT, name="workq dead", timeout=_CONNECTING, kind=_Connection)
         self.channel: Any = None
-        self.served = now()
         self._endpoint = endpoint
-        parameters = amqp.parameters(endpoint, heartbeat=_HEARTBEAT, name="workq dead", timeout=_CONNECTING)
-        self._loop: Any = IOLoop()
-        self._loop.activate_poller()
-        self._connection: Any = _Connection(
-            parameters,
-            on_open_callback=lambda connection: None,
-            on_open_error_callback=self.ended,
-            on_close_callback=self.ended,
-            custom_ioloop=self._loop,
-        )
 
     def open(self, queue: str) -> Any:
         """Connect and ask for the queue: pika's Queue.DeclareOk, None when there is none. Raises what went wrong."""
@@ -373,37 +354,6 @@ class _Link:
 
     def lost(self, error: BaseException) -> Lost:
         return Lost(amqp.explain(self.error or error, self._endpoint).reason)
-
-    def pump(self, until: Callable[[], bool], deadline: float) -> None:
-        """Serve the connection until something is the case, or it ends, or the deadline passes."""
-        alarm = self._loop.call_later(max(0.0, deadline - now()), lambda: None)
-        try:
-            while self.error is None and not until():
-                self._loop.poll()
-                self._loop.process_timeouts()
-                self.served = now()
-                if self.served >= deadline:
-                    break
-        finally:
-            self._loop.remove_timeout(alarm)
-
-    def close(self) -> None:
-        """Say goodbye if that can be done quickly; let go in any case."""
-        if self.error is None and self._connection.is_open:
-            self._connection.close()
-            self.pump(lambda: False, now() + _CLOSING)
-        self.drop()
-
-    def drop(self) -> None:
-        self._connection.abort()
-        for _ in range(3):
-            # The abort is carried out by the loop's callbacks; none of them waits for the network.
-            self._loop.process_timeouts()
-        self._loop.close()
-
-    def ended(self, _subject: Any, error: Any) -> None:
-        # A lost connection also closes its channel; the first word is the more telling one.
-        self.error = self.error or error
 
     def _check(self, answered: bool) -> None:
         if self.error is not None:

@@ -1,0 +1,86 @@
+"""A pika connection that its owner serves: within calls of `pump`, each with a bound, on the caller's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import pika
+from pika import exceptions
+from pika.adapters.select_connection import IOLoop
+
+from supervisor import amqp
+from supervisor.clock import now
+from supervisor.endpoint import Endpoint
+
+CLOSING: Final = 2.0
+"""Seconds that a polite goodbye may take. pika's own has no bound."""
+
+
+class Connection(pika.SelectConnection):
+    """One that can be let go of."""
+
+    def abort(self) -> None:
+        """End the stream at once, without a word to the broker, which may not be listening any more."""
+        # What pika itself does when a heartbeat is missing; its public close() waits for the broker, without a bound.
+        terminate: Any = getattr(self, "_terminate_stream")  # noqa: B009 - pika's type stubs leave it out
+        if not self.is_closed:
+            terminate(exceptions.ConnectionClosedByClient(320, "aborted"))
+
+
+class Served:
+    """One connection, begun when this is made. It ends with the first thing that goes wrong, which is `error`.
+
+    pika's callbacks are called in `pump` only. `heartbeat` and `timeout` in seconds are those of `amqp.parameters`, as
+    is the ValueError.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, *, heartbeat: float, name: str, timeout: float, kind: type[Connection] = Connection
+    ) -> None:
+        self.error: BaseException | None = None
+        self.served = now()
+        """When last."""
+        parameters = amqp.parameters(endpoint, heartbeat=heartbeat, name=name, timeout=timeout)
+        self._loop: Any = IOLoop()
+        self._loop.activate_poller()
+        self._connection: Any = kind(
+            parameters,
+            on_open_callback=lambda connection: None,
+            on_open_error_callback=self.ended,
+            on_close_callback=self.ended,
+            custom_ioloop=self._loop,
+        )
+
+    def pump(self, until: Callable[[], bool], deadline: float) -> None:
+        """Serve the connection until something is the case, or it ends, or the deadline passes."""
+        alarm = self._loop.call_later(max(0.0, deadline - now()), lambda: None)
+        try:
+            while self.error is None and not until():
+                self._loop.poll()
+                self._loop.process_timeouts()
+                self.served = now()
+                if self.served >= deadline:
+                    break
+        finally:
+            self._loop.remove_timeout(alarm)
+
+    def close(self) -> None:
+        """Say goodbye if that can be done quickly; let go in any case."""
+        if self.error is None and self._connection.is_open:
+            self._connection.close()
+            self.pump(lambda: False, now() + CLOSING)
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of the connection at once."""
+        self._connection.abort()
+        for _ in range(3):
+            # The abort is carried out by the loop's callbacks; none of them waits for the network.
+            self._loop.process_timeouts()
+        self._loop.close()
+
+    def ended(self, _subject: Any, error: Any) -> None:
+        """The connection, or what the owner needs of it, is no more: a callback for pika."""
+        # A lost connection also closes its channel; the first word is the more telling one.
+        self.error = self.error or error
