@@ -9,7 +9,6 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 import pika
@@ -19,6 +18,7 @@ from pika.adapters.utils import connection_workflow as workflow
 from supervisor import queues
 from supervisor.endpoint import Endpoint
 from supervisor.version import __version__
+from supervisor.vocabulary import Kind
 
 __all__ = ["Kind", "Trouble", "declare_or_take", "explain", "parameters"]
 
@@ -65,33 +65,6 @@ def _tls(endpoint: Endpoint) -> pika.SSLOptions:
 
 
 # ------------------------------------------------------------------------------------------- errors in words
-
-
-class Kind(StrEnum):
-    """What is wrong between us and the broker."""
-
-    REFUSED = "refused"
-    UNREACHABLE = "unreachable"
-    DNS = "dns"
-    TIMEOUT = "timeout"
-    TLS = "tls"
-    PROTOCOL = "protocol"
-    AUTHENTICATION = "authentication"
-    VHOST = "vhost"
-    LIMIT = "limit"
-    PERMISSION = "permission"
-    MISSING = "missing_queue"
-    UNAVAILABLE = "queue_unavailable"
-    MISMATCH = "mismatch"
-    PRECONDITION = "precondition"
-    ACK_TIMEOUT = "acknowledgement_timeout"
-    LOCKED = "locked"
-    OPERATOR = "closed_by_operator"
-    HEARTBEAT = "heartbeat"
-    LOST = "lost"
-    BROKER = "broker_error"
-    SETTINGS = "settings"
-    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)

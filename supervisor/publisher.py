@@ -32,10 +32,11 @@ import pika
 from pika import exceptions, spec
 
 from supervisor import amqp, queues
-from supervisor.amqp import Kind, Trouble
+from supervisor.amqp import Trouble
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.served import Served
+from supervisor.vocabulary import Kind
 
 __all__ = ["Blocked", "Options", "PublishError", "Publisher", "Refused", "Unavailable", "Unconfirmed", "Unroutable"]
 
@@ -153,9 +154,12 @@ class _Session(Served):
     Everything happens in `pump`, on the caller's thread: pika's callbacks only note what they are told.
     """
 
-    def __init__(self, endpoint: Endpoint, heartbeat: float, name: str, timeout: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, heartbeat: float, name: str, timeout: float, on_blocked: Callable[[], None]
+    ) -> None:
         super().__init__(endpoint, heartbeat=heartbeat, name=name, timeout=timeout)
         self.blocked = False
+        self._on_blocked = on_blocked
         self.pending: dict[int, _Sent] = {}
         """By delivery tag, oldest first."""
         self.bytes = 0
@@ -226,6 +230,7 @@ class _Session(Served):
 
     def _block(self, _connection: Any, _frame: Any) -> None:
         self.blocked = True
+        self._on_blocked()
 
     def _unblock(self, _connection: Any, _frame: Any) -> None:
         self.blocked = False
@@ -276,12 +281,14 @@ class Publisher:
         heartbeat: float = 60.0,
         connect_timeout: float = 15.0,
         name: str = "workq publisher",
+        on_blocked: Callable[[], None] | None = None,
     ) -> None:
         """`url` is one broker node or several, tried in random order. Raises ValueError, which quotes no secret.
 
         A `queue` that exists is used as it is; else it is declared durable. With a `queue_type` other than default the
         broker compares, and a queue of another type is an error. `declare=False` never declares.
-        `heartbeat` and `connect_timeout` (for each node) are in seconds; `name` is the connection's.
+        `heartbeat` and `connect_timeout` (for each node) are in seconds; `name` is the connection's. `on_blocked` is
+        called when the broker says that it takes no publishing for now, because of an alarm: publishing waits.
         """
         urls = [url] if isinstance(url, str | Endpoint) else list(url)
         self._endpoints = [Endpoint.parse(each) if isinstance(each, str) else each for each in urls]
@@ -295,6 +302,7 @@ class Publisher:
         self._heartbeat = heartbeat
         self._connect_timeout = connect_timeout
         self._name = name
+        self._on_blocked = on_blocked
         self._session: _Session | None = None
 
     def __enter__(self) -> Self:
@@ -423,7 +431,9 @@ class Publisher:
         for endpoint in random.sample(self._endpoints, len(self._endpoints)):
             self.endpoint = endpoint
             try:
-                session = _Session(endpoint, self._heartbeat, self._name, self._connect_timeout)
+                session = _Session(
+                    endpoint, self._heartbeat, self._name, self._connect_timeout, self._on_blocked or _nothing
+                )
             except ValueError as error:
                 troubles.append(amqp.explain(error, endpoint))
                 continue
@@ -532,11 +542,15 @@ class Publisher:
         if pending:
             self._drop()
             what = f"{what}; {_doubt(len(pending))}"
-        trouble = Trouble(Kind.TIMEOUT, what, permanent=False)
+        trouble = Trouble(Kind.BLOCKED if session.blocked else Kind.TIMEOUT, what, permanent=False)
         return kind(what, trouble=trouble, sent=call.sent, confirmed=call.confirmed, pending=pending)
 
 
 def _ignore(_position: int, _message_id: str) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass
 
 

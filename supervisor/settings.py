@@ -19,7 +19,7 @@ from typing import Any, Final
 from supervisor.endpoint import Endpoint
 from supervisor.queues import TYPES, dead
 
-__all__ = ["OPTIONS", "Address", "Option", "Settings", "SettingsError", "load", "parse_duration", "parse_size"]
+__all__ = ["OPTIONS", "Address", "Option", "Settings", "SettingsError", "Span", "load", "parse_duration", "parse_size"]
 
 ENVIRONMENT_PREFIX: Final = "WORKQ_"
 CREDENTIAL: Final = "amqp-url"
@@ -31,6 +31,8 @@ _OTHERS_VARIABLES: Final = ("rabbitmq_", "test_")
 _SHOWN: Final = 60
 """Characters of a refused value that a report quotes."""
 _YEAR: Final = 8760 * 3600.0
+_MOST_WORKERS: Final = 1024
+"""As many as the scoreboard has pages."""
 
 
 class SettingsError(Exception):
@@ -52,6 +54,21 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """How many workers there may be, both ends included; the same number twice where nothing is to be scaled."""
+
+    least: int
+    most: int
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.least == self.most
+
+    def __str__(self) -> str:
+        return f"{self.least}" if self.is_fixed else f"{self.least}..{self.most}"
 
 
 # ------------------------------------------------------------------------------------------------------ parsers
@@ -155,16 +172,24 @@ def _flag(value: object) -> bool:
     return flag
 
 
-def _workers(value: object) -> int:
+def _workers(value: object) -> Span:
+    least, is_range, most = value.partition("..") if isinstance(value, str) else (value, "", "")
+    # The CPUs this process may run on, not those of the machine: containers and CPUAffinity= narrow it.
+    cpus = min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
     if value == "auto":
-        # The CPUs this process may run on, not those of the machine: containers and CPUAffinity= narrow it.
-        return min(1024, len(os.sched_getaffinity(0)))
-    if isinstance(value, str) and ".." in value:
-        raise ValueError("one number: MIN..MAX is not in this version")
+        return Span(cpus, cpus)
+    number = _number(1, _MOST_WORKERS)
     try:
-        return int(_number(1, 1024)(value))
+        low = number(least)
+        if is_range and most.strip() == "auto":
+            # Not an error on a machine with fewer CPUs: one file shall do for large hosts and small ones.
+            return Span(low, max(low, cpus))
+        high = number(most) if is_range else low
     except ValueError as error:
-        raise ValueError(f"{error}, or auto for one per CPU") from None
+        raise ValueError(f"{error}, MIN..MAX of two such numbers, or auto for one per CPU") from None
+    if low > high:
+        raise ValueError(f"MIN..MAX with the smaller number first, such as {high}..{low}")
+    return Span(low, high)
 
 
 def _heartbeat(value: object) -> float:
@@ -314,7 +339,10 @@ _TABLE: Final = (
     Option("declare", "Broker", "", _flag, "true", "Declare the queue; off for users without the permission."),
     Option("prefetch", "Broker", "N", _number(1, 65535), "1", "Messages a worker holds, the one in hand included."),
     Option("heartbeat", "Broker", "D", _heartbeat, "15s", "AMQP heartbeat, in whole seconds: rounded up."),
-    Option("workers", "Workers", "N", _workers, "auto", "How many workers; auto is one per CPU."),
+    Option(
+        "workers", "Workers", "N", _workers, "auto",
+        "How many workers: N, MIN..MAX to scale by the queue's backlog, or auto for one per CPU.",
+    ),
     Option("app_dir", "Workers", "DIR", _directory, ".", "Where the handler's module is; put at the end of sys.path."),
     Option("preload", "Workers", "", _flag, "true", "Import the handler once and fork, or anew in every worker."),
     Option(
@@ -383,7 +411,7 @@ class Settings:
     queue_type: str = _default("queue_type")
     """`default` (send no type), `quorum` or `classic`."""
     declare: bool = _default("declare")
-    workers: int = _default("workers")
+    workers: Span = _default("workers")  # noqa: RUF009 (a Field, not a value)
     prefetch: int = _default("prefetch")
     heartbeat: float = _default("heartbeat")
     """Whole seconds, at least 1."""
@@ -410,6 +438,7 @@ class Settings:
         """As JSON, passwords included: for a private socket only."""
         wire: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         wire["url"] = [endpoint.to_wire() for endpoint in self.url]
+        wire["workers"] = [self.workers.least, self.workers.most]
         wire["health"] = [self.health.host, self.health.port] if self.health else None
         return wire
 
@@ -417,7 +446,8 @@ class Settings:
     def from_wire(cls, wire: dict[str, Any]) -> Settings:
         """The inverse of `to_wire`."""
         health = Address(*wire["health"]) if wire["health"] else None
-        return cls(**{**wire, "url": tuple(map(Endpoint.from_wire, wire["url"])), "health": health})
+        urls = tuple(map(Endpoint.from_wire, wire["url"]))
+        return cls(**{**wire, "url": urls, "workers": Span(*wire["workers"]), "health": health})
 
 
 # ------------------------------------------------------------------------------------------------------- sources

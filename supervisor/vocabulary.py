@@ -47,6 +47,8 @@ class Phase(IntEnum):
     SETTLING = 5
     """The handler has returned; whether the broker will know is not certain yet."""
     LEAVING = 6
+    PARKING = 7
+    """A message that is not run is being put away: too large, unreadable, or condemned."""
 
 
 class Cause(StrEnum):
@@ -55,6 +57,8 @@ class Cause(StrEnum):
 
     DRAINED = "drained"
     BROKER = "broker"
+    NOT_CONSUMING = "not consuming"
+    """It believed that it consumes, and the broker gave it nothing."""
     CONFIG = "config"
     HANDLER = "handler cannot be loaded"
     MAX_TASKS = "max_tasks"
@@ -64,6 +68,35 @@ class Cause(StrEnum):
     BOOT = "boot_timeout"
     GRACE = "grace"
     OOM = "OOM"
+
+
+class Kind(StrEnum):
+    """What is wrong between us and the broker."""
+
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    DNS = "dns"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    PROTOCOL = "protocol"
+    AUTHENTICATION = "authentication"
+    VHOST = "vhost"
+    LIMIT = "limit"
+    PERMISSION = "permission"
+    MISSING = "missing_queue"
+    UNAVAILABLE = "queue_unavailable"
+    MISMATCH = "mismatch"
+    PRECONDITION = "precondition"
+    ACK_TIMEOUT = "acknowledgement_timeout"
+    CANCELLED = "cancelled"
+    LOCKED = "locked"
+    OPERATOR = "closed_by_operator"
+    HEARTBEAT = "heartbeat"
+    LOST = "lost"
+    BROKER = "broker_error"
+    BLOCKED = "blocked"
+    SETTINGS = "settings"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +136,11 @@ class Counts:
     def finished(self) -> int:
         """Tasks whose handler came to an end, well or not."""
         return self.succeeded + self.failed
+
+    @property
+    def settled(self) -> int:
+        """A number that grows with every message that leaves a worker's hand."""
+        return self.finished + self.quarantined + self.dead_lettered + self.unsettled
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +238,21 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocked:
+    """A worker: the broker has an alarm and takes no messages, so the one in hand cannot be parked yet; or, it has
+    taken it now."""
+
+    is_blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Leaving:
     """A worker's last words: it leaves of its own will, and why."""
 
     cause: str
     detail: str = ""
+    kind: str = ""
+    """A `Kind`, where the broker is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +363,7 @@ class StartFailed:
 @dataclass(frozen=True, slots=True)
 class WorkerSaid:
     slot: int
-    report: Connecting | Ready | Suspect | Depth | Leaving | LoadFailed
+    report: Connecting | Ready | Suspect | Depth | Blocked | Leaving | LoadFailed
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
 from supervisor.served import Connection, Served
+from supervisor.vocabulary import Kind
 
 __all__ = ["DeadLetter", "DeadQueue", "Field", "Lost", "Target", "Unreachable", "original"]
 
@@ -334,7 +335,7 @@ class _Link(Served):
         self._check(bool(answers))
         self.channel, answer = answers[0]
         if self.channel is None:
-            if isinstance(answer, exceptions.ChannelClosedByBroker) and amqp.explain(answer).kind is amqp.Kind.MISSING:
+            if isinstance(answer, exceptions.ChannelClosedByBroker) and amqp.explain(answer).kind is Kind.MISSING:
                 return None
             raise answer
         self.channel.add_on_close_callback(self.ended)

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -50,6 +51,40 @@ class NodeError(RuntimeError):
     """The node cannot be found, started or talked to; the message says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A RabbitMQ server that can be run: this system's, or that of another system which is unpacked somewhere."""
+
+    home: Path
+    """`rabbitmq_server-VERSION`, as found from here."""
+    usr: Path | None = None
+    """The other system's /usr, with the Erlang that this RabbitMQ was made for; None: this system's."""
+
+    @property
+    def version(self) -> str:
+        """`3.10.8`; empty when its directory does not say."""
+        found = applications(self.home).get("rabbit")
+        return found.name.removeprefix("rabbit-") if found else ""
+
+    def inside(self, path: Path) -> Path:
+        """Where the server itself sees a file of its installation."""
+        return path if self.usr is None else Path("/usr") / path.relative_to(self.usr)
+
+    def command(self, *words: str) -> list[str]:
+        """What to execute so that `words` run where the server lives. It ends in an exec: the process is theirs.
+
+        For another system its /usr takes the place of ours, in a mount namespace that ends with the process and that
+        nobody else sees (unshare(1)); everything else stays in its place. That leaves nothing mounted and nothing
+        written there, so any number of nodes run from one such system. A chroot would need /proc, /etc/hosts and the
+        node's directory mounted below it. Needs root, or unprivileged user namespaces.
+        """
+        if self.usr is None:
+            return list(words)
+        user = [] if os.geteuid() == 0 else ["--map-root-user"]
+        there = ["sh", "-c", 'mount --bind "$1" /usr && shift && exec "$@"', "sh", str(self.usr)]
+        return ["unshare", *user, "--mount", *there, *words]
+
+
 class PrivateNode:
     """One RabbitMQ node, booted from the installed package in 2-3 s.
 
@@ -68,21 +103,31 @@ class PrivateNode:
         port: int | None = None,
         plugins: Sequence[str] = (),
         nodename: str = "rabbit@localhost",
+        epmd: int | None = None,
+        cookie: str | None = None,
     ) -> None:
         """`conf` is added to rabbitmq.conf, `port` is the AMQP port on 127.0.0.1 (default: a free one), `plugins` are
         enabled. Nothing is written before `start`.
+
+        Nodes that shall form a cluster have names of their own, one `cookie`, and find each other by the epmd that the
+        caller runs on the port `epmd` of 127.0.0.1. By default a node is alone.
 
         Raises NodeError when RabbitMQ is not installed.
         """
         self.directory = directory.resolve()
         self.nodename = nodename
         self.installation = find_installation()
+        if self.installation.usr is not None and self.directory.is_relative_to("/usr"):
+            raise NodeError(f"{self.installation.home} hides what is below /usr: choose another directory for the node")
         self._conf = conf
         self._plugins = tuple(plugins)
         self._amqp = Port(port)
         self._dist = Port()
+        self._epmd = epmd
+        self._cookie = cookie
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
+        self._has_answered = False
 
     def __repr__(self) -> str:
         return f"<PrivateNode {self.nodename} port={self.port} directory={str(self.directory)!r}>"
@@ -113,8 +158,7 @@ class PrivateNode:
     @property
     def version(self) -> str:
         """Of the installed package: `3.10.8`; empty when its directory does not say."""
-        found = applications(self.installation).get("rabbit")
-        return found.name.removeprefix("rabbit-") if found else ""
+        return self.installation.version
 
     @property
     def alive(self) -> bool:
@@ -125,13 +169,11 @@ class PrivateNode:
 
         `timeout` is in seconds. Raises NodeError when the node does not come up, with the end of what it wrote.
         """
-        if self.alive:
-            return
+        if self.alive and self._has_answered:
+            return  # a node drained for maintenance runs, and does not answer
         deadline = now() + timeout
         try:
-            self._lock_directory()
-            self._amqp.check()
-            self._spawn(self._furnish())
+            self.launch()
             while not answers(self.port):
                 if self.wait(0.02):
                     raise NodeError(
@@ -142,6 +184,23 @@ class PrivateNode:
                         f"the RabbitMQ node did not answer on port {self.port} within {timeout:g} s. "
                         f"The end of its output:\n{self._output()}"
                     )
+            self._has_answered = True
+        except BaseException:
+            self.kill()
+            raise
+
+    def launch(self) -> None:
+        """Begin to boot, and do not wait for it: `start` does, later. So several nodes boot at a time.
+
+        Raises NodeError when the directory or the port is in use.
+        """
+        if self.alive:
+            return
+        try:
+            self._has_answered = False
+            self._lock_directory()
+            self._amqp.check()
+            self._spawn(self._furnish())
         except BaseException:
             self.kill()
             raise
@@ -198,9 +257,10 @@ class PrivateNode:
     def ctl(self, *args: str) -> str:
         """Run rabbitmqctl on this node and return its output. Costs about a second. Raises NodeError when it fails."""
         self._running()
-        reach = f"-start_epmd false -erl_epmd_port {self._dist.number} -dist_listen false"
+        reach = f"-start_epmd false -dist_listen false {self._found_by()}"
+        program = self.installation.inside(self.installation.home / "sbin/rabbitmqctl")
         done = subprocess.run(
-            [self.installation / "sbin" / "rabbitmqctl", *args],
+            self.installation.command(str(program), *args),
             env=self._environment() | {"RABBITMQ_CTL_ERL_ARGS": reach},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -232,7 +292,7 @@ class PrivateNode:
         (self.directory / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         cookie = self.directory / ".erlang.cookie"
         cookie.touch(0o600)  # Erlang refuses one that others can read
-        cookie.write_text(secrets.token_hex(16))
+        cookie.write_text(self._cookie or secrets.token_hex(16))
         return trimmed(self.installation, self.directory / "home", self._plugins)
 
     def _environment(self) -> dict[str, str]:
@@ -251,20 +311,24 @@ class PrivateNode:
             "RABBITMQ_CONFIG_FILE": str(place / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(place / "advanced.config"),
             "RABBITMQ_DIST_PORT": str(self._dist.number),
-            "ERL_EPMD_PORT": "1",  # an epmd that happens to run on this machine is not ours to talk to
+            # Port 1: an epmd that happens to run on this machine is not ours to talk to.
+            "ERL_EPMD_PORT": str(self._epmd or 1),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_ZFLAGS": "-start_epmd false",
         }
 
     def _spawn(self, home: Path) -> None:
+        number = self._dist.number
+        listen = self._found_by() or f"-kernel inet_dist_listen_min {number} inet_dist_listen_max {number}"
         environment = self._environment() | {
             "RABBITMQ_ALLOW_INPUT": "1",  # the script then execs the VM: our child is the broker, with no shell between
-            "RABBITMQ_SERVER_START_ARGS": f"{VM} -sname {self.nodename} -erl_epmd_port {self._dist.number}",
+            "RABBITMQ_SERVER_START_ARGS": f"{VM} -sname {self.nodename} {listen}",
         }
         # setpriv rather than a preexec_fn, which is unsafe in a parent that has threads. A session of its own: Ctrl-C
         # in the terminal is for the parent, which then stops the node in order.
         with (self.directory / "output").open("wb") as output:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", home / "sbin" / "rabbitmq-server"],
+                ["setpriv", "--pdeathsig", "KILL", *self.installation.command(str(home / "sbin/rabbitmq-server"))],
                 env=environment,
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
@@ -272,6 +336,11 @@ class PrivateNode:
                 stderr=output,
                 start_new_session=True,
             )
+
+    def _found_by(self) -> str:
+        """How Erlang finds the node's port: it is told (erl(1), `-erl_epmd_port`: one number for all nodes); or empty,
+        and it asks epmd."""
+        return f"-erl_epmd_port {self._dist.number}" if self._epmd is None else ""
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or not self.alive:
@@ -282,13 +351,14 @@ class PrivateNode:
         return (self.directory / "output").read_text(errors="replace")[-4000:].strip() or "(nothing)"
 
     def _call(self, *how: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        program = shutil.which("erl_call", path=self._environment()["PATH"])
-        if program is None:
+        usr = self.installation.usr
+        if shutil.which("erl_call", path=str(usr / "bin") if usr else self._environment()["PATH"]) is None:
             raise NodeError("erl_call is not installed; it belongs to Erlang itself: apt-get install erlang-base")
         # The cookie is read from HOME rather than given as an argument, which ps would show. A name of its own for each
         # call: the node refuses two callers of one name at a time.
+        name, address = f"eval{os.getpid()}x{next(_serial)}", f"localhost:{self._dist.number}"
         return subprocess.run(
-            [program, "-h", f"eval{os.getpid()}x{next(_serial)}", "-address", f"localhost:{self._dist.number}", *how],
+            self.installation.command("erl_call", "-h", name, "-address", address, *how),
             env=self._environment(),
             input=text,
             capture_output=True,
@@ -357,16 +427,21 @@ def answers(port: int) -> bool:
         return False
 
 
-def find_installation() -> Path:
-    """The directory of the RabbitMQ server to run: `$WORKQ_RABBITMQ_HOME`, else the newest that the package installed.
+def find_installation() -> Installation:
+    """The RabbitMQ server to run: that of `$WORKQ_RABBITMQ_HOME`, else the newest that the package installed.
 
-    Raises NodeError when there is none.
+    The variable names a `rabbitmq_server-VERSION`, for this system's Erlang to run, or a directory in which another
+    Debian is unpacked (`scripts/rabbitmq` makes one). Raises NodeError when there is no server.
     """
     chosen = os.environ.get("WORKQ_RABBITMQ_HOME")
-    found = [Path(chosen)] if chosen else sorted(INSTALLED.glob("rabbitmq_server-*"), key=version_order)
-    for home in reversed(found):
+    root = Path(chosen or "/").resolve()
+    installed = root / INSTALLED.relative_to("/")
+    found = sorted(installed.glob("rabbitmq_server-*"), key=version_order, reverse=True)
+    if chosen and not found:
+        found = [Path(chosen)]
+    for home in found:
         if (home / "sbin" / "rabbitmq-server").is_file():
-            return home
+            return Installation(home, root / "usr" if chosen and home.is_relative_to(installed) else None)
     where = (
         f"WORKQ_RABBITMQ_HOME is {chosen}, which has no sbin/rabbitmq-server" if chosen else f"nothing in {INSTALLED}"
     )
@@ -380,9 +455,9 @@ def version_order(home: Path) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", home.name)]
 
 
-def applications(installation: Path) -> dict[str, Path]:
-    """The Erlang applications in an installation's plugin directory, by name without the version."""
-    return {path.name.partition("-")[0]: path for path in (installation / "plugins").glob("*-[0-9]*") if path.is_dir()}
+def applications(home: Path) -> dict[str, Path]:
+    """The Erlang applications in a server's plugin directory, by name without the version."""
+    return {path.name.partition("-")[0]: path for path in (home / "plugins").glob("*-[0-9]*") if path.is_dir()}
 
 
 def needed(available: dict[str, Path], wanted: Sequence[str]) -> list[Path]:
@@ -400,20 +475,21 @@ def needed(available: dict[str, Path], wanted: Sequence[str]) -> list[Path]:
     return list(chosen.values())
 
 
-def trimmed(installation: Path, home: Path, plugins: Sequence[str]) -> Path:
+def trimmed(installation: Installation, home: Path, plugins: Sequence[str]) -> Path:
     """Make `home` an installation with only the needed plugins, by symbolic links, and return it.
 
     Erlang searches every plugin directory for every module: with 10 instead of 70 a node boots in half the time.
     RabbitMQ's scripts do not quote the path of their own directory, and ERL_LIBS splits at colons: where the path would
     not survive that, or the package is laid out otherwise, the whole installation serves.
     """
-    available = applications(installation)
+    original = installation.home
+    available = applications(original)
     if "rabbit" not in available or not re.fullmatch(r"[\w./+,=@-]+", str(home), re.ASCII):
-        return installation
+        return installation.inside(original)
     shutil.rmtree(home, ignore_errors=True)
-    shutil.copytree(installation / "sbin", home / "sbin")
-    (home / "escript").symlink_to(installation / "escript")
+    shutil.copytree(original / "sbin", home / "sbin")
+    (home / "escript").symlink_to(installation.inside(original / "escript"))
     (home / "plugins").mkdir()
     for path in needed(available, [*ALWAYS, *plugins]):
-        (home / "plugins" / path.name).symlink_to(path)
+        (home / "plugins" / path.name).symlink_to(installation.inside(path))
     return home

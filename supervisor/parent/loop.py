@@ -68,7 +68,7 @@ def run(settings: Settings) -> int:
         level=settings.log_level,
     )
     log = logs.get_logger()
-    _raise_descriptor_limit(settings.workers)
+    _raise_descriptor_limit(settings.workers.most)
     try:
         listener = None
         if settings.health is not None:
@@ -123,7 +123,8 @@ class Supervisor:
             "supervisor.started",
             version=__version__,
             handler=settings.handler,
-            workers=settings.workers,
+            workers=settings.workers.least,
+            workers_most=settings.workers.most,
             brokers=brokers,
         )
         self._perform(pool.start(now()))

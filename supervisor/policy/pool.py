@@ -7,13 +7,15 @@ next event.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from supervisor.policy import advice, restart
+from supervisor.policy import advice, broker, restart
+from supervisor.policy.broker import Broker
 from supervisor.policy.poison import Ledger
 from supervisor.policy.restart import STEADY, Backoff, Fault
 from supervisor.policy.slot import (
@@ -25,6 +27,7 @@ from supervisor.policy.slot import (
     Seat,
     Slot,
 )
+from supervisor.policy.truth import Belief, Truth
 from supervisor.policy.view import PoolView, Restarts, SlotView, State
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
@@ -33,6 +36,7 @@ from supervisor.vocabulary import (
     EXIT_KILLED,
     Action,
     Asked,
+    Blocked,
     Cause,
     Connecting,
     Depth,
@@ -66,6 +70,8 @@ from supervisor.vocabulary import (
 
 DEPTH_EVERY: Final = 5.0
 """Seconds between two looks at the queue's depth; every sample under `--burst`."""
+DEPTH_HOLDS: Final = 20.0
+"""Seconds after which a depth is history."""
 SAMPLE_GAP: Final = 3.0
 """Seconds without a sample that say that the supervisor itself was held up: then nobody else is called hung."""
 HUNG_AFTER: Final = 5.0
@@ -103,8 +109,8 @@ class Pool:
     def __init__(self, settings: Settings, seed: int = 0) -> None:
         self._settings = settings
         self._seed = seed
-        self._slots = [Slot(number) for number in range(settings.workers)]
-        self._wanted = settings.workers
+        self._slots = [Slot(number) for number in range(settings.workers.least)]
+        self._wanted = settings.workers.least
         self._nursery = Nursery(generation=1, preload=settings.preload)
         self._incoming: Nursery | None = None
         """The next generation's, while it loads."""
@@ -125,9 +131,11 @@ class Pool:
         self._restarts = Restarts()
         self._depth: Depth | None = None
         self._depth_asked = 0.0
-        self._broker: str | None = None
-        self._version: str | None = None
-        self._trouble: str | None = None
+        self._depth_at = 0.0
+        self._broker = Broker()
+        self._truth = Truth()
+        self._pages: dict[int, Reading] = {}
+        """By slot, as last sampled."""
         self._idle_finished: int | None = None
         self._sampled_at: float | None = None
 
@@ -141,13 +149,15 @@ class Pool:
     @property
     def deadline(self) -> float | None:
         """When `overdue` has something to do, if nothing happens before."""
-        times = [slot.deadline for slot in self._slots if slot.deadline is not None and not self._is_held(slot)]
+        times = [max(slot.deadline, self._free_at(slot)) for slot in self._slots if slot.deadline is not None]
         nurseries = (self._nursery, self._incoming)
         times += [n.deadline for n in nurseries if n is not None and n.deadline is not None]
-        return min(times, default=None)
+        soonest = min(times, default=math.inf)
+        return soonest if soonest < math.inf else None
 
     def view(self, now: float) -> PoolView:
         ready = [slot for slot in self._slots if slot.phase is Seat.READY]
+        doubt = self._truth.doubt
         return PoolView(
             state=self._state,
             since=self._since,
@@ -157,9 +167,10 @@ class Pool:
             exits=dict(self._exits),
             restart_buckets=tuple(self._restarts.buckets),
             restart_seconds=self._restarts.total,
-            depth=self._depth,
-            broker=self._broker,
-            trouble=self._trouble,
+            depth=self._depth if now - self._depth_at <= DEPTH_HOLDS else None,
+            broker=self._broker.address,
+            trouble=self._broker.trouble or self._broker.blockade or (doubt.because if doubt else None),
+            is_starved=self._truth.is_starved,
             ready=len(ready),
             steady=sum(1 for s in ready if s.ready_since is not None and now - s.ready_since >= STEADY),
         )
@@ -475,8 +486,8 @@ class Pool:
             case Connecting() if slot.phase is Seat.BOOTING:
                 slot.enter(Seat.CONNECTING, now + CONNECT_TIMEOUT)
                 return []
-            case Ready(broker, _, version) if slot.phase is Seat.CONNECTING:
-                return [*self._met(broker, version), *self._ready(slot, broker, now)]
+            case Ready() if slot.phase is Seat.CONNECTING:
+                return self._ready(slot, report, now)
             case Suspect(key, returns, is_held=True):
                 # Whoever holds it may be dying of it this instant; if so, the next sample comes after its death.
                 self._suspects[slot.number] = (key, returns)
@@ -485,6 +496,8 @@ class Pool:
                 return [self._verdict(slot.number, key, returns)]
             case Depth() as depth:
                 return self._measured(depth, now)
+            case Blocked(is_blocked):
+                return [*self._broker.block(slot.number, is_blocked)]
             case Ready() if slot.phase is Seat.DRAINING and self._state is not State.DRAINING:
                 # It may have a task in hand by now, for as long as that takes.
                 slot.deadline = None
@@ -509,25 +522,22 @@ class Pool:
         due = [slot for slot, (asked, _) in self._suspects.items() if key is None or asked == key]
         return [self._verdict(slot, *self._suspects.pop(slot)) for slot in due]
 
-    def _met(self, broker: str, version: str) -> list[Action]:
-        """Once for each version that is met: what it needs for long tasks."""
-        if version == self._version:
-            return []
-        self._version = version
-        advised = advice.acknowledgement(version, self._settings)
-        return [Say("broker.connected", "info", advised, {"broker": broker, "version": version})]
-
-    def _ready(self, slot: Slot, broker: str, now: float) -> list[Action]:
+    def _ready(self, slot: Slot, report: Ready, now: float) -> list[Action]:
         slot.enter(Seat.READY)
         slot.ready_since = now
-        fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": broker}
+        advised = advice.acknowledgement(report.version, self._settings)
+        actions: list[Action] = [*self._broker.reach(report.broker, report.version, advised, now)]
+        waiting = [other for other in self._slots if other.phase is Seat.WAITING and other.fault in broker.FAULTS]
+        for other in waiting:
+            other.deadline = now
+        if not waiting:
+            self._broker.recover()
+        fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": report.broker}
         if slot.died_at is not None:
             self._restarts.add(now - slot.died_at)
             fields["seconds"] = round(now - slot.died_at, 4)
             slot.died_at = None
-        self._broker = broker
-        self._trouble = None
-        actions: list[Action] = [Say("worker.ready", "info", "the broker has confirmed the consumer", fields)]
+        actions.append(Say("worker.ready", "info", "the broker has confirmed the consumer", fields))
         self._worked = True
         if self._state is State.STARTING and self._count(Seat.READY) >= self._wanted:
             self._set_state(State.RUNNING, "every worker consumes", now)
@@ -537,6 +547,7 @@ class Pool:
     def _exited(self, slot: Slot, died: Exited, now: float) -> list[Action]:
         was_ready = slot.ready_since is not None
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
+        trouble = self._broker.trouble
         cause = self._cause(slot, died)
         fault = self._fault(slot, died, cause)
         crashes = 0
@@ -550,13 +561,16 @@ class Pool:
         slot.vacate(died, cause, now)
         self._idle_finished = None
         self._suspects.pop(slot.number, None)
+        unblocked = self._broker.block(slot.number, False)
         actions: list[Action] = self._answer_suspects(died.hand.key) if died.hand else []
+        actions += unblocked
         follows = self._follow(slot, died, fault, was_ready, lived, now, actions)
         if crashes:
             follows += f"; the message has killed {crashes} of {self._settings.max_crashes}"
             if self._ledger.is_condemned(crashes):
                 follows += " and will be quarantined"
-        return [self._obituary(slot, died, cause, fault, follows, now), *actions]
+        is_old_news = fault in broker.FAULTS and not was_ready and trouble == self._broker.trouble
+        return [self._obituary(slot, died, cause, fault, follows, now, is_old_news), *actions]
 
     def _cause(self, slot: Slot, died: Exited) -> str:
         # Last words count only with the exit that goes with them: a worker killed while it leaves was killed.
@@ -571,6 +585,9 @@ class Pool:
             case Cause.DRAINED | Cause.MAX_TASKS | Cause.GRACE:
                 return Fault.PLANNED
             case Cause.BROKER:
+                kind = died.said.kind if isinstance(died.said, Leaving) else ""
+                return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER
+            case Cause.NOT_CONSUMING:
                 return Fault.BROKER
             case Cause.CONFIG | Cause.HANDLER:
                 return Fault.CONFIG
@@ -604,15 +621,29 @@ class Pool:
             return "none: restarting will not help"
         if fault is Fault.UNEXPLAINED:
             self._note_unexplained(now, actions)
-        if fault is Fault.BROKER and isinstance(died.said, Leaving):
-            self._trouble = died.said.detail
         streak = slot.count(fault, recovered=lived >= STEADY or died.finished > 0)
-        again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=self._roll(slot.number))
+        roll = self._roll(slot.number)
+        again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=roll).at
+        if fault in broker.FAULTS and isinstance(died.said, Leaving) and died.said.cause == Cause.BROKER:
+            consuming = self._count(Seat.READY)
+            kind, detail = died.said.kind, died.said.detail
+            actions += self._broker.lose(kind, detail, consuming, now) if was_ready else []
+            if not consuming and again > now + restart.LULL:
+                again, said = self._broker.fail(fault, kind, detail, streak, now, roll)
+                actions += said
+                self._wait_for_the_probe(again)
         slot.restarts += 1
-        slot.enter(Seat.WAITING, again.at)
-        return "restart at once" if again.at <= now else f"restart in {again.at - now:.2f} s"
+        slot.enter(Seat.WAITING, again)
+        return "restart at once" if again <= now else f"restart in {again - now:.2f} s"
 
-    def _obituary(self, slot: Slot, died: Exited, cause: str, fault: Fault, follows: str, now: float) -> Say:
+    def _wait_for_the_probe(self, at: float) -> None:
+        for slot in self._slots:
+            if slot.phase is Seat.WAITING and slot.fault in broker.FAULTS and slot.deadline is not None:
+                slot.deadline = max(slot.deadline, at)
+
+    def _obituary(
+        self, slot: Slot, died: Exited, cause: str, fault: Fault, follows: str, now: float, is_old_news: bool
+    ) -> Say:
         fields: dict[str, object] = {
             "slot": slot.number,
             "pid": died.pid,
@@ -631,7 +662,7 @@ class Pool:
             fields["message_id"] = None
         if died.output and fault in (Fault.MESSAGE, Fault.UNEXPLAINED):
             fields["output"] = died.output
-        level = "info" if fault is Fault.PLANNED and cause != Cause.GRACE else "warning"
+        level = "info" if is_old_news or (fault is Fault.PLANNED and cause != Cause.GRACE) else "warning"
         return Say("worker.exited", level, _because(died, cause, fault), fields)
 
     def _note_unexplained(self, now: float, actions: list[Action]) -> None:
@@ -672,6 +703,7 @@ class Pool:
     def _sampled(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
         held_up = self._sampled_at is not None and now - self._sampled_at > SAMPLE_GAP
         self._sampled_at = now
+        self._pages = {reading.slot: reading for reading in readings}
         actions: list[Action] = self._answer_suspects()
         for reading in readings:
             slot = self._slots[reading.slot]
@@ -730,11 +762,13 @@ class Pool:
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
 
     def _measure(self, now: float) -> list[Action]:
-        idle_first = sorted((s for s in self._slots if s.phase is Seat.READY), key=lambda s: s.number)
-        if not idle_first:
+        """Ask somebody idle, if there is one: a handler that holds the interpreter keeps the question waiting."""
+        ready = [slot.number for slot in self._slots if slot.phase is Seat.READY]
+        if not ready:
             return []
         self._depth_asked = now
-        return [Tell(idle_first[0].number, Measure(), "the queue's depth is looked at now and then")]
+        idle = [number for number in ready if number in self._pages and self._pages[number].phase is Phase.IDLE]
+        return [Tell((idle or ready)[0], Measure(), "the queue's depth is looked at now and then")]
 
     def _burst(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
         """Ask for the depth when everybody has been idle since the last sample."""
@@ -751,15 +785,38 @@ class Pool:
         return [Tell(idle[0].slot, Measure(), "--burst: everybody is idle; is the queue empty?")]
 
     def _measured(self, depth: Depth, now: float) -> list[Action]:
-        self._depth = depth
+        self._depth, self._depth_at = depth, now
+        actions = self._compare(depth)
         if not self._settings.burst or depth.ready or self._idle_finished is None or self._state is State.DRAINING:
-            return []
+            return actions
         self._is_finishing = True
         because = "--burst: the queue is empty and everybody is idle"
-        actions: list[Action] = [Say("supervisor.stopping", "info", because)]
+        actions.append(Say("supervisor.stopping", "info", because))
         for slot in self._slots:
             actions += self._drain(slot, because, None, finish=True)
         return actions
+
+    def _compare(self, depth: Depth) -> list[Action]:
+        """The broker's truth with our workers' beliefs; see `truth`."""
+        if self._state is State.DRAINING or self._is_finishing:
+            return []
+        beliefs = [
+            Belief(slot.number, slot.pid, page.phase is Phase.IDLE, page.counts.settled)
+            for slot in self._slots
+            if slot.phase is Seat.READY and (page := self._pages.get(slot.number)) and page.pid == slot.pid
+        ]
+        doubt = self._truth.look(depth, beliefs)
+        if doubt is None:
+            return []
+        if doubt.replace is None:
+            return [Say("worker.not_consuming", "warning", doubt.because)] if doubt.is_news else []
+        slot = self._slots[doubt.replace]
+        fields = {"slot": slot.number, "pid": slot.pid, "next": "it is replaced"}
+        slot.enter(Seat.DRAINING, None)
+        return [
+            Say("worker.not_consuming", "error", doubt.because, fields),
+            Tell(slot.number, Drain(cause=Cause.NOT_CONSUMING), doubt.because),
+        ]
 
     # ------------------------------------------------------------------------------------------- what follows
 
@@ -767,17 +824,23 @@ class Pool:
         if self._nursery.state is not NurseryState.READY or self._state is State.DRAINING:
             return
         for slot in self._slots:
-            if slot.phase is Seat.WAITING and slot.is_due(now) and not self._is_held(slot):
+            if slot.phase is Seat.WAITING and slot.is_due(now) and self._free_at(slot) <= now:
                 slot.enter(Seat.FORKING, now + FORK_TIMEOUT)
+                slot.spawned_at = now
                 yield Spawn(slot.number, self._nursery.generation, _why_started(slot))
 
-    def _is_held(self, slot: Slot) -> bool:
-        """Whether a waiting seat must wait for something else than its deadline."""
+    def _free_at(self, slot: Slot) -> float:
+        """When a waiting seat need not wait for others any more; infinite when only an event can tell."""
         if slot.phase is not Seat.WAITING:
-            return False
+            return -math.inf
         if self._nursery.state is not NurseryState.READY:
-            return True
-        return self._state is State.DEGRADED and any(other.phase in ARRIVING for other in self._slots)
+            return math.inf
+        if self._state is not State.DEGRADED and slot.fault not in broker.FAULTS:
+            return -math.inf
+        begun = [other.spawned_at for other in self._slots if other.phase in ARRIVING]
+        if self._state is State.DEGRADED:
+            return math.inf if begun else -math.inf
+        return broker.turn(begun, self._count(Seat.READY))
 
     def _leave(self) -> Iterator[Action]:
         if self._state is not State.DRAINING and not self._is_finishing:

@@ -6,8 +6,9 @@ A decision is a value, made from arithmetic on what has happened (Erlang/OTP's `
 |---|---|
 | planned: asked to, `max_tasks`, `memory` | at once |
 | a message killed it | at once; after ten such deaths in a row without one finished task, with backoff up to 5 s |
-| the broker, and it had been consuming | at once the first time |
+| the broker, and it had been consuming | after 50 ms the first time |
 | the broker again before one finished task, or it never got to consume | backoff from 0.2 s up to 5 s, for ever |
+| the same, and only a person can mend it: a login, a permission, a certificate | after 5 s, up to 30 s, for ever |
 | configuration, in a pool that has worked before | after 5 s, up to 30 s |
 | unexplained | at once the first time, then backoff from 0.25 s up to 30 s |
 """
@@ -19,11 +20,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from supervisor.vocabulary import Kind
+
 STEADY: Final = 10.0
 """Seconds a worker must have consumed to count as healthy: its seat's streak is over."""
 
+LULL: Final = 0.05
+"""Seconds after a lost connection in which one sees whether it was one worker's, or everybody's: then one of them
+probes for all (see `broker`)."""
 INTENSITY_WINDOW: Final = 30.0
 """Seconds over which unexplained deaths are counted."""
+
+
+PEOPLE_MEND: Final = frozenset({Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.LIMIT, Kind.TLS, Kind.PROTOCOL})
+"""What does not go away by itself: asking often only fills two logs."""
 
 
 class Fault(StrEnum):
@@ -32,6 +42,8 @@ class Fault(StrEnum):
     PLANNED = "planned"
     MESSAGE = "message"
     BROKER = "broker"
+    REFUSED = "refused"
+    """By a broker that wants something of ours to be changed first, see `PEOPLE_MEND`."""
     CONFIG = "configuration"
     UNEXPLAINED = "unexplained"
 
@@ -64,6 +76,7 @@ _BACKOFF: Final = {
     Fault.PLANNED: Backoff(free=1_000_000_000, first=0.0, most=0.0),
     Fault.MESSAGE: Backoff(free=10, first=0.1, most=5.0),
     Fault.BROKER: Backoff(free=0, first=0.2, most=5.0),
+    Fault.REFUSED: Backoff(free=0, first=5.0, most=30.0),
     Fault.CONFIG: Backoff(free=0, first=5.0, most=30.0),
     Fault.UNEXPLAINED: Backoff(free=1, first=0.25, most=30.0),
 }
@@ -72,7 +85,7 @@ _BACKOFF: Final = {
 def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: float) -> Again:
     """When to fill the seat again after the `streak`-th death in a row (from 1) of this kind."""
     if fault is Fault.BROKER and was_ready and streak == 1:
-        return Again(now, "the connection was lost")
+        return Again(now + LULL, "the connection was lost")
     delay = _BACKOFF[fault].delay(streak, roll)
     if not delay:
         return Again(now, f"{fault} exit")

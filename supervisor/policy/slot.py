@@ -74,6 +74,8 @@ class Slot:
     """When the previous worker was found dead; None once another consumes."""
     condemned: str | None = None
     """The cause the supervisor had in mind when it sent a signal."""
+    spawned_at: float = 0.0
+    """When its latest worker was asked for."""
     streak: int = 0
     fault: Fault | None = None
     """Whose fault the deaths of the streak were."""

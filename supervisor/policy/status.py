@@ -44,7 +44,7 @@ def totals(pages: Iterable[Reading]) -> Counts:
 def state_of(slot: SlotView, page: Reading) -> str:
     """One of STATES."""
     if slot.seat is Seat.READY:
-        return "busy" if page.phase in (Phase.BUSY, Phase.SETTLING) else "idle"
+        return "busy" if page.phase in (Phase.BUSY, Phase.SETTLING, Phase.PARKING) else "idle"
     return _SEATS[slot.seat]
 
 
@@ -62,7 +62,10 @@ def readiness(view: PoolView) -> tuple[bool, str]:
             False,
             f"no worker consumes: {view.trouble}" if view.trouble else f"no worker consumes yet ({view.state})",
         )
-    return True, f"{view.ready} of {len(view.slots)} workers consume"
+    if view.is_starved:
+        return False, f"no worker is given anything: {view.trouble}"
+    consuming = f"{view.ready} of {len(view.slots)} workers consume"
+    return True, f"{consuming}; {view.trouble}" if view.trouble else consuming
 
 
 def status(

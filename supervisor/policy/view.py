@@ -47,6 +47,9 @@ class PoolView:
     depth: Depth | None
     broker: str | None
     trouble: str | None
+    """Why a worker could not consume, for as long as one waits for that; or why the broker's truth is not ours."""
+    is_starved: bool
+    """Every worker believes it consumes, and is given nothing while messages wait."""
     ready: int
     steady: int
 

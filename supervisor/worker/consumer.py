@@ -29,7 +29,7 @@ from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice
 from supervisor.settings import Settings
-from supervisor.vocabulary import Cause
+from supervisor.vocabulary import Cause, Kind
 from supervisor.worker import undecodable
 
 KEEPER_AFTER: Final = 1.0
@@ -44,7 +44,7 @@ CLOSE_TIMEOUT: Final = 0.5
 ATTEMPT_MAX: Final = 2**31 - 1
 """A larger one in the header is somebody's joke, and the scoreboard has 32 bits for it."""
 
-_HOPELESS: Final = frozenset({amqp.Kind.MISMATCH, amqp.Kind.SETTINGS})
+_HOPELESS: Final = frozenset({Kind.MISMATCH, Kind.SETTINGS})
 """What only another configuration of ours can mend. A password or a permission is mended on the broker's side, so it
 is worth another try."""
 
@@ -52,10 +52,12 @@ is worth another try."""
 class Gone(Exception):
     """This consumer has come to its end."""
 
-    def __init__(self, cause: Cause, detail: str) -> None:
+    def __init__(self, cause: Cause, detail: str, kind: Kind | None = None) -> None:
         super().__init__(detail)
         self.cause = cause
         self.detail = detail
+        self.kind = kind
+        """What is wrong with the broker, where that is the cause."""
 
 
 @dataclass(slots=True)
@@ -135,17 +137,21 @@ class Consumer:
     def open(self) -> str:
         """Connect to one of the brokers, in random order, take or declare the queue, consume. Returns which broker.
 
-        Raises Gone.
+        Raises Gone: when none can be used, with what is wrong with each.
         """
-        endpoints = random.sample(self._settings.url, len(self._settings.url))
-        for endpoint in endpoints:
+        refusals: list[Gone] = []
+        for endpoint in random.sample(self._settings.url, len(self._settings.url)):
             try:
                 self._connect(endpoint)
                 break
             except Gone as gone:
-                if gone.cause is not Cause.BROKER or endpoint is endpoints[-1]:
+                if gone.cause is not Cause.BROKER:
                     raise
+                refusals.append(gone)
                 self._gone = None
+        else:
+            self._gone = _none_of(refusals)
+            raise self._gone
         self._arguments = advice.consumer_arguments(self.version, self._settings)
         self._consume()
         if not self._is_consuming:
@@ -337,7 +343,8 @@ class Consumer:
         while not happened():
             self._pump_unless_gone()
             if now() >= deadline:
-                self._gone = Gone(Cause.BROKER, f"the broker did not answer {what} within {ANSWER_TIMEOUT:g} s")
+                unanswered = f"the broker did not answer {what} within {ANSWER_TIMEOUT:g} s"
+                self._gone = Gone(Cause.BROKER, unanswered, Kind.TIMEOUT)
                 raise self._gone
         self._ioloop.remove_timeout(timer)
 
@@ -412,21 +419,21 @@ class Consumer:
         question = f"was queue {self._settings.queue!r} deleted or moved"
         for name, ms in self._arguments.items():
             question += f", or a message held for longer than {ms / 1000:g} s ({name})"
-        self._end(Cause.BROKER, f"the broker cancelled the consumer: {question}?")
+        self._end(Cause.BROKER, f"the broker cancelled the consumer: {question}?", Kind.CANCELLED)
 
     def _lose(self, error: BaseException | str, endpoint: Endpoint | None) -> None:
         if isinstance(error, str):
-            self._end(Cause.BROKER, error)
+            self._end(Cause.BROKER, error, Kind.OTHER)
             return
         trouble = amqp.explain(error, endpoint)
         reason = trouble.reason
-        if trouble.kind is amqp.Kind.ACK_TIMEOUT:
+        if trouble.kind is Kind.ACK_TIMEOUT:
             reason += f"; {advice.remedy(self.version, self._settings)}"
-        self._end(Cause.CONFIG if trouble.kind in _HOPELESS else Cause.BROKER, reason)
+        self._end(Cause.CONFIG if trouble.kind in _HOPELESS else Cause.BROKER, reason, trouble.kind)
 
-    def _end(self, cause: Cause, detail: str) -> None:
+    def _end(self, cause: Cause, detail: str, kind: Kind) -> None:
         if self._gone is None:
-            self._gone = Gone(cause, detail)
+            self._gone = Gone(cause, detail, kind)
             self._lost()
 
     def _measure_on(self, channel: Any) -> None:
@@ -434,6 +441,14 @@ class Consumer:
             self._measured(frame.method.message_count, frame.method.consumer_count)
 
         channel.queue_declare(**queues.inquiry(self._settings.queue), callback=answered)
+
+
+def _none_of(refusals: list[Gone]) -> Gone:
+    """What several nodes said, as one: each reason once."""
+    if len(refusals) == 1:
+        return refusals[0]
+    reasons = "; ".join(dict.fromkeys(refusal.detail for refusal in refusals))
+    return Gone(Cause.BROKER, f"none of {len(refusals)} nodes can be used: {reasons}", refusals[-1].kind)
 
 
 def _nothing(*_: Any) -> None:

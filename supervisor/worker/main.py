@@ -37,10 +37,12 @@ from supervisor.vocabulary import (
     EXIT_CONFIG,
     EXIT_DONE,
     Begin,
+    Blocked,
     Cause,
     Connecting,
     Depth,
     Drain,
+    Kind,
     Leaving,
     LoadFailed,
     Measure,
@@ -103,7 +105,7 @@ def live(seat: Seat) -> NoReturn:
         sink = _configure_logs(seat)  # the import may have set up logging in its own way; lines must stay whole
     end = Worker(seat, pen, sink, handler).run()
     pen.phase(Phase.LEAVING)
-    seat.link.send(Leaving(end.cause, end.detail))
+    seat.link.send(Leaving(end.cause, end.detail, end.kind or ""))
     _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
 
 
@@ -151,7 +153,7 @@ class Worker:
         self._handler = handler
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{seat.slot}"
         self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._lost)
-        self._parking = Parking(seat.settings, name)
+        self._parking = Parking(seat.settings, name, self._blocked)
         self._patience = Patience(seat.settings.retries, seat.settings.retry_delay)
         self._verdicts: dict[str, Verdict] = {}
         self._task: Task | None = None
@@ -186,13 +188,13 @@ class Worker:
             pen.count("redelivered")
             verdict = self._ask(delivery)
             if not verdict.run:
-                self._settle(delivery, Condemned(verdict), now())
+                self._put_away(delivery, Condemned(verdict))
                 return
         if len(delivery.body) > self._settings.max_body:
-            self._settle(delivery, TooLarge(len(delivery.body), self._settings.max_body), now())
+            self._put_away(delivery, TooLarge(len(delivery.body), self._settings.max_body))
             return
         if isinstance(delivery.properties, Remains):
-            self._settle(delivery, Undecodable(delivery.properties.error, delivery.properties.raw), now())
+            self._put_away(delivery, Undecodable(delivery.properties.error, delivery.properties.raw))
             return
         attempt = delivery.attempt
         begun = pen.take(delivery.key.encode(), is_id, delivery.tag, attempt, delivery.redelivered)
@@ -203,6 +205,11 @@ class Worker:
         pen.returned()
         self._task = None
         self._settle(delivery, outcome, begun)
+
+    def _put_away(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Settle what is not run. Raises Gone."""
+        self._pen.phase(Phase.PARKING)
+        self._settle(delivery, outcome, now())
 
     def _settle(self, delivery: Delivery, outcome: Outcome, begun: float) -> None:
         """Tell the broker; log and count what it was told. Raises Gone."""
@@ -221,7 +228,10 @@ class Worker:
             self._pen.settled("unsettled", seconds)
             why = "the outcome could not be settled, so the broker gives the message to a worker again"
             self._log.warning("task.unsettled", **_about(delivery, seconds), because=f"{error}: {why}")
-            raise error if isinstance(error, Gone) else Gone(Cause.BROKER, f"parking failed: {error}") from None
+            if isinstance(error, Gone):
+                raise
+            kind = error.trouble.kind if error.trouble else Kind.OTHER
+            raise Gone(Cause.BROKER, f"parking failed: {error}", kind) from None
         if isinstance(settlement, Acknowledge):
             self._pen.settled("succeeded", seconds)
             self._log.info("task.succeeded", **_about(delivery, seconds))
@@ -320,6 +330,9 @@ class Worker:
     def _lost(self) -> None:
         if self._task is not None:
             self._task.lost = True
+
+    def _blocked(self, is_blocked: bool) -> None:
+        self._link.send(Blocked(is_blocked))
 
     def _measured(self, ready: int, consumers: int) -> None:
         self._link.send(Depth(ready, consumers))

@@ -9,7 +9,7 @@ that publishes, and with it that connection's acknowledgements (https://www.rabb
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from supervisor import logs, queues
@@ -29,10 +29,13 @@ meanwhile."""
 class Parking:
     """Where messages go that shall not run now. Closed with the process; reconnects by itself."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, name: str, blocked: Callable[[bool], None]) -> None:
+        """`blocked` is called when the broker takes no messages for now (an alarm), and again when it has taken one."""
         self._settings = settings
         self._name = name
         self._dead: Publisher | None = None
+        self._blocked = blocked
+        self._is_blocked = False
 
     def park(self, delivery: Delivery, settlement: DeadLetter) -> None:
         """Publish the message as it came, with our headers added, to the dead-letter queue, and wait for the confirm.
@@ -72,6 +75,14 @@ class Parking:
         properties = labelled(delivery.properties, headers)
         properties.expiration = properties.user_id = None
         self._open().publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
+        if self._is_blocked:
+            self._is_blocked = False
+            self._blocked(False)
+
+    def _block(self) -> None:
+        if not self._is_blocked:
+            self._is_blocked = True
+            self._blocked(True)
 
     def _open(self) -> Publisher:
         if self._dead is None:
@@ -81,6 +92,7 @@ class Parking:
                 declare=self._settings.declare,
                 heartbeat=self._settings.heartbeat,
                 name=f"{self._name} parking",
+                on_blocked=self._block,
             )
         return self._dead
 

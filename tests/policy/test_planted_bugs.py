@@ -33,6 +33,40 @@ class Bug:
 
 BUGS = [
     Bug(
+        "a herd comes to a broker that comes back",
+        "broker.py",
+        "room = 1 + 2 * consuming",
+        "room = 1000",
+    ),
+    Bug(
+        "a hanging probe holds everybody",
+        "broker.py",
+        "sorted(begun)[-room] + PROBE_FOR",
+        "math.inf",
+        SCENES,
+    ),
+    Bug(
+        "a wrong password is tried like a broker that is starting",
+        "pool.py",
+        "return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER",
+        "return Fault.BROKER",
+        SCENES,
+    ),
+    Bug(
+        "a worker that is served is doubted",
+        "truth.py",
+        "and self._before[belief.slot] == belief]",
+        "]",
+        "test_truth.py",
+    ),
+    Bug(
+        "replacing never ends where it does not help",
+        "truth.py",
+        "        self._replaced += 1\n",
+        "",
+        "test_truth.py",
+    ),
+    Bug(
         "it spawns while it drains",
         "pool.py",
         "if self._nursery.state is not NurseryState.READY or self._state is State.DRAINING:",
@@ -87,8 +121,8 @@ BUGS = [
     Bug(
         "a seat that waits for something else has its deadline in the loop",
         "pool.py",
-        "if slot.deadline is not None and not self._is_held(slot)]",
-        "if slot.deadline is not None]",
+        "times = [max(slot.deadline, self._free_at(slot)) for",
+        "times = [slot.deadline for",
     ),
     Bug("it leaves twice", "pool.py", "        self._left = True\n", ""),
     Bug(
@@ -107,8 +141,8 @@ BUGS = [
     Bug(
         "all at once while degraded",
         "pool.py",
-        "return self._state is State.DEGRADED and any(",
-        "return False and any(",
+        "return math.inf if begun else -math.inf",
+        "return -math.inf",
     ),
     Bug(
         "what a dead nursery was asked for is waited for",
@@ -166,7 +200,7 @@ def _copy(to: Path) -> None:
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "supervisor", to / "supervisor", ignore=leave_out)
     (to / "tests" / "policy").mkdir(parents=True)
-    for name in ("world.py", MACHINE, SCENES):
+    for name in ("world.py", MACHINE, SCENES, "test_truth.py"):
         shutil.copy(ROOT / "tests" / "policy" / name, to / "tests" / "policy")
     (to / "pyproject.toml").write_text(
         '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\npythonpath = ["."]\n'

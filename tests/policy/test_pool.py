@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from supervisor.policy.broker import PROBE_FOR
+from supervisor.policy.restart import LULL
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat
 from supervisor.policy.view import State
 from supervisor.vocabulary import (
@@ -14,8 +16,11 @@ from supervisor.vocabulary import (
     EXIT_DONE,
     EXIT_KILLED,
     Action,
+    Blocked,
     Cause,
+    Depth,
     Drain,
+    Kind,
     Leave,
     Measure,
     Say,
@@ -262,6 +267,137 @@ def test_a_broker_that_is_away_blames_nobody_and_ends_nothing() -> None:
     assert view.trouble == "connection refused"
     world.live(30.0, until_well=True)
     assert world.is_well
+    assert world.pool.view(world.now).trouble is None
+
+
+def _lose_the_broker(world: World) -> None:
+    for worker in list(world.workers.values()):
+        world.leave(worker, Cause.BROKER, "connection reset", Kind.LOST)
+        world.be_gone(worker)
+
+
+def _probe(world: World) -> Worker:
+    """The one worker that is on its way to the broker."""
+    nursery = world.nursery
+    assert nursery is not None
+    while not nursery.births:
+        world.advance(0.1)
+    [slot] = nursery.births
+    worker = world.fork(slot)
+    world.connect(worker)
+    return worker
+
+
+def _is_refused(world: World, kind: Kind = Kind.REFUSED) -> None:
+    worker = _probe(world)
+    world.leave(worker, Cause.BROKER, f"it is {kind}", kind)
+    world.be_gone(worker)
+
+
+def test_one_worker_probes_a_broker_that_is_away_and_the_others_follow() -> None:
+    world = _up(workers=7)
+    _lose_the_broker(world)
+    for _ in range(10):
+        _is_refused(world)
+    assert world.nursery is not None and not world.nursery.births
+    world.become_ready(_probe(world))
+    assert len(world.nursery.births) == 3
+    for slot in list(world.nursery.births):
+        worker = world.fork(slot)
+        world.connect(worker)
+        world.become_ready(worker)
+    assert sum(seat is Seat.READY for seat in _seats(world)) == 4
+    assert len(world.nursery.births) == 3
+    world.live(1.0, until_well=True)
+    assert world.is_well
+
+
+def test_a_broker_that_is_away_is_said_once_and_its_return_too() -> None:
+    world = _up(workers=3)
+    _lose_the_broker(world)
+    for _ in range(20):
+        _is_refused(world)
+    assert world.pool.view(world.now).trouble == "it is refused"
+    world.live(10.0, until_well=True)
+    said = [a for a in _of(world, Say) if a.event.startswith("broker.")]
+    assert [action.event for action in said] == ["broker.lost", "broker.refused", "broker.connected"]
+    assert said[2].fields["seconds"] > 10.0
+    loud = [a for a in _obituaries(world) if a.level == "warning"]
+    assert len(loud) == 4, "the three that were lost, and the first refusal"
+
+
+@pytest.mark.parametrize("kind", [Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.TLS, Kind.LIMIT])
+def test_what_a_person_must_mend_is_tried_slowly_and_for_ever(kind: Kind) -> None:
+    world = _up(workers=3)
+    _lose_the_broker(world)
+    begun = world.now
+    for _ in range(20):
+        _is_refused(world, kind)
+    assert 200.0 < world.now - begun < 620.0
+    world.live(40.0, until_well=True)
+    assert world.is_well
+
+
+def test_a_worker_that_is_killed_waits_for_no_probe_while_others_consume() -> None:
+    world = _up(workers=4)
+    world.leave(world.workers[3], Cause.BROKER, "no more connections", Kind.LIMIT)
+    world.be_gone(world.workers[3])
+    world.live(1.0)
+    world.die(world.workers[0], "SIGKILL")
+    assert world.nursery is not None and 0 in world.nursery.births
+
+
+def test_a_probe_that_hangs_does_not_hold_the_others_for_long() -> None:
+    world = _up(workers=3)
+    _lose_the_broker(world)
+    _probe(world)
+    world.advance(PROBE_FOR + 0.1)
+    assert world.nursery is not None and len(world.nursery.births) == 1
+
+
+# ------------------------------------------------------------------------------------------- the broker's truth
+
+
+def _look(world: World, ready: int, consumers: int) -> list[Action]:
+    """A sample, and a look at the queue."""
+    world.advance(5.0)
+    world.sample()
+    before = len(world.log)
+    world.tell(WorkerSaid(0, Depth(ready, consumers)))
+    return world.log[before:]
+
+
+def test_a_worker_that_is_idle_beside_a_backlog_is_replaced_and_said() -> None:
+    world = _up(workers=2)
+    for _ in range(2):
+        assert not _look(world, 5, 2)
+        world.workers[1].finished += 1
+    said, told = _look(world, 5, 2)
+    assert isinstance(said, Say) and (said.event, said.fields["slot"]) == ("worker.not_consuming", 0)
+    assert "5 messages wait" in said.because
+    assert isinstance(told, Tell) and told.order == Drain(cause=Cause.NOT_CONSUMING)
+    world.live(30.0, until_well=True)
+    assert world.is_well
+
+
+def test_readiness_is_false_while_every_worker_is_idle_beside_a_backlog() -> None:
+    world = _up(workers=2)
+    for _ in range(3):
+        _look(world, 5, 2)
+    view = world.pool.view(world.now)
+    assert view.is_starved and view.trouble
+
+
+def test_blocked_parking_is_said_once_and_its_end_too() -> None:
+    world = _up(workers=2)
+    for slot in (0, 1):
+        _working(world, slot, f"k{slot}")
+        world.tell(WorkerSaid(slot, Blocked(True)))
+    assert "2 messages wait" in (world.pool.view(world.now).trouble or "")
+    world.tell(WorkerSaid(0, Blocked(False)))
+    world.die(world.workers[1], "SIGKILL")
+    events = [a.event for a in _of(world, Say)]
+    assert events == ["broker.blocked", "worker.exited", "broker.unblocked"]
     assert world.pool.view(world.now).trouble is None
 
 
@@ -740,6 +876,7 @@ def test_burst_goes_on_when_a_worker_may_have_left_something_behind(cause: Cause
     world.answer(worker, ready=0)
     world.leave(worker, cause)
     world.be_gone(worker)
+    world.advance(LULL)
     assert world.left is None
     assert [action.slot for action in _of(world, Spawn)] == [0]
 

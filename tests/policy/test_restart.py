@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.policy.restart import INTENSITY_WINDOW, Backoff, Fault, decide, roll, too_intense
+from supervisor.policy.restart import INTENSITY_WINDOW, LULL, Backoff, Fault, decide, roll, too_intense
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,13 @@ from supervisor.policy.restart import INTENSITY_WINDOW, Backoff, Fault, decide, 
         (Fault.MESSAGE, 11, True, 0.1),
         (Fault.MESSAGE, 12, True, 0.2),
         (Fault.MESSAGE, 100, True, 5.0),
-        (Fault.BROKER, 1, True, 0.0),
+        (Fault.BROKER, 1, True, LULL),
         (Fault.BROKER, 2, True, 0.4),
         (Fault.BROKER, 1, False, 0.2),
         (Fault.BROKER, 2, False, 0.4),
         (Fault.BROKER, 100, False, 5.0),
+        (Fault.REFUSED, 1, True, 5.0),
+        (Fault.REFUSED, 100, False, 30.0),
         (Fault.CONFIG, 1, True, 5.0),
         (Fault.CONFIG, 100, True, 30.0),
         (Fault.UNEXPLAINED, 1, True, 0.0),

@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.endpoint import Endpoint
-from supervisor.settings import OPTIONS, Address, Settings, SettingsError, load, parse_duration, parse_size
+from supervisor.settings import OPTIONS, Address, Settings, SettingsError, Span, load, parse_duration, parse_size
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "config" / "workq.toml"
 SECRET = "Zq7xK"
+CPUS = len(os.sched_getaffinity(0))
 
 
 def problems_of(
@@ -58,7 +59,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         queue="task_queue",
         queue_type="default",
         declare=True,
-        workers=len(os.sched_getaffinity(0)),
+        workers=Span(CPUS, CPUS),
         prefetch=1,
         heartbeat=15.0,
         task_timeout=None,
@@ -130,7 +131,7 @@ def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
 
 
 def test_a_wrong_value_that_is_overruled_does_not_matter() -> None:
-    assert load("a:b", {"workers": "2"}, {"WORKQ_WORKERS": "many"}).workers == 2
+    assert load("a:b", {"workers": "2"}, {"WORKQ_WORKERS": "many"}).workers == Span(2, 2)
 
 
 def test_switches_are_overruled_in_both_directions() -> None:
@@ -244,9 +245,15 @@ def test_a_certificate_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("workers", "1", 1),
-        ("workers", "1024", 1024),
-        ("workers", "auto", len(os.sched_getaffinity(0))),
+        ("workers", "1", Span(1, 1)),
+        ("workers", "1024", Span(1024, 1024)),
+        ("workers", "auto", Span(CPUS, CPUS)),
+        ("workers", "2..8", Span(2, 8)),
+        ("workers", " 2 .. 8 ", Span(2, 8)),
+        ("workers", "1..1024", Span(1, 1024)),
+        ("workers", "3..3", Span(3, 3)),
+        ("workers", "1..auto", Span(1, CPUS)),
+        ("workers", "1024..auto", Span(1024, 1024)),
         ("prefetch", "65535", 65535),
         ("heartbeat", "1", 1.0),
         ("heartbeat", "1500ms", 2.0),
@@ -283,7 +290,7 @@ def test_a_value_reads_the_same_from_every_source(tmp_path: Path, name: str, tex
 @pytest.mark.parametrize(
     ("line", "name", "expected"),
     [
-        ("workers = 3", "workers", 3),
+        ("workers = 3", "workers", Span(3, 3)),
         ("heartbeat = 20", "heartbeat", 20.0),
         ("task_timeout = 0.25", "task_timeout", 0.25),
         ("max_body = 1000", "max_body", 1000),
@@ -301,7 +308,17 @@ WRONG: list[tuple[str, object]] = [
     ("workers", "-1"),
     ("workers", "1_0"),
     ("workers", "٣"),
-    ("workers", "2..8"),
+    ("workers", "8..2"),
+    ("workers", "0..4"),
+    ("workers", "4.."),
+    ("workers", "..4"),
+    ("workers", ".."),
+    ("workers", "1..1025"),
+    ("workers", "1...4"),
+    ("workers", "1..2..3"),
+    ("workers", "auto..4"),
+    ("workers", "-1..4"),
+    ("workers", "2-8"),
     ("workers", ""),
     ("prefetch", "0"),
     ("prefetch", "65536"),
@@ -357,6 +374,7 @@ def test_a_wrong_value_is_reported_with_its_source_itself_and_what_is_expected(n
     [
         ("workers = true", "workers"),
         ("workers = 2.0", "workers"),
+        ("workers = [2, 8]", "workers"),
         ("heartbeat = true", "heartbeat"),
         ("task_timeout = inf", "task_timeout"),
         ("grace = -1", "grace"),
@@ -518,7 +536,7 @@ def test_no_password_is_in_a_report_or_a_repr(noise: str) -> None:
 
 
 def test_settings_survive_json_passwords_included() -> None:
-    given = {"url": ("amqp://u:p%40@a/v", "amqps://[::1]"), "health": "[::1]:0", "max_memory": "1G", "grace": "500ms"}
+    given = {"url": ("amqp://u:p%40@a/v", "amqps://[::1]"), "health": "[::1]:0", "max_memory": "1G", "workers": "2..8"}
     for settings in (load("a:b", {}, {}), load("a:b", given, {}), load("a:b", {"health": "off"}, {})):
         assert Settings.from_wire(json.loads(json.dumps(settings.to_wire()))) == settings
 

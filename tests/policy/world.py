@@ -13,9 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.pool import Pool
+from supervisor.policy.slot import ARRIVING as SEATS_ARRIVING
 from supervisor.policy.view import State
-from supervisor.settings import Settings
+from supervisor.settings import Settings, Span
 from supervisor.vocabulary import (
     EXIT_CONFIG,
     EXIT_DONE,
@@ -63,8 +65,11 @@ EXIT_OF = {Cause.BROKER: "exit 75", Cause.CONFIG: "exit 78"}
 
 
 def settings(**changes: object) -> Settings:
-    """Those of a small pool."""
-    return Settings("tasks:handle", **{"workers": 2, "boot_timeout": 5.0, "grace": 10.0, "app_dir": "/", **changes})
+    """Those of a small pool. `workers` may be a number, for a pool of that size."""
+    chosen = {"workers": 2, "boot_timeout": 5.0, "grace": 10.0, "app_dir": "/", **changes}
+    if isinstance(number := chosen["workers"], int):
+        chosen["workers"] = Span(number, number)
+    return Settings("tasks:handle", **chosen)
 
 
 class Stage(Enum):
@@ -143,7 +148,7 @@ class World:
         self.settings = settings
         self.now = now
         self.pool = Pool(settings)
-        self.wanted = settings.workers
+        self.wanted = settings.workers.least
         self.nursery: NurseryProcess | None = None
         self.incoming: NurseryProcess | None = None
         """The next generation's, while it loads."""
@@ -165,6 +170,9 @@ class World:
         """A promise was broken already: what follows from that proves nothing."""
         self._pids = iter(range(100, 10**9))
         self._vacant_since: dict[int, float] = {}
+        self._tried_at = now
+        self._spawned_at: dict[int, float] = {}
+        """By slot: when a worker was asked for that does not consume yet."""
         self.perform(self.pool.start(now))
 
     # ------------------------------------------------------------------------------------------ what the pool does
@@ -240,7 +248,19 @@ class World:
         if self.pool.view(self.now).state is State.DEGRADED:
             arriving = [w for w in self.workers.values() if w.stage in ARRIVING and not w.order and not w.signals]
             assert not arriving and not self.nursery.births, "while degraded, one worker at a time"
+        self._check_probe(slot)
         self.nursery.births.append(slot)
+
+    def _check_probe(self, slot: int) -> None:
+        """Whoever was sent away by the broker waits for the one that tries it, and for no more than a while."""
+        view = self.pool.view(self.now)
+        arriving = {view.slot for view in view.slots if view.seat in SEATS_ARRIVING} - {slot}
+        self._spawned_at = {other: at for other, at in self._spawned_at.items() if other in arriving}
+        recent = [at for at in self._spawned_at.values() if at + PROBE_FOR > self.now]
+        sent_away = view.slots[slot].last_exit
+        if sent_away is not None and sent_away.cause == Cause.BROKER:
+            assert len(recent) < 1 + 2 * view.ready, "a herd"
+        self._spawned_at[slot] = self.now
 
     def _check_roll(self, slot: int) -> None:
         """A reload replaces one worker at a time, and only while everybody else consumes."""
@@ -290,8 +310,17 @@ class World:
     def _check_seats_are_filled(self) -> None:
         """A seat that is wanted and empty is filled within the longest backoff, once there is a nursery."""
         can_fork = self.nursery is not None and self.nursery.is_ready and not self.is_stopping and not self.is_finishing
-        is_degraded = self.pool.view(self.now).state is State.DEGRADED
+        view = self.pool.view(self.now)
+        is_degraded = view.state is State.DEGRADED
         since, self._vacant_since = self._vacant_since, {}
+        if view.trouble and not view.ready:
+            # One probes for all.
+            is_tried = not can_fork or is_degraded or self.workers or (self.nursery and self.nursery.births)
+            if is_tried:
+                self._tried_at = self.now
+            assert self.now - self._tried_at <= LONGEST_BACKOFF, "nobody tries the broker"
+            return
+        self._tried_at = self.now
         for slot in range(self.wanted):
             is_vacant = slot not in self.workers and self.nursery is not None and slot not in self.nursery.births
             if can_fork and is_vacant and not is_degraded:
@@ -378,11 +407,11 @@ class World:
         worker.message = None
         worker.finished += 1
 
-    def leave(self, worker: Worker, cause: str, detail: str = "it says so") -> None:
+    def leave(self, worker: Worker, cause: str, detail: str = "it says so", kind: str = "") -> None:
         """Last words. A message in hand goes back, as when the connection is lost under it."""
         self._give_back(worker)
         worker.stage = Stage.LEAVING
-        worker.said = Leaving(cause, detail)
+        worker.said = Leaving(cause, detail, kind)
         self.tell(WorkerSaid(worker.slot, worker.said))
 
     def be_gone(self, worker: Worker) -> None:

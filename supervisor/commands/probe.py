@@ -1,0 +1,234 @@
+"""Ask a broker by AMQP, and change nothing: no queue is declared, no message taken, nothing is left behind.
+
+AMQP 0-9-1 has few questions, and many refusals that say why. So most of this asks for something that cannot be had, and
+reads the no:
+
+| question | asked by | answer |
+|---|---|---|
+| is there a queue, how long? | a passive declaration | 404, or the counts |
+| its type, and arguments? | declaring it with a type that does not exist | 406 names the first difference; taken over, asked again |
+| may we declare it? | the same | 403, or another refusal: that one is looked at first |
+| may we consume it? | consuming with a priority that is no number | 403, or another refusal |
+| may we publish? is there an alarm? | publishing to a queue that does not exist, `mandatory` | 403, connection.blocked, or the message comes back |
+
+A type that does not exist is refused whether the queue exists or not, so the declaration cannot succeed even when the
+queue is deleted in between. Every no is a line in the broker's log (`channel exception`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from uuid import uuid4
+
+from pika import exceptions
+
+from supervisor import amqp, queues
+from supervisor.clock import now
+from supervisor.endpoint import Endpoint
+from supervisor.policy.checkup import Node, Queue, difference
+from supervisor.served import Served
+from supervisor.vocabulary import Kind
+
+NAME: Final = "workq check"
+CONNECTING: Final = 10.0
+ANSWER: Final = 10.0
+NO_TYPE: Final = "workq-check"
+"""A queue type that no broker has."""
+MOST_ARGUMENTS: Final = 40
+BRIEFLY: Final = 0.3
+
+
+class Probe:
+    """One node, looked at. A context manager. Raises what pika and the OS raise, which `amqp.explain` knows."""
+
+    def __init__(self, endpoint: Endpoint, heartbeat: float) -> None:
+        self.endpoint = endpoint
+        self._line = _Line(endpoint, heartbeat)
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+
+    def node(self) -> Node:
+        """Who it is, and what was agreed."""
+        self._line.open()
+        said, agreed = self._line.said, self._line.agreed
+        return Node(
+            self.endpoint,
+            product=str(said.get("product", "")),
+            version=str(said.get("version", "")),
+            heartbeat=agreed.heartbeat,
+            channel_max=agreed.channel_max,
+        )
+
+    def queue(self, name: str) -> Queue:
+        """Does it exist, and how long is it?"""
+        answer = self._line.ask(lambda channel, done: channel.queue_declare(**queues.inquiry(name), callback=done))
+        if not isinstance(answer, BaseException):
+            return Queue(name, True, ready=answer.method.message_count, consumers=answer.method.consumer_count)
+        trouble = amqp.explain(answer, self.endpoint)
+        if trouble.kind is Kind.MISSING:
+            return Queue(name, False)
+        return Queue(name, None, trouble.kind, f"{name}: {trouble.reason}")
+
+    def properties(self, queue: Queue) -> Queue:
+        """The same queue with its type and the arguments that the broker compares; as it was if we may not know."""
+        found: dict[str, Any] = {"durable": True, "auto_delete": False}
+        arguments: dict[str, Any] = {}
+        for _ in range(MOST_ARGUMENTS):
+            refusal = self._declare(queue.name, arguments, **found)
+            told = difference(refusal)
+            if told is None:
+                break
+            name, value = told
+            if name == "x-queue-type":
+                # A classic queue of before 3.13 has no such argument.
+                kind = value or "classic"
+                return Queue(
+                    queue.name, True, ready=queue.ready, consumers=queue.consumers, type=kind,
+                    durable=found["durable"], auto_delete=found["auto_delete"], arguments=arguments,
+                )  # fmt: skip
+            place = found if name in found else arguments
+            if value is None or place.get(name) == value:
+                break  # no progress: this difference is not ours to overcome
+            place[name] = value
+        return queue
+
+    def may_declare(self, name: str) -> str | None:
+        """The broker's no; empty: we may."""
+        refusal = self._declare(name, {})
+        return _no(refusal)
+
+    def may_consume(self, name: str) -> str | None:
+        """The broker's no; empty: we may; None: it has another reason to refuse."""
+
+        def consume(channel: Any, done: Callable[[Any], None]) -> None:
+            channel.basic_consume(name, _ignore, arguments={"x-priority": NO_TYPE}, callback=done)
+
+        # Should a broker take it after all: the channel is closed at once, and what came goes back.
+        answer = self._line.ask(consume)
+        if isinstance(answer, BaseException) and amqp.explain(answer).kind is Kind.LOCKED:
+            return None
+        return _no(_text(answer))
+
+    def _declare(self, name: str, arguments: dict[str, Any], durable: bool = True, auto_delete: bool = False) -> str:
+        """Declare what cannot be; the refusal."""
+        wanted = {**arguments, "x-queue-type": NO_TYPE}
+        answer = self._line.ask(
+            lambda channel, done: channel.queue_declare(
+                name, durable=durable, auto_delete=auto_delete, arguments=wanted, callback=done
+            )
+        )
+        return _text(answer)
+
+
+def may_publish(endpoint: Endpoint) -> tuple[str | None, str | None]:
+    """The broker's no, and why it takes no messages for now; empty: it does not say no; None: not known.
+
+    On a connection of its own: a broker with an alarm stops reading from one that publishes, and takes no goodbye
+    either. It notices that we are gone by its own heartbeat, of which we ask for the shortest.
+    """
+    line = _Line(endpoint, heartbeat=1.0)
+    try:
+        line.open()
+        return line.publish(f"workq-check-{uuid4().hex}")
+    finally:
+        if line.blocked:
+            line.drop()
+        else:
+            line.close()
+
+
+class _Line(Served):
+    """One connection; each question on a channel of its own, which the refusal closes."""
+
+    def __init__(self, endpoint: Endpoint, heartbeat: float) -> None:
+        super().__init__(endpoint, heartbeat=heartbeat, name=NAME, timeout=CONNECTING)
+        self.blocked: list[str] = []
+        self._connection.add_on_connection_blocked_callback(
+            lambda _connection, frame: self.blocked.append(str(frame.method.reason))
+        )
+
+    def open(self) -> None:
+        """Connect."""
+        self.pump(lambda: bool(self._connection.is_open), now() + CONNECTING)
+        self._check(bool(self._connection.is_open))
+
+    @property
+    def said(self) -> dict[str, Any]:
+        return self._connection.server_properties or {}
+
+    @property
+    def agreed(self) -> Any:
+        return self._connection.params
+
+    def ask(self, send: Callable[[Any, Callable[[Any], None]], None]) -> Any:
+        """The answer's frame, or the error with which the broker closed the channel. Raises if the connection ends."""
+        answers: list[Any] = []
+        channel = self._connection.channel(on_open_callback=lambda opened: send(opened, answers.append))
+        channel.add_on_close_callback(lambda _channel, error: answers.append(error))
+        self.pump(lambda: bool(answers), now() + ANSWER)
+        self._check(bool(answers))
+        if channel.is_open:
+            channel.close()
+            self.pump(lambda: bool(channel.is_closed), now() + ANSWER)
+        # One more turn: pika is still taking the channel down, and would hand its number to the next one.
+        self.pump(lambda: False, now())
+        return answers[0]
+
+    def publish(self, nowhere: str) -> tuple[str | None, str | None]:
+        """Publish a message that no queue takes, then ask something: a blocked broker does not read on to that."""
+        returned: list[Any] = []
+        answered: list[Any] = []
+
+        def opened(channel: Any) -> None:
+            channel.add_on_return_callback(lambda *_: returned.append(True))
+            channel.basic_publish("", nowhere, b"", mandatory=True)
+            channel.basic_qos(prefetch_count=1, callback=answered.append)
+
+        channel = self._connection.channel(on_open_callback=opened)
+        channel.add_on_close_callback(lambda _channel, error: answered.append(error))
+        self.pump(lambda: bool(answered or self.blocked), now() + ANSWER)
+        if self.blocked:
+            # Reader and channel are two processes in the broker: what the latter says of the message may come later.
+            self.pump(lambda: bool(answered or returned), now() + BRIEFLY)
+        self._check(bool(answered or self.blocked))
+        error = answered[0] if answered and isinstance(answered[0], BaseException) else None
+        if error is not None:
+            return _no(_text(error)), (", ".join(self.blocked) if self.blocked else None)
+        return "" if returned or answered else None, ", ".join(self.blocked)
+
+    def _check(self, answered: bool) -> None:
+        if self.error is not None:
+            raise self.error
+        if not answered:
+            raise TimeoutError
+
+
+def look(endpoints: Sequence[Endpoint], heartbeat: float) -> list[Node]:
+    """Try to get into each."""
+    nodes = []
+    for endpoint in endpoints:
+        try:
+            with Probe(endpoint, heartbeat) as probe:
+                nodes.append(probe.node())
+        except Exception as error:  # noqa: BLE001 - whatever pika, ssl and the OS have to say
+            trouble = amqp.explain(error, endpoint)
+            nodes.append(Node(endpoint, trouble.kind, trouble.reason))
+    return nodes
+
+
+def _text(answer: Any) -> str:
+    """The broker's refusal; empty when it was none."""
+    return str(answer.reply_text) if isinstance(answer, exceptions.ChannelClosedByBroker) else ""
+
+
+def _no(refusal: str) -> str:
+    return refusal if refusal.startswith("ACCESS_REFUSED") else ""
+
+
+def _ignore(*_: Any) -> None:
+    pass

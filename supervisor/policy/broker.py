@@ -1,0 +1,122 @@
+"""What the pool knows of the broker, and who may try it next: one worker probes, the others follow.
+
+A broker that comes back has enough to do without a herd at its door. While none of ours consumes, the seats that the
+broker emptied share one backoff, and when it ends one of them tries. Once that worker consumes the others follow at
+once, twice as many at a time as consume already. A seat that was emptied by something else waits for none of this.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from supervisor.policy import restart
+from supervisor.policy.restart import Fault
+from supervisor.vocabulary import Say
+
+FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
+"""Those that make a seat wait its turn."""
+PROBE_FOR: Final = 3.0
+"""Seconds for which the others wait for one that tries. A node that swallows packets holds it for 15 s, and the next
+one may draw another node."""
+
+
+def turn(begun: list[float], consuming: int) -> float:
+    """When one more worker may set out for the broker, while some `begun` at these times are on their way."""
+    room = 1 + 2 * consuming
+    return -math.inf if len(begun) < room else sorted(begun)[-room] + PROBE_FOR
+
+
+@dataclass(slots=True)
+class Broker:
+    """The broker as the pool's workers have met it."""
+
+    address: str | None = None
+    version: str | None = None
+    trouble: str | None = None
+    """What the latest worker that could not consume had to say; None when all is well."""
+    kind: str = ""
+    """The trouble's `Kind`."""
+    away_since: float | None = None
+    """Since when none of ours consumes because of the broker."""
+    failures: int = 0
+    """Probes in a row that failed in the same way."""
+    fault: Fault | None = None
+    next_at: float = 0.0
+    """When the next probe is due."""
+    blocked: set[int] = field(default_factory=set)
+    """The slots whose workers cannot park a message because of an alarm."""
+
+    def lose(self, kind: str, detail: str, consuming: int, now: float) -> list[Say]:
+        """A worker that consumed was sent away, or lost its connection; `consuming` are left."""
+        self._note(kind, detail)
+        if consuming or self.away_since is not None:
+            return []
+        self.away_since = now
+        return [Say("broker.lost", "error", f"no worker consumes: {detail}", {"kind": kind})]
+
+    def fail(
+        self, fault: Fault, kind: str, detail: str, streak: int, now: float, roll: float
+    ) -> tuple[float, list[Say]]:
+        """A probe failed, and none of ours consumes; `streak` is its seat's. Returns when the next one is due,
+        monotonic seconds."""
+        is_news = (fault, kind) != (self.fault, self.kind) or self.away_since is None
+        self._note(kind, detail)
+        if self.away_since is None:
+            self.away_since = now
+        if fault is not self.fault:
+            self.failures, self.next_at = 0, now
+        self.fault = fault
+        if now >= self.next_at:
+            # Several may have set out together, at the start: they are one failure.
+            self.failures = max(self.failures + 1, streak)
+            self.next_at = restart.decide(fault, streak=self.failures, was_ready=False, now=now, roll=roll).at
+        if not is_news:
+            return self.next_at, []
+        follows = f"tried again for ever, next in {self.next_at - now:.1f} s, by one worker; the others follow it"
+        return self.next_at, [Say("broker.refused", "error", detail, {"kind": kind, "next": follows})]
+
+    def reach(self, address: str, version: str, advice: str, now: float) -> list[Say]:
+        """A worker consumes. Said when the broker was away, or is of a version not met before, with its `advice`."""
+        said = []
+        if self.away_since is not None or version != self.version:
+            fields: dict[str, object] = {"broker": address, "version": version}
+            because = advice
+            if self.away_since is not None:
+                fields["seconds"] = round(now - self.away_since, 3)
+                because = f"a worker consumes again after {now - self.away_since:.1f} s; the others follow"
+            if version != self.version:
+                because = advice
+            said.append(Say("broker.connected", "info", because, fields))
+        self.address, self.version = address, version
+        self.away_since, self.failures, self.fault, self.next_at = None, 0, None, 0.0
+        return said
+
+    @property
+    def blockade(self) -> str | None:
+        """What an alarm means for us, while there is one that we have run into."""
+        if not self.blocked:
+            return None
+        waiting = "1 message waits" if len(self.blocked) == 1 else f"{len(self.blocked)} messages wait"
+        return (
+            f"the broker has a memory or disk alarm and takes no messages: {waiting} to be parked; tasks and "
+            "acknowledgements go on; see rabbitmqctl status"
+        )
+
+    def block(self, slot: int, is_blocked: bool) -> list[Say]:
+        """A worker has run into an alarm, or is over it (or gone)."""
+        before = bool(self.blocked)
+        (self.blocked.add if is_blocked else self.blocked.discard)(slot)
+        if before is bool(self.blocked):
+            return []
+        if self.blocked:
+            return [Say("broker.blocked", "warning", self.blockade or "", {"slot": slot})]
+        return [Say("broker.unblocked", "info", "no message waits for the broker's alarm any more")]
+
+    def recover(self) -> None:
+        """Nobody waits for it any more."""
+        self.trouble, self.kind = None, ""
+
+    def _note(self, kind: str, detail: str) -> None:
+        self.trouble, self.kind = detail, kind

@@ -1,0 +1,708 @@
+"""What `workq check` finds about the broker: facts in, findings out. Pure.
+
+A fact that nobody could find out is None, and leads to a finding that says so; nothing is guessed. Each fix is one line
+for a shell, made to be copied. Those that set a policy set one and the same, with every key that is wanted: a queue
+obeys one policy only (https://www.rabbitmq.com/docs/policies), so a second would switch the first off.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from supervisor import queues
+from supervisor.endpoint import Endpoint
+from supervisor.policy import advice, retry
+from supervisor.policy.poison import RETURNS_MAX
+from supervisor.settings import Settings
+from supervisor.vocabulary import Kind
+
+
+class Level(StrEnum):
+    OK = "ok"
+    NOTE = "note"
+    """Worth knowing; nothing has to be done."""
+    WARNING = "warning"
+    """Works, and will hurt some day."""
+    PROBLEM = "problem"
+    """Does not work, or loses messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    level: Level
+    subject: str
+    what: str
+    """One line. No secret."""
+    fix: str = ""
+    """One line for a shell that mends it, or shows more where there is no such line; empty where nothing is to do."""
+
+
+def ok(subject: str, what: str) -> Finding:
+    return Finding(Level.OK, subject, what)
+
+
+# ------------------------------------------------------------------------------------------------------- facts
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one of the nodes of `--url` said to a connection."""
+
+    endpoint: Endpoint
+    kind: Kind | None = None
+    """What is wrong; None: it let us in."""
+    reason: str = ""
+    product: str = ""
+    version: str = ""
+    heartbeat: int | None = None
+    """Seconds, as agreed."""
+    channel_max: int | None = None
+    """0: as many as one likes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What could be seen of a queue without touching it."""
+
+    name: str
+    exists: bool | None = None
+    """None: it cannot be looked at, see `reason`."""
+    kind: Kind | None = None
+    reason: str = ""
+    ready: int = 0
+    consumers: int = 0
+    type: str | None = None
+    durable: bool | None = None
+    auto_delete: bool | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Those that could be read. AMQP alone never shows `x-delivery-limit`: brokers do not compare it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The policy that the queue obeys, or will when it is declared."""
+
+    name: str
+    priority: int
+    definition: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """What only the management API tells."""
+
+    url: str
+    policy: Policy | None
+    """None: it obeys none."""
+    operator: Mapping[str, Any] = field(default_factory=dict)
+    """The operator policy's definition; its word counts more."""
+    delivery_limit: int | None = None
+    """As the broker itself reckons it; None where it does not say (before 4.0)."""
+    alarms: tuple[str, ...] | None = None
+    """`memory on rabbit@a`; None: not ours to see."""
+    vhost_connections: int | None = None
+    user_connections: int | None = None
+    """Limits; None or below 0: there is none."""
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        return {**(self.policy.definition if self.policy else {}), **self.operator}
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """All that could be found out."""
+
+    nodes: Sequence[Node]
+    queue: Queue | None = None
+    """None: no node let us in."""
+    dead: Queue | None = None
+    delays: Sequence[Queue] = ()
+    """Asked for only where we must not declare them."""
+    refusals: Mapping[str, str | None] = field(default_factory=dict)
+    """What was tried (`configure jobs`, `read jobs`, `write`) -> the broker's no; empty: it may; None: not known."""
+    blocked: str | None = None
+    """Why the broker takes no messages for now; empty: it takes them; None: not known."""
+    managed: Managed | None = None
+    unmanaged: str = ""
+    """Why there is no management API."""
+    unmanaged_fix: str = ""
+    consumer_timeout: int | None = None
+    """The node's, milliseconds, when rabbitmqctl was asked; 0: it has none."""
+
+    @property
+    def node(self) -> Node | None:
+        """The one that was asked everything."""
+        return next((node for node in self.nodes if node.kind is None), None)
+
+    @property
+    def release(self) -> tuple[int, int] | None:
+        return release(self.node.version) if self.node and self.node.product == "RabbitMQ" else None
+
+
+def release(version: str) -> tuple[int, int] | None:
+    """`3.10.8` -> (3, 10); None when it is no RabbitMQ's."""
+    found = re.match(r"(\d+)\.(\d+)\.", version)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+_DIFFERENCE: Final = re.compile(
+    r"inequivalent arg '([^']+)' for .* but current is (none|the value '(.*)' of type '(\w+)'|'(.*)')", re.S
+)
+
+
+def difference(text: str) -> tuple[str, Any] | None:
+    """What a queue has where a declaration has something else, from the text of a 406: name and value, None where it
+    has nothing. None when the text says something else.
+
+    The same on 3.10, 4.0 and 4.3. The first difference in the broker's own order is told; what it does not compare, it
+    does not tell.
+    """
+    found = _DIFFERENCE.search(text)
+    if found is None:
+        return None
+    name, current, typed, kind, plain = found.groups()
+    if current == "none":
+        return name, None
+    value = plain if typed is None else typed
+    if kind == "bool" or name in ("durable", "auto_delete", "exclusive"):
+        return name, value == "true"
+    if kind not in (None, "longstr") and re.fullmatch(r"-?\d+", value):
+        return name, int(value)
+    return name, value
+
+
+# ------------------------------------------------------------------------------------------------- findings
+
+
+def examine(broker: Broker, settings: Settings) -> list[Finding]:
+    """Everything that is to be said about the broker."""
+    findings = [*_nodes(broker.nodes)]
+    if broker.queue is not None:
+        ours = _Case(broker, broker.queue, settings)
+        findings += [
+            *ours.version(),
+            *ours.connection(),
+            *ours.queue_itself(),
+            *ours.queue_arguments(),
+            *ours.returns(),
+            *ours.dead_letters(),
+            *ours.retries(),
+            *ours.acknowledgement(),
+            *ours.permissions(),
+            *ours.alarms(),
+            *ours.limits(),
+            *ours.unknown(),
+        ]
+    return findings
+
+
+def _nodes(nodes: Sequence[Node]) -> Iterator[Finding]:
+    someone = any(node.kind is None for node in nodes)
+    for node in nodes:
+        if node.kind is not None:
+            # One node of a cluster that is down is what a cluster is for; a login it refuses is not.
+            away = someone and node.kind in _AWAY
+            level = Level.WARNING if away else Level.PROBLEM
+            yield Finding(level, "broker", node.reason, _node_fix(node))
+        else:
+            yield ok("broker", f"{node.endpoint} lets us in")
+        if not node.endpoint.tls and not _is_loopback(node.endpoint.host):
+            host, vhost = node.endpoint.host, _percent(node.endpoint.vhost)
+            yield Finding(
+                Level.WARNING,
+                "encryption",
+                f"{node.endpoint}: password and messages cross the network in the clear",
+                f"export WORKQ_URL='amqps://USER:PASSWORD@{host}:5671/{vhost}'",
+            )
+
+
+_AWAY: Final = frozenset({Kind.REFUSED, Kind.UNREACHABLE, Kind.DNS, Kind.TIMEOUT, Kind.LOST, Kind.OPERATOR})
+
+
+def _node_fix(node: Node) -> str:
+    endpoint, kind = node.endpoint, node.kind
+    host, user = shlex.quote(endpoint.host), shlex.quote(endpoint.user)
+    vhost = shlex.quote(endpoint.vhost)
+    grant = f"rabbitmqctl set_permissions -p {vhost} {user} '.*' '.*' '.*'"
+    match kind:
+        case Kind.REFUSED:
+            return "systemctl start rabbitmq-server" + ("" if _is_loopback(endpoint.host) else f"  # on {host}")
+        case Kind.DNS:
+            return f"getent hosts {host}"
+        case Kind.AUTHENTICATION:
+            return f"rabbitmqctl change_password {user}  # asks for it; unknown user: rabbitmqctl add_user {user}"
+        case Kind.VHOST if "not found" in node.reason:
+            return f"rabbitmqctl add_vhost {vhost} && {grant}"
+        case Kind.VHOST:
+            return grant
+        case Kind.LIMIT if "user connection limit" in node.reason:
+            return f"""rabbitmqctl set_user_limits {user} '{{"max-connections": -1}}'"""
+        case Kind.LIMIT:
+            return f"""rabbitmqctl set_vhost_limits -p {vhost} '{{"max-connections": -1}}'"""
+        case Kind.TLS | Kind.PROTOCOL:
+            return f"openssl s_client -connect {host}:{endpoint.port} -servername {host} </dev/null"
+        case Kind.SETTINGS:
+            return ""
+        case _:
+            return f"timeout 5 bash -c 'exec 3<>/dev/tcp/{endpoint.host}/{endpoint.port}' && echo open"
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+
+
+def _percent(text: str) -> str:
+    return "".join(char if char.isalnum() else "".join(f"%{byte:02X}" for byte in char.encode()) for char in text)
+
+
+class _Case:
+    """One queue of one broker that let us in."""
+
+    def __init__(self, broker: Broker, queue: Queue, settings: Settings) -> None:
+        assert broker.node is not None
+        self.broker = broker
+        self.node = broker.node
+        self.queue = queue
+        self.settings = settings
+        self.release = broker.release
+        self.vhost = self.node.endpoint.vhost
+        self.wanted = self._wanted()
+
+    # ------------------------------------------------------------------------------------ the broker itself
+
+    def version(self) -> Iterator[Finding]:
+        if self.release is None:
+            said = f"{self.node.product} {self.node.version}".strip() or "something that does not say what it is"
+            yield Finding(Level.NOTE, "version", f"the broker is {said}; workq-supervise is made for RabbitMQ 3.10+")
+            return
+        upgrade = "xdg-open https://www.rabbitmq.com/docs/upgrade"
+        if self.release < (3, 10):
+            what = f"RabbitMQ {self.node.version} is older than 3.10, the oldest that workq-supervise is tried with"
+            yield Finding(Level.WARNING, "version", what, upgrade)
+        elif self.release in _SUPPORT_ENDED:
+            what = (
+                f"RabbitMQ {self.node.version}: community support for this series ended in "
+                f"{_SUPPORT_ENDED[self.release]}; a distribution's or vendor's may go on"
+            )
+            yield Finding(Level.NOTE, "version", what, upgrade)
+        else:
+            yield ok("version", f"RabbitMQ {self.node.version}")
+
+    def connection(self) -> Iterator[Finding]:
+        asked, agreed = self.settings.heartbeat, self.node.heartbeat
+        if agreed is None or agreed == asked:
+            if asked < 5:
+                what = f"{asked:g} s is short: a busy host or network is taken for a dead one"
+                yield Finding(Level.NOTE, "heartbeat", what, "export WORKQ_HEARTBEAT=15s")
+            else:
+                yield ok("heartbeat", f"{asked:g} s")
+        elif agreed == 0:
+            what = "the broker switched it off: nobody notices a peer that vanished without a word"
+            yield Finding(
+                Level.WARNING, "heartbeat", what, "rabbitmqctl eval 'application:set_env(rabbit, heartbeat, 60).'"
+            )
+        else:
+            yield Finding(Level.NOTE, "heartbeat", f"{asked:g} s was asked for, {agreed} s was agreed")
+        most = self.node.channel_max
+        if most and most < CHANNELS:
+            what = f"the broker allows {most} channels a connection; a worker needs {CHANNELS}"
+            yield Finding(
+                Level.PROBLEM, "channels", what, "rabbitmqctl eval 'application:set_env(rabbit, channel_max, 2047).'"
+            )
+
+    def alarms(self) -> Iterator[Finding]:
+        alarms = self.broker.managed.alarms if self.broker.managed else None
+        blocked = self.broker.blocked
+        if not alarms and not blocked:
+            if blocked is not None or alarms is not None:
+                yield ok("alarms", "none: the broker takes messages")
+            return
+        said = ", ".join(alarms or ()) or str(blocked)
+        what = (
+            f"the broker has an alarm ({said}) and takes no messages: publishers, retries and dead letters wait; "
+            "consuming goes on"
+        )
+        if "disk" in said:
+            more = "; free disk space on the node, or lower a limit that is too high"
+            yield Finding(Level.PROBLEM, "alarms", what + more, "rabbitmqctl set_disk_free_limit 50MB")
+        if "memory" in said:
+            more = "; have the backlog worked off, give the node more memory, or raise the mark"
+            yield Finding(Level.PROBLEM, "alarms", what + more, "rabbitmqctl set_vm_memory_high_watermark 0.6")
+        if "disk" not in said and "memory" not in said:
+            yield Finding(Level.PROBLEM, "alarms", what, "rabbitmq-diagnostics alarms")
+
+    def limits(self) -> Iterator[Finding]:
+        managed = self.broker.managed
+        if managed is None:
+            return
+        needed = CONNECTIONS * self.settings.workers.most
+        user, vhost = shlex.quote(self.node.endpoint.user), shlex.quote(self.vhost)
+        value = shlex.quote(json.dumps({"max-connections": 2 * needed}))
+        for limit, whose, fix in (
+            (managed.user_connections, "user", f"rabbitmqctl set_user_limits {user} {value}"),
+            (managed.vhost_connections, "virtual host", f"rabbitmqctl set_vhost_limits -p {vhost} {value}"),
+        ):
+            if limit is None or limit < 0:
+                continue
+            if limit < needed:
+                what = f"the {whose} may have {limit} connections, {self.settings.workers.most} workers need {needed}"
+                yield Finding(Level.WARNING, "limits", what, fix)
+            else:
+                yield ok("limits", f"the {whose} may have {limit} connections")
+
+    # --------------------------------------------------------------------------------------------- the queue
+
+    def queue_itself(self) -> Iterator[Finding]:
+        queue, settings = self.queue, self.settings
+        if queue.exists is None:
+            yield Finding(Level.PROBLEM, "queue", queue.reason, self._look_fix(queue))
+            return
+        if not queue.exists:
+            if settings.declare:
+                kind = "the virtual host's default type" if settings.queue_type == "default" else settings.queue_type
+                yield Finding(
+                    Level.NOTE, "queue", f"{queue.name} does not exist yet; workers declare it, durable, {kind}"
+                )
+            else:
+                what = f"{queue.name} does not exist, and --no-declare keeps workers from declaring it"
+                yield Finding(Level.PROBLEM, "queue", what, self._declare_line(queue.name))
+            return
+        yield ok("queue", f"{queue.name}: {queue.ready} ready, {queue.consumers} consumers")
+        yield from self._type()
+        if queue.durable is False:
+            what = "it is not durable: a restart of the broker deletes it, messages and all"
+            yield Finding(Level.WARNING, "queue", what, self._anew())
+        if queue.auto_delete:
+            what = "it is auto-delete: when the last worker leaves, the broker deletes it, messages and all"
+            yield Finding(Level.WARNING, "queue", what, self._anew())
+
+    def _type(self) -> Iterator[Finding]:
+        actual, asked = self.queue.type, self.settings.queue_type
+        if actual is None:
+            what = "not known: the broker tells it to users that may declare the queue, and to the management API"
+            yield Finding(Level.NOTE, "queue type", what, f"rabbitmqctl list_queues {self._p()}name type")
+        elif actual not in ("classic", "quorum"):
+            what = f"{self.queue.name} is a {actual}: workers cannot consume it; name a classic or quorum queue"
+            yield Finding(Level.PROBLEM, "queue type", what, "export WORKQ_QUEUE=ANOTHER_QUEUE")
+        elif asked not in ("default", actual):
+            what = f"--queue-type is {asked}, and {self.queue.name} is {actual}: workers refuse to start"
+            yield Finding(Level.PROBLEM, "queue type", what, "export WORKQ_QUEUE_TYPE=default")
+        elif actual == "classic" and len(self.broker.nodes) > 1:
+            what = f"{self.queue.name} is classic: it lives on one node of the cluster and is away when that is"
+            yield Finding(Level.NOTE, "queue type", what, f"{self._anew()} && export WORKQ_QUEUE_TYPE=quorum")
+        else:
+            yield ok("queue type", actual)
+
+    def queue_arguments(self) -> Iterator[Finding]:
+        if not self.queue.exists:
+            return
+        if self._value("x-single-active-consumer") and self.settings.workers.most > 1:
+            what = f"it has a single active consumer: one of {self.settings.workers} workers works, the others stand by"
+            yield Finding(Level.WARNING, "queue", what, "export WORKQ_WORKERS=1")
+        if self._drops():
+            length = self._value("x-max-length") or self._value("x-max-length-bytes")
+            what = f"when it is full (at {length}), the broker drops the oldest messages without a word to publishers"
+            fix = self._anew() if "x-overflow" in self.queue.arguments else self._policy_line()
+            yield Finding(Level.WARNING, "queue", what, fix)
+        if (ttl := self._value("x-message-ttl")) is not None and not self._has_exchange():
+            what = f"messages that have waited {_seconds(ttl)} are dropped"
+            yield Finding(Level.NOTE, "queue", what, f"rabbitmqctl list_queues {self._p()}name arguments policy")
+        if (expires := self._value("x-expires")) is not None:
+            what = f"after {_seconds(expires)} without a consumer the broker deletes it, messages and all"
+            yield Finding(Level.WARNING, "queue", what, self._anew() if "x-expires" in self.queue.arguments else "")
+
+    def _drops(self) -> bool:
+        limited = any(self._value(f"x-max-length{unit}") is not None for unit in ("", "-bytes"))
+        return limited and self._value("x-overflow") in (None, "drop-head")
+
+    def returns(self) -> Iterator[Finding]:
+        """The delivery limit, and what becomes of a message that reaches it."""
+        if self.queue.type != "quorum":
+            if self.queue.type == "classic":
+                yield ok("delivery limit", "a classic queue counts no returns; --max-crashes is the fence")
+            return
+        limit = self._delivery_limit()
+        if self._has_exchange():
+            yield ok("delivery limit", f"{'none' if limit is None else limit}; the queue dead-letters")
+            yield from self._exchange_target()
+        elif limit is not None and limit <= RETURNS_MAX:
+            what = (
+                f"a message that came back {limit} times is dropped without a word; workers put one aside at "
+                f"{RETURNS_MAX}, too late here"
+            )
+            yield Finding(Level.PROBLEM, "delivery limit", what, self._policy_line())
+        elif limit is not None:
+            told = "" if self.broker.managed else ", unless a policy says otherwise"
+            what = (
+                f"a message that came back {limit} times is dropped without a word{told}: workers put it aside before, "
+                "other consumers do not; a dead-letter policy keeps it"
+            )
+            yield Finding(Level.NOTE, "delivery limit", what, self._policy_line())
+        elif self.broker.managed:
+            yield ok("delivery limit", "none")
+
+    def _delivery_limit(self) -> int | None:
+        """None: none, or none that is known."""
+        managed = self.broker.managed
+        if managed and managed.delivery_limit is not None:
+            limit: Any = managed.delivery_limit
+        else:
+            limit = self._value("x-delivery-limit")
+        if limit is None and self.release and self.release >= (4, 0):
+            return 20  # https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
+        return limit if isinstance(limit, int) and limit >= 0 else None
+
+    def _has_exchange(self) -> bool:
+        return self._value("x-dead-letter-exchange") is not None
+
+    def _exchange_target(self) -> Iterator[Finding]:
+        """The queue that the broker itself dead-letters into: a missing one drops what comes."""
+        dead = self.broker.dead
+        ours = self._value("x-dead-letter-exchange") == "" and dead is not None
+        if ours and dead and dead.exists is False and self._value("x-dead-letter-routing-key") == dead.name:
+            what = f"the broker dead-letters into {dead.name}, which does not exist yet: what it sends there is dropped"
+            yield Finding(Level.WARNING, "dead letters", what, self._declare_line(dead.name))
+
+    def dead_letters(self) -> Iterator[Finding]:
+        dead = self.broker.dead
+        if dead is None:
+            return
+        if dead.exists is None:
+            yield Finding(Level.PROBLEM, "dead letters", dead.reason, self._look_fix(dead))
+        elif not dead.exists:
+            if self.settings.declare:
+                yield ok("dead letters", f"none; {dead.name} is declared with the first")
+            else:
+                what = f"{dead.name} does not exist, and --no-declare keeps workers from declaring it: the first dead "
+                what += "letter cannot be put aside and keeps its worker busy"
+                yield Finding(Level.PROBLEM, "dead letters", what, self._declare_line(dead.name))
+        elif dead.ready:
+            what = f"{dead.ready} in {dead.name}; look at them, then `workq dead requeue` or `drop`"
+            yield Finding(
+                Level.WARNING, "dead letters", what, f"workq dead list --queue {shlex.quote(self.queue.name)}"
+            )
+        else:
+            yield ok("dead letters", f"none in {dead.name}")
+
+    def retries(self) -> Iterator[Finding]:
+        missing = [queue.name for queue in self.broker.delays if not queue.exists]
+        if missing:
+            what = f"failed tasks cannot wait for another try: --no-declare, and there is no {', '.join(missing)}"
+            yield Finding(Level.PROBLEM, "retries", what, "export WORKQ_DECLARE=true")
+
+    # ------------------------------------------------------------------------------- acknowledgement timeout
+
+    def acknowledgement(self) -> Iterator[Finding]:
+        subject = "acknowledgement timeout"
+        if self.release is not None and self.release >= (4, 3):
+            yield ok(subject, f"workers ask for their own ({advice.ARGUMENT}) where the queue has one")
+            return
+        needed, known = self._needed(), self._consumer_timeout()
+        if known is not None and known >= min(needed, NEVER):
+            yield ok(subject, f"{_seconds(known)} is enough")
+        elif known is not None and self.settings.task_timeout is not None:
+            what = f"tasks may take {_seconds(needed)}, and the broker takes them away, to be run again, after "
+            yield Finding(Level.PROBLEM, subject, what + _seconds(known), self._timeout_fix())
+        elif known is not None:
+            what = f"a task longer than {_seconds(known)} is run again; --task-timeout is off"
+            yield Finding(Level.NOTE, subject, what, self._timeout_fix())
+        elif needed <= HALF_AN_HOUR:
+            yield ok(subject, f"{_seconds(needed)} is needed; RabbitMQ's 30 min, unless it was lowered, is enough")
+        elif self.settings.task_timeout is not None:
+            what = (
+                f"tasks may take {_seconds(needed)}; the broker's timeout is not known (30 min unless it was raised), "
+            )
+            what += "and a longer task is run again"
+            yield Finding(Level.WARNING, subject, what, self._timeout_fix())
+        else:
+            what = "a task longer than the broker's timeout (not known; 30 min unless it was changed) is run again"
+            yield Finding(Level.NOTE, subject, what, self._timeout_fix())
+
+    def _needed(self) -> int:
+        """Milliseconds that a message may have to stay unacknowledged, without any margin."""
+        settings = self.settings
+        if settings.task_timeout is None:
+            return advice.NO_LIMIT
+        return round(1000 * (settings.prefetch * settings.task_timeout + settings.grace))
+
+    def _consumer_timeout(self) -> int | None:
+        """Milliseconds; None: not known."""
+        has_own = self.release is not None and self.release >= (3, 12)
+        own = self._value("x-consumer-timeout") if has_own else None
+        if isinstance(own, int):
+            return own
+        of_node = self.broker.consumer_timeout
+        known = self.broker.managed is not None or not has_own
+        return (of_node or NEVER) if of_node is not None and known else None
+
+    def _timeout_fix(self) -> str:
+        if self.release is None:
+            return ""
+        if self.release < (3, 12):
+            ms = self._timeout_wanted()
+            return f"rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, {ms}).'  # and in rabbitmq.conf"
+        return self._policy_line()
+
+    def _timeout_wanted(self) -> int:
+        return min(advice.acknowledgement_ms(self.settings), NEVER)
+
+    # --------------------------------------------------------------------------------------------- permissions
+
+    def permissions(self) -> Iterator[Finding]:
+        """What the workers will do, and the broker would refuse."""
+        queue, settings, refusals = self.queue, self.settings, self.broker.refusals
+        declares = settings.declare and (queue.exists is False or settings.queue_type != "default")
+        dead, delay = queues.dead(queue.name), delay_of(settings)
+        needs: list[tuple[str, str, bool]] = [
+            (f"read {queue.name}", "consume", True),
+            (f"configure {queue.name}", f"declare {queue.name}", declares),
+            ("write", "publish retries and dead letters", True),
+            (
+                f"configure {dead}",
+                f"declare {dead}",
+                settings.declare and not (self.broker.dead and self.broker.dead.exists),
+            ),
+        ]
+        if settings.retries and settings.declare:
+            needs += [
+                (f"configure {delay}", f"declare {delay} and its like", True),
+                (f"read {delay}", f"declare {delay}, which dead-letters", True),
+            ]
+        asked = [(purpose, refusals.get(key)) for key, purpose, is_needed in needs if is_needed]
+        refused = [purpose for purpose, refusal in asked if refusal]
+        user = self.node.endpoint.user
+        if refused:
+            what = f"user {user} may not {'; may not '.join(refused)}; the line below is all that workq needs, and "
+            what += f"replaces what the user has in this virtual host (rabbitmqctl list_user_permissions {user})"
+            yield Finding(Level.PROBLEM, "permissions", what, self._grant())
+        elif any(refusal is None for _, refusal in asked):
+            doubtful = [purpose for purpose, refusal in asked if refusal is None]
+            what = f"not known whether user {user} may {', '.join(doubtful)}"
+            look = f"rabbitmqctl list_user_permissions {shlex.quote(user)}"
+            yield Finding(Level.NOTE, "permissions", what, look)
+        else:
+            yield ok("permissions", f"user {user} may do all that workers do")
+
+    def _grant(self) -> str:
+        name = re.escape(self.queue.name)
+        ours = rf"^{name}(\.dead|\.delay\.\d+)?$"
+        write = rf"^(amq\.default|{name}(\.dead|\.delay\.\d+)?)$"
+        words = ("set_permissions", "-p", self.vhost, self.node.endpoint.user, ours, write, ours)
+        return "rabbitmqctl " + shlex.join(words)
+
+    # ------------------------------------------------------------------------------------------ what is unknown
+
+    def unknown(self) -> Iterator[Finding]:
+        if self.broker.managed is None:
+            what = "not known: policies (delivery limit, dead-lettering, lengths) and connection limits, since "
+            yield Finding(Level.NOTE, "management", what + self.broker.unmanaged, self.broker.unmanaged_fix)
+        else:
+            yield ok("management", f"{self.broker.managed.url} answers")
+
+    # -------------------------------------------------------------------------------------------------- lines
+
+    def _value(self, argument: str) -> Any:
+        """An argument of the queue's, or what a policy says in its stead."""
+        value = self.queue.arguments.get(argument)
+        if value is None and self.broker.managed:
+            value = self.broker.managed.effective.get(argument.removeprefix("x-"))
+        return value
+
+    def _wanted(self) -> dict[str, Any]:
+        """Every key that this queue's policy should have, for one reason or another."""
+        wanted: dict[str, Any] = {}
+        if self.queue.type == "quorum" and not self._has_exchange():
+            limit = self._delivery_limit()
+            if limit is not None:
+                dead = queues.dead(self.queue.name)
+                wanted |= {"dead-letter-exchange": "", "dead-letter-routing-key": dead}
+        if self.release is not None and (3, 12) <= self.release < (4, 3):
+            known = self._consumer_timeout()
+            if known is None or known < min(self._needed(), NEVER):
+                wanted["consumer-timeout"] = self._timeout_wanted()
+        if self.queue.exists and self._drops():
+            wanted["overflow"] = "reject-publish"
+        return wanted
+
+    def _policy_line(self) -> str:
+        policy = self.broker.managed.policy if self.broker.managed else None
+        name = f"workq-{self.queue.name}"
+        priority = 0 if policy is None else policy.priority + (policy.name != name)
+        definition = {**(policy.definition if policy else {}), **self.wanted}
+        words = ["set_policy", "-p", self.vhost, "--priority", str(priority), "--apply-to", "queues", name]
+        line = "rabbitmqctl " + shlex.join([*words, f"^{re.escape(self.queue.name)}$", json.dumps(definition)])
+        if self.broker.managed:
+            return line
+        return f"{line}  # a queue obeys one policy: if it has one, add the keys there (rabbitmqctl list_policies)"
+
+    def _anew(self) -> str:
+        """Arguments cannot be changed: the queue goes, if it is empty and unused, and workers declare it anew."""
+        words = ("delete_queue", "-p", self.vhost, self.queue.name, "--if-empty", "--if-unused")
+        return "rabbitmqctl " + shlex.join(words)
+
+    def _declare_line(self, name: str) -> str:
+        """rabbitmqctl has no command for it."""
+        resource = f"rabbit_misc:r({_binary(self.vhost)}, queue, {_binary(name)})"
+        return "rabbitmqctl eval " + shlex.quote(
+            f'rabbit_amqqueue:declare({resource}, true, false, [], none, <<"workq">>).'
+        )
+
+    def _look_fix(self, queue: Queue) -> str:
+        if queue.kind is Kind.UNAVAILABLE:
+            return "rabbitmqctl cluster_status"
+        return f"rabbitmqctl list_queues {self._p()}name exclusive owner_pid exclusive_consumer_pid"
+
+    def _p(self) -> str:
+        return "" if self.vhost == "/" else f"-p {shlex.quote(self.vhost)} "
+
+
+CHANNELS: Final = 2
+"""A worker's: one that consumes, one that asks for the queue's depth."""
+CONNECTIONS: Final = 2
+"""A worker's: one that consumes, and one that parks messages once there is one to park."""
+HALF_AN_HOUR: Final = 1_800_000
+"""Milliseconds: RabbitMQ's `consumer_timeout` where nobody has changed it."""
+NEVER: Final = 2**31 - 1
+"""Milliseconds, 24 days: as good as none, and what every version accepts."""
+
+_SUPPORT_ENDED: Final = {
+    (3, 10): "2022-09",
+    (3, 11): "2023-06",
+    (3, 12): "2024-02",
+    (3, 13): "2024-09",
+    (4, 0): "2025-04",
+    (4, 1): "2026-01",
+}
+"""https://endoflife.date/rabbitmq. Series that are not listed are not judged."""
+
+
+def delay_of(settings: Settings) -> str:
+    """The delay queue of the first retry."""
+    return queues.delay(settings.queue, retry.step(retry.backoff(1, settings.retry_delay)))
+
+
+def delays_of(settings: Settings) -> list[str]:
+    """Every delay queue that failed tasks will want, by our own choice of delays."""
+    steps = {retry.step(retry.backoff(attempt, settings.retry_delay)) for attempt in range(1, settings.retries + 1)}
+    return [queues.delay(settings.queue, ms) for ms in sorted(steps)]
+
+
+def _seconds(ms: int) -> str:
+    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+        if ms >= 2 * length or ms == length:
+            return f"{ms / length:g} {unit}" if ms % length == 0 else f"{ms / length:.1f} {unit}"
+    return f"{ms / 1000:g} s"
+
+
+def _binary(text: str) -> str:
+    """An Erlang binary that no character can break out of."""
+    if re.fullmatch(r"[\w./-]*", text, re.ASCII):
+        return f'<<"{text}">>'
+    return f"<<{','.join(map(str, text.encode()))}>>"

@@ -1,0 +1,343 @@
+"""How many workers does the backlog call for? (`--workers MIN..MAX`)
+
+Up fast, down slowly. The pool tells of every sample, and asks at every look at the queue's depth:
+
+| what is seen | what follows |
+|---|---|
+| at two looks in a row a backlog worth a wait of `WAIT`, and everybody consumes and is at work | as many workers as take
+  in what arrives and drain the rest within `DRAIN_WITHIN`, at the rate just measured; at most twice as many as now, and
+  one more for each message |
+| the same, and the last growth has hardly raised the rate | none for `HOLD`, longer each time: the limit is elsewhere |
+| no backlog for a while, and fewer would be busy for less than `LOAD` of their time | a quarter fewer, one at least |
+| somebody else has changed the number | it stands for `MANUAL` |
+
+A growth soon after a shrink means that the shrink was a mistake: the next one waits twice as long. So a load on the
+edge between two numbers, or one that comes and goes, is answered ever more rarely instead of for ever in turn. Both
+ways the figures are trusted less the fewer tasks they come from (by a standard deviation, as if arrivals were
+Poisson's): what may be chance does not count.
+
+What a worker does between two tasks (acknowledging, waiting for the next) counts as well: with tasks of a millisecond
+it is most of the time. It is measured while there is a backlog, when nobody waits for want of messages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from supervisor.settings import Span
+from supervisor.vocabulary import Depth, Phase, Reading
+
+LOOK_EVERY: Final = 2.0
+"""Seconds between two looks at the queue while the number of workers may change."""
+GAP: Final = 4 * LOOK_EVERY
+"""Seconds without a look after which what was seen before it says nothing about now."""
+WAIT: Final = LOOK_EVERY
+"""Seconds for which a message may wait. A backlog that is gone sooner is chance, or what keeps short tasks coming."""
+DRAIN_WITHIN: Final = 10.0
+"""Seconds in which a backlog should be gone; also the longest stretch over which a rate is measured."""
+LOAD: Final = 0.7
+"""The share of their time for which workers are busy at most when some have been let go."""
+WINDOW: Final = 30.0
+"""Seconds over which the load is averaged, at least."""
+WINDOW_MOST: Final = 300.0
+TASKS_IN_WINDOW: Final = 5
+"""It is as long as this many tasks are, if they are long: a worker that waits for a moment between two of them is not
+one too many."""
+PATIENCE: Final = 30.0
+"""Seconds from the last pressure or growth to the first shrink; doubled by each shrink that proved a mistake."""
+PATIENCE_MOST: Final = 960.0
+REGRET: Final = 300.0
+"""Seconds after a shrink within which a growth says that it was a mistake."""
+STEP_EVERY: Final = 10.0
+"""Seconds between two shrinks."""
+MANUAL: Final = 300.0
+"""Seconds for which a number stands that an operator has chosen."""
+FEW: Final = 20
+"""Tasks below which a rate says nothing."""
+ENOUGH: Final = 50
+"""Tasks after which the rate after a growth is believed; they are waited for, up to `DRAIN_WITHIN`."""
+FUTILE: Final = 0.2
+"""A growth is, when it has brought less than this share of what it should have: twice the workers, twice the rate."""
+JUDGED: Final = 1.5
+"""Growth by less than this factor is not judged: chance would decide."""
+HOLD: Final = 120.0
+"""Seconds without growth after a futile one; four times as long each time."""
+HOLD_MOST: Final = 3600.0
+REMARK_EVERY: Final = 600.0
+"""Seconds before it is said again that the most is not enough."""
+_OVERHEAD_MOST: Final = 0.05
+"""Seconds between two tasks that are believed; a backlog that comes and goes between two looks would seem like more."""
+_CONSUMING: Final = frozenset(Phase) - {Phase.VACANT, Phase.BOOTING, Phase.CONNECTING, Phase.LEAVING}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """So many workers are wanted. The number there is already: nothing to do, but something to tell the operator."""
+
+    wanted: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """The totals at one look; only differences mean anything."""
+
+    at: float
+    """When the workers were sampled."""
+    finished: int
+    work: float
+    """Seconds that workers had something in hand, summed over them."""
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """What the pool got done while nobody waited for messages."""
+
+    workers: int
+    tasks: int
+    seconds: float
+    arrivals: float
+    """Messages a second."""
+
+    @property
+    def total(self) -> float:
+        """Tasks a second."""
+        return self.tasks / self.seconds
+
+    def __str__(self) -> str:
+        return f"{self.workers} worker{'s finish' if self.workers > 1 else ' finishes'} {_number(self.total)}/s"
+
+
+class Scaling:
+    """One pool's. Call `sampled` with every sample, and `look` with every Depth, except while the number of workers
+    must not change (degraded, draining, reloading): it notices the pause."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._wanted = span.least
+        self._seen: dict[int, tuple[int, float]] = {}
+        """By slot: what its page said last. A slot whose worker has left is not sampled, yet its totals go on with the
+        next one."""
+        self._finished = 0
+        self._work = 0.0
+        self._in_hand = 0
+        self._sampled_at = -math.inf
+        self._consuming: set[int] = set()
+        self._at_work: set[int] = set()
+        """Who had something in hand, or finished something, since the last look."""
+        self._looked_at = -math.inf
+        self._history: deque[_Mark] = deque()
+        self._pressure: deque[_Mark] = deque()
+        """The looks in a row with a backlog and everybody at work."""
+        self._pressed_at = -math.inf
+        self._shrunk_at = -math.inf
+        self._may_regret = False
+        self._patience = PATIENCE
+        self._manual_until = -math.inf
+        self._before_growth: _Rate | None = None
+        self._held_until = -math.inf
+        self._holds = 0
+        self._remarked_at = -math.inf
+        self._overhead = 0.0
+
+    # --------------------------------------------------------------------------------------------- to be told
+
+    def sampled(self, readings: tuple[Reading, ...], now: float) -> None:
+        """Every worker's page, about once a second."""
+        self._sampled_at = now
+        self._in_hand = sum(1 for reading in readings if reading.hand is not None)
+        self._consuming = {reading.slot for reading in readings if reading.phase in _CONSUMING}
+        for reading in readings:
+            finished = reading.counts.finished + reading.counts.quarantined
+            work = reading.counts.busy_seconds + (now - reading.hand.since if reading.hand is not None else 0.0)
+            finished_before, work_before = self._seen.get(reading.slot, (0, 0.0))
+            self._seen[reading.slot] = finished, work
+            self._finished += max(0, finished - finished_before)
+            # Less than before where a worker was killed, whose last task never came to an end and is not counted.
+            self._work += max(0.0, work - work_before)
+            if reading.hand is not None or finished > finished_before:
+                self._at_work.add(reading.slot)
+        if not self._is_full():
+            self._pressure.clear()
+
+    def look(self, depth: Depth, wanted: int, now: float) -> Decision | None:
+        """What follows from this look at the queue, with so many workers wanted as yet."""
+        if self._span.is_fixed or (self._history and self._sampled_at <= self._history[-1].at):
+            return None  # nothing to decide, or nothing new to decide by
+        if now - self._looked_at > GAP:
+            self._begin_anew(now)
+        self._looked_at = now
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._manual_until = now + MANUAL
+            self._begin_anew(now)
+        self._note(_Mark(self._sampled_at, self._finished, self._work, depth.ready), now)
+        decision = None
+        if now >= self._manual_until:
+            rate = self._measure() if len(self._pressure) > 1 else None
+            if rate is not None and depth.ready > WAIT * rate.total:
+                self._pressed_at = now
+                decision = self._up(depth, rate, now)
+            elif not depth.ready:
+                decision = self._down(now)
+        if decision is not None:
+            self._wanted = decision.wanted
+        return decision
+
+    # ------------------------------------------------------------------------------------------ what was seen
+
+    def _begin_anew(self, now: float) -> None:
+        self._history.clear()
+        self._pressure.clear()
+        self._before_growth = None
+        self._pressed_at = now
+
+    def _note(self, mark: _Mark, now: float) -> None:
+        self._history.append(mark)
+        while len(self._history) > 1 and self._history[1].at <= now - WINDOW_MOST:
+            self._history.popleft()
+        busy = len(self._at_work & self._seated())
+        self._at_work.clear()
+        if not mark.ready:
+            self._before_growth = None
+        if not mark.ready or not self._is_full() or busy < _nearly(len(self._seated())):
+            self._pressure.clear()
+            return
+        self._pressure.append(mark)
+        while self._pressure[-1].at - self._pressure[0].at > DRAIN_WITHIN:
+            self._pressure.popleft()
+        if len(self._pressure) > 1 and (rate := self._measure()).tasks >= FEW:
+            worked = self._pressure[-1].work - self._pressure[0].work
+            overhead = (rate.workers * rate.seconds - worked) / rate.tasks
+            self._overhead = min(_OVERHEAD_MOST, max(0.0, overhead))
+
+    def _seated(self) -> set[int]:
+        return {slot for slot in self._consuming if slot < self._wanted}
+
+    def _is_full(self) -> bool:
+        """Whether everybody who is wanted has come. Until then more of them would be asked for again and again."""
+        return len(self._seated()) >= _nearly(self._wanted)
+
+    def _measure(self) -> _Rate:
+        first, last = self._pressure[0], self._pressure[-1]
+        seconds = last.at - first.at
+        tasks = last.finished - first.finished
+        came = max(0, tasks + last.ready - first.ready)
+        return _Rate(len(self._seated()), tasks, seconds, came / seconds)
+
+    # ------------------------------------------------------------------------------------------------ upwards
+
+    def _up(self, depth: Depth, rate: _Rate, now: float) -> Decision | None:
+        wanted, most = self._wanted, self._span.most
+        needed = min(self._needed(depth, rate), wanted + depth.ready)
+        if needed <= wanted or now < self._held_until:
+            return None
+        if self._before_growth is not None:
+            if 0 < rate.tasks < ENOUGH and rate.seconds < DRAIN_WITHIN - LOOK_EVERY:
+                return None
+            if remark := self._judge(self._before_growth, rate, depth, now):
+                return Decision(wanted, remark)
+        backlog = _backlog(depth, rate)
+        if wanted >= most:
+            if now - self._remarked_at < REMARK_EVERY:
+                return None
+            self._remarked_at = now
+            return Decision(wanted, f"{backlog}, and --workers {self._span} allows no more")
+        # A growth after one that was futile is an attempt, and a smaller one.
+        needed = min(needed, most, math.ceil(wanted * (JUDGED if self._holds else 2)))
+        is_to_judge = rate.tasks >= FEW and needed >= JUDGED * rate.workers
+        self._before_growth = rate if is_to_judge else None
+        if self._may_regret:
+            self._may_regret = False
+            is_regret = now - self._shrunk_at <= REGRET
+            self._patience = min(2 * self._patience, PATIENCE_MOST) if is_regret else PATIENCE
+        self._pressure.clear()
+        return Decision(needed, backlog)
+
+    def _needed(self, depth: Depth, rate: _Rate) -> int:
+        if not rate.tasks:
+            return 2 * self._wanted
+        # Others that consume from this queue see the same backlog, and shall not each provide for all of it.
+        share = depth.ready * rate.workers / max(rate.workers, depth.consumers)
+        came = rate.arrivals * rate.seconds
+        arrivals = (came - math.sqrt(came)) / rate.seconds
+        return math.ceil((arrivals + share / DRAIN_WITHIN) * rate.workers / rate.total)
+
+    def _judge(self, before: _Rate, rate: _Rate, depth: Depth, now: float) -> str | None:
+        """Whether the last growth was futile, in words."""
+        self._before_growth = None
+        if rate.tasks < FEW:
+            return None
+        hoped = before.total * (rate.workers / before.workers - 1)
+        if rate.total - before.total >= FUTILE * hoped:
+            self._holds = 0
+            return None
+        hold = min(HOLD * 4.0 ** min(self._holds, 10), HOLD_MOST)
+        self._holds += 1
+        self._held_until = now + hold
+        return (
+            f"backlog {depth.ready:,} ready, but {rate} where {before.workers} finished {_number(before.total)}/s: the "
+            f"limit is elsewhere (the broker, a database, the CPUs); no more workers for {_time(hold)}"
+        )
+
+    # ---------------------------------------------------------------------------------------------- downwards
+
+    def _down(self, now: float) -> Decision | None:
+        wanted = self._wanted
+        calm = now - self._pressed_at
+        if wanted <= self._span.least or calm < self._patience or now - self._shrunk_at < STEP_EVERY:
+            return None
+        since = next((mark for mark in reversed(self._history) if mark.at <= now - self._window()), None)
+        if since is None:
+            return None
+        load, tasks = self._load(since)
+        enough = math.ceil(load * (1 + 1 / math.sqrt(max(1, tasks))) / LOAD)
+        enough = max(self._span.least, enough, wanted - max(1, wanted // 4))
+        if enough >= wanted:
+            return None
+        self._shrunk_at = now
+        self._may_regret = True
+        self._holds, self._held_until = 0, -math.inf
+        window = _time(self._window())
+        return Decision(enough, f"no backlog, and {load:.2g} of {wanted} workers were busy on average for {window}")
+
+    def _load(self, since: _Mark) -> tuple[float, int]:
+        """How many workers were kept busy on average, and by how many tasks."""
+        last = self._history[-1]
+        finished = last.finished - since.finished
+        worked = last.work - since.work + self._overhead * finished
+        return worked / (last.at - since.at), finished + self._in_hand
+
+    def _window(self) -> float:
+        first, last = self._history[0], self._history[-1]
+        tasks = max(1, last.finished - first.finished)
+        return min(max(WINDOW, TASKS_IN_WINDOW * (last.work - first.work) / tasks), WINDOW_MOST)
+
+
+def _nearly(workers: int) -> int:
+    """All, and of many a few less: one that is being replaced shall not keep hundreds from helping."""
+    return workers - workers // 8
+
+
+def _backlog(depth: Depth, rate: _Rate) -> str:
+    text = f"backlog {depth.ready:,} ready, "
+    if not rate.tasks:
+        who = f"all {rate.workers} workers" if rate.workers > 1 else "the one worker"
+        return f"{text}{who} busy, and no task finished in {_time(rate.seconds)}"
+    drained = rate.total - rate.arrivals
+    text += f"{rate} and {_number(rate.arrivals)}/s arrive"
+    return f"{text}: it does not shrink" if drained <= 0 else f"{text}: would take {_time(depth.ready / drained)}"
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"

@@ -1,0 +1,96 @@
+"""Does the broker agree that our workers consume? Readiness is its truth, not ours.
+
+A worker that believes it consumes, beside a broker that gives it nothing, is the oldest bug of the field. At each look
+at the queue (a passive declare: messages ready, consumers) two things are compared with what the workers' pages say:
+
+- *Counted*: the broker counts at least as many consumers as we have had for a while. Consumers of others hide a
+  difference, and 4.3 counts one that it has timed out (docs/consumers), so this alone proves nothing.
+- *Served*: no worker stays idle, without one task, while messages wait. RabbitMQ gives a waiting message to an idle
+  consumer within milliseconds.
+
+Whoever fails at `LOOKS` looks in a row is doubted, and replaced, one worker a look. Where that changes nothing the
+broker has its reasons (a single active consumer, a priority): then it is only said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from supervisor.vocabulary import Depth
+
+LOOKS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """A worker that believes it consumes, as its page of the scoreboard shows it."""
+
+    slot: int
+    pid: int
+    is_idle: bool
+    taken: int
+    """Messages that its seat has settled so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What a look finds wrong."""
+
+    because: str
+    replace: int | None
+    """The slot of a worker to replace; None when replacing has not helped."""
+    is_news: bool
+    """Nothing of the kind was found by the look before."""
+
+
+class Truth:
+    """What the looks so far have shown."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, Belief] = {}
+        self._unserved: Counter[int] = Counter()
+        """By pid: looks in a row at which it was idle beside waiting messages."""
+        self._uncounted = 0
+        """Looks in a row at which the broker counted fewer consumers than we have."""
+        self._replaced = 0
+        """Workers, since all was well."""
+        self.doubt: Doubt | None = None
+        self.is_starved = False
+        """Every worker is idle beside messages that wait."""
+
+    def look(self, depth: Depth, beliefs: Sequence[Belief]) -> Doubt | None:
+        """The queue's depth has come. Returns what is wrong, and who is to be replaced."""
+        steady = [belief for belief in beliefs if self._pid_before(belief) == belief.pid]
+        still = [belief for belief in steady if belief.is_idle and self._before[belief.slot] == belief]
+        self._before = {belief.slot: belief for belief in beliefs}
+        self._unserved = Counter({b.pid: self._unserved[b.pid] + 1 for b in still if depth.ready})
+        self._uncounted = self._uncounted + 1 if depth.consumers < len(steady) else 0
+        unserved = [belief for belief in still if self._unserved[belief.pid] >= LOOKS - 1]
+        is_uncounted = self._uncounted >= LOOKS - 1
+        self.is_starved = bool(unserved) and len(unserved) == len(beliefs)
+        if unserved or (is_uncounted and still):
+            suspects = unserved or still
+            self.doubt = self._doubt(depth, suspects[0].slot, len(steady), len(beliefs), is_served=not unserved)
+        elif not self._uncounted and not self._unserved and len(steady) == len(beliefs):
+            self._replaced = 0
+            self.doubt = None
+        return self.doubt if unserved or (is_uncounted and still) else None
+
+    def _pid_before(self, belief: Belief) -> int | None:
+        before = self._before.get(belief.slot)
+        return before.pid if before else None
+
+    def _doubt(self, depth: Depth, suspect: int, steady: int, workers: int, *, is_served: bool) -> Doubt:
+        if is_served:
+            because = f"the broker counts {depth.consumers} consumers, and {steady} of our workers believe they consume"
+        else:
+            because = f"{depth.ready} messages wait in the queue beside a worker that is idle and is given none"
+        if self._replaced > workers:
+            reasons = "has the queue a single active consumer elsewhere, or consumers of a higher priority?"
+            because += f"; new workers fare the same, so none is replaced any more: {reasons}"
+            return Doubt(because, None, is_news=self.doubt is None or self.doubt.replace is not None)
+        self._replaced += 1
+        return Doubt(because, suspect, is_news=True)

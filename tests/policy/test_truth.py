@@ -1,0 +1,100 @@
+"""The broker's truth about who consumes, look by look."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.policy.truth import LOOKS, Belief, Doubt, Truth
+from supervisor.vocabulary import Depth
+
+
+def idle(slot: int, taken: int = 0, pid: int | None = None) -> Belief:
+    return Belief(slot, 100 + slot if pid is None else pid, True, taken)
+
+
+def busy(slot: int, taken: int = 0) -> Belief:
+    return Belief(slot, 100 + slot, False, taken)
+
+
+def last(truth: Truth, depth: Depth, beliefs: list[Belief], looks: int = LOOKS) -> Doubt | None:
+    found = None
+    for _ in range(looks):
+        found = truth.look(depth, beliefs)
+    return found
+
+
+def test_one_look_proves_nothing() -> None:
+    truth = Truth()
+    assert last(truth, Depth(9, 0), [idle(0)], LOOKS - 1) is None
+
+
+def test_the_idle_one_beside_a_backlog_is_named_and_the_busy_one_is_not() -> None:
+    found = last(Truth(), Depth(9, 2), [busy(0), idle(1)])
+    assert found is not None and found.replace == 1
+
+
+def test_who_settles_something_between_looks_consumes() -> None:
+    truth = Truth()
+    for taken in range(10):
+        assert truth.look(Depth(9, 1), [idle(0, taken)]) is None
+
+
+def test_an_idle_pool_beside_an_empty_queue_is_well() -> None:
+    assert last(Truth(), Depth(0, 2), [idle(0), idle(1)], 50) is None
+
+
+def test_a_backlog_that_comes_and_goes_is_no_proof() -> None:
+    truth = Truth()
+    for ready in (5, 0) * 20:
+        assert truth.look(Depth(ready, 1), [idle(0)]) is None
+
+
+def test_fewer_consumers_than_workers_and_an_idle_one_is_replaced() -> None:
+    found = last(Truth(), Depth(0, 1), [busy(0), idle(1)])
+    assert found is not None and found.replace == 1 and "counts 1 consumers" in found.because
+
+
+def test_consumers_of_others_are_no_trouble() -> None:
+    assert last(Truth(), Depth(0, 40), [idle(0), idle(1)], 20) is None
+
+
+def test_workers_that_have_just_come_are_not_missed() -> None:
+    truth = Truth()
+    for pid in range(20):
+        assert truth.look(Depth(3, 0), [idle(0, pid=1000 + pid)]) is None
+
+
+def test_where_replacing_does_not_help_it_is_said_once_and_nobody_is_replaced_any_more() -> None:
+    truth, pids, news = Truth(), iter(range(1000, 10_000)), []
+    beliefs = [idle(0, pid=next(pids)), idle(1, pid=next(pids))]
+    replaced = 0
+    for _ in range(60):
+        found = truth.look(Depth(7, 1), beliefs)
+        if found is not None and found.replace is not None:
+            replaced += 1
+            beliefs[found.replace] = idle(found.replace, pid=next(pids))
+        elif found is not None and found.is_news:
+            news.append(found.because)
+    assert replaced == 3
+    assert len(news) == 1 and "single active consumer" in news[0]
+
+
+def test_all_starved_is_told_apart_from_one_starved() -> None:
+    truth = Truth()
+    last(truth, Depth(7, 2), [idle(0), busy(1)])
+    assert not truth.is_starved
+    last(truth, Depth(7, 2), [idle(0), idle(1)])
+    assert truth.is_starved
+    truth.look(Depth(0, 2), [idle(0), idle(1)])
+    assert not truth.is_starved and truth.doubt is None
+
+
+@pytest.mark.parametrize("ready", [0, 50])
+@given(counts=st.lists(st.integers(1, 3), min_size=1, max_size=30))
+def test_workers_that_are_served_are_never_doubted(ready: int, counts: list[int]) -> None:
+    truth, taken = Truth(), 0
+    for count in counts:
+        taken += count
+        assert truth.look(Depth(ready, 3), [idle(0, taken), busy(1), idle(2, taken)]) is None
