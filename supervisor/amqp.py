@@ -8,6 +8,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from supervisor.endpoint import Endpoint
 from supervisor.version import __version__
 from supervisor.vocabulary import Kind
 
-__all__ = ["Kind", "Trouble", "declare_or_take", "explain", "parameters"]
+__all__ = ["Connection", "Kind", "Trouble", "declare_or_take", "explain", "opening_error", "parameters"]
 
 
 def parameters(endpoint: Endpoint, *, heartbeat: float, name: str, timeout: float = 15.0) -> pika.ConnectionParameters:
@@ -53,15 +54,39 @@ def parameters(endpoint: Endpoint, *, heartbeat: float, name: str, timeout: floa
 
 def _tls(endpoint: Endpoint) -> pika.SSLOptions:
     """TLS that verifies the certificate and the host name; there is no way to switch that off."""
-    cafile, certfile = endpoint.option("cafile"), endpoint.option("certfile")
-    try:
+    cafile, certfile, keyfile = (endpoint.option(name) for name in ("cafile", "certfile", "keyfile"))
+    with _usable(cafile):
         context = ssl.create_default_context(cafile=cafile)
-        if certfile is not None:
-            context.load_cert_chain(certfile, endpoint.option("keyfile"))
-    except OSError as error:
-        what = " or ".join(path for path in (cafile, certfile, endpoint.option("keyfile")) if path)
-        raise ValueError(f"certificate file {what} cannot be used: {error.strerror or error}") from error
+    if certfile is not None:
+        with _usable(certfile, keyfile):
+            context.load_cert_chain(certfile, keyfile, password=_no_passphrase)
     return pika.SSLOptions(context, endpoint.option("server_name") or endpoint.host)
+
+
+@contextmanager
+def _usable(*paths: str | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = " or ".join(path for path in paths if path) or "of the system's authorities"
+        raise ValueError(f"certificate file {what} cannot be used: {error.strerror or error}") from error
+
+
+def _no_passphrase() -> str:
+    # Without this OpenSSL asks for it on the terminal, and waits.
+    raise ValueError("the private key is encrypted, and there is no way to give a passphrase: decrypt the key file")
+
+
+class Connection(pika.SelectConnection):
+    """One that remembers how its stream ended."""
+
+    unread: bytes = b""
+    """What came last and was no whole frame."""
+
+    def _on_stream_terminated(self, error: Any) -> None:
+        # Before pika forgets it, and with it whether this was a broker at all.
+        self.unread = bytes(self._frame_buffer)
+        super()._on_stream_terminated(error)
 
 
 # ------------------------------------------------------------------------------------------- errors in words
@@ -81,10 +106,26 @@ class Trouble:
 _PERMANENT: Final = frozenset(
     # Not TLS: an expired certificate is renewed on the broker's side, without us. Not a missing queue: somebody else,
     # who has the permission, may be about to declare it.
-    {Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.MISMATCH, Kind.SETTINGS}
+    {Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.MISMATCH, Kind.STREAM, Kind.SETTINGS}
 )
 _CLOSE: Final = re.compile(r"\((\d{3})\) (['\"])(.*)\2", re.S)
 """The repr of pika's ConnectionClosedByBroker, which is all that its Probable...Error hold of it."""
+_ALERT: Final = re.compile(r"SSLError\(.*\[SSL: (\w+)\]")
+"""Likewise, of an SSLError: all that pika's StreamLostError holds of what ended the connection."""
+_REMEDIES: Final = {
+    # X509_V_ERR_... of openssl/x509_vfy.h.
+    9: "is the clock right, here and where the certificate was made?",
+    10: "renew it where the broker runs, or set the clock here",
+    62: "connect by a name that it is for, or say which with ?server_name=",
+    64: "connect by a name that it is for, or say which with ?server_name=",
+}
+_CLOSED_EARLY: Final = (
+    "it may be starting or stopping, or be a load balancer without a broker, or this port may want the other of "
+    "amqp:// and amqps://"
+)
+_SEE_LOG: Final = "the broker's log says why"
+_START: Final = b"\x01\x00\x00"
+"""How the first frame begins: a method, on channel 0 (AMQP 0-9-1, 4.2.3)."""
 _FAR: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL})
 
 
@@ -94,6 +135,25 @@ def explain(error: BaseException, endpoint: Endpoint | None = None) -> Trouble:
     who = _Who(endpoint)
     kind, reason = _closed(cause, who) or _handshake(cause, who) or _network(cause, who)
     return Trouble(kind, _one_line(reason), kind in _PERMANENT)
+
+
+class _ClosedEarly(exceptions.StreamLostError):
+    """The connection ended before the broker's first word."""
+
+
+def opening_error(connection: Connection, error: BaseException) -> BaseException:
+    """What `on_open_error_callback` was called with, told apart further, for `explain`.
+
+    pika calls any end before the broker's first frame an incompatible protocol, that of a broker which is just starting
+    included; and when somebody else answers, HTTP for instance, it waits for more of what it takes for a large frame.
+    """
+    unread = connection.unread
+    if unread and not _START.startswith(unread[: len(_START)]):
+        return exceptions.ProtocolVersionMismatch("0-9-1", unread[:16])
+    cause = _innermost(error)
+    if isinstance(cause, exceptions.IncompatibleProtocolError) and not _ALERT.search(str(cause)):
+        return _ClosedEarly()
+    return error
 
 
 class _Who:
@@ -168,6 +228,9 @@ def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
     if code == 406 and "inequivalent" in text:
         hint = "leave out the queue type to use the queue as it is, or delete it"
         return Kind.MISMATCH, f"the queue exists with other properties than asked for; {hint} ({text})"
+    if code == 406 and "rabbit_stream_queue" in text:
+        hint = "it never gives a message up, so work cannot be shared out by it; name another queue"
+        return Kind.STREAM, f"the queue is a stream: {hint} ({text})"
     if code == 406 and "delivery acknowledgement" in text:
         return Kind.ACK_TIMEOUT, f"the task took longer than the broker's consumer_timeout allows ({text})"
     if code == 406:
@@ -183,11 +246,19 @@ def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
 def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
     """TLS and AMQP, before anything was said."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        hint = "name the authority with ?cafile=, or the certificate's host with ?server_name="
+        hint = _REMEDIES.get(error.verify_code, "name the authority that signed it with ?cafile=")
         return Kind.TLS, f"the certificate of {broker} is not to be trusted: {error.verify_message}; {hint}"
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return Kind.LOST, f"{broker} closed the connection during the TLS handshake; {_CLOSED_EARLY}"
     if isinstance(error, ssl.SSLError):
         hint = "is it the TLS port (5671), and does the broker want a client certificate?"
         return Kind.TLS, f"no TLS with {broker}: {error.reason or error}; {hint}"
+    if isinstance(error, exceptions.IncompatibleProtocolError) and (alert := _ALERT.search(str(error))):
+        # With TLS 1.3 a client has finished its handshake when the broker looks at the client's certificate.
+        hint = "it wants a client certificate of an authority that it knows: ?certfile= and ?keyfile="
+        return Kind.TLS, f"{broker} refuses our side of TLS: {alert[1]}; {hint if 'CERT' in alert[1] else _SEE_LOG}"
+    if isinstance(error, _ClosedEarly):
+        return Kind.LOST, f"{broker} closed the connection before it said anything; {_CLOSED_EARLY}"
     if isinstance(error, exceptions.IncompatibleProtocolError | exceptions.ProtocolVersionMismatch):
         hint = "is the port right (5672), and does it want amqps:// instead?"
         return Kind.PROTOCOL, f"what listens at {broker} does not answer in AMQP 0-9-1; {hint}"
@@ -234,15 +305,15 @@ def declare_or_take(
     declaration: queues.Declaration,
     *,
     declare: bool = True,
-    on_done: Callable[[Any, Any], None],
+    on_done: Callable[[Any, Any, queues.Declaration], None],
     on_failed: Callable[[BaseException], None],
 ) -> None:
     """Take a queue as it is, or declare it: `queues.attempts`, sent one after the other.
 
     `connection` is an open pika.SelectConnection. Each attempt opens a channel of its own, since a refusal closes the
-    channel that it came by. Exactly one callback is called, from the connection's loop: `on_done(channel, ok)` with
-    the open channel, now the caller's, and pika's Queue.DeclareOk (`message_count`, `consumer_count`); or
-    `on_failed(error)`, which `explain` knows.
+    channel that it came by. Exactly one callback is called, from the connection's loop: `on_done(channel, ok, sent)`
+    with the open channel, now the caller's, pika's Queue.DeclareOk (`message_count`, `consumer_count`) and the attempt
+    that it answers; or `on_failed(error)`, which `explain` knows.
     """
     remaining: Iterator[queues.Declaration] = iter(queues.attempts(declaration, declare))
 
@@ -255,7 +326,7 @@ def declare_or_take(
         def done(channel: Any, frame: Any) -> None:
             nonlocal settled
             settled = True
-            on_done(channel, frame.method)
+            on_done(channel, frame.method, wanted)
 
         def closed(_channel: Any, error: BaseException) -> None:
             nonlocal settled

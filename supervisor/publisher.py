@@ -192,7 +192,7 @@ class _Session(Served):
             self._connection,
             declaration,
             declare=declare,
-            on_done=lambda channel, _ok: channels.append(channel),
+            on_done=lambda channel, _ok, _sent: channels.append(channel),
             on_failed=refusals.append,
         )
         self._expect(lambda: bool(channels or refusals), deadline)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-import pika
 from pika import exceptions
 from pika.adapters.select_connection import IOLoop
 
@@ -17,7 +16,7 @@ CLOSING: Final = 2.0
 """Seconds that a polite goodbye may take. pika's own has no bound."""
 
 
-class Connection(pika.SelectConnection):
+class Connection(amqp.Connection):
     """One that can be let go of."""
 
     def abort(self) -> None:
@@ -47,7 +46,9 @@ class Served:
         self._connection: Any = kind(
             parameters,
             on_open_callback=lambda connection: None,
-            on_open_error_callback=self.ended,
+            on_open_error_callback=lambda connection, error: self.ended(
+                connection, amqp.opening_error(connection, error)
+            ),
             on_close_callback=self.ended,
             custom_ioloop=self._loop,
         )

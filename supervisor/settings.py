@@ -31,7 +31,7 @@ _OTHERS_VARIABLES: Final = ("rabbitmq_", "test_")
 _SHOWN: Final = 60
 """Characters of a refused value that a report quotes."""
 _YEAR: Final = 8760 * 3600.0
-_MOST_WORKERS: Final = 1024
+WORKERS_MOST: Final = 1024
 """As many as the scoreboard has pages."""
 
 
@@ -175,10 +175,10 @@ def _flag(value: object) -> bool:
 def _workers(value: object) -> Span:
     least, is_range, most = value.partition("..") if isinstance(value, str) else (value, "", "")
     # The CPUs this process may run on, not those of the machine: containers and CPUAffinity= narrow it.
-    cpus = min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+    cpus = min(WORKERS_MOST, len(os.sched_getaffinity(0)))
     if value == "auto":
         return Span(cpus, cpus)
-    number = _number(1, _MOST_WORKERS)
+    number = _number(1, WORKERS_MOST)
     try:
         low = number(least)
         if is_range and most.strip() == "auto":

@@ -86,6 +86,7 @@ class Kind(StrEnum):
     MISSING = "missing_queue"
     UNAVAILABLE = "queue_unavailable"
     MISMATCH = "mismatch"
+    STREAM = "stream"
     PRECONDITION = "precondition"
     ACK_TIMEOUT = "acknowledgement_timeout"
     CANCELLED = "cancelled"
@@ -214,9 +215,11 @@ class Ready:
     """A worker: the broker has confirmed the consumer."""
 
     broker: str
-    queue_type: str = ""
     version: str = ""
     """RabbitMQ's: `3.10.8`; empty when it does not say."""
+    has_declared: bool | None = None
+    """Whether there was no queue before; None when the broker compared it with what was asked for, and does not
+    tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,14 @@ class Blocked:
     taken it now."""
 
     is_blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker: the broker has gone, or sent it away, while a handler runs. It leaves when that has come to its end."""
+
+    detail: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +374,7 @@ class StartFailed:
 @dataclass(frozen=True, slots=True)
 class WorkerSaid:
     slot: int
-    report: Connecting | Ready | Suspect | Depth | Blocked | Leaving | LoadFailed
+    report: Connecting | Ready | Suspect | Depth | Blocked | Lost | Leaving | LoadFailed
 
 
 @dataclass(frozen=True, slots=True)

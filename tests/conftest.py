@@ -3,15 +3,50 @@ own for a test that kills it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
+from supervisor.commands.node import NodeError, PrivateNode, find_installation
 from tests import amqp
 from tests.supervision import Runs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "rabbitmq(at_least='4.3', below='4.0'): skip this test unless the nodes are of such a version. What a newer "
+        "broker does otherwise needs a test of its own: see docs/testing.md",
+    )
+
+
+def pytest_report_header() -> str:
+    try:
+        server = find_installation()
+    except NodeError as error:
+        return str(error)
+    return f"RabbitMQ {server.version} ({server.home})"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("rabbitmq"):
+        demand(**mark.kwargs)
+
+
+def demand(at_least: str = "0", below: str = "999") -> None:
+    """Skip the test unless the nodes are of such a version."""
+    version = find_installation().version
+    if not release(at_least) <= release(version) < release(below):
+        range_ = f"RabbitMQ {at_least} or newer" if below == "999" else f"a RabbitMQ before {below}"
+        pytest.skip(f"needs {range_}, this is {version}: scripts/test --rabbitmq VERSION")
+
+
+def release(version: str) -> tuple[int, ...]:
+    """`4.3.6` -> (4, 3, 6)"""
+    return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,16 @@ def act(task):
     note("done", task.message_id)
 
 
+def weather(task):
+    """The body is seconds to sleep; with the word `fails` behind it, the first try fails."""
+    note("began", task.message_id)
+    seconds, *fails = task.text.split()
+    time.sleep(float(seconds))
+    if fails and task.attempt == 1:
+        raise ValueError("as told")
+    note("done", task.message_id)
+
+
 def stubborn(task):
     """Ignores every request to stop."""
     note("began", task.message_id)

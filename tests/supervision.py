@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,15 @@ PATIENCE = 30.0
 class Supervision:
     """One running `workq-supervise`. Its log lines are read as they come; each must be one JSON object."""
 
-    def __init__(self, handler: str, *options: str, url: str, queue: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        handler: str,
+        *options: str,
+        url: str,
+        queue: str,
+        env: dict[str, str] | None = None,
+        inside: Sequence[str] = (),
+    ) -> None:
         self.queue = queue
         self.events: list[dict[str, Any]] = []
         self.invalid: list[str] = []
@@ -35,7 +43,7 @@ class Supervision:
         command = [program, "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
         self.process = subprocess.Popen(
-            [*command, *options, handler],
+            [*inside, *command, *options, handler],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -147,10 +155,13 @@ class Supervision:
 
 @contextmanager
 def supervised(
-    handler: str, *options: str, url: str, queue: str, env: dict[str, str] | None = None
+    handler: str, *options: str, url: str, queue: str, env: dict[str, str] | None = None, inside: Sequence[str] = ()
 ) -> Iterator[Supervision]:
-    """A supervisor for the length of a block. Fails if any line of its log was not a JSON object."""
-    supervision = Supervision(handler, *options, url=url, queue=queue, env=env)
+    """A supervisor for the length of a block. Fails if any line of its log was not a JSON object.
+
+    `inside`: what goes before its command line, and becomes it by exec(2): `OtherHost.inside`.
+    """
+    supervision = Supervision(handler, *options, url=url, queue=queue, env=env, inside=inside)
     try:
         yield supervision
     except BaseException:

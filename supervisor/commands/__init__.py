@@ -9,7 +9,7 @@ import click
 
 from supervisor.version import __version__
 
-COMMANDS: Final = ("broker", "dead", "publish")
+COMMANDS: Final = ("broker", "check", "dead", "publish")
 """A command `x` is the attribute `x` of the module `supervisor.commands.x`."""
 
 

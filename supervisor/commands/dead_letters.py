@@ -328,7 +328,7 @@ class _Link(Served):
             self._connection,
             queues.inquiry(queue),
             declare=False,
-            on_done=lambda channel, ok: answers.append((channel, ok)),
+            on_done=lambda channel, ok, _sent: answers.append((channel, ok)),
             on_failed=lambda error: answers.append((None, error)),
         )
         self.pump(lambda: bool(answers), now() + _ANSWER)

@@ -126,8 +126,8 @@ class _Api:
     def _answer(self, place: str, headers: Mapping[str, str]) -> tuple[int, bytes, str]:
         self._connection.request("GET", self._prefix + place, headers={"Accept": "application/json", **headers})
         answer = self._connection.getresponse()
-        body = answer.read(LARGEST)
-        if not answer.isclosed():
+        body = answer.read(LARGEST + 1)
+        if len(body) > LARGEST:
             raise ValueError("the answer is too long")
         return answer.status, body, answer.headers.get("WWW-Authenticate", "")
 

@@ -3,13 +3,13 @@
 AMQP 0-9-1 has few questions, and many refusals that say why. So most of this asks for something that cannot be had, and
 reads the no:
 
-| question | asked by | answer |
+| question | asked by | the answer |
 |---|---|---|
-| is there a queue, how long? | a passive declaration | 404, or the counts |
-| its type, and arguments? | declaring it with a type that does not exist | 406 names the first difference; taken over, asked again |
-| may we declare it? | the same | 403, or another refusal: that one is looked at first |
-| may we consume it? | consuming with a priority that is no number | 403, or another refusal |
-| may we publish? is there an alarm? | publishing to a queue that does not exist, `mandatory` | 403, connection.blocked, or the message comes back |
+| is there a queue, how long is it? | a passive declaration | 404, or the counts |
+| its type, its arguments? | declaring it with a type that there is not | 406 names a difference; adopted, asked again |
+| may we declare it? | the same | 403, or another no: permissions are looked at first |
+| may we consume it? | consuming with a priority that is no number | 403, or another no |
+| may we publish? an alarm? | publishing, `mandatory`, to no queue | 403, connection.blocked, or it comes back |
 
 A type that does not exist is refused whether the queue exists or not, so the declaration cannot succeed even when the
 queue is deleted in between. Every no is a line in the broker's log (`channel exception`).

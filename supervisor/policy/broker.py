@@ -77,6 +77,15 @@ class Broker:
         follows = f"tried again for ever, next in {self.next_at - now:.1f} s, by one worker; the others follow it"
         return self.next_at, [Say("broker.refused", "error", detail, {"kind": kind, "next": follows})]
 
+    def turn_away(self, kind: str, detail: str, consuming: int) -> list[Say]:
+        """One more worker was wanted and could not come; `consuming` others are not concerned."""
+        is_news = kind != self.kind or self.trouble is None
+        self._note(kind, detail)
+        if not is_news:
+            return []
+        follows = f"tried again for ever; meanwhile {_number(consuming, 'worker consumes', 'workers consume')}"
+        return [Say("broker.refused", "warning", detail, {"kind": kind, "next": follows})]
+
     def reach(self, address: str, version: str, advice: str, now: float) -> list[Say]:
         """A worker consumes. Said when the broker was away, or is of a version not met before, with its `advice`."""
         said = []
@@ -98,7 +107,7 @@ class Broker:
         """What an alarm means for us, while there is one that we have run into."""
         if not self.blocked:
             return None
-        waiting = "1 message waits" if len(self.blocked) == 1 else f"{len(self.blocked)} messages wait"
+        waiting = _number(len(self.blocked), "message waits", "messages wait")
         return (
             f"the broker has a memory or disk alarm and takes no messages: {waiting} to be parked; tasks and "
             "acknowledgements go on; see rabbitmqctl status"
@@ -120,3 +129,7 @@ class Broker:
 
     def _note(self, kind: str, detail: str) -> None:
         self.trouble, self.kind = detail, kind
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

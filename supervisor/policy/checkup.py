@@ -282,16 +282,15 @@ class _Case:
             said = f"{self.node.product} {self.node.version}".strip() or "something that does not say what it is"
             yield Finding(Level.NOTE, "version", f"the broker is {said}; workq-supervise is made for RabbitMQ 3.10+")
             return
-        upgrade = "xdg-open https://www.rabbitmq.com/docs/upgrade"
         if self.release < (3, 10):
             what = f"RabbitMQ {self.node.version} is older than 3.10, the oldest that workq-supervise is tried with"
-            yield Finding(Level.WARNING, "version", what, upgrade)
+            yield Finding(Level.WARNING, "version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         elif self.release in _SUPPORT_ENDED:
             what = (
                 f"RabbitMQ {self.node.version}: community support for this series ended in "
                 f"{_SUPPORT_ENDED[self.release]}; a distribution's or vendor's may go on"
             )
-            yield Finding(Level.NOTE, "version", what, upgrade)
+            yield Finding(Level.NOTE, "version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         else:
             yield ok("version", f"RabbitMQ {self.node.version}")
 
@@ -625,7 +624,7 @@ class _Case:
                 wanted |= {"dead-letter-exchange": "", "dead-letter-routing-key": dead}
         if self.release is not None and (3, 12) <= self.release < (4, 3):
             known = self._consumer_timeout()
-            if known is None or known < min(self._needed(), NEVER):
+            if (HALF_AN_HOUR if known is None else known) < min(self._needed(), NEVER):
                 wanted["consumer-timeout"] = self._timeout_wanted()
         if self.queue.exists and self._drops():
             wanted["overflow"] = "reject-publish"
@@ -644,8 +643,14 @@ class _Case:
 
     def _anew(self) -> str:
         """Arguments cannot be changed: the queue goes, if it is empty and unused, and workers declare it anew."""
-        words = ("delete_queue", "-p", self.vhost, self.queue.name, "--if-empty", "--if-unused")
-        return "rabbitmqctl " + shlex.join(words)
+        name = self.queue.name
+        if self.queue.type != "quorum":
+            return "rabbitmqctl " + shlex.join(("delete_queue", "-p", self.vhost, name, "--if-empty", "--if-unused"))
+        # A quorum queue knows neither flag; its counts lag by seconds, so its producers had better be stopped.
+        listing = shlex.join(("list_queues", "-s", "-p", self.vhost, "name", "messages", "consumers"))
+        row = f"printf '%s\\t0\\t0' {shlex.quote(name)}"
+        delete = shlex.join(("delete_queue", "-p", self.vhost, name))
+        return f'rabbitmqctl {listing} | grep -qxF "$({row})" && rabbitmqctl {delete}'
 
     def _declare_line(self, name: str) -> str:
         """rabbitmqctl has no command for it."""

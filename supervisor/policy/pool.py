@@ -18,6 +18,7 @@ from supervisor.policy import advice, broker, restart
 from supervisor.policy.broker import Broker
 from supervisor.policy.poison import Ledger
 from supervisor.policy.restart import STEADY, Backoff, Fault
+from supervisor.policy.scaling import LOOK_EVERY, Scaling
 from supervisor.policy.slot import (
     ABORT_TIMEOUT,
     ARRIVING,
@@ -29,7 +30,7 @@ from supervisor.policy.slot import (
 )
 from supervisor.policy.truth import Belief, Truth
 from supervisor.policy.view import PoolView, Restarts, SlotView, State
-from supervisor.settings import Settings
+from supervisor.settings import WORKERS_MOST, Settings
 from supervisor.vocabulary import (
     EXIT_CONFIG,
     EXIT_DONE,
@@ -43,10 +44,12 @@ from supervisor.vocabulary import (
     Drain,
     Event,
     Exited,
+    Kind,
     Leave,
     Leaving,
     Loaded,
     LoadFailed,
+    Lost,
     Measure,
     NurseryGone,
     NurserySaid,
@@ -133,7 +136,11 @@ class Pool:
         self._depth_asked = 0.0
         self._depth_at = 0.0
         self._broker = Broker()
+        self._has_queue = False
+        """A worker has consumed from the queue."""
         self._truth = Truth()
+        self._compared_at = 0.0
+        self._scaling = Scaling(settings.workers)
         self._pages: dict[int, Reading] = {}
         """By slot, as last sampled."""
         self._idle_finished: int | None = None
@@ -294,8 +301,12 @@ class Pool:
         return [Signal(slot.number, "SIGABRT", because)]
 
     def _resize(self, wanted: int, by: str, now: float) -> list[Action]:
-        if self._state is State.DRAINING or self._is_finishing or not 1 <= wanted <= 1024:
+        span = self._settings.workers
+        least, most = (1, WORKERS_MOST) if span.is_fixed else (span.least, span.most)
+        if self._state is State.DRAINING or self._is_finishing:
             return []
+        if not least <= wanted <= most:
+            return [Say("supervisor.scaling", "warning", f"{by}: there are {self._wanted} workers, of {least} to {most}")]
         because = f"{by}: {self._wanted} -> {wanted} workers"
         self._wanted = wanted
         for number in range(len(self._slots), wanted):
@@ -496,6 +507,10 @@ class Pool:
                 return [self._verdict(slot.number, key, returns)]
             case Depth() as depth:
                 return self._measured(depth, now)
+            case Lost(detail, kind) if slot.phase is Seat.READY:
+                # It leaves when its handler has come to an end, in an hour perhaps. Until then it does not consume.
+                slot.enter(Seat.DRAINING, None)
+                return [*self._broker.lose(kind, detail, self._count(Seat.READY), now)]
             case Blocked(is_blocked):
                 return [*self._broker.block(slot.number, is_blocked)]
             case Ready() if slot.phase is Seat.DRAINING and self._state is not State.DRAINING:
@@ -526,11 +541,14 @@ class Pool:
         slot.enter(Seat.READY)
         slot.ready_since = now
         advised = advice.acknowledgement(report.version, self._settings)
+        concerned = [other for other in self._slots if other.fault in broker.FAULTS]
+        if self._broker.away_since is not None:
+            for other in concerned:
+                if other.phase is Seat.WAITING:
+                    other.deadline = now
         actions: list[Action] = [*self._broker.reach(report.broker, report.version, advised, now)]
-        waiting = [other for other in self._slots if other.phase is Seat.WAITING and other.fault in broker.FAULTS]
-        for other in waiting:
-            other.deadline = now
-        if not waiting:
+        actions += self._queue_found(report.has_declared)
+        if not any(other.phase is Seat.WAITING or other.phase in ARRIVING for other in concerned):
             self._broker.recover()
         fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": report.broker}
         if slot.died_at is not None:
@@ -543,6 +561,21 @@ class Pool:
             self._set_state(State.RUNNING, "every worker consumes", now)
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
         return actions
+
+    def _queue_found(self, has_declared: bool | None) -> Iterator[Action]:
+        """What is known of the queue, said when a worker first has it, and when it was deleted and is there again."""
+        queue, type_ = self._settings.queue, self._settings.queue_type
+        was_gone = self._broker.kind in (Kind.CANCELLED, Kind.MISSING)
+        if has_declared and (was_gone or not self._has_queue):
+            anew = "was deleted, with what was in it, and is declared anew" if self._has_queue else "is declared"
+            level = "warning" if self._has_queue else "info"
+            yield Say("queue.declared", level, f"{queue} {anew}: durable, of the virtual host's default type")
+        elif not self._has_queue and has_declared is None:
+            yield Say("queue.taken", "info", f"{queue} is durable and of type {type_}, as asked for")
+        elif not self._has_queue:
+            untold = "AMQP does not tell of which type it is and with which arguments, `workq check` does"
+            yield Say("queue.taken", "info", f"{queue} exists and is used as it is; {untold}")
+        self._has_queue = True
 
     def _exited(self, slot: Slot, died: Exited, now: float) -> list[Action]:
         was_ready = slot.ready_since is not None
@@ -589,6 +622,9 @@ class Pool:
                 return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER
             case Cause.NOT_CONSUMING:
                 return Fault.BROKER
+            case Cause.CONFIG if self._worked and isinstance(died.said, Leaving):
+                # The queue was replaced by one of another type, for instance.
+                return Fault.REFUSED
             case Cause.CONFIG | Cause.HANDLER:
                 return Fault.CONFIG
             case Cause.MEMORY if died.hand is None:
@@ -624,10 +660,13 @@ class Pool:
         streak = slot.count(fault, recovered=lived >= STEADY or died.finished > 0)
         roll = self._roll(slot.number)
         again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=roll).at
-        if fault in broker.FAULTS and isinstance(died.said, Leaving) and died.said.cause == Cause.BROKER:
+        if fault in broker.FAULTS and isinstance(died.said, Leaving) and died.said.cause != Cause.NOT_CONSUMING:
             consuming = self._count(Seat.READY)
             kind, detail = died.said.kind, died.said.detail
-            actions += self._broker.lose(kind, detail, consuming, now) if was_ready else []
+            if was_ready:
+                actions += self._broker.lose(kind, detail, consuming, now)
+            elif consuming:
+                actions += self._broker.turn_away(kind, detail, consuming)
             if not consuming and again > now + restart.LULL:
                 again, said = self._broker.fail(fault, kind, detail, streak, now, roll)
                 actions += said
@@ -704,6 +743,7 @@ class Pool:
         held_up = self._sampled_at is not None and now - self._sampled_at > SAMPLE_GAP
         self._sampled_at = now
         self._pages = {reading.slot: reading for reading in readings}
+        self._scaling.sampled(readings, now)
         actions: list[Action] = self._answer_suspects()
         for reading in readings:
             slot = self._slots[reading.slot]
@@ -712,7 +752,8 @@ class Pool:
         self._recover(now, actions)
         if self._settings.burst:
             actions += self._burst(readings, now)
-        elif self._state is not State.DRAINING and now - self._depth_asked >= DEPTH_EVERY:
+        is_due = not self._settings.burst or not self._settings.workers.is_fixed
+        if is_due and self._state is not State.DRAINING and now - self._depth_asked >= self._look_every:
             actions += self._measure(now)
         return actions
 
@@ -761,6 +802,10 @@ class Pool:
             self._set_state(State.RUNNING, because, now)
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
 
+    @property
+    def _look_every(self) -> float:
+        return DEPTH_EVERY if self._settings.workers.is_fixed else LOOK_EVERY
+
     def _measure(self, now: float) -> list[Action]:
         """Ask somebody idle, if there is one: a handler that holds the interpreter keeps the question waiting."""
         ready = [slot.number for slot in self._slots if slot.phase is Seat.READY]
@@ -786,7 +831,7 @@ class Pool:
 
     def _measured(self, depth: Depth, now: float) -> list[Action]:
         self._depth, self._depth_at = depth, now
-        actions = self._compare(depth)
+        actions = [*self._compare(depth, now), *self._scale(depth, now)]
         if not self._settings.burst or depth.ready or self._idle_finished is None or self._state is State.DRAINING:
             return actions
         self._is_finishing = True
@@ -796,10 +841,24 @@ class Pool:
             actions += self._drain(slot, because, None, finish=True)
         return actions
 
-    def _compare(self, depth: Depth) -> list[Action]:
-        """The broker's truth with our workers' beliefs; see `truth`."""
-        if self._state is State.DRAINING or self._is_finishing:
+    def _scale(self, depth: Depth, now: float) -> list[Action]:
+        """`--workers MIN..MAX`; see `scaling`."""
+        is_moving = self._is_rolling or self._incoming is not None or self._is_finishing
+        if self._state is not State.RUNNING or is_moving or self._broker.away_since is not None:
             return []
+        decision = self._scaling.look(depth, self._wanted, now)
+        if decision is None:
+            return []
+        if decision.wanted == self._wanted:
+            return [Say("supervisor.scaling", "info", decision.because, {"workers": self._wanted})]
+        return self._resize(decision.wanted, decision.because, now)
+
+    def _compare(self, depth: Depth, now: float) -> list[Action]:
+        """The broker's truth with our workers' beliefs; see `truth`."""
+        # Not at every look of the scaling: a quorum queue that elects a leader gives nobody anything for seconds.
+        if self._state is State.DRAINING or self._is_finishing or now - self._compared_at < DEPTH_EVERY:
+            return []
+        self._compared_at = now
         beliefs = [
             Belief(slot.number, slot.pid, page.phase is Phase.IDLE, page.counts.settled)
             for slot in self._slots

@@ -9,7 +9,7 @@ A decision is a value, made from arithmetic on what has happened (Erlang/OTP's `
 | the broker, and it had been consuming | after 50 ms the first time |
 | the broker again before one finished task, or it never got to consume | backoff from 0.2 s up to 5 s, for ever |
 | the same, and only a person can mend it: a login, a permission, a certificate | after 5 s, up to 30 s, for ever |
-| configuration, in a pool that has worked before | after 5 s, up to 30 s |
+| configuration, in a pool that has worked before | the same |
 | unexplained | at once the first time, then backoff from 0.25 s up to 30 s |
 """
 

@@ -4,9 +4,9 @@ Up fast, down slowly. The pool tells of every sample, and asks at every look at 
 
 | what is seen | what follows |
 |---|---|
-| at two looks in a row a backlog worth a wait of `WAIT`, and everybody consumes and is at work | as many workers as take
-  in what arrives and drain the rest within `DRAIN_WITHIN`, at the rate just measured; at most twice as many as now, and
-  one more for each message |
+| at two looks in a row a backlog worth a wait of `WAIT`, and everybody consumes and is at work | as many workers as
+  take in what arrives and drain the rest within `DRAIN_WITHIN`, at the rate just measured; at most twice as many as
+  now, and one more for each message |
 | the same, and the last growth has hardly raised the rate | none for `HOLD`, longer each time: the limit is elsewhere |
 | no backlog for a while, and fewer would be busy for less than `LOAD` of their time | a quarter fewer, one at least |
 | somebody else has changed the number | it stands for `MANUAL` |

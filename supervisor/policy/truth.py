@@ -56,13 +56,19 @@ class Truth:
         self._uncounted = 0
         """Looks in a row at which the broker counted fewer consumers than we have."""
         self._replaced = 0
-        """Workers, since all was well."""
+        """Workers, since replacing one has helped."""
+        self._hopes: dict[int, int] = {}
+        """By slot that was given a new worker because the old one was not served: what it had taken until then."""
+        self._is_resigned = False
+        """It was said that replacing does not help."""
         self.doubt: Doubt | None = None
         self.is_starved = False
         """Every worker is idle beside messages that wait."""
 
     def look(self, depth: Depth, beliefs: Sequence[Belief]) -> Doubt | None:
         """The queue's depth has come. Returns what is wrong, and who is to be replaced."""
+        if any(belief.taken > self._hopes.get(belief.slot, belief.taken) for belief in beliefs):
+            self._begin_anew()
         steady = [belief for belief in beliefs if self._pid_before(belief) == belief.pid]
         still = [belief for belief in steady if belief.is_idle and self._before[belief.slot] == belief]
         self._before = {belief.slot: belief for belief in beliefs}
@@ -73,17 +79,21 @@ class Truth:
         self.is_starved = bool(unserved) and len(unserved) == len(beliefs)
         if unserved or (is_uncounted and still):
             suspects = unserved or still
-            self.doubt = self._doubt(depth, suspects[0].slot, len(steady), len(beliefs), is_served=not unserved)
+            self.doubt = self._doubt(depth, suspects[0], len(steady), len(beliefs), is_served=not unserved)
         elif not self._uncounted and not self._unserved and len(steady) == len(beliefs):
-            self._replaced = 0
             self.doubt = None
+            if not self._hopes:
+                self._begin_anew()
         return self.doubt if unserved or (is_uncounted and still) else None
 
     def _pid_before(self, belief: Belief) -> int | None:
         before = self._before.get(belief.slot)
         return before.pid if before else None
 
-    def _doubt(self, depth: Depth, suspect: int, steady: int, workers: int, *, is_served: bool) -> Doubt:
+    def _begin_anew(self) -> None:
+        self._replaced, self._hopes, self._is_resigned = 0, {}, False
+
+    def _doubt(self, depth: Depth, suspect: Belief, steady: int, workers: int, *, is_served: bool) -> Doubt:
         if is_served:
             because = f"the broker counts {depth.consumers} consumers, and {steady} of our workers believe they consume"
         else:
@@ -91,6 +101,9 @@ class Truth:
         if self._replaced > workers:
             reasons = "has the queue a single active consumer elsewhere, or consumers of a higher priority?"
             because += f"; new workers fare the same, so none is replaced any more: {reasons}"
-            return Doubt(because, None, is_news=self.doubt is None or self.doubt.replace is not None)
+            is_news, self._is_resigned = not self._is_resigned, True
+            return Doubt(because, None, is_news)
         self._replaced += 1
-        return Doubt(because, suspect, is_news=True)
+        if not is_served:
+            self._hopes[suspect.slot] = suspect.taken
+        return Doubt(because, suspect.slot, is_news=True)

@@ -35,6 +35,8 @@ from supervisor.worker import undecodable
 KEEPER_AFTER: Final = 1.0
 """Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short
 task."""
+CONNECT_TIMEOUT: Final = 40.0
+"""Seconds for one of the brokers to be reached: with `ANSWER_TIMEOUT` still below what the supervisor allows."""
 ANSWER_TIMEOUT: Final = 15.0
 """Seconds the broker has to answer one request while the worker starts or leaves."""
 CLOSE_TIMEOUT: Final = 0.5
@@ -44,7 +46,11 @@ CLOSE_TIMEOUT: Final = 0.5
 ATTEMPT_MAX: Final = 2**31 - 1
 """A larger one in the header is somebody's joke, and the scoreboard has 32 bits for it."""
 
-_HOPELESS: Final = frozenset({Kind.MISMATCH, Kind.SETTINGS})
+_EVERYBODY: Final = {"x-priority": 0}
+"""What basic.consume is sent in any case. It is every consumer's priority (https://www.rabbitmq.com/docs/consumer-priority)
+and changes nothing; but a stream refuses it (406), and would otherwise let us consume what comes from now on, and
+acknowledge it without end. AMQP 0-9-1 has no way to ask for a queue's type."""
+_HOPELESS: Final = frozenset({Kind.MISMATCH, Kind.STREAM, Kind.SETTINGS})
 """What only another configuration of ours can mend. A password or a permission is mended on the broker's side, so it
 is worth another try."""
 
@@ -97,8 +103,8 @@ class Delivery:
 class Consumer:
     """Consumes one queue. Made, opened, asked for `next()` until that is None or raises Gone, closed.
 
-    `beat` is called at every turn of the loop; `measured` with (ready, consumers) after `measure()`; `lost` when the
-    connection is gone, also from the keeper's thread while a handler runs.
+    `beat` is called at every turn of the loop; `measured` with (ready, consumers) after `measure()`; `lost` from the
+    keeper's thread, when the connection ends while the main thread is away.
     """
 
     def __init__(
@@ -107,7 +113,7 @@ class Consumer:
         name: str,
         beat: Callable[[], None],
         measured: Callable[[int, int], None],
-        lost: Callable[[], None],
+        lost: Callable[[Gone], None],
     ) -> None:
         self._settings = settings
         self._name = name
@@ -118,11 +124,14 @@ class Consumer:
         self._gone: Gone | None = None
         self._leaving: Gone | None = None
         self._finish = False
+        self._endpoint: Endpoint | None = None
         self._connection: Any = None
         self._channel: Any = None
         self._side_channel: Any = None
         self._arguments: dict[str, int] = {}
-        """Of basic.consume."""
+        """Of basic.consume, beyond `_EVERYBODY`."""
+        self.has_declared: bool | None = None
+        """Whether the queue was declared because there was none; None when it was declared as a comparison."""
         self._is_consuming = False
         self._has_arrived = False
         self._ioloop: Any = IOLoop()
@@ -140,14 +149,18 @@ class Consumer:
         Raises Gone: when none can be used, with what is wrong with each.
         """
         refusals: list[Gone] = []
+        deadline = now() + CONNECT_TIMEOUT
         for endpoint in random.sample(self._settings.url, len(self._settings.url)):
             try:
-                self._connect(endpoint)
+                self._connect(endpoint, deadline)
                 break
             except Gone as gone:
                 if gone.cause is not Cause.BROKER:
                     raise
                 refusals.append(gone)
+                self._gone = _none_of(refusals)
+                if now() >= deadline:
+                    raise self._gone from None
                 self._gone = None
         else:
             self._gone = _none_of(refusals)
@@ -155,7 +168,7 @@ class Consumer:
         self._arguments = advice.consumer_arguments(self.version, self._settings)
         self._consume()
         if not self._is_consuming:
-            # Only a quorum queue takes the argument, and AMQP 0-9-1 has no way to ask for a queue's type.
+            # Only a quorum queue takes the argument.
             self._arguments = {}
             self._consume()
         self._has_arrived = True
@@ -268,41 +281,52 @@ class Consumer:
 
     # --------------------------------------------------------------------------------------------- the steps
 
-    def _connect(self, endpoint: Endpoint) -> None:
+    def _connect(self, endpoint: Endpoint, deadline: float) -> None:
+        """Raises Gone. After the deadline there must be no other attempt: this one may still end, for all to hear."""
+        self._endpoint = endpoint
         try:
             parameters = amqp.parameters(endpoint, heartbeat=self._settings.heartbeat, name=self._name)
         except ValueError as error:
-            raise Gone(Cause.CONFIG, str(error)) from error
+            raise Gone(Cause.CONFIG, str(error), Kind.SETTINGS) from error
         self._connection = undecodable.Connection(
             parameters,
             on_open_callback=_nothing,
-            on_open_error_callback=lambda _, error: self._lose(error, endpoint),
-            on_close_callback=lambda _, error: self._lose(error, endpoint),
+            on_open_error_callback=lambda this, error: self._lose(amqp.opening_error(this, error)),
+            on_close_callback=lambda _, error: self._lose(error),
             custom_ioloop=self._ioloop,
         )
         connection = self._connection
-        # Bounded inside pika: socket, stack and blocked-connection timeouts of `amqp.parameters`.
+        # pika bounds TCP, TLS and AMQP for each of the host's addresses; how many there are, and how long it takes to
+        # look them up, nobody but us.
+        timer = self._ioloop.call_later(max(0.0, deadline - now()), _nothing)
         while not connection.is_open:
             self._pump_unless_gone()
+            if now() >= deadline:
+                wrong = "its host name takes too long to look up, or none of its addresses answers"
+                self._end(Cause.BROKER, f"no connection to {endpoint} in time: {wrong}", Kind.TIMEOUT)
+                raise self._gone  # type: ignore[misc]
+        self._ioloop.remove_timeout(timer)
 
     def _take_queue(self) -> None:
         """Take the queue as it is, or declare it. Raises Gone."""
-        taken: list[Any] = []
+        taken: list[tuple[Any, queues.Declaration]] = []
         refused: list[BaseException] = []
         settings = self._settings
         amqp.declare_or_take(
             self._connection,
             queues.declaration(settings.queue, settings.queue_type),
             declare=settings.declare,
-            on_done=lambda channel, _: taken.append(channel),
+            on_done=lambda channel, _, sent: taken.append((channel, sent)),
             on_failed=refused.append,
         )
         self._wait("queue.declare", lambda: bool(taken or refused))
         if refused:
-            self._lose(refused[0], None)
+            self._lose(refused[0])
             assert self._gone is not None
             raise self._gone
-        self._channel = taken[0]
+        self._channel, sent = taken[0]
+        if settings.queue_type == "default" or not settings.declare:
+            self.has_declared = self.has_declared or not sent["passive"]
 
     def _consume(self) -> None:
         """Take the queue and consume, unless the broker refuses the arguments: then the channel is closed, and nothing
@@ -313,7 +337,7 @@ class Consumer:
             if not self._has_arrived and self._arguments and advice.ARGUMENT in str(reason):
                 refused.append(reason)
             else:
-                self._lose(reason, None)
+                self._lose(reason)
 
         self._take_queue()
         self._channel.add_on_close_callback(closed)
@@ -324,7 +348,7 @@ class Consumer:
             queue=self._settings.queue,
             on_message_callback=self._delivered,
             consumer_tag=self._name,
-            arguments=self._arguments or None,
+            arguments=self._arguments | _EVERYBODY,
             callback=consuming.append,
         )
         self._wait("basic.consume", lambda: bool(consuming or refused))
@@ -338,12 +362,16 @@ class Consumer:
         return answers[0]
 
     def _wait(self, what: str, happened: Callable[[], bool]) -> None:
-        deadline = now() + ANSWER_TIMEOUT
-        timer = self._ioloop.call_later(ANSWER_TIMEOUT, _nothing)
+        patience = ANSWER_TIMEOUT
+        if self._leaving is not None:
+            # The supervisor waits for no longer than the grace, and what is in hand may yet be acknowledged.
+            patience = min(ANSWER_TIMEOUT, self._settings.grace / 2)
+        deadline = now() + patience
+        timer = self._ioloop.call_later(patience, _nothing)
         while not happened():
             self._pump_unless_gone()
             if now() >= deadline:
-                unanswered = f"the broker did not answer {what} within {ANSWER_TIMEOUT:g} s"
+                unanswered = f"the broker did not answer {what} within {patience:g} s"
                 self._gone = Gone(Cause.BROKER, unanswered, Kind.TIMEOUT)
                 raise self._gone
         self._ioloop.remove_timeout(timer)
@@ -366,7 +394,7 @@ class Consumer:
             self._ioloop.poll()
             self._ioloop.process_timeouts()
         except Exception as error:  # noqa: BLE001 - pika lets its decoder's errors out here, and the one life ends
-            self._lose(error, None)
+            self._lose(error)
 
     def _pump_unless_gone(self) -> None:
         self._pump()
@@ -421,11 +449,11 @@ class Consumer:
             question += f", or a message held for longer than {ms / 1000:g} s ({name})"
         self._end(Cause.BROKER, f"the broker cancelled the consumer: {question}?", Kind.CANCELLED)
 
-    def _lose(self, error: BaseException | str, endpoint: Endpoint | None) -> None:
+    def _lose(self, error: BaseException | str) -> None:
         if isinstance(error, str):
             self._end(Cause.BROKER, error, Kind.OTHER)
             return
-        trouble = amqp.explain(error, endpoint)
+        trouble = amqp.explain(error, self._endpoint)
         reason = trouble.reason
         if trouble.kind is Kind.ACK_TIMEOUT:
             reason += f"; {advice.remedy(self.version, self._settings)}"
@@ -434,7 +462,8 @@ class Consumer:
     def _end(self, cause: Cause, detail: str, kind: Kind) -> None:
         if self._gone is None:
             self._gone = Gone(cause, detail, kind)
-            self._lost()
+            if self._away_since is not None:
+                self._lost(self._gone)
 
     def _measure_on(self, channel: Any) -> None:
         def answered(frame: Any) -> None:

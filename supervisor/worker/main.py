@@ -45,6 +45,7 @@ from supervisor.vocabulary import (
     Kind,
     Leaving,
     LoadFailed,
+    Lost,
     Measure,
     Phase,
     Ready,
@@ -52,7 +53,7 @@ from supervisor.vocabulary import (
     Suspect,
     Verdict,
 )
-from supervisor.worker import deathsig, forked
+from supervisor.worker import comm, deathsig, forked
 from supervisor.worker.consumer import Consumer, Delivery, Gone
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.parking import Parking, PublishError
@@ -93,6 +94,7 @@ def live(seat: Seat) -> NoReturn:
     if received is None or not isinstance(received[0], Begin):
         os._exit(EXIT_DONE)  # the supervisor is gone, or did not want this worker after all
     deathsig.follow(seat.parent)
+    comm.name(f"workq-worker-{seat.slot}")
     pen = seat.board.pen(seat.slot)
     pen.open(os.getpid())
     handler = seat.handler
@@ -169,7 +171,7 @@ class Worker:
         try:
             broker = consumer.open()
             self._pen.phase(Phase.IDLE)
-            self._link.send(Ready(broker, version=consumer.version))
+            self._link.send(Ready(broker, consumer.version, consumer.has_declared))
             while (delivery := consumer.next()) is not None:
                 self._serve(delivery)
         except Gone as gone:
@@ -327,9 +329,11 @@ class Worker:
             case Verdict(key):
                 self._verdicts[key] = order
 
-    def _lost(self) -> None:
-        if self._task is not None:
-            self._task.lost = True
+    def _lost(self, gone: Gone) -> None:
+        """Called from the keeper's thread."""
+        if (task := self._task) is not None:
+            task.lost = True
+        self._link.send(Lost(gone.detail, gone.kind or ""), wait=False)
 
     def _blocked(self, is_blocked: bool) -> None:
         self._link.send(Blocked(is_blocked))

@@ -39,7 +39,7 @@ from supervisor.vocabulary import (
     Record,
     Threaded,
 )
-from supervisor.worker import deathsig
+from supervisor.worker import comm, deathsig
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.main import Seat, live
 from supervisor.worker.task import Task
@@ -59,6 +59,7 @@ def main() -> int:
     order = received[0]
     assert isinstance(order, Load)
     deathsig.follow(order.parent)
+    comm.name("workq-nursery")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable(all_threads=True)
     for stream in (sys.stdout, sys.stderr):

@@ -17,6 +17,7 @@ import pika
 from pika import data, spec
 from pika.frame import Header, decode_frame
 
+from supervisor import amqp
 from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
 
 _FRAME_HEAD: Final = struct.Struct(">BHL")  # type, channel, size of the payload (AMQP 0-9-1, 4.2.3)
@@ -36,7 +37,7 @@ class Remains(pika.BasicProperties):
             setattr(self, name, _decode(name, field))
 
 
-class Connection(pika.SelectConnection):
+class Connection(amqp.Connection):
     """A pika connection that takes undecodable messages too, with `Remains` for their properties. All properties that
     come by it have the bytes that they were decoded from, as `raw`."""
 

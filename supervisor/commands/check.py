@@ -1,0 +1,216 @@
+"""`workq check`, the doctor: looks at broker, queue and machine, changes nothing, and says what is wrong with the line
+that mends it.
+
+It reads the settings of `workq-supervise` from the same places. The facts come from `probe` (AMQP), `management` and
+`surroundings`; what they mean is decided in `supervisor.policy.checkup` and `supervisor.policy.host`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+import click
+
+from supervisor import amqp, queues
+from supervisor.commands import management, probe, surroundings
+from supervisor.commands.dead import plain
+from supervisor.endpoint import Endpoint
+from supervisor.policy import checkup, host
+from supervisor.policy.checkup import Broker, Finding, Level, Managed
+from supervisor.settings import OPTIONS, Option, Settings, SettingsError, load
+from supervisor.vocabulary import EXIT_CONFIG
+
+__all__ = ["check"]
+
+EXIT_PROBLEMS: Final = 1
+EXIT_INTERRUPTED: Final = 130
+
+_NOBODY: Final = "workq:check"
+"""Stands for the handler where none is named: it is not imported."""
+_COLOURS: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "red"}
+_SILENT: Final = frozenset({"max_tasks", "max_body", "burst", "log_format", "log_level", "retry_delay", "preload"})
+"""Taken, so that the command line of workq-supervise can be checked as it is; nothing is said about them."""
+
+_HELP: Final = """\
+Look at the broker, the queue and this machine as workq-supervise would find them. Nothing is changed, declared or
+consumed; each finding comes with the line that mends it.
+
+Takes the options, WORKQ_* variables and file of workq-supervise. With MODULE:FUNCTION (here, in WORKQ_HANDLER or in
+the file) the handler is imported as well, in a process of its own.
+
+Most is found out by AMQP. Policies and limits need the management API: --management says where, by default it is
+tried on port 15672 of the broker's host (15671, by HTTPS, if the URL is amqps://), with the login of the URL. The
+node's acknowledgement timeout needs rabbitmqctl: --rabbitmqctl says how to run it.
+
+Exit code: 0 no problems, 1 problems (with --strict, warnings too), 2 usage, 78 bad settings.
+"""
+
+
+def _check(
+    handler: str | None,
+    api: str | None,
+    rabbitmqctl: str | None,
+    unit_names: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    strict: bool,
+    **given: Any,
+) -> None:
+    if click.get_current_context().args:
+        # click's own sentence would quote the argument, and a stray argument may be a URL.
+        raise click.UsageError("one MODULE:FUNCTION is expected, and there are more arguments.")
+    if api not in (None, "off"):
+        try:
+            api = management.checked(str(api))
+        except ValueError as error:
+            raise click.UsageError(f"--management: {error}.") from None
+    command_line = {name: value for name, value in given.items() if value not in (None, ())}
+    settings, has_handler = _settings(handler, command_line)
+    try:
+        broker = examine_broker(settings, api, rabbitmqctl)
+        findings = [*broker, *host.examine(_host(settings, has_handler, unit_names), settings)]
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    (_print_json if as_json else _print)(findings, settings, verbose)
+    bad = {Level.PROBLEM, Level.WARNING} if strict else {Level.PROBLEM}
+    sys.exit(EXIT_PROBLEMS if any(finding.level in bad for finding in findings) else 0)
+
+
+def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settings, bool]:
+    """The settings, and whether they name a handler; it may be left out here."""
+    try:
+        try:
+            return load(handler, command_line, os.environ), True
+        except SettingsError as error:
+            if not error.handler_missing:
+                raise
+            return load(_NOBODY, command_line, os.environ), False
+    except SettingsError as error:
+        click.echo("workq check: the settings cannot be used, nothing was looked at:", err=True)
+        for problem in error.problems:
+            click.echo(f"  {problem}", err=True)
+        sys.exit(EXIT_CONFIG)
+
+
+def _host(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> host.Host:
+    return surroundings.look(settings, handler=has_handler, unit_names=unit_names)
+
+
+# --------------------------------------------------------------------------------------------------- the broker
+
+
+def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str | None = None) -> list[Finding]:
+    """Ask the broker all that there is to ask. `api`: where its management API is; None: where it usually is; `off`."""
+    nodes = probe.look(settings.url, settings.heartbeat)
+    broker = Broker(nodes)
+    findings = []
+    if broker.node is not None:
+        endpoint = broker.node.endpoint
+        managed = _managed(endpoint, settings.queue, api)
+        if isinstance(managed, Managed):
+            broker = replace(broker, managed=managed)
+        else:
+            broker = replace(broker, unmanaged=managed[0], unmanaged_fix=managed[1])
+        if rabbitmqctl:
+            try:
+                broker = replace(broker, consumer_timeout=management.consumer_timeout(rabbitmqctl))
+            except (OSError, ValueError) as error:
+                what = f"--rabbitmqctl does not tell the acknowledgement timeout: {error}"
+                findings.append(Finding(Level.WARNING, "rabbitmqctl", what))
+        try:
+            broker = _by_amqp(broker, endpoint, settings)
+        except Exception as error:  # noqa: BLE001 - whatever pika, ssl and the OS have to say
+            trouble = amqp.explain(error, endpoint)
+            findings.append(Finding(Level.PROBLEM, "broker", f"while it was looked at: {trouble.reason}"))
+    return [*checkup.examine(broker, settings), *findings]
+
+
+def _managed(endpoint: Endpoint, queue: str, api: str | None) -> Managed | management.Unavailable:
+    if api == "off":
+        return "--management is off", ""
+    return management.ask(api or management.usual(endpoint), endpoint, queue)
+
+
+def _by_amqp(broker: Broker, endpoint: Endpoint, settings: Settings) -> Broker:
+    refusals: dict[str, str | None] = {}
+    with probe.Probe(endpoint, settings.heartbeat) as asked:
+        asked.node()
+        queue, dead = asked.queue(settings.queue), asked.queue(queues.dead(settings.queue))
+        delays = [] if settings.declare else [asked.queue(name) for name in checkup.delays_of(settings)]
+        if queue.exists:
+            queue = asked.properties(queue)
+        delay = checkup.delay_of(settings)
+        for name in (queue.name, dead.name, delay):
+            refusals[f"configure {name}"] = asked.may_declare(name)
+        for name in (queue.name, delay):
+            refusals[f"read {name}"] = asked.may_consume(name)
+    alarms = broker.managed.alarms if broker.managed else None
+    if not alarms:
+        # With an alarm this connection would stay blocked for a while, and we know already.
+        refusals["write"], blocked = probe.may_publish(endpoint)
+        broker = replace(broker, blocked=blocked)
+    return replace(broker, queue=queue, dead=dead, delays=delays, refusals=refusals)
+
+
+# ---------------------------------------------------------------------------------------------------- the report
+
+
+def _print_json(findings: Sequence[Finding], _settings: Settings, _verbose: bool) -> None:
+    for finding in findings:
+        click.echo(json.dumps(asdict(finding)))
+
+
+def _print(findings: Sequence[Finding], settings: Settings, verbose: bool) -> None:
+    order = list(Level)
+    shown = [finding for finding in findings if verbose or finding.level is not Level.OK]
+    shown.sort(key=lambda finding: -order.index(finding.level))
+    width = max((len(finding.subject) for finding in shown), default=0)
+    for finding in shown:
+        level = click.style(f"{finding.level:7}", fg=_COLOURS[finding.level], bold=finding.level is Level.PROBLEM)
+        click.echo(f"{level}  {finding.subject:{width}}  {plain(finding.what)}")
+        if finding.fix:
+            # Nothing after it and no frame around it: it is there to be copied.
+            click.echo(f"         {click.style(plain(finding.fix), bold=True)}")
+    counts = Counter(finding.level for finding in findings)
+    said = [f"{counts[level]} {level if level is Level.OK or counts[level] == 1 else level + 's'}" for level in order]
+    hint = "" if verbose or not counts[Level.OK] else " (--verbose tells what is ok)"
+    click.echo(f"{settings.queue} on {', '.join(map(str, settings.url))}: {', '.join(said)}{hint}")
+
+
+# --------------------------------------------------------------------------------------------------- the options
+
+
+def _parameter(option: Option) -> click.Parameter:
+    """As workq-supervise has it; the help is there."""
+    hidden = option.name in _SILENT
+    if option.name == "handler":
+        return click.Argument([option.name], metavar="[MODULE:FUNCTION]", required=False)
+    if not option.metavar:
+        word = option.flag.removeprefix("--")
+        return click.Option([f"--{word}/--no-{word}"], default=None, hidden=hidden, help=option.help)
+    return click.Option(
+        [option.flag], metavar=option.metavar, default=None, multiple=option.repeatable, hidden=hidden, help=option.help
+    )
+
+
+check = click.Command(
+    "check",
+    callback=_check,
+    params=[
+        *(_parameter(option) for option in OPTIONS.values()),
+        click.Option(["--management", "api"], metavar="URL", help="The management API, or off."),
+        click.Option(["--rabbitmqctl"], metavar="COMMAND", help='How to run rabbitmqctl: "sudo rabbitmqctl".'),
+        click.Option(["--unit", "unit_names"], multiple=True, metavar="UNIT", help="A systemd unit to look at."),
+        click.Option(["--json", "as_json"], is_flag=True, help="One JSON object a line for each finding, ok or not."),
+        click.Option(["--verbose", "-v"], is_flag=True, help="Tell what is ok, too."),
+        click.Option(["--strict"], is_flag=True, help="Warnings fail as well."),
+    ],
+    help=_HELP,
+    context_settings={"allow_extra_args": True, "max_content_width": 100},
+)

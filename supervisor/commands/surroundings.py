@@ -1,0 +1,222 @@
+"""What this machine is like, for `workq check`: reads, and one import in a process of its own."""
+
+from __future__ import annotations
+
+import grp
+import http.client
+import json
+import os
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from supervisor.parent import cgroup
+from supervisor.policy.host import PROPERTIES, Health, Host, Imported, unit_of, units
+from supervisor.settings import Address, Settings
+from supervisor.vocabulary import EXIT_DONE
+
+UNITS: Final = ("workq-supervise.service", "workq-supervise@*.service")
+_SYSTEMCTL_TIMEOUT: Final = 10.0
+_HTTP_TIMEOUT: Final = 2.0
+_UNLIMITED: Final = 2**60
+"""What the first version of cgroups says for "no limit" is a little less than 2^63."""
+
+_IMPORT: Final = """
+import json, os, sys, time
+from supervisor.worker.handler import CannotLoad, load
+target, app_dir, fd = sys.argv[1:]
+begun, error = time.monotonic(), ""
+try:
+    load(target, app_dir)
+except CannotLoad as refused:
+    error = refused.error
+threads = len(os.listdir("/proc/self/task"))
+os.write(int(fd), json.dumps([error, time.monotonic() - begun, threads]).encode())
+os._exit(0)
+"""
+"""As the nursery does it: the same loader, the same sys.path. Then gone, whatever threads or atexit there are."""
+
+
+def look(settings: Settings, *, handler: bool, unit_names: Sequence[str] = ()) -> Host:
+    """All of it. `handler`: whether there is one to import."""
+    counter = cgroup.find_counter()
+    memory, by = _memory(counter)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Host(
+        cpus=_cpus(),
+        memory=memory,
+        memory_by=by,
+        files=-1 if files == resource.RLIM_INFINITY else files,
+        health=_health(settings.health) if settings.health else None,
+        app_dir_open_to=_open_to(Path(settings.app_dir)),
+        imported=import_handler(settings) if handler else None,
+        units=_units(unit_names),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- limits
+
+
+def _memory(counter: Path | None) -> tuple[int, str]:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [limit for limit in _limits(counter.parent if counter else None) if limit < min(machine, _UNLIMITED)]
+    return (min(limits), "cgroup") if limits else (machine, "machine")
+
+
+def _limits(directory: Path | None) -> list[int]:
+    """The memory limits of a cgroup and those above it: `memory.max` (v2) or `memory.limit_in_bytes` (v1)."""
+    found = []
+    while directory is not None:
+        texts = [_read(directory / name) for name in ("memory.max", "memory.limit_in_bytes")]
+        found += [int(text) for text in texts if text and text.isdigit()]
+        above = directory.parent
+        directory = above if (above / "cgroup.procs").exists() else None
+    return found
+
+
+def _cpus() -> float:
+    cpus = float(len(os.sched_getaffinity(0)))
+    for path in (Path("/sys/fs/cgroup/cpu.max"), *_own_cpu_max()):
+        quota, _, period = (_read(path) or "").partition(" ")
+        if quota.isdigit() and period.isdigit():
+            cpus = min(cpus, int(quota) / int(period))
+    v1 = Path("/sys/fs/cgroup/cpu")
+    quota, period = _read(v1 / "cpu.cfs_quota_us") or "", _read(v1 / "cpu.cfs_period_us") or ""
+    if quota.isdigit() and period.isdigit() and int(period):
+        cpus = min(cpus, int(quota) / int(period))
+    return cpus
+
+
+def _own_cpu_max() -> list[Path]:
+    """Of this process's cgroup (v2) where the whole tree is mounted."""
+    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
+        hierarchy, _, path = line.split(":", 2)
+        if hierarchy == "0" and path != "/":
+            return [Path("/sys/fs/cgroup" + path) / "cpu.max"]
+    return []
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _open_to(directory: Path) -> str:
+    try:
+        found = directory.stat()
+    except OSError:
+        return ""
+    if found.st_mode & stat.S_IWOTH:
+        return "everybody"
+    if found.st_mode & stat.S_IWGRP and found.st_gid != 0 and not _is_private(found.st_gid, found.st_uid):
+        try:
+            return f"group {grp.getgrgid(found.st_gid).gr_name}"
+        except KeyError:
+            return f"group {found.st_gid}"
+    return ""
+
+
+def _is_private(gid: int, uid: int) -> bool:
+    """The group that Debian makes for each user, with nobody else in it."""
+    try:
+        return gid == uid and not grp.getgrgid(gid).gr_mem
+    except KeyError:
+        return gid == uid
+
+
+# ------------------------------------------------------------------------------------------------------- handler
+
+
+def import_handler(settings: Settings) -> Imported:
+    """Import it as the nursery would, and let go of it."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-P", "-c", _IMPORT, settings.handler, settings.app_dir, str(writer)]
+    # What the nursery does not get either.
+    environ = {name: value for name, value in os.environ.items() if name != "WORKQ_URL"}
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(writer,),
+            env=environ,
+            start_new_session=True,
+        )
+    finally:
+        os.close(writer)
+    with os.fdopen(reader, "rb") as told, child:
+        try:
+            code = child.wait(settings.boot_timeout)
+        except subprocess.TimeoutExpired:
+            return Imported(f"its import is not done within --boot-timeout {settings.boot_timeout:g}s")
+        finally:
+            _end(child.pid)
+        if code != EXIT_DONE:
+            how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+            return Imported(f"its import ended the process ({how})")
+        # Read after the end, and only what is there: a child of the handler's may hold the other end open.
+        os.set_blocking(told.fileno(), False)
+        error, seconds, threads = json.loads(told.read() or b'["its import ended the process (exit 0)", 0, 1]')
+        return Imported(error, seconds, threads)
+
+
+def _end(session: int) -> None:
+    try:
+        os.killpg(session, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+# --------------------------------------------------------------------------------------------------- health port
+
+
+def _health(address: Address) -> Health:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            return Health(error.strerror or str(error), _state(address))
+    return Health()
+
+
+def _state(address: Address) -> str:
+    """What a supervisor that listens there says of itself; empty: there is none."""
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=_HTTP_TIMEOUT)
+    try:
+        connection.request("GET", "/status")
+        status = json.loads(connection.getresponse().read(1024 * 1024))
+        return str(status["state"]) if "workers" in status else ""
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return ""
+    finally:
+        connection.close()
+
+
+# ------------------------------------------------------------------------------------------------------- systemd
+
+
+def _units(names: Sequence[str]) -> list[Mapping[str, str]] | None:
+    # sd_booted(3)
+    if not Path("/run/systemd/system").is_dir():
+        return None
+    own = unit_of(_read(Path("/proc/self/cgroup")) or "")
+    wanted = list(dict.fromkeys([*(names or UNITS), *([own] if own else [])]))
+    command = ["systemctl", "show", "--no-pager", f"--property={','.join(PROPERTIES)}", "--", *wanted]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SYSTEMCTL_TIMEOUT
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return list(units(done.stdout))

@@ -1,0 +1,210 @@
+"""The connection cut after every single byte, and strangers at the broker's door: always a typed end, and a reason."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+
+from supervisor.endpoint import Endpoint
+from supervisor.publisher import Publisher, PublishError
+from supervisor.settings import Settings
+from supervisor.vocabulary import Cause, Kind
+from supervisor.worker.consumer import Consumer, Delivery, Gone
+from tests import amqp
+from tests.proxy import Proxy
+
+BODY = "x" * 100
+BOUND = 20.0
+"""Seconds that pika, or we, give a handshake at most, and some more."""
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """pika logs a traceback for each lost connection, here thousands; workers have it silenced."""
+    logger = logging.getLogger("pika")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+@pytest.fixture
+def proxy(broker_url: str) -> Iterator[Proxy]:
+    with Proxy(Endpoint.parse(broker_url).port) as between:
+        yield between
+
+
+def consumer(url: str, queue: str) -> Consumer:
+    settings = Settings(handler="any:thing", url=(Endpoint.parse(url),), queue=queue)
+    return Consumer(settings, "sweep", lambda: None, lambda *_: None, lambda: None)
+
+
+class End(NamedTuple):
+    """A Gone without its traceback, which would keep the consumer, and its descriptors, alive."""
+
+    cause: Cause
+    kind: Kind | None
+    detail: str
+
+
+def consume(url: str, queue: str, each: Callable[[Consumer, Delivery], None]) -> End:
+    """As a worker does it, for as long as the connection lasts; how it ended."""
+    consuming = consumer(url, queue)
+    try:
+        consuming.open()
+        while (delivery := consuming.next()) is not None:
+            assert (delivery.key, delivery.body) == ("whole", BODY.encode())
+            each(consuming, delivery)
+    except Gone as gone:
+        return End(gone.cause, gone.kind, gone.detail)
+    finally:
+        if len(os.listdir("/proc/self/fd")) > 300:
+            gc.collect()  # a worker's process ends with its consumer, which never closes its loop for that reason
+    raise AssertionError("nobody asked it to leave")
+
+
+def length_of_a_delivery(proxy: Proxy, queue: str) -> tuple[int, int]:
+    """How many bytes a connection carries to the broker and to the client, up to a first delivery; not its answer."""
+    consuming = consumer(proxy.url, queue)
+    consuming.open()
+    assert consuming.next() is not None
+    through = proxy.live[-1]
+    carried = through.to_broker, through.to_client
+    consuming.close()
+    return carried
+
+
+def check(ends: dict[int, End]) -> None:
+    for size, end in ends.items():
+        assert (end.cause, end.kind) == (Cause.BROKER, Kind.LOST), (size, end)
+        assert end.detail and "\n" not in end.detail and "guest:guest" not in end.detail, (size, end)
+    print(len(ends), "cuts:", *Counter(ends.values()).items(), sep="\n")
+
+
+def test_cut_after_every_byte_from_the_broker_a_consumer_ends_lost_and_never_with_half_a_message(
+    proxy: Proxy, broker_url: str, queue: str
+) -> None:
+    amqp.publish(broker_url, queue, [BODY], ids=["whole"])
+    _, complete = length_of_a_delivery(proxy, queue)
+    taken: list[int] = []
+    ends: dict[int, End] = {}
+    for size in range(complete + 1):
+        # Never acknowledged, so the message is there every time.
+        proxy.cut_after(to_client=size, reset=bool(size % 2))
+        ends[size] = consume(proxy.url, queue, lambda *_, size=size: taken.append(size))
+    check(ends)
+    assert complete - BODY.count("x") > 600
+    assert set(taken) <= {complete}
+
+
+def test_cut_after_every_byte_to_the_broker_a_consumer_ends_lost_and_only_a_whole_acknowledgement_counts(
+    proxy: Proxy, broker_url: str, queue: str
+) -> None:
+    amqp.publish(broker_url, queue, [BODY], ids=["whole"])
+    before, _ = length_of_a_delivery(proxy, queue)
+    acknowledgement = 21
+    ends: dict[int, End] = {}
+    for size in range(before + acknowledgement):
+        proxy.cut_after(to_broker=size, reset=bool(size % 2))
+        ends[size] = consume(proxy.url, queue, Consumer.ack)
+    check(ends)
+    proxy.heal()
+    # Not one of them was settled; now it is, by a whole one.
+    taken = amqp.drain(broker_url, queue)
+    assert [body for _, _, body in taken] == [BODY.encode()]
+
+
+def test_cut_anywhere_a_publisher_says_lost_and_never_that_a_message_is_confirmed(
+    proxy: Proxy, broker_url: str, queue: str
+) -> None:
+    with Publisher(proxy.url, queue) as publisher:
+        publisher.publish(BODY)
+        through = proxy.live[-1]
+        whole = {"to_broker": through.to_broker, "to_client": through.to_client}
+    kinds: Counter[Kind] = Counter()
+    for way, complete in whole.items():
+        for size in range(0, complete, 7):
+            proxy.cut_after(**{way: size}, reset=bool(size % 2))
+            with Publisher(proxy.url, queue) as publisher, pytest.raises(PublishError) as raised:
+                publisher.publish(BODY)
+            assert raised.value.confirmed == 0
+            assert raised.value.trouble is not None
+            kinds[raised.value.trouble.kind] += 1
+    assert set(kinds) == {Kind.LOST}
+
+
+# ---------------------------------------------------------------------------------------------- strangers at the door
+
+
+@contextmanager
+def listening(answer: bytes | None, *, hang_up: bool = False) -> Iterator[int]:
+    """A server that is no broker: it says this to whoever says something (None: nothing, ever), and may hang up then.
+    Its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        clients: list[socket.socket] = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                clients.append(client)
+                if answer is not None and client.recv(8):
+                    client.sendall(answer)
+                if hang_up:
+                    client.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for client in clients:
+                client.close()
+
+
+HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+SSH = b"SSH-2.0-OpenSSH_9.2p1\r\n"
+AMQP_1_0 = b"AMQP\0\x01\0\0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "hang_up", "kind", "says"),
+    [
+        (HTTP, True, Kind.PROTOCOL, "does not answer in AMQP 0-9-1"),
+        (SSH, True, Kind.PROTOCOL, "does not answer in AMQP 0-9-1"),
+        (b"\x15\x03\x03\0\x02\x02\x46", True, Kind.PROTOCOL, "amqps://"),  # a TLS alert
+        (AMQP_1_0, True, Kind.PROTOCOL, "does not answer in AMQP 0-9-1"),
+        (b"\x01\0\0\0\0", True, Kind.LOST, "closed the connection before it said anything"),  # the start of a Start
+        (b"", True, Kind.LOST, "a load balancer without a broker"),
+        # Half a minute for both: a bound of pika's.
+        (SSH, False, Kind.PROTOCOL, "does not answer in AMQP 0-9-1"),
+        (None, False, Kind.TIMEOUT, "does not answer in time"),
+    ],
+)
+def test_what_is_no_broker_is_told_by_what_it_says_within_a_bound(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None, hang_up: bool, kind: Kind, says: str
+) -> None:
+    # Not the 15 s of a worker: who waits here is a test.
+    with (
+        listening(answer, hang_up=hang_up) as port,
+        Publisher(f"amqp://dora:hunter2@127.0.0.1:{port}", "any", connect_timeout=2.0) as publisher,
+        pytest.raises(PublishError) as raised,
+    ):
+        publisher.connect()
+    assert raised.value.trouble is not None
+    assert raised.value.trouble.kind is kind
+    assert says in raised.value.reason
+    assert "hunter2" not in raised.value.reason

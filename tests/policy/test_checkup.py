@@ -1,0 +1,396 @@
+"""What `workq check` makes of facts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from supervisor.commands.management import checked, obeyed, usual
+from supervisor.endpoint import Endpoint
+from supervisor.policy import host
+from supervisor.policy.checkup import (
+    Broker,
+    Finding,
+    Level,
+    Managed,
+    Node,
+    Policy,
+    Queue,
+    delays_of,
+    difference,
+    examine,
+)
+from supervisor.policy.host import Health, Host, Imported
+from supervisor.settings import OPTIONS, Address, Settings
+from supervisor.vocabulary import Kind
+
+PASSWORD = "Zq7xK"
+HERE = Endpoint.parse(f"amqp://app:{PASSWORD}@127.0.0.1/")
+FAR = Endpoint.parse(f"amqp://app:{PASSWORD}@rabbit.example.com/shop")
+
+
+def settings(**given: Any) -> Settings:
+    if "workers" in given:
+        given["workers"] = OPTIONS["workers"].parse(given["workers"])
+    return Settings(**{"handler": "tasks:work", "queue": "jobs", "workers": OPTIONS["workers"].parse("2"), **given})
+
+
+MAY = {f"{verb} jobs{suffix}": "" for verb in ("configure", "read") for suffix in ("", ".dead", ".delay.1000")}
+
+
+def broker(version: str = "3.10.8", endpoint: Endpoint = HERE, **facts: Any) -> Broker:
+    """All is well."""
+    node = Node(endpoint, product="RabbitMQ", version=version, heartbeat=15, channel_max=2047)
+    queue = Queue("jobs", True, type="classic", durable=True, auto_delete=False)
+    given = {
+        "nodes": [node],
+        "queue": queue,
+        "dead": Queue("jobs.dead", True),
+        "refusals": {**MAY, "write": ""},
+        "blocked": "",
+        "managed": Managed("http://h:15672", None, alarms=()),
+    }
+    return Broker(**{**given, **facts})
+
+
+SHORT = Managed("u", Policy("p", 0, {"consumer-timeout": 60_000}))
+
+
+def quorum(**arguments: Any) -> Queue:
+    return Queue("jobs", True, type="quorum", durable=True, auto_delete=False, arguments=arguments)
+
+
+def of(findings: list[Finding], subject: str) -> Finding:
+    found = [finding for finding in findings if finding.subject == subject]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def bad(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level in (Level.WARNING, Level.PROBLEM)]
+
+
+# ------------------------------------------------------------------------------------------------ what a 406 tells
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'workq-check' of type "
+         "'longstr' but current is none", ("x-queue-type", None)),
+        ("inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'workq-check' but current is 'quorum'",
+         ("x-queue-type", "quorum")),
+        ("inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'",
+         ("durable", False)),
+        ("inequivalent arg 'x-max-length' for queue 'q' in vhost '/': received none but current is the value '5' of "
+         "type 'signedint'", ("x-max-length", 5)),
+        ("inequivalent arg 'x-single-active-consumer' for queue 'q' in vhost '/': received none but current is the "
+         "value 'true' of type 'bool'", ("x-single-active-consumer", True)),
+        ("inequivalent arg 'x-dead-letter-exchange' for queue 'it's' in vhost '/': received none but current is the "
+         "value '5' of type 'longstr'", ("x-dead-letter-exchange", "5")),
+        ("inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received none but current is the "
+         "value 'a'b\" of type 'x' but' of type 'longstr'", ("x-dead-letter-exchange", "a'b\" of type 'x' but")),
+        ("invalid arg 'x-queue-type' for queue 'q' in vhost '/': \"unsupported queue type 'workq-check'\"", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_a_refusal_tells_one_difference(text: str, told: tuple[str, Any] | None) -> None:
+    assert difference("PRECONDITION_FAILED - " + text) == told
+
+
+# ---------------------------------------------------------------------------------------------------- the broker
+
+
+@pytest.mark.parametrize("version", ["3.10.8", "3.13.7", "4.0.5", "4.2.1", "4.3.6"])
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_default_setup_has_no_warnings(version: str, kind: str) -> None:
+    findings = examine(broker(version, queue=Queue("jobs", True, type=kind)), settings())
+    assert not bad(findings)
+    assert len([finding for finding in findings if finding.level is Level.NOTE]) <= 3
+
+
+def test_findings_are_lines_without_secrets() -> None:
+    closed = replace(broker().nodes[0], endpoint=FAR, kind=Kind.AUTHENTICATION, reason="no")
+    everything = broker(
+        "4.0.5",
+        FAR,
+        nodes=[closed, Node(FAR, product="RabbitMQ", version="4.0.5", heartbeat=0, channel_max=1)],
+        queue=quorum(**{"x-max-length": 3, "x-expires": 5000, "x-message-ttl": 1, "x-delivery-limit": 2}),
+        dead=Queue("jobs.dead", True, ready=5),
+        refusals={"write": "ACCESS_REFUSED - no", "read jobs": None},
+        blocked="low on memory",
+        managed=None,
+        unmanaged="it does not answer",
+    )
+    findings = examine(everything, settings(task_timeout=7200.0, heartbeat=2.0))
+    assert len(bad(findings)) >= 8
+    for finding in findings:
+        assert finding.what and "\n" not in finding.what + finding.fix
+        assert PASSWORD not in finding.what + finding.fix
+        assert finding.fix or finding.level in (Level.OK, Level.NOTE), finding
+        if finding.fix and not finding.fix.startswith("export"):
+            shlex.split(finding.fix)
+
+
+def test_a_plain_connection_to_another_host_is_a_warning() -> None:
+    assert of(examine(broker(endpoint=FAR), settings()), "encryption").level is Level.WARNING
+    assert (
+        "amqps://USER:PASSWORD@rabbit.example.com:5671/shop"
+        in of(examine(broker(endpoint=FAR), settings()), "encryption").fix
+    )
+    for url in (
+        "amqps://u:p@rabbit.example.com/",
+        "amqp://u:p@localhost/",
+        "amqp://u:p@127.0.1.1/",
+        "amqp://u:p@[::1]/",
+    ):
+        assert not bad(examine(broker(endpoint=Endpoint.parse(url)), settings()))
+
+
+@pytest.mark.parametrize(
+    ("version", "queue", "effective", "level"),
+    [
+        ("3.10.8", quorum(), {}, Level.OK),
+        ("4.0.5", quorum(), {}, Level.NOTE),
+        ("4.0.5", quorum(**{"x-delivery-limit": 18}), {}, Level.PROBLEM),
+        ("4.0.5", quorum(**{"x-delivery-limit": -1}), {}, Level.OK),
+        ("3.10.8", quorum(), {"delivery-limit": 18}, Level.PROBLEM),
+        ("3.10.8", quorum(), {"delivery-limit": 19}, Level.NOTE),
+        ("3.10.8", quorum(), {"delivery-limit": 3, "dead-letter-exchange": "dlx"}, Level.OK),
+        ("4.0.5", quorum(**{"x-dead-letter-exchange": "dlx"}), {}, Level.OK),
+        ("4.0.5", Queue("jobs", True, type="classic"), {}, Level.OK),
+    ],
+)
+def test_a_delivery_limit_without_dead_lettering_loses_messages(
+    version: str, queue: Queue, effective: dict[str, Any], level: Level
+) -> None:
+    managed = Managed("u", Policy("theirs", 2, effective), alarms=())
+    finding = of(examine(broker(version, queue=queue, managed=managed), settings(task_timeout=60.0)), "delivery limit")
+    assert finding.level is level, finding
+    if level is Level.PROBLEM:
+        *_, pattern, definition = shlex.split(finding.fix)
+        assert pattern == "^jobs$"
+        assert json.loads(definition) == {
+            **effective, "dead-letter-exchange": "", "dead-letter-routing-key": "jobs.dead",
+        }  # fmt: skip
+        assert "--priority 3 " in finding.fix
+
+
+def test_all_lines_that_set_a_policy_set_the_same_one() -> None:
+    queue = quorum(**{"x-max-length": 9})
+    findings = examine(broker("4.0.5", queue=queue, managed=None), settings(task_timeout=7200.0))
+    lines = {finding.fix for finding in findings if "set_policy" in finding.fix}
+    assert len(lines) == 1
+    assert json.loads(shlex.split(lines.pop(), comments=True)[-1]) == {
+        "dead-letter-exchange": "",
+        "dead-letter-routing-key": "jobs.dead",
+        "consumer-timeout": 1000 * (7200 + 30 + 3600),
+        "overflow": "reject-publish",
+    }
+
+
+@pytest.mark.parametrize(
+    ("version", "facts", "given", "level", "fix"),
+    [
+        ("4.3.0", {}, {"task_timeout": 7200.0}, Level.OK, ""),
+        ("3.10.8", {}, {}, Level.NOTE, "set_env(rabbit, consumer_timeout, 2147483647)"),
+        ("3.10.8", {}, {"task_timeout": 600.0}, Level.OK, ""),
+        ("3.10.8", {}, {"task_timeout": 600.0, "prefetch": 3}, Level.WARNING, "set_env"),
+        ("3.10.8", {"consumer_timeout": 1_800_000}, {"task_timeout": 1790.0}, Level.PROBLEM, "set_env"),
+        ("3.10.8", {"consumer_timeout": 1_820_000}, {"task_timeout": 1790.0}, Level.OK, ""),
+        ("3.10.8", {"consumer_timeout": 0}, {}, Level.OK, ""),
+        ("3.10.8", {"consumer_timeout": 5_000}, {}, Level.NOTE, "set_env"),
+        ("4.0.5", {}, {"task_timeout": 7200.0}, Level.WARNING, '"consumer-timeout": 10830000'),
+        ("4.0.5", {"consumer_timeout": 9_000_000}, {"task_timeout": 7200.0}, Level.OK, ""),
+        ("4.0.5", {"managed": SHORT, "consumer_timeout": 9_000_000}, {"task_timeout": 7200.0}, Level.PROBLEM, "set_po"),
+        ("4.0.5", {"managed": None, "consumer_timeout": 9_000_000}, {"task_timeout": 7200.0}, Level.WARNING, "set_pol"),
+        ("", {}, {"task_timeout": 7200.0}, Level.WARNING, ""),
+    ],
+)  # fmt: skip
+def test_the_acknowledgement_timeout_must_outlast_the_tasks(
+    version: str, facts: dict[str, Any], given: dict[str, Any], level: Level, fix: str
+) -> None:
+    finding = of(examine(broker(version, **facts), settings(**given)), "acknowledgement timeout")
+    assert finding.level is level, finding
+    assert fix in finding.fix and bool(fix) == bool(finding.fix)
+
+
+def test_permissions_are_asked_for_what_workers_do() -> None:
+    no = "ACCESS_REFUSED - access to queue"
+    refused = {**MAY, "write": "", "configure jobs": no}
+    assert not bad(examine(broker(refusals=refused), settings()))  # it exists, so nobody declares it
+    missing = broker(refusals=refused, queue=Queue("jobs", False))
+    line = of(bad(examine(missing, settings())), "permissions")
+    assert "may not declare jobs;" in line.what
+    assert not bad(examine(broker(refusals=refused), settings(queue_type="default", declare=False)))
+    typed = broker(refusals=refused, queue=quorum(**{"x-dead-letter-exchange": "dlx"}))
+    assert of(bad(examine(typed, settings(queue_type="quorum"))), "permissions")
+    delays = broker(refusals={**MAY, "write": "", "configure jobs.delay.1000": no})
+    assert "jobs.delay.1000" in of(bad(examine(delays, settings())), "permissions").what
+    assert not bad(examine(delays, settings(retries=0)))
+    unknown = of(examine(broker(refusals={**MAY, "write": None}), settings()), "permissions")
+    assert (unknown.level, "not known" in unknown.what) == (Level.NOTE, True)
+
+
+def test_delays_are_those_that_failed_tasks_take() -> None:
+    assert delays_of(settings()) == ["jobs.delay.1000", "jobs.delay.5000", "jobs.delay.20000"]
+    assert delays_of(settings(retries=0)) == []
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_way_not_to_get_in_is_a_problem_with_a_line(kind: Kind) -> None:
+    node = Node(HERE, kind, "it says no")
+    finding = of(examine(Broker([node]), settings()), "broker")
+    assert finding.level is Level.PROBLEM
+    assert bool(finding.fix) == (kind is not Kind.SETTINGS)
+
+
+# -------------------------------------------------------------------------------------------- the management API
+
+
+def test_the_policy_of_highest_priority_that_matches_is_obeyed() -> None:
+    def policy(name: str, pattern: str, priority: int, apply_to: str = "all") -> dict[str, Any]:
+        return {"name": name, "pattern": pattern, "priority": priority, "apply-to": apply_to, "definition": {}}
+
+    policies = [
+        policy("low", "jobs", 0), policy("mine", "^jobs$", 5, "queues"), policy("other", "^mails", 9),
+        policy("exchanges", "", 9, "exchanges"), policy("quorum", "", 7, "quorum_queues"), policy("broken", "[", 99),
+    ]  # fmt: skip
+    assert (obeyed(policies, "jobs", "classic") or Policy("", 0, {})).name == "mine"
+    assert (obeyed(policies, "jobs", "quorum") or Policy("", 0, {})).name == "quorum"
+    assert obeyed(policies, "x", "classic") is None
+
+
+def test_a_login_that_was_encrypted_is_not_sent_in_the_clear_by_itself() -> None:
+    assert usual(Endpoint.parse("amqp://u:p@h/")) == "http://h:15672"
+    assert usual(Endpoint.parse("amqps://u:p@h/")) == "https://h:15671"
+    assert usual(Endpoint.parse("amqp://u:p@[::1]/")) == "http://[::1]:15672"
+
+
+@pytest.mark.parametrize(
+    "url", ["h:15672", "ftp://h", "http://", f"http://u:{PASSWORD}@h", "http://h:x", "http://h?a=b"]
+)
+def test_a_management_url_is_checked_and_not_quoted(url: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        checked(url)
+    assert PASSWORD not in str(refused.value)
+
+
+# --------------------------------------------------------------------------------------------------- the machine
+
+WELL = Host(cpus=4, memory=8 * 1024**3, memory_by="machine", files=1024)
+
+SHOW = """\
+Type=notify
+Restart=always
+TimeoutStopUSec=1min 30s
+WatchdogUSec=30s
+RestartPreventExitStatus=78
+Id=workq-supervise@jobs.service
+LoadState=loaded
+ActiveState=active
+LimitNOFILESoft=524288
+TasksMax=4915
+MemoryMax=infinity
+OOMPolicy=continue
+KillMode=mixed
+
+Id=workq-supervise.service
+LoadState=not-found
+ActiveState=inactive
+"""
+
+
+def unit(**changes: str) -> Host:
+    (found,) = host.units(SHOW)
+    return replace(WELL, units=[{**found, **changes}])
+
+
+def test_a_machine_that_is_well_set_up_has_no_findings() -> None:
+    for each in (WELL, unit(), replace(WELL, units=[])):
+        assert not [finding for finding in host.examine(each, settings()) if finding.level is not Level.OK]
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "setting"),
+    [
+        ({"Restart": "no"}, Level.PROBLEM, "Restart=always"),
+        ({"Restart": "on-failure"}, Level.WARNING, "Restart=always"),
+        ({"RestartPreventExitStatus": ""}, Level.WARNING, "RestartPreventExitStatus=78"),
+        ({"KillMode": "control-group"}, Level.WARNING, "KillMode=mixed"),
+        ({"KillMode": "process"}, Level.WARNING, "KillMode=mixed"),
+        ({"OOMPolicy": "stop"}, Level.WARNING, "OOMPolicy=continue"),
+        ({"TimeoutStopUSec": "30s"}, Level.WARNING, "TimeoutStopSec=35"),
+        ({"WatchdogUSec": "0"}, Level.NOTE, "WatchdogSec=30"),
+        ({"LimitNOFILESoft": "64"}, Level.WARNING, "LimitNOFILE=160"),
+        ({"TasksMax": "20"}, Level.WARNING, "TasksMax=48"),
+        ({"MemoryMax": "536870912"}, Level.WARNING, "MemoryMax=2148M"),
+    ],
+)
+def test_a_unit_set_up_badly_is_found_with_the_drop_in_that_mends_it(
+    changes: dict[str, str], level: Level, setting: str
+) -> None:
+    findings = host.examine(unit(**changes), settings(max_memory=1024**3))
+    (found,) = [finding for finding in findings if finding.level is not Level.OK]
+    assert (found.level, found.subject) == (level, "systemd")
+    key = setting.partition("=")[0]
+    directory = "/etc/systemd/system/workq-supervise@.service.d"
+    written = f"printf '[Service]\\n{setting}\\n' > {directory}/workq-{key}.conf"
+    assert found.fix == f"mkdir -p {directory} && {written} && systemctl daemon-reload"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1min 30s", 90.0),
+        ("30s", 30.0),
+        ("500ms", 0.5),
+        ("0", 0.0),
+        ("1h 2min", 3720.0),
+        ("infinity", None),
+        ("", None),
+    ],
+)
+def test_systemds_durations_are_read(text: str, value: float | None) -> None:
+    assert host.seconds(text) == value
+
+
+def test_the_unit_of_a_process_is_read_from_its_cgroup() -> None:
+    assert (
+        host.unit_of("0::/system.slice/system-workq.slice/workq-supervise@jobs.service\n")
+        == "workq-supervise@jobs.service"
+    )
+    assert host.unit_of("12:pids:/x\n1:name=systemd:/system.slice/jobs.service\n") == "jobs.service"
+    assert host.unit_of("0::/user.slice/user-1000.slice/user@1000.service/app.slice/jobs.service\n") is None
+    assert host.unit_of("0::/user.slice/session-3.scope\n") is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "given", "subject", "level", "fix"),
+    [
+        ({"cpus": 0.5}, {"workers": "8"}, "CPUs", Level.NOTE, "export WORKQ_WORKERS=1"),
+        ({"memory": 500 * 1024**2}, {"workers": "4", "max_memory": 128 * 1024**2}, "memory", Level.WARNING,
+         "export WORKQ_MAX_MEMORY=100M"),
+        ({"memory": 500 * 1024**2, "memory_by": "cgroup"}, {"workers": "4"}, "memory", Level.NOTE,
+         "export WORKQ_MAX_MEMORY=100M"),
+        ({"memory": 100 * 1024**2}, {"workers": "4", "max_memory": 64 * 1024**2}, "memory", Level.WARNING,
+         "export WORKQ_WORKERS=2"),
+        ({"files": 256}, {"workers": "100"}, "open files", Level.WARNING, "ulimit -Sn 864"),
+        ({"app_dir_open_to": "everybody"}, {"app_dir": "/srv/my app"}, "app dir", Level.WARNING,
+         "chmod go-w '/srv/my app'"),
+        ({"health": Health("Address already in use")}, {"health": Address("::1", 80), "health_explicit": True},
+         "health port", Level.PROBLEM, "ss -ltnp 'sport = :80'"),
+        ({"health": Health("Address already in use")}, {}, "health port", Level.OK, ""),
+        ({"health": Health("in use", "running")}, {"health_explicit": True}, "health port", Level.OK, ""),
+        ({"imported": Imported(threads=3)}, {"preload": False}, "handler", Level.OK, ""),
+    ],
+)  # fmt: skip
+def test_what_the_machine_lacks_is_found(
+    facts: dict[str, Any], given: dict[str, Any], subject: str, level: Level, fix: str
+) -> None:
+    finding = of(host.examine(replace(WELL, **facts), settings(**given)), subject)
+    assert (finding.level, finding.fix) == (level, fix)

@@ -1,0 +1,301 @@
+"""A TCP proxy on loopback that misbehaves as a network does: slow, sliced, silent, reset, cut, refusing.
+
+Between a client and a broker, changeable while connections run through it. It runs on a thread of its own; its methods
+may be called from any thread, and what they ask for has been done when they return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Self
+
+from supervisor.commands.node import Port
+
+CHUNK = 65536
+READ_AHEAD = 256
+"""Chunks that are read ahead of a slow or silent direction; after that TCP's own back-pressure holds the sender."""
+LINGER_ZERO = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time: close(2) sends a RST and throws away what is unsent (socket(7))."""
+WITHIN = 30.0
+"""Seconds that the proxy's thread has to do what it is asked for."""
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """One client's connection through the proxy."""
+
+    client: socket.socket
+    broker: socket.socket
+    to_broker: int = 0
+    """Bytes that have been forwarded."""
+    to_client: int = 0
+    is_over: bool = False
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def carried(self, way: Way, size: int) -> None:
+        if way.leads_to_broker:
+            self.to_broker += size
+        else:
+            self.to_client += size
+
+    def left(self, way: Way) -> int:
+        """How many bytes it may carry this way before it is cut."""
+        return CHUNK if way.cut is None else way.cut - (self.to_broker if way.leads_to_broker else self.to_client)
+
+
+@dataclass(eq=False, slots=True)
+class Way:
+    """What is done to the bytes that go one way, of every connection."""
+
+    leads_to_broker: bool
+    latency: float = 0.0
+    slice: int = CHUNK
+    pause: float = 0.0
+    cut: int | None = None
+    cut_resets: bool = False
+    is_open: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+Queue = asyncio.Queue[tuple[float, bytes | OSError]]
+"""What was read, and when; an empty chunk is the end of the stream."""
+
+
+class Proxy:
+    """A context manager. Until told otherwise it forwards faithfully, a half-close included.
+
+        with Proxy(node.port) as proxy:
+            ...  # connect to proxy.url
+            proxy.silence()
+
+    Silence is that of a network that drops packets: nothing is forwarded, no end of a connection either, and new
+    connections are accepted and hear nothing. What was sent meanwhile arrives after `heal`, as TCP would send it again.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        *,
+        host: str = "127.0.0.1",
+        entered: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """`target` is a port on 127.0.0.1. The proxy listens on `host`, in the network namespace that `entered`
+        enters."""
+        self.host = host
+        self.connections: list[Connection] = []
+        """Every one that ever was, oldest first."""
+        self._target = ("127.0.0.1", target)
+        self._entered = entered
+        self._port = Port()  # claimed: nobody else takes it while the proxy refuses connections
+        self._ways = (Way(leads_to_broker=True), Way(leads_to_broker=False))
+        self._accepting: tuple[socket.socket, asyncio.Task[None]] | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.heal()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refuse()
+        self.reset()
+        asyncio.run_coroutine_threadsafe(self._settled(), self._loop).result(WITHIN)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(WITHIN)
+        self._loop.close()
+
+    @property
+    def port(self) -> int:
+        return self._port.number
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@{self.host}:{self.port}/%2F"
+
+    @property
+    def live(self) -> list[Connection]:
+        """The connections that run now, oldest first."""
+        return [connection for connection in list(self.connections) if not connection.is_over]
+
+    # ---------------------------------------------------------------------------------------------- the faults
+
+    def reset(self, *chosen: Connection) -> int:
+        """RST to both ends of these connections; of all, when none is given. Returns how many were running."""
+        return self._end(chosen, reset=True)
+
+    def close(self, *chosen: Connection) -> int:
+        """The same with a FIN, as a load balancer ends them in order."""
+        return self._end(chosen, reset=False)
+
+    def silence(self, *, to_broker: bool = True, to_client: bool = True) -> None:
+        """Forward nothing that goes this way, ends of connections included, until `heal`."""
+        self._each(to_broker, to_client, lambda way: way.is_open.clear())
+
+    def latency(self, seconds: float, *, to_broker: bool = True, to_client: bool = True) -> None:
+        """Every byte arrives so much later. Order and bandwidth stay as they are."""
+
+        def change(way: Way) -> None:
+            way.latency = seconds
+
+        self._each(to_broker, to_client, change)
+
+    def slice(self, size: int, *, pause: float = 0.0, to_broker: bool = True, to_client: bool = True) -> None:
+        """Forward in segments of `size` bytes, `pause` seconds apart."""
+
+        def change(way: Way) -> None:
+            way.slice, way.pause = size, pause
+
+        self._each(to_broker, to_client, change)
+
+    def cut_after(self, *, to_broker: int | None = None, to_client: int | None = None, reset: bool = False) -> None:
+        """End each connection, new ones too, once it has carried so many bytes this way in its life: exactly so many
+        arrive, then a FIN, or a RST. With 0, the first byte is the one too many."""
+
+        def change(way: Way) -> None:
+            way.cut, way.cut_resets = to_broker if way.leads_to_broker else to_client, reset
+
+        self._each(True, True, change)
+
+    def refuse(self) -> None:
+        """Refuse new connections (ECONNREFUSED) until `heal`; those that run go on."""
+        self._do(self._stop_listening)
+
+    def heal(self) -> None:
+        """A perfect network, from here on."""
+
+        def change(way: Way) -> None:
+            way.latency, way.slice, way.pause, way.cut = 0.0, CHUNK, 0.0, None
+            way.is_open.set()
+
+        self._each(True, True, change)
+        self._do(self._listen)
+
+    # -------------------------------------------------------------------------------- on the thread of the loop
+
+    def _do(self, what: Callable[[], None]) -> None:
+        async def carry_out() -> None:
+            what()
+
+        asyncio.run_coroutine_threadsafe(carry_out(), self._loop).result(WITHIN)
+
+    async def _settled(self) -> None:
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+    def _each(self, to_broker: bool, to_client: bool, change: Callable[[Way], None]) -> None:
+        def every() -> None:
+            for way in self._ways:
+                if to_broker if way.leads_to_broker else to_client:
+                    change(way)
+
+        self._do(every)
+
+    def _end(self, chosen: tuple[Connection, ...], reset: bool) -> int:
+        ended: list[Connection] = []
+
+        def every() -> None:
+            ended.extend(connection for connection in chosen or self.live if not connection.is_over)
+            for connection in ended:
+                self._cut(connection, reset)
+
+        self._do(every)
+        return len(ended)
+
+    def _listen(self) -> None:
+        if self._accepting is None:
+            with self._entered():
+                listener = socket.create_server((self.host, self.port), backlog=128)
+            listener.setblocking(False)
+            self._accepting = listener, self._loop.create_task(self._accept(listener))
+
+    def _stop_listening(self) -> None:
+        if self._accepting is not None:
+            listener, task = self._accepting
+            self._accepting = None
+            task.cancel()
+            self._loop.remove_reader(listener)
+            listener.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            client, _ = await self._loop.sock_accept(listener)
+            broker = socket.socket()
+            for end in (client, broker):
+                end.setblocking(False)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = Connection(client, broker)
+            self.connections.append(connection)
+            try:
+                await self._loop.sock_connect(broker, self._target)
+            except OSError:
+                self._cut(connection, reset=True)
+                continue
+            for way in self._ways:
+                source, target = (client, broker) if way.leads_to_broker else (broker, client)
+                queue: Queue = asyncio.Queue(READ_AHEAD)
+                # Two tasks with a queue between them: latency then delays the bytes without thinning them out.
+                connection.tasks.append(self._loop.create_task(self._read(source, queue)))
+                connection.tasks.append(self._loop.create_task(self._write(connection, way, target, queue)))
+
+    async def _read(self, source: socket.socket, queue: Queue) -> None:
+        chunk: bytes | OSError = b"-"
+        while chunk and isinstance(chunk, bytes):
+            try:
+                chunk = await self._loop.sock_recv(source, CHUNK)
+            except OSError as error:
+                chunk = error
+            await queue.put((self._loop.time(), chunk))
+
+    async def _write(self, connection: Connection, way: Way, target: socket.socket, queue: Queue) -> None:
+        try:
+            while True:
+                came, chunk = await queue.get()
+                await asyncio.sleep(max(0.0, came + way.latency - self._loop.time()))
+                await way.is_open.wait()
+                if isinstance(chunk, OSError):
+                    raise chunk
+                if not chunk:
+                    break
+                await self._send(connection, way, target, chunk)
+        except OSError:
+            self._cut(connection, reset=True)
+            return
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+        if all(task.done() for task in connection.tasks if task is not asyncio.current_task()):
+            self._cut(connection, reset=False)
+
+    async def _send(self, connection: Connection, way: Way, target: socket.socket, chunk: bytes) -> None:
+        at = 0
+        while at < len(chunk):
+            piece = chunk[at : at + max(0, min(way.slice, connection.left(way)))]
+            await self._loop.sock_sendall(target, piece)
+            connection.carried(way, len(piece))
+            at += len(piece)
+            if connection.left(way) <= 0:
+                self._cut(connection, way.cut_resets)
+                await asyncio.sleep(0)  # we are cancelled, and end here
+            if at < len(chunk) and way.slice < CHUNK:
+                await asyncio.sleep(way.pause)
+                await way.is_open.wait()
+
+    def _cut(self, connection: Connection, reset: bool) -> None:
+        """End it at both ends, at once."""
+        if connection.is_over:
+            return
+        connection.is_over = True
+        for task in connection.tasks:
+            task.cancel()
+        for end in (connection.client, connection.broker):
+            if reset:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
+            # Before the number of the descriptor is somebody else's: cancelled tasks clean up after themselves later.
+            self._loop.remove_reader(end)
+            self._loop.remove_writer(end)
+            end.close()
