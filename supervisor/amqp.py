@@ -15,6 +15,7 @@ from typing import Any, Final
 import pika
 from pika import exceptions
 from pika.adapters.utils import connection_workflow as workflow
+from pika.heartbeat import HeartbeatChecker
 
 from supervisor import queues
 from supervisor.endpoint import Endpoint
@@ -77,16 +78,47 @@ def _no_passphrase() -> str:
     raise ValueError("the private key is encrypted, and there is no way to give a passphrase: decrypt the key file")
 
 
-class Connection(pika.SelectConnection):
-    """One that remembers how its stream ended."""
+class Heartbeats(HeartbeatChecker):
+    """Notices silence after 2 to 2.5 heartbeats.
 
-    unread: bytes = b""
-    """What came last and was no whole frame."""
+    pika's own looks every 5 s more than a heartbeat whether anything has come: that is up to 12 s at a heartbeat of 1.
+    The broker says something twice a heartbeat (https://www.rabbitmq.com/docs/heartbeats#heartbeats-interval).
+    """
+
+    def __init__(self, connection: pika.SelectConnection, timeout: int) -> None:
+        super().__init__(connection, timeout)  # type: ignore[no-untyped-call]
+        begun: Any = self
+        begun.stop()
+        begun._check_interval = timeout / 2
+        begun._start_send_timer()
+        begun._start_check_timer()
+
+    @property
+    def connection_is_idle(self) -> bool:
+        return bool(self._idle_byte_intervals >= 4)
+
+
+class Connection(pika.SelectConnection):
+    """One that knows whether it has met a broker at all, and soon notices when that is silent."""
+
+    _was_strange = False
+
+    @property
+    def is_strange(self) -> bool:
+        """Whether what listens there has said something, and not a broker's first word."""
+        return self._was_strange or self._sounds_strange()
+
+    def _sounds_strange(self) -> bool:
+        said_more = self.bytes_received > 0 or not _START.startswith(self._frame_buffer[: len(_START)])
+        return self.server_properties is None and said_more
 
     def _on_stream_terminated(self, error: Any) -> None:
-        # Before pika forgets it, and with it whether this was a broker at all.
-        self.unread = bytes(self._frame_buffer)
+        self._was_strange = self._sounds_strange()  # before pika forgets everything
         super()._on_stream_terminated(error)
+
+    def _create_heartbeat_checker(self) -> HeartbeatChecker | None:
+        seconds: Any = self.params.heartbeat  # as agreed with the broker by now
+        return Heartbeats(self, seconds) if seconds else None
 
 
 # ------------------------------------------------------------------------------------------- errors in words
@@ -119,10 +151,6 @@ _REMEDIES: Final = {
     62: "connect by a name that it is for, or say which with ?server_name=",
     64: "connect by a name that it is for, or say which with ?server_name=",
 }
-_CLOSED_EARLY: Final = (
-    "it may be starting or stopping, or be a load balancer without a broker, or this port may want the other of "
-    "amqp:// and amqps://"
-)
 _SEE_LOG: Final = "the broker's log says why"
 _START: Final = b"\x01\x00\x00"
 """How the first frame begins: a method, on channel 0 (AMQP 0-9-1, 4.2.3)."""
@@ -147,9 +175,8 @@ def opening_error(connection: Connection, error: BaseException) -> BaseException
     pika calls any end before the broker's first frame an incompatible protocol, that of a broker which is just starting
     included; and when somebody else answers, HTTP for instance, it waits for more of what it takes for a large frame.
     """
-    unread = connection.unread
-    if unread and not _START.startswith(unread[: len(_START)]):
-        return exceptions.ProtocolVersionMismatch("0-9-1", unread[:16])
+    if connection.is_strange:
+        return exceptions.ProtocolVersionMismatch("0-9-1", "something else")
     cause = _innermost(error)
     if isinstance(cause, exceptions.IncompatibleProtocolError) and not _ALERT.search(str(cause)):
         return _ClosedEarly()
@@ -165,6 +192,12 @@ class _Who:
         self.guest = endpoint is not None and endpoint.user == "guest"
         self.vhost = f"virtual host {endpoint.vhost}" if endpoint else "the virtual host"
         self._password = endpoint.password if endpoint else ""
+        other = "amqps://"
+        if endpoint is not None and endpoint.tls:
+            # Its alert may be lost on the way, when we have written in the meantime.
+            other = "a client certificate that it knows (?certfile=)"
+        self.maybe = f"it may be starting or stopping, a load balancer without a broker, or want {other}"
+        """Why it may close a connection before its first word."""
 
     def __str__(self) -> str:
         return self._name
@@ -249,7 +282,7 @@ def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
         hint = _REMEDIES.get(error.verify_code, "name the authority that signed it with ?cafile=")
         return Kind.TLS, f"the certificate of {broker} is not to be trusted: {error.verify_message}; {hint}"
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return Kind.LOST, f"{broker} closed the connection during the TLS handshake; {_CLOSED_EARLY}"
+        return Kind.LOST, f"{broker} closed the connection during the TLS handshake; {broker.maybe}"
     if isinstance(error, ssl.SSLError):
         hint = "is it the TLS port (5671), and does the broker want a client certificate?"
         return Kind.TLS, f"no TLS with {broker}: {error.reason or error}; {hint}"
@@ -258,7 +291,7 @@ def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
         hint = "it wants a client certificate of an authority that it knows: ?certfile= and ?keyfile="
         return Kind.TLS, f"{broker} refuses our side of TLS: {alert[1]}; {hint if 'CERT' in alert[1] else _SEE_LOG}"
     if isinstance(error, _ClosedEarly):
-        return Kind.LOST, f"{broker} closed the connection before it said anything; {_CLOSED_EARLY}"
+        return Kind.LOST, f"{broker} closed the connection before it said anything; {broker.maybe}"
     if isinstance(error, exceptions.IncompatibleProtocolError | exceptions.ProtocolVersionMismatch):
         hint = "is the port right (5672), and does it want amqps:// instead?"
         return Kind.PROTOCOL, f"what listens at {broker} does not answer in AMQP 0-9-1; {hint}"

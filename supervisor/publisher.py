@@ -226,7 +226,7 @@ class _Session(Served):
     def _expect(self, what: Callable[[], bool], deadline: float) -> None:
         self.pump(what, deadline)
         if not what():
-            raise _Lost(self.error or TimeoutError())
+            raise _Lost(self.error or amqp.opening_error(self._connection, TimeoutError()))
 
     def _block(self, _connection: Any, _frame: Any) -> None:
         self.blocked = True

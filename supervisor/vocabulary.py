@@ -241,6 +241,33 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadDepth:
+    """A worker, asked: how many messages lie in the dead-letter queue. One that does not exist has none."""
+
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A worker: the broker has confirmed that this message lies in the dead-letter queue."""
+
+    message_id: str
+    """As `workq dead` names it: the message id, else the digest."""
+    reason: str
+    """`exception`, `rejected`, `crash`, `too_large` or `undecodable`."""
+    because: str
+    """A KiB at most."""
+    attempt: int
+    at: str
+    """When, for people: UTC, ISO 8601."""
+    cause: str = ""
+    """What the last of its victims died of."""
+    crashes: int = 0
+    evidence: str = ""
+    """What the victims left behind, or the traceback; the end of it, 4 KiB at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class Blocked:
     """A worker: the broker has an alarm and takes no messages, so the one in hand cannot be parked yet; or, it has
     taken it now."""
@@ -313,6 +340,9 @@ class Drain:
 class Measure:
     """To a worker: tell me the queue's Depth."""
 
+    dead: bool = False
+    """And that of the dead-letter queue: DeadDepth."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -374,7 +404,7 @@ class StartFailed:
 @dataclass(frozen=True, slots=True)
 class WorkerSaid:
     slot: int
-    report: Connecting | Ready | Suspect | Depth | Blocked | Lost | Leaving | LoadFailed
+    report: Connecting | Ready | Suspect | Depth | DeadDepth | Parked | Blocked | Lost | Leaving | LoadFailed
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class Cluster:
         self._epmd = Port()
         self._far = [Port() for _ in NAMES]
         self._address = address
+        self._isolated: PrivateNode | None = None
         self._stack = ExitStack()
         cookie = secrets.token_hex(16)
         # In a minority, stop serving: https://www.rabbitmq.com/docs/partitions. (With Khepri there is nothing to set.)
@@ -140,7 +141,7 @@ class Cluster:
         """The node of the queue's leader, when there is one."""
 
         def found() -> list[PrivateNode]:
-            asked = next(node for node in self.nodes if node.alive)
+            asked = next(node for node in self.nodes if node is not self._isolated and answers(node.port))
             answer = asked.eval(f"{{ok, Q}} = {lookup(queue)}, [{{_, N}}] = rabbit_amqqueue:info(Q, [leader]), N")
             return [node for node in self.nodes if node.alive and node.nodename == answer.strip("'")]
 
@@ -151,9 +152,7 @@ class Cluster:
         """Move the queue's leader to this node."""
         if self.leader(queue) is not node:
             there = f"'{node.nodename}'"
-            node.eval(
-                f"{{ok, Q}} = {lookup(queue)}, {{migrated, _}} = rabbit_quorum_queue:transfer_leadership(Q, {there})"
-            )
+            node.eval(f"{{ok, Q}} = {lookup(queue)}, rabbit_quorum_queue:transfer_leadership(Q, {there})")
         eventually(lambda: self.leader(queue) is node)
 
     # ------------------------------------------------------------------------------- what happens to nodes but death
@@ -168,11 +167,13 @@ class Cluster:
 
     def isolate(self, node: PrivateNode) -> None:
         """Cut a node off from the other nodes, not from its clients: they take each other's cookie no more."""
+        self._isolated = node
         node.eval(f"[erlang:set_cookie(N, stranger) || N <- {self._others(node)}]")
         node.eval(f"[erlang:disconnect_node(N) || N <- {self._others(node)}]")
 
     def rejoin(self, node: PrivateNode) -> None:
         """Undo `isolate`; they find each other by themselves."""
+        self._isolated = None
         node.eval(f"[erlang:set_cookie(N, erlang:get_cookie()) || N <- {self._others(node)}]")
 
     def _others(self, node: PrivateNode) -> str:

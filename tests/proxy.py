@@ -12,7 +12,6 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -37,6 +36,7 @@ class Connection:
     """Bytes that have been forwarded."""
     to_client: int = 0
     is_over: bool = False
+    is_forgotten: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def carried(self, way: Way, size: int) -> None:
@@ -83,15 +83,12 @@ class Proxy:
         target: int,
         *,
         host: str = "127.0.0.1",
-        entered: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """`target` is a port on 127.0.0.1. The proxy listens on `host`, in the network namespace that `entered`
-        enters."""
+        """`target` is a port on 127.0.0.1. `host` is where the proxy listens."""
         self.host = host
         self.connections: list[Connection] = []
         """Every one that ever was, oldest first."""
         self._target = ("127.0.0.1", target)
-        self._entered = entered
         self._port = Port()  # claimed: nobody else takes it while the proxy refuses connections
         self._ways = (Way(leads_to_broker=True), Way(leads_to_broker=False))
         self._accepting: tuple[socket.socket, asyncio.Task[None]] | None = None
@@ -128,15 +125,20 @@ class Proxy:
 
     def reset(self, *chosen: Connection) -> int:
         """RST to both ends of these connections; of all, when none is given. Returns how many were running."""
-        return self._end(chosen, reset=True)
+        return self._on_each(chosen, lambda connection: self._cut(connection, reset=True))
 
     def close(self, *chosen: Connection) -> int:
         """The same with a FIN, as a load balancer ends them in order."""
-        return self._end(chosen, reset=False)
+        return self._on_each(chosen, lambda connection: self._cut(connection, reset=False))
 
     def silence(self, *, to_broker: bool = True, to_client: bool = True) -> None:
         """Forward nothing that goes this way, ends of connections included, until `heal`."""
         self._each(to_broker, to_client, lambda way: way.is_open.clear())
+
+    def forget(self, *chosen: Connection) -> int:
+        """Silence for these connections (all that run, when none is given) in both directions and for good, and for no
+        others: a firewall that has lost its table. Returns how many."""
+        return self._on_each(chosen, lambda connection: setattr(connection, "is_forgotten", True))
 
     def latency(self, seconds: float, *, to_broker: bool = True, to_client: bool = True) -> None:
         """Every byte arrives so much later. Order and bandwidth stay as they are."""
@@ -196,21 +198,20 @@ class Proxy:
 
         self._do(every)
 
-    def _end(self, chosen: tuple[Connection, ...], reset: bool) -> int:
-        ended: list[Connection] = []
+    def _on_each(self, chosen: tuple[Connection, ...], act: Callable[[Connection], None]) -> int:
+        reached: list[Connection] = []
 
         def every() -> None:
-            ended.extend(connection for connection in chosen or self.live if not connection.is_over)
-            for connection in ended:
-                self._cut(connection, reset)
+            reached.extend(connection for connection in chosen or self.live if not connection.is_over)
+            for connection in reached:
+                act(connection)
 
         self._do(every)
-        return len(ended)
+        return len(reached)
 
     def _listen(self) -> None:
         if self._accepting is None:
-            with self._entered():
-                listener = socket.create_server((self.host, self.port), backlog=128)
+            listener = socket.create_server((self.host, self.port), backlog=128)
             listener.setblocking(False)
             self._accepting = listener, self._loop.create_task(self._accept(listener))
 
@@ -257,7 +258,7 @@ class Proxy:
             while True:
                 came, chunk = await queue.get()
                 await asyncio.sleep(max(0.0, came + way.latency - self._loop.time()))
-                await way.is_open.wait()
+                await self._open(connection, way)
                 if isinstance(chunk, OSError):
                     raise chunk
                 if not chunk:
@@ -283,7 +284,13 @@ class Proxy:
                 await asyncio.sleep(0)  # we are cancelled, and end here
             if at < len(chunk) and way.slice < CHUNK:
                 await asyncio.sleep(way.pause)
-                await way.is_open.wait()
+                await self._open(connection, way)
+
+    async def _open(self, connection: Connection, way: Way) -> None:
+        """Wait until something may be forwarded."""
+        await way.is_open.wait()
+        if connection.is_forgotten:
+            await asyncio.Event().wait()
 
     def _cut(self, connection: Connection, reset: bool) -> None:
         """End it at both ends, at once."""

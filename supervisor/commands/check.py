@@ -150,12 +150,8 @@ def _by_amqp(broker: Broker, endpoint: Endpoint, settings: Settings) -> Broker:
             refusals[f"configure {name}"] = asked.may_declare(name)
         for name in (queue.name, delay):
             refusals[f"read {name}"] = asked.may_consume(name)
-    alarms = broker.managed.alarms if broker.managed else None
-    if not alarms:
-        # With an alarm this connection would stay blocked for a while, and we know already.
-        refusals["write"], blocked = probe.may_publish(endpoint)
-        broker = replace(broker, blocked=blocked)
-    return replace(broker, queue=queue, dead=dead, delays=delays, refusals=refusals)
+    refusals["write"], blocked = probe.may_publish(endpoint)
+    return replace(broker, queue=queue, dead=dead, delays=delays, refusals=refusals, blocked=blocked)
 
 
 # ---------------------------------------------------------------------------------------------------- the report

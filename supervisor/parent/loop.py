@@ -228,4 +228,4 @@ class Supervisor:
                 self._log.info("worker.stacks", because="SIGUSR1: every worker writes its stacks to its output")
                 self._processes.signal_all(signal.SIGUSR1)
             elif number is signal.SIGUSR2:
-                self._log.info("supervisor.status", because="SIGUSR2", status=self.status())
+                self._log.info("supervisor.status", because="SIGUSR2", status=status.without_evidence(self.status()))

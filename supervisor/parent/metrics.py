@@ -69,6 +69,10 @@ class PoolCollector(Collector):
             yield GaugeMetricFamily(
                 "workq_queue_messages_ready", "Messages in the queue that wait for a worker.", value=view.depth.ready
             )
+        if view.dead is not None:
+            yield GaugeMetricFamily(
+                "workq_dead_letters_ready", "Messages in the dead-letter queue.", value=view.dead.ready
+            )
         yield GaugeMetricFamily("workq_broker_up", "1 while at least one worker consumes.", value=float(view.ready > 0))
         dropped = summed.log_lines_dropped + supervisor.sink.dropped
         yield CounterMetricFamily("workq_log_lines_dropped", "Log lines that could not be written.", value=dropped)

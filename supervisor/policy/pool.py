@@ -40,6 +40,7 @@ from supervisor.vocabulary import (
     Blocked,
     Cause,
     Connecting,
+    DeadDepth,
     Depth,
     Drain,
     Event,
@@ -53,6 +54,7 @@ from supervisor.vocabulary import (
     Measure,
     NurseryGone,
     NurserySaid,
+    Parked,
     Phase,
     Reading,
     Ready,
@@ -75,6 +77,12 @@ DEPTH_EVERY: Final = 5.0
 """Seconds between two looks at the queue's depth; every sample under `--burst`."""
 DEPTH_HOLDS: Final = 20.0
 """Seconds after which a depth is history."""
+DEAD_EVERY: Final = 60.0
+"""Seconds between two looks at a dead-letter queue that was empty and that we put nothing into since: mostly it does
+not exist, and to ask for it costs a line in the broker's log."""
+DEAD_HOLDS: Final = DEAD_EVERY + DEPTH_HOLDS
+PARKED_SHOWN: Final = 20
+"""Dead letters remembered for those who look; all of them lie in the queue."""
 SAMPLE_GAP: Final = 3.0
 """Seconds without a sample that say that the supervisor itself was held up: then nobody else is called hung."""
 HUNG_AFTER: Final = 5.0
@@ -135,6 +143,11 @@ class Pool:
         self._depth: Depth | None = None
         self._depth_asked = 0.0
         self._depth_at = 0.0
+        self._dead: DeadDepth | None = None
+        self._dead_asked = -math.inf
+        """Minus infinity: to be looked at with the next look at the queue."""
+        self._dead_at = 0.0
+        self._parked: tuple[Parked, ...] = ()
         self._broker = Broker()
         self._has_queue = False
         """A worker has consumed from the queue."""
@@ -175,6 +188,8 @@ class Pool:
             restart_buckets=tuple(self._restarts.buckets),
             restart_seconds=self._restarts.total,
             depth=self._depth if now - self._depth_at <= DEPTH_HOLDS else None,
+            dead=self._dead if now - self._dead_at <= DEAD_HOLDS else None,
+            parked=self._parked,
             broker=self._broker.address,
             trouble=self._broker.trouble or self._broker.blockade or (doubt.because if doubt else None),
             is_starved=self._truth.is_starved,
@@ -507,6 +522,13 @@ class Pool:
                 return [self._verdict(slot.number, key, returns)]
             case Depth() as depth:
                 return self._measured(depth, now)
+            case DeadDepth() as dead:
+                self._dead, self._dead_at = dead, now
+                return []
+            case Parked() as parked:
+                self._parked = (*self._parked, parked)[-PARKED_SHOWN:]
+                self._dead_asked = -math.inf
+                return []
             case Lost(detail, kind) if slot.phase is Seat.READY:
                 # It leaves when its handler has come to an end, in an hour perhaps. Until then it does not consume.
                 slot.enter(Seat.DRAINING, None)
@@ -813,7 +835,11 @@ class Pool:
             return []
         self._depth_asked = now
         idle = [number for number in ready if number in self._pages and self._pages[number].phase is Phase.IDLE]
-        return [Tell((idle or ready)[0], Measure(), "the queue's depth is looked at now and then")]
+        has_dead = self._dead is not None and self._dead.ready > 0
+        dead = now - self._dead_asked >= (DEPTH_EVERY if has_dead else DEAD_EVERY)
+        if dead:
+            self._dead_asked = now
+        return [Tell((idle or ready)[0], Measure(dead), "the queue's depth is looked at now and then")]
 
     def _burst(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
         """Ask for the depth when everybody has been idle since the last sample."""

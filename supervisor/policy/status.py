@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
+from supervisor import queues
 from supervisor.policy.slot import Seat
 from supervisor.policy.view import PoolView, SlotView, State
 from supervisor.settings import Settings
@@ -82,6 +84,7 @@ def status(
     summed = totals(pages)
     ready, because = readiness(view)
     return {
+        "now": _iso(now, now, wall),
         "state": str(view.state),
         "because": view.because,
         "since": _iso(view.since, now, wall),
@@ -90,6 +93,7 @@ def status(
         "readiness": because,
         "handler": settings.handler,
         "broker": view.broker,
+        "trouble": view.trouble,
         "queue": {
             "name": settings.queue,
             "type": settings.queue_type,
@@ -109,7 +113,19 @@ def status(
             "worker_exits": sum(view.exits.values()),
         },
         "recent": recent,
+        "dead_letters": {
+            "queue": queues.dead(settings.queue),
+            "ready": view.dead.ready if view.dead else None,
+            "recent": [dataclasses.asdict(parked) for parked in view.parked],
+        },
     }
+
+
+def without_evidence(document: dict[str, Any]) -> dict[str, Any]:
+    """The same document, short enough for a log line."""
+    letters = document["dead_letters"]
+    slim = [{name: value for name, value in letter.items() if name != "evidence"} for letter in letters["recent"]]
+    return document | {"dead_letters": letters | {"recent": slim}}
 
 
 def _iso(then: float, now: float, wall: datetime) -> str:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from supervisor.policy.slot import LastExit, Seat
-from supervisor.vocabulary import Depth
+from supervisor.vocabulary import DeadDepth, Depth, Parked
 
 RESTART_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the histogram from a death to consuming again, seconds."""
@@ -45,6 +45,9 @@ class PoolView:
     restart_buckets: tuple[int, ...]
     restart_seconds: float
     depth: Depth | None
+    dead: DeadDepth | None
+    parked: tuple[Parked, ...]
+    """The last messages that went to the dead-letter queue, the latest last."""
     broker: str | None
     trouble: str | None
     """Why a worker could not consume, for as long as one waits for that; or why the broker's truth is not ours."""

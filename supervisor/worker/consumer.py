@@ -103,8 +103,8 @@ class Delivery:
 class Consumer:
     """Consumes one queue. Made, opened, asked for `next()` until that is None or raises Gone, closed.
 
-    `beat` is called at every turn of the loop; `measured` with (ready, consumers) after `measure()`; `lost` from the
-    keeper's thread, when the connection ends while the main thread is away.
+    `beat` is called at every turn of the loop; `measured` with (ready, consumers) after `measure()`; `counted_dead`
+    after `count_dead()`; `lost` from the keeper's thread, when the connection ends while the main thread is away.
     """
 
     def __init__(
@@ -113,12 +113,14 @@ class Consumer:
         name: str,
         beat: Callable[[], None],
         measured: Callable[[int, int], None],
+        counted_dead: Callable[[int], None],
         lost: Callable[[Gone], None],
     ) -> None:
         self._settings = settings
         self._name = name
         self._beat = beat
         self._measured = measured
+        self._counted_dead = counted_dead
         self._lost = lost
         self._stash: deque[Delivery] = deque()
         self._gone: Gone | None = None
@@ -128,6 +130,7 @@ class Consumer:
         self._connection: Any = None
         self._channel: Any = None
         self._side_channel: Any = None
+        self._dead_channel: Any = None
         self._arguments: dict[str, int] = {}
         """Of basic.consume, beyond `_EVERYBODY`."""
         self.has_declared: bool | None = None
@@ -261,6 +264,15 @@ class Consumer:
             self._measure_on(channel)
         elif self._connection is not None and self._connection.is_open:
             self._side_channel = self._connection.channel(on_open_callback=self._measure_on)
+
+    def count_dead(self) -> None:
+        """Ask how many dead letters there are, on one more channel: mostly there is no such queue, which closes it."""
+        channel = self._dead_channel
+        if channel is not None and channel.is_open:
+            self._count_dead_on(channel)
+        elif self._connection is not None and self._connection.is_open and (channel is None or channel.is_closed):
+            self._dead_channel = self._connection.channel(on_open_callback=self._count_dead_on)
+            self._dead_channel.add_on_close_callback(self._not_counted)
 
     def watch(self, fd: int, readable: Callable[[], None]) -> None:
         """Have the loop call `readable` when `fd` has something to read, whoever pumps."""
@@ -470,6 +482,16 @@ class Consumer:
             self._measured(frame.method.message_count, frame.method.consumer_count)
 
         channel.queue_declare(**queues.inquiry(self._settings.queue), callback=answered)
+
+    def _count_dead_on(self, channel: Any) -> None:
+        def answered(frame: Any) -> None:
+            self._counted_dead(frame.method.message_count)
+
+        channel.queue_declare(**queues.inquiry(queues.dead(self._settings.queue)), callback=answered)
+
+    def _not_counted(self, _: Any, reason: BaseException) -> None:
+        if amqp.explain(reason, self._endpoint).kind is Kind.MISSING:
+            self._counted_dead(0)
 
 
 def _none_of(refusals: list[Gone]) -> Gone:

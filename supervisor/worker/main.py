@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from supervisor import logs
+from supervisor import logs, queues
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.policy.settle import (
@@ -28,6 +28,8 @@ from supervisor.policy.settle import (
     Settlement,
     TooLarge,
     Undecodable,
+    clip_end,
+    clip_start,
     settle,
 )
 from supervisor.scoreboard import Pen, Scoreboard
@@ -40,6 +42,7 @@ from supervisor.vocabulary import (
     Blocked,
     Cause,
     Connecting,
+    DeadDepth,
     Depth,
     Drain,
     Kind,
@@ -47,6 +50,7 @@ from supervisor.vocabulary import (
     LoadFailed,
     Lost,
     Measure,
+    Parked,
     Phase,
     Ready,
     Record,
@@ -65,6 +69,10 @@ _FAILED = (Raised, RetryAsked, Rejected)
 PARK_AGAIN_AFTER = 1.0
 PARK_AGAIN_AT_MOST = 30.0
 """Seconds between two tries to park a message."""
+
+BECAUSE_MAX = 1024
+EVIDENCE_MAX = 4 * 1024
+"""Bytes of a dead letter's story that the supervisor is told; all of it is in the dead letter's headers."""
 
 _EXIT_CODES = {Cause.BROKER: EXIT_BROKER, Cause.CONFIG: EXIT_CONFIG}
 
@@ -154,7 +162,7 @@ class Worker:
         self._dropped = 0
         self._handler = handler
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{seat.slot}"
-        self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._lost)
+        self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._counted_dead, self._lost)
         self._parking = Parking(seat.settings, name, self._blocked)
         self._patience = Patience(seat.settings.retries, seat.settings.retry_delay)
         self._verdicts: dict[str, Verdict] = {}
@@ -251,6 +259,9 @@ class Worker:
             raise consumer.gone
         if isinstance(settlement, DeadLetter):
             self._park(delivery, lambda: self._parking.park(delivery, settlement))
+            # For the live page alone, so not worth a wait. Before the ack: should that get lost, there it lies all the
+            # same.
+            self._link.send(_parked(delivery, settlement), wait=False)
         elif isinstance(settlement, Later):
             self._park(delivery, lambda: self._parking.delay(delivery, settlement))
             self._pen.owe(now() + settlement.ms / 1000)
@@ -324,8 +335,10 @@ class Worker:
         match order:
             case Drain(finish, cause):
                 self._consumer.leave(Cause(cause), "asked to leave", finish=finish)
-            case Measure():
+            case Measure(dead):
                 self._consumer.measure()
+                if dead:
+                    self._consumer.count_dead()
             case Verdict(key):
                 self._verdicts[key] = order
 
@@ -341,9 +354,27 @@ class Worker:
     def _measured(self, ready: int, consumers: int) -> None:
         self._link.send(Depth(ready, consumers))
 
+    def _counted_dead(self, ready: int) -> None:
+        self._link.send(DeadDepth(ready))
+
 
 def _about(delivery: Delivery, seconds: float) -> dict[str, object]:
     return {"message_id": delivery.name, "attempt": delivery.attempt, "seconds": round(seconds, 6)}
+
+
+def _parked(delivery: Delivery, settlement: DeadLetter) -> Parked:
+    headers = settlement.headers
+    evidence = str(headers.get(queues.EVIDENCE) or headers.get(queues.TRACEBACK) or "")
+    return Parked(
+        delivery.name,
+        settlement.reason,
+        clip_start(logs.redact(settlement.because), BECAUSE_MAX),
+        delivery.attempt,
+        logs.utc(),
+        cause=str(headers.get(queues.CAUSE, "")),
+        crashes=int(headers.get(queues.CRASHES, 0)),
+        evidence=clip_end(logs.redact(evidence), EVIDENCE_MAX),
+    )
 
 
 def _tasks_to_run(limit: int | None, slot: int) -> int | None:

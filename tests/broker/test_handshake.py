@@ -1,4 +1,4 @@
-"""The connection cut after every single byte, and strangers at the broker's door: always a typed end, and a reason."""
+"""The connection cut at any byte, and strangers at the broker's door: always a typed end, and a reason."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from tests import amqp
 from tests.proxy import Proxy
 
 BODY = "x" * 100
-BOUND = 20.0
-"""Seconds that pika, or we, give a handshake at most, and some more."""
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +81,12 @@ def length_of_a_delivery(proxy: Proxy, queue: str) -> tuple[int, int]:
     return carried
 
 
+def cuts(complete: int) -> Iterator[int]:
+    """Every byte, but for the long tables in which both sides introduce themselves: every third of those."""
+    dense_from = complete - 330
+    return (size for size in range(complete) if size % 3 == 0 or size < 20 or size > dense_from)
+
+
 def check(ends: dict[int, End]) -> None:
     for size, end in ends.items():
         assert (end.cause, end.kind) == (Cause.BROKER, Kind.LOST), (size, end)
@@ -90,30 +94,29 @@ def check(ends: dict[int, End]) -> None:
     print(len(ends), "cuts:", *Counter(ends.values()).items(), sep="\n")
 
 
-def test_cut_after_every_byte_from_the_broker_a_consumer_ends_lost_and_never_with_half_a_message(
+def test_cut_after_any_byte_from_the_broker_a_consumer_ends_lost_and_never_with_half_a_message(
     proxy: Proxy, broker_url: str, queue: str
 ) -> None:
     amqp.publish(broker_url, queue, [BODY], ids=["whole"])
     _, complete = length_of_a_delivery(proxy, queue)
     taken: list[int] = []
     ends: dict[int, End] = {}
-    for size in range(complete + 1):
+    for size in cuts(complete + 1):
         # Never acknowledged, so the message is there every time.
         proxy.cut_after(to_client=size, reset=bool(size % 2))
         ends[size] = consume(proxy.url, queue, lambda *_, size=size: taken.append(size))
     check(ends)
-    assert complete - BODY.count("x") > 600
     assert set(taken) <= {complete}
 
 
-def test_cut_after_every_byte_to_the_broker_a_consumer_ends_lost_and_only_a_whole_acknowledgement_counts(
+def test_cut_after_any_byte_to_the_broker_a_consumer_ends_lost_and_only_a_whole_acknowledgement_counts(
     proxy: Proxy, broker_url: str, queue: str
 ) -> None:
     amqp.publish(broker_url, queue, [BODY], ids=["whole"])
     before, _ = length_of_a_delivery(proxy, queue)
     acknowledgement = 21
     ends: dict[int, End] = {}
-    for size in range(before + acknowledgement):
+    for size in cuts(before + acknowledgement):
         proxy.cut_after(to_broker=size, reset=bool(size % 2))
         ends[size] = consume(proxy.url, queue, Consumer.ack)
     check(ends)
@@ -126,6 +129,7 @@ def test_cut_after_every_byte_to_the_broker_a_consumer_ends_lost_and_only_a_whol
 def test_cut_anywhere_a_publisher_says_lost_and_never_that_a_message_is_confirmed(
     proxy: Proxy, broker_url: str, queue: str
 ) -> None:
+    amqp.publish(broker_url, queue, [])  # declares it: each of the following connections finds it
     with Publisher(proxy.url, queue) as publisher:
         publisher.publish(BODY)
         through = proxy.live[-1]
@@ -189,15 +193,13 @@ AMQP_1_0 = b"AMQP\0\x01\0\0"
         (AMQP_1_0, True, Kind.PROTOCOL, "does not answer in AMQP 0-9-1"),
         (b"\x01\0\0\0\0", True, Kind.LOST, "closed the connection before it said anything"),  # the start of a Start
         (b"", True, Kind.LOST, "a load balancer without a broker"),
-        # Half a minute for both: a bound of pika's.
         (SSH, False, Kind.PROTOCOL, "does not answer in AMQP 0-9-1"),
         (None, False, Kind.TIMEOUT, "does not answer in time"),
     ],
 )
 def test_what_is_no_broker_is_told_by_what_it_says_within_a_bound(
-    monkeypatch: pytest.MonkeyPatch, answer: bytes | None, hang_up: bool, kind: Kind, says: str
+    answer: bytes | None, hang_up: bool, kind: Kind, says: str
 ) -> None:
-    # Not the 15 s of a worker: who waits here is a test.
     with (
         listening(answer, hang_up=hang_up) as port,
         Publisher(f"amqp://dora:hunter2@127.0.0.1:{port}", "any", connect_timeout=2.0) as publisher,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 import supervisor
-from supervisor.commands.node import NodeError, PrivateNode
+from supervisor.commands.node import NodeError, PrivateNode, find_installation
 from tests import amqp
 
 ROOT = Path(supervisor.__file__).parents[1]
@@ -145,6 +146,58 @@ def test_a_missing_rabbitmq_is_said_with_the_way_to_install_it(tmp_path: Path, m
     monkeypatch.setenv("WORKQ_RABBITMQ_HOME", str(tmp_path))
     with pytest.raises(NodeError, match=re.escape("apt-get install --no-install-recommends rabbitmq-server")):
         PrivateNode(tmp_path / "node")
+
+
+def test_another_system_s_rabbitmq_runs_in_a_mount_namespace_of_its_own_and_the_pid_is_the_broker_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This very system, as if it were another one. (scripts/test --rabbitmq has the whole suite run on real ones.)
+    (tmp_path / "system").mkdir()
+    (tmp_path / "system" / "usr").symlink_to(find_installation().usr or "/usr")
+    monkeypatch.setenv("WORKQ_RABBITMQ_HOME", str(tmp_path / "system"))
+    there = find_installation()
+    assert there.usr == tmp_path / "system" / "usr"
+    tried = subprocess.run(there.command("true"), capture_output=True, text=True)
+    if "not permitted" in tried.stderr:
+        pytest.skip(tried.stderr)
+    mounts = Path("/proc/self/mountinfo").read_text()
+    nodes = [PrivateNode(tmp_path / name) for name in ("one", "two")]
+    try:
+        for node in nodes:
+            node.launch()
+        for node in nodes:
+            node.start()
+            assert node.eval("list_to_integer(os:getpid())") == str(node.pid)
+            assert os.readlink(f"/proc/{node.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+        assert Path("/proc/self/mountinfo").read_text() == mounts
+        os.kill(nodes[0].pid, signal.SIGKILL)
+        assert nodes[0].wait(30)
+        assert nodes[1].eval("1 + 1") == "2"
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+def test_a_directory_that_another_system_s_usr_would_hide_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "usr").symlink_to(find_installation().usr or "/usr")
+    monkeypatch.setenv("WORKQ_RABBITMQ_HOME", str(tmp_path))
+    with pytest.raises(NodeError, match="choose another directory"):
+        PrivateNode(Path("/usr/local/node"))
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="fetching is apt's business")
+def test_a_rabbitmq_that_cannot_be_fetched_is_said_without_the_password_and_leaves_nothing(tmp_path: Path) -> None:
+    env = os.environ | {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "WORKQ_DEBIAN_MIRROR": "http://me:secret@127.0.0.1:9/debian",
+    }
+    tried = subprocess.run([ROOT / "scripts" / "rabbitmq", "newest"], env=env, capture_output=True, text=True)
+    assert (tried.returncode, tried.stdout) == (1, "")
+    assert "rabbitmq: " in tried.stderr and "127.0.0.1:9" in tried.stderr
+    assert "secret" not in tried.stderr
+    assert [path.name for path in (tmp_path / "workq-supervise").iterdir()] == ["lock"]
 
 
 def test_a_taken_port_is_said_before_the_boot(node: PrivateNode, tmp_path: Path) -> None:

@@ -236,6 +236,30 @@ def test_permissions_are_asked_for_what_workers_do() -> None:
     assert (unknown.level, "not known" in unknown.what) == (Level.NOTE, True)
 
 
+@pytest.mark.parametrize(
+    ("blocked", "alarms", "level", "word"),
+    [
+        ("", (), Level.OK, "none"),
+        ("", ("memory on a",), Level.OK, "none"),  # the API's word is older
+        (None, (), Level.OK, "none"),
+        (None, ("disk on a",), Level.PROBLEM, "disk on a"),
+        ("low on memory", (), Level.PROBLEM, "low on memory"),
+        ("low on memory", ("memory on b",), Level.PROBLEM, "memory on b"),
+        ("something new", None, Level.PROBLEM, "something new"),
+    ],
+)
+def test_an_alarm_is_what_amqp_says_else_what_the_api_says(
+    blocked: str | None, alarms: tuple[str, ...] | None, level: Level, word: str
+) -> None:
+    facts = broker(blocked=blocked, managed=Managed("u", None, alarms=alarms))
+    finding = of(examine(facts, settings()), "alarms")
+    assert finding.level is level and word in finding.what
+
+
+def test_where_nobody_tells_of_alarms_nothing_is_said() -> None:
+    assert not [each for each in examine(broker(blocked=None, managed=None), settings()) if each.subject == "alarms"]
+
+
 def test_delays_are_those_that_failed_tasks_take() -> None:
     assert delays_of(settings()) == ["jobs.delay.1000", "jobs.delay.5000", "jobs.delay.20000"]
     assert delays_of(settings(retries=0)) == []

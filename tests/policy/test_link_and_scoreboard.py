@@ -23,6 +23,8 @@ MESSAGES = [
     v.Ready("127.0.0.1:5672", "quorum"),
     v.Suspect("key \N{SNOWMAN} \udcff", 2),
     v.Depth(10, 2),
+    v.DeadDepth(3),
+    v.Parked("k", "crash", "it has killed 3 workers", 1, "2024-02-29T12:00:00Z", "SIGSEGV", 3, "Fatal Python error"),
     v.Leaving(v.Cause.BROKER, "connection reset"),
     v.Record('{"event": "x"}'),
     v.Load({"handler": "tasks:handle", "workers": 2}, preload=False, parent=1, generation=1),
