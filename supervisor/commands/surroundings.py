@@ -159,7 +159,7 @@ def import_handler(settings: Settings) -> Imported:
         except subprocess.TimeoutExpired:
             return Imported(f"its import is not done within --boot-timeout {settings.boot_timeout:g}s")
         finally:
-            child.kill()
+            _end(child.pid)
         if code != EXIT_DONE:
             how = signal.Signals(-code).name if code < 0 else f"exit {code}"
             return Imported(f"its import ended the process ({how})")
