@@ -289,7 +289,8 @@ def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
     if isinstance(error, exceptions.IncompatibleProtocolError) and (alert := _ALERT.search(str(error))):
         # With TLS 1.3 a client has finished its handshake when the broker looks at the client's certificate.
         hint = "it wants a client certificate of an authority that it knows: ?certfile= and ?keyfile="
-        return Kind.TLS, f"{broker} refuses our side of TLS: {alert[1]}; {hint if 'CERT' in alert[1] else _SEE_LOG}"
+        is_ours = "CERTIFICATE" in alert[1] or "UNKNOWN_CA" in alert[1]
+        return Kind.TLS, f"{broker} refuses our side of TLS: {alert[1]}; {hint if is_ours else _SEE_LOG}"
     if isinstance(error, _ClosedEarly):
         return Kind.LOST, f"{broker} closed the connection before it said anything; {broker.maybe}"
     if isinstance(error, exceptions.IncompatibleProtocolError | exceptions.ProtocolVersionMismatch):
@@ -305,7 +306,8 @@ def _network(error: BaseException, broker: _Who) -> tuple[Kind, str]:
         return Kind.DNS, f"the host name of {broker} has no address: {error.strerror}; check it, and the resolver"
     if isinstance(error, exceptions.AMQPHeartbeatTimeout):
         return Kind.HEARTBEAT, f"nothing was heard from {broker} for two heartbeats: it, or the network, is stuck"
-    if isinstance(error, TimeoutError | workflow.AMQPConnectorStackTimeout):
+    # ConnectionOpenAborted is what pika makes of its own timeout when it comes to AMQP.
+    if isinstance(error, TimeoutError | workflow.AMQPConnectorStackTimeout | exceptions.ConnectionOpenAborted):
         return Kind.TIMEOUT, f"{broker} does not answer in time: a firewall, or a broker that hangs or is starting"
     if isinstance(error, ConnectionRefusedError):
         return Kind.REFUSED, f"connection refused by {broker}: no broker is running there, or it is still starting"

@@ -31,7 +31,7 @@ line counts before the environment, the environment before the file.
 \b
 Signals:
   TERM, INT  take nothing more, finish the tasks in hand, leave; twice: at once
-  HUP        rolling reload: load the code anew, then replace one worker at a time
+  HUP        rolling reload: load code and settings anew, then replace one worker at a time
   TTIN TTOU  one worker more, one fewer
   USR1       log a stack dump of every worker
   USR2       log the whole status
@@ -80,11 +80,13 @@ def _supervise(**given: Any) -> None:
         # click's own sentence would quote the argument, and a stray argument may be a URL.
         raise click.UsageError(f"one MODULE:FUNCTION is expected, and {len(ctx.args) + 1} arguments are given")
     handler = given.pop("handler")
-    settings = _settings(handler, {name: value for name, value in given.items() if value not in (None, ())})
+    command_line = {name: value for name, value in given.items() if value not in (None, ())}
+    settings = _settings(handler, command_line)
     # Imported late: a usage error or --help need not pay for the supervisor.
     from supervisor.parent.loop import run
 
-    sys.exit(run(settings))
+    # A reload reads the files again; the command line and the environment are what they were.
+    sys.exit(run(settings, lambda: load(handler, command_line, os.environ)))
 
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> Settings:

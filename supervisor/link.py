@@ -24,7 +24,8 @@ _KINDS: Final[dict[str, type[Any]]] = {
     kind.__name__: kind
     for kind in (
         v.Loaded, v.Threaded, v.LoadFailed, v.Forked, v.ForkFailed, v.Connecting, v.Ready, v.Suspect, v.Depth,
-        v.DeadDepth, v.Parked, v.Blocked, v.Lost, v.Leaving, v.Record, v.Load, v.Fork, v.Begin, v.Drain, v.Measure, v.Verdict,
+        v.DeadDepth, v.Parked, v.Blocked, v.Lost, v.Leaving, v.Record, v.Load, v.Fork, v.Begin, v.Drain, v.Measure,
+        v.Verdict,
     )
 }  # fmt: skip
 

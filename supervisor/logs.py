@@ -592,6 +592,14 @@ def configure(
     return _PIPELINE.sink
 
 
+def set_level(level: str) -> None:
+    """Change the lowest level that is written, one that `configure` knows. A logger obtained before goes on to leave
+    out what was below the level of then: get another."""
+    _PIPELINE.floor = _LEVELS[level.lower()]
+    _PIPELINE.wrapper = structlog.make_filtering_bound_logger(_PIPELINE.floor)
+    _configure_logging(_PIPELINE.floor)
+
+
 def _configure_logging(floor: int) -> None:
     root = logging.getLogger()
     _BRIDGE.setLevel(floor)

@@ -12,20 +12,22 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from supervisor.endpoint import Endpoint
 from supervisor.queues import TYPES, dead
 
-__all__ = ["OPTIONS", "Address", "Option", "Settings", "SettingsError", "Span", "load", "parse_duration", "parse_size"]
+__all__ = [
+    "OPTIONS", "Address", "Option", "Settings", "SettingsError", "Span", "Whereabouts", "load", "locate",
+    "parse_duration", "parse_size", "unreloadable",
+]  # fmt: skip
 
 ENVIRONMENT_PREFIX: Final = "WORKQ_"
 CREDENTIAL: Final = "amqp-url"
 """The name under which systemd's LoadCredential= is expected to hold the URL."""
 
-_LATER: Final = frozenset({"control", "reload"})
 _OTHERS_VARIABLES: Final = ("rabbitmq_", "test_")
 """`WORKQ_RABBITMQ_HOME` and the like are read elsewhere and never a misspelt option."""
 _SHOWN: Final = 60
@@ -33,6 +35,9 @@ _SHOWN: Final = 60
 _YEAR: Final = 8760 * 3600.0
 WORKERS_MOST: Final = 1024
 """As many as the scoreboard has pages."""
+AUTO: Final = "auto"
+SOCKET_PATH_MOST: Final = 107
+"""Bytes of a unix socket's path; with its NUL it fills the 108 of sockaddr_un (unix(7))."""
 
 
 class SettingsError(Exception):
@@ -247,6 +252,23 @@ def _directory(value: object) -> str:
     return str(path.absolute())
 
 
+def _control(value: object) -> str | None:
+    """None for `off`; `auto` stays, since it depends on the queue and the environment."""
+    return None if value == "off" else AUTO if value == AUTO else _socket(value)
+
+
+def _socket(value: object) -> str:
+    path = _path(value).absolute()
+    if len(os.fsencode(path)) > SOCKET_PATH_MOST:
+        raise ValueError(f"a path of at most {SOCKET_PATH_MOST} bytes: the kernel takes no longer one for a socket")
+    if not _holds(path.parent.is_dir):
+        raise ValueError("a path for a socket, in a directory that exists")
+    if _holds(path.exists) and not _holds(path.is_socket):
+        # Whatever it is, it is not to be replaced by a socket.
+        raise ValueError("a path for a socket, where nothing else is yet")
+    return str(path)
+
+
 def _path(value: object) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("a path")
@@ -313,6 +335,8 @@ class Option:
     in_file: bool = True
     """May stand in the TOML file."""
     repeatable: bool = False
+    reloadable: bool = True
+    """A reload may change it; of the others the running supervisor has made something that stays."""
 
     @property
     def flag(self) -> str:
@@ -331,7 +355,10 @@ _TABLE: Final = (
         secret=True, repeatable=True,
     ),
     Option("url_file", "Broker", "FILE", _path, "", "Read the URLs from a file, one a line: keeps secrets out of ps."),
-    Option("queue", "Broker", "NAME", _queue, "task_queue", "The queue. If it exists it is used as it is."),
+    Option(
+        "queue", "Broker", "NAME", _queue, "task_queue", "The queue. If it exists it is used as it is.",
+        reloadable=False,
+    ),
     Option(
         "queue_type", "Broker", "TYPE", _choice(*TYPES), "default",
         "How to declare it if it is missing: default, quorum or classic. default sends no type.",
@@ -350,7 +377,15 @@ _TABLE: Final = (
         "Hard limit for importing and connecting; waiting for an absent broker does not count.",
     ),
     Option("grace", "Workers", "D", _duration(0, "30s"), "30s", "How long a stop waits for tasks in hand."),
-    Option("burst", "Workers", "", _flag, "false", "Leave when the queue is empty and every task is settled."),
+    Option(
+        "burst", "Workers", "", _flag, "false", "Leave when the queue is empty and every task is settled.",
+        reloadable=False,
+    ),
+    Option(
+        "reload", "Workers", "", _flag, "false",
+        "For development: reload when a Python file in --app-dir changes. Needs workq-supervise[reload].",
+        reloadable=False,
+    ),
     Option("task_timeout", "Limits", "D", _or_off(_duration(0.001, "5m")), "off", "Hard limit for one task."),
     Option("max_tasks", "Limits", "N", _or_off(_number(1, 2**31)), "off", "Replace a worker after N tasks."),
     Option(
@@ -370,10 +405,17 @@ _TABLE: Final = (
     Option(
         "health", "Health and logs", "HOST:PORT", _or_off(_address), "127.0.0.1:9191",
         "Where /healthz, /readyz, /metrics and /status are served, or off. Port 0 picks one and logs it.",
+        reloadable=False,
+    ),
+    Option(
+        "control", "Health and logs", "PATH", _control, AUTO,
+        "The unix socket for workq status, top, scale, reload, drain; or off. auto: $RUNTIME_DIRECTORY/workq.sock, "
+        "else $XDG_RUNTIME_DIR/workq-QUEUE.sock, else off.",
+        reloadable=False,
     ),
     Option(
         "log_format", "Health and logs", "FORMAT", _choice("auto", "json", "console"), "auto",
-        "auto, json or console. auto is console on a terminal and JSON elsewhere.",
+        "auto, json or console. auto is console on a terminal and JSON elsewhere.", reloadable=False,
     ),
     Option(
         "log_level", "Health and logs", "LEVEL", _choice("debug", "info", "warning", "error"), "info",
@@ -427,12 +469,17 @@ class Settings:
     health: Address | None = _default("health")  # noqa: RUF009 (a Field, not a value)
     health_explicit: bool = False
     """Whether somebody asked for this address, or it is only the default."""
+    control: str | None = None
+    """Where the control socket is to be, absolute."""
+    control_explicit: bool = False
+    """Whether somebody asked for this path, or it is only the default."""
     log_format: str = _default("log_format")
     log_level: str = _default("log_level")
     app_dir: str = _default("app_dir")
     """Absolute."""
     preload: bool = _default("preload")
     burst: bool = _default("burst")
+    reload: bool = _default("reload")
 
     def to_wire(self) -> dict[str, Any]:
         """As JSON, passwords included: for a private socket only."""
@@ -491,6 +538,11 @@ def load(
             _take(values, option, given, problems)
     _take_urls(values, sources, environ, problems)
     values["health_explicit"] = any("health" in source for source in sources)
+    values["control_explicit"] = values.get("control") != AUTO and any("control" in source for source in sources)
+    if values.get("control") == AUTO and "queue" in values:
+        values["control"] = _default_control(values["queue"], environ)
+    if values.get("reload") and not _has_watchfiles():
+        problems.append("reload: needs the library watchfiles: pip install 'workq-supervise[reload]'")
 
     # When the file cannot be read, it may be the one that names the handler.
     missing = file_read and not any("handler" in source for source in sources)
@@ -499,6 +551,79 @@ def load(
     if problems:
         raise SettingsError(problems, handler_missing=missing)
     return Settings(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a running supervisor may be found."""
+
+    queue: str
+    control: str | None
+    health: Address | None
+    explicit: frozenset[str]
+    """Which of the three somebody named."""
+
+
+def locate(
+    command_line: Mapping[str, str | tuple[str, ...] | bool],
+    environ: Mapping[str, str],
+    names: tuple[str, ...] = ("queue", "control", "health"),
+) -> Whereabouts:
+    """Where the supervisor with these sources of settings would be, for whoever wants a word with it.
+
+    Only these three are looked at: what else is wrong with the settings is the supervisor's business. Of sources that
+    `names` leaves out the default counts. Raises SettingsError.
+    """
+    problems: list[str] = []
+    named = _from_command_line(None, command_line)
+    variables = _from_environment(environ, [])
+    unread: list[str] = []
+    file, file_read = _from_file(named.get("config") or variables.get("config"), unread)
+    problems += [] if file_read else unread
+    values: dict[str, Any] = {}
+    explicit = set()
+    for name in ("queue", "control", "health"):
+        sources = [named, variables, file] if name in names else []
+        given = next((source[name] for source in sources if name in source), None)
+        if given is not None and given.value != AUTO:
+            explicit.add(name)
+        given = given or _Given(OPTIONS[name].default, OPTIONS[name].flag)
+        # A socket that is not there, or not for us, is found out by trying it.
+        option = replace(OPTIONS[name], parse=_anywhere) if name == "control" else OPTIONS[name]
+        _take(values, option, given, problems)
+    if problems:
+        raise SettingsError(problems)
+    if values["control"] == AUTO:
+        values["control"] = _default_control(values["queue"], environ)
+    return Whereabouts(values["queue"], values["control"], values["health"], frozenset(explicit))
+
+
+def _anywhere(value: object) -> str | None:
+    return None if value == "off" else AUTO if value == AUTO else str(_path(value).absolute())
+
+
+def _default_control(queue: str, environ: Mapping[str, str]) -> str | None:
+    """Where the control socket is unless somebody says so. Nothing is checked: whoever binds it says what is wrong."""
+    # systemd names several directories, with colons between, if the unit has several (systemd.exec(5)).
+    if runtime := environ.get("RUNTIME_DIRECTORY", "").split(":")[0]:
+        return str(Path(runtime).absolute() / "workq.sock")
+    if user := environ.get("XDG_RUNTIME_DIR"):
+        from urllib.parse import quote
+
+        return str(Path(user).absolute() / f"workq-{quote(queue, safe='')}.sock")
+    return None
+
+
+def _has_watchfiles() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("watchfiles") is not None
+
+
+def unreloadable(former: Settings, settings: Settings) -> list[str]:
+    """The names of the options that differ, and that a reload cannot change."""
+    fixed = (option.name for option in OPTIONS.values() if not option.reloadable)
+    return [name for name in fixed if getattr(former, name) != getattr(settings, name)]
 
 
 def _from_command_line(handler: str | None, command_line: Mapping[str, str | tuple[str, ...] | bool]) -> _Source:
@@ -517,8 +642,6 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Sourc
             continue
         if name in OPTIONS and variable == OPTIONS[name].variable:
             given[name] = _Given(text, variable)
-        elif name in _LATER:
-            problems.append(f"{variable}: not in this version")
         elif nearest := _nearest(name, 0.8):
             problems.append(f"{variable}: unknown, did you mean {OPTIONS[nearest].variable}?")
     return given
@@ -556,8 +679,6 @@ def _from_document(document: dict[str, Any], file: str, problems: list[str]) -> 
         source = f"{file}: {_shown(key).strip(chr(39))}"
         if key in OPTIONS:
             problems.append(f"{source}: not for the file, give {OPTIONS[key].flag} or {OPTIONS[key].variable}")
-        elif key in _LATER:
-            problems.append(f"{source}: not in this version")
         else:
             nearest = _nearest(key, 0.6, in_file=True)
             problems.append(f"{source}: unknown key" + (f", did you mean {nearest}?" if nearest else ""))

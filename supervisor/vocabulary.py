@@ -363,7 +363,11 @@ class Wish(StrEnum):
     """What somebody asked the supervisor for, by a signal or the control socket."""
 
     STOP = "stop"
+    """Leave; asked a second time: at once."""
+    DRAIN = "drain"
+    """Leave; asked again, or in the middle of it: go on leaving."""
     RELOAD = "reload"
+    SCALE = "scale"
     GROW = "one worker more"
     SHRINK = "one worker fewer"
 
@@ -373,6 +377,12 @@ class Asked:
     wish: Wish
     by: str
     """Who asked, for the log: `SIGTERM`."""
+    workers: int = 0
+    """With SCALE: how many."""
+    settings: Any = None
+    """With RELOAD: the `Settings` read anew (a type that this module does not know); None for those there are."""
+    problem: str = ""
+    """With RELOAD: why the settings cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 
 class Authority:
@@ -36,3 +37,16 @@ class Identity:
     def __init__(self, stem: Path) -> None:
         self.certificate = stem.with_name(stem.name + "-certificate.pem")
         self.key = stem.with_name(stem.name + "-key.pem")
+
+    def encrypt_key(self, passphrase: str) -> Path:
+        """The same key in a file that takes a passphrase to read."""
+        key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+        encrypted = self.key.with_name("encrypted-" + self.key.name)
+        encrypted.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(passphrase.encode()),
+            )
+        )
+        return encrypted

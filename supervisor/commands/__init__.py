@@ -9,7 +9,7 @@ import click
 
 from supervisor.version import __version__
 
-COMMANDS: Final = ("broker", "check", "dead", "publish")
+COMMANDS: Final = ("broker", "check", "dead", "drain", "publish", "reload", "scale", "status", "top")
 """A command `x` is the attribute `x` of the module `supervisor.commands.x`."""
 
 
@@ -31,4 +31,4 @@ class Lazy(click.Group):
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="workq")
 def main() -> None:
-    """Look after work queues: publish tasks, see to dead letters, run a private broker."""
+    """Look after work queues: publish tasks, watch and steer supervisors, see to dead letters, run a private broker."""

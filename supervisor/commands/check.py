@@ -19,7 +19,7 @@ import click
 
 from supervisor import amqp, queues
 from supervisor.commands import management, probe, surroundings
-from supervisor.commands.dead import plain
+from supervisor.commands.plain import plain
 from supervisor.endpoint import Endpoint
 from supervisor.policy import checkup, host
 from supervisor.policy.checkup import Broker, Finding, Level, Managed

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from supervisor import queues
 from supervisor.commands.dead_letters import DeadLetter, DeadQueue, Lost, Target, Unreachable, decoded, original
+from supervisor.commands.plain import plain
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import PublishError
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
@@ -515,13 +516,6 @@ def _dump(body: bytes) -> str:
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
-
-
-def plain(text: str) -> str:
-    """The text in one line, with every character that could do something to a terminal, or hide, as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 # ------------------------------------------------------------------------------------------- ends and accidents

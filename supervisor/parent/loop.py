@@ -14,24 +14,28 @@ import datetime
 import os
 import resource
 import signal
+import socket
 import sys
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 from supervisor import logs
 from supervisor.clock import now
+from supervisor.parent import control
+from supervisor.parent.control import Listener, Wishes
 from supervisor.parent.processes import Processes
 from supervisor.parent.wakeups import Wakeups, asked
 from supervisor.policy import status
 from supervisor.policy.pool import Pool
 from supervisor.policy.view import PoolView
 from supervisor.scoreboard import Scoreboard
-from supervisor.settings import Settings
+from supervisor.settings import OPTIONS, Settings, SettingsError, unreloadable
 from supervisor.version import __version__
 from supervisor.vocabulary import (
     EXIT_CONFIG,
     Action,
+    Asked,
     Drain,
     Event,
     Leave,
@@ -45,7 +49,11 @@ from supervisor.vocabulary import (
     StopNursery,
     Tell,
     Verdict,
+    Wish,
 )
+
+if TYPE_CHECKING:
+    from supervisor.parent.notify import Systemd
 
 SAMPLE_EVERY: Final = 1.0
 RECENT: Final = 50
@@ -53,12 +61,16 @@ _FDS_PER_WORKER: Final = 3
 _FDS_BESIDE: Final = 256
 
 
-def run(settings: Settings) -> int:
+Reread = Callable[[], Settings]
+"""Read the settings anew. Raises SettingsError."""
+
+
+def run(settings: Settings, reread: Reread) -> int:
     """Supervise until asked to leave. Returns the exit code."""
     board = Scoreboard.create()
     log_fd = os.dup(sys.stderr.fileno())
     # Settled here, where the terminal is: a worker's own stderr is a pipe.
-    settings = dataclasses.replace(settings, log_format=logs.resolve_format(settings.log_format, log_fd))
+    settings = _resolved(settings, log_fd)
     sink = logs.configure(
         role="supervisor",
         queue=settings.queue,
@@ -70,23 +82,55 @@ def run(settings: Settings) -> int:
     log = logs.get_logger()
     _raise_descriptor_limit(settings.workers.most)
     try:
-        listener = None
-        if settings.health is not None:
-            from supervisor.parent import listen
-
-            listener = listen.bind(settings.health, settings.health_explicit, log)
-    except OSError as error:
-        because = (
-            f"the health port {settings.health} cannot be had: {error.strerror}; choose another with --health, or off"
-        )
-        log.error("supervisor.stopped", because=because, code=EXIT_CONFIG)
+        health, listener = _listen(settings, log)
+    except _CannotListen as error:
+        log.error("supervisor.stopped", because=str(error), code=EXIT_CONFIG)
         return EXIT_CONFIG
-    supervisor = Supervisor(settings, board, log_fd, sink)
-    if listener is not None:
-        from supervisor.parent import web
+    changes = None
+    try:
+        supervisor = Supervisor(settings, board, log_fd, sink, lambda: _resolved(reread(), log_fd))
+        if health is not None or listener is not None:
+            from supervisor.parent import web
 
-        web.serve(listener, supervisor)
-    return supervisor.run()
+            web.serve(supervisor, health, listener)
+        if settings.reload:
+            from supervisor.parent.changes import Changes
+
+            changes = Changes(settings.app_dir, supervisor)
+        return supervisor.run()
+    finally:
+        if changes is not None:
+            changes.end()
+        if listener is not None:
+            listener.remove()
+
+
+def _resolved(settings: Settings, log_fd: int) -> Settings:
+    return dataclasses.replace(settings, log_format=logs.resolve_format(settings.log_format, log_fd))
+
+
+class _CannotListen(Exception):
+    """Its text says where, and what to do."""
+
+
+def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listener | None]:
+    """The health port and the control socket, where they are wanted."""
+    health = control_socket = None
+    if settings.health is not None:
+        from supervisor.parent import listen
+
+        try:
+            health = listen.bind(settings.health, settings.health_explicit, log)
+        except OSError as error:
+            where = f"the health port {settings.health} cannot be had: {error.strerror}"
+            raise _CannotListen(f"{where}; choose another with --health, or off") from None
+    if settings.control is not None:
+        try:
+            control_socket = control.bind(settings.control, settings.control_explicit, log)
+        except OSError as error:
+            where = f"the control socket {settings.control} cannot be had: {error.strerror}"
+            raise _CannotListen(f"{where}; choose another with --control, or off") from None
+    return health, control_socket
 
 
 def _raise_descriptor_limit(workers: int) -> None:
@@ -97,10 +141,20 @@ def _raise_descriptor_limit(workers: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def _systemd() -> Systemd | None:
+    if "NOTIFY_SOCKET" not in os.environ:
+        return None
+    from supervisor.parent import notify
+
+    return notify.take(os.environ)
+
+
 class Supervisor:
     """The loop, and what others may read of it: `view`, `turned_at`, `recent`, each a value replaced as a whole."""
 
-    def __init__(self, settings: Settings, board: Scoreboard, log_fd: int, sink: logs.Sink) -> None:
+    def __init__(
+        self, settings: Settings, board: Scoreboard, log_fd: int, sink: logs.Sink, reread: Reread | None = None
+    ) -> None:
         self.settings = settings
         self.board = board
         self.sink = sink
@@ -110,9 +164,13 @@ class Supervisor:
         self._pool = Pool(settings, seed=os.getpid())
         self.view: PoolView = self._pool.view(now())
         self._wakeups = Wakeups()
-        self._processes = Processes(settings, board, log_fd, sink.write)
+        self._reread = reread
+        self.wishes = Wishes()
+        self._processes = Processes(board, log_fd, sink.write)
         self._processes.watch(self._wakeups, self._signalled)
+        self._processes.watch(self.wishes, self.wishes.take)
         self._log: Any = logs.get_logger()
+        self._systemd = _systemd()
         self._code = 0
 
     def run(self) -> int:
@@ -130,23 +188,64 @@ class Supervisor:
         self._perform(pool.start(now()))
         sample_at = now()
         while pool.open:
-            for event in self._processes.wait(min(sample_at, pool.deadline or sample_at)):
-                self._perform(pool.handle(event, now()))
+            until = min(sample_at, pool.deadline or sample_at, self._systemd.due if self._systemd else sample_at)
+            for event in self._processes.wait(until):
+                self._handle(event)
             if now() >= sample_at:
                 sample_at = now() + SAMPLE_EVERY
                 self._perform(pool.handle(self._sample(), now()))
             self._perform(pool.overdue(now()))
             self.view = pool.view(now())
+            if self._systemd is not None:
+                self._systemd.tell(self.view, self.readings, self.turned_at, self.settings.grace)
         self._processes.close()
         return self._code
+
+    def _handle(self, event: Event) -> None:
+        heard = self._with_settings(event) if isinstance(event, Asked) and event.wish is Wish.RELOAD else event
+        actions = self._pool.handle(heard, now())
+        self._perform(actions)
+        if self._pool.settings is not self.settings:
+            self._take_settings(self._pool.settings)
+        if isinstance(event, Asked):
+            self.wishes.answer(event, actions, self.view.reload)
+
+    def _with_settings(self, asked: Asked) -> Asked:
+        """A reload is asked for: read what it is to be done with."""
+        if self._reread is None:
+            return asked
+        try:
+            settings = self._reread()
+        except SettingsError as error:
+            return dataclasses.replace(asked, problem="; ".join(error.problems))
+        except OSError as error:
+            return dataclasses.replace(asked, problem=f"the settings cannot be read: {error.strerror}")
+        if fixed := unreloadable(self.settings, settings):
+            verb = "has changed, which" if len(fixed) == 1 else "have changed, which"
+            because = f"{', '.join(fixed)} {verb} no reload can carry out: put back what there was, or restart"
+            return dataclasses.replace(asked, problem=because)
+        return dataclasses.replace(asked, settings=settings)
+
+    def _take_settings(self, settings: Settings) -> None:
+        """A reload has been proved good: what the pool goes by is what everybody here goes by."""
+        former, self.settings = self.settings, settings
+        if settings.log_level != former.log_level:
+            logs.set_level(settings.log_level)
+            self._log = logs.get_logger()
+        _raise_descriptor_limit(settings.workers.most)
+        changed = [name for name in OPTIONS if getattr(former, name, None) != getattr(settings, name, None)]
+        if changed:
+            self._note("info", "reload.settings", f"changed: {', '.join(changed)}", generation=self.view.generation)
 
     def status(self) -> dict[str, Any]:
         """What /status says. May be called from any thread."""
         view = self.view
         pages = [self.board.read(slot.slot) for slot in view.slots]
-        return status.status(
+        said = status.status(
             view, pages, self.readings, list(self.recent), self.settings, now(), datetime.datetime.now(datetime.UTC)
         )
+        # The thread that answers goes on when the loop does not: then all the rest is old.
+        return said | {"loop_seconds": round(now() - self.turned_at, 3)}
 
     # ------------------------------------------------------------------------------------------------ acting
 
@@ -162,7 +261,7 @@ class Supervisor:
         processes = self._processes
         match action:
             case StartNursery(generation, preload):
-                processes.start_nursery(generation, preload)
+                processes.start_nursery(generation, preload, self._pool.settings_of(generation))
             case StopNursery(generation, stack=stack):
                 processes.stop_nursery(generation, stack=stack)
             case Spawn(slot, generation):
@@ -184,6 +283,8 @@ class Supervisor:
                 getattr(self._log, level)(event, because=because, **fields)
                 slim = {name: value for name, value in fields.items() if name not in ("output", "exception")}
                 self._remember(event, because, slim)
+                if self._systemd is not None and event.startswith("reload."):
+                    self._systemd.reload()
             case Leave(code, because):
                 self._log.info("supervisor.stopped", because=because, code=code)
                 self._remember("supervisor.stopped", because, {"code": code})

@@ -1,30 +1,53 @@
-"""/metrics: a collector over the scoreboard, read when somebody scrapes and at no other time."""
+"""/metrics: a collector over the scoreboard, read when somebody scrapes and at no other time.
+
+Why these and not others, and what the rules and the dashboard in config/ make of them: docs/decisions/0017-metrics.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from supervisor.policy.status import STATES, state_of, totals
-from supervisor.policy.view import RESTART_BOUNDS
+from supervisor.clock import now
+from supervisor.policy.status import STATES, readiness, state_of, totals
+from supervisor.policy.view import RESTART_BOUNDS, PoolView, State
 from supervisor.scoreboard import BOUNDS
 from supervisor.version import __version__
+from supervisor.vocabulary import Cause, Counts, Reading
 
 if TYPE_CHECKING:
     from supervisor.parent.loop import Supervisor
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-OUTCOMES = ("succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled")
+OUTCOMES: Final = ("succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled")
+
+NO_CRASH: Final = frozenset(
+    {
+        Cause.DRAINED,
+        Cause.MAX_TASKS,
+        Cause.MEMORY,
+        Cause.GRACE,
+        Cause.BROKER,
+        Cause.NOT_CONSUMING,
+        Cause.CONFIG,
+    }
+)
+"""Why workers leave without anything being wrong with them: it was planned, or it is between the broker and us."""
+
+USUAL_CAUSES: Final = (*map(str, Cause), "SIGABRT", "SIGKILL", "SIGSEGV")
+"""These are shown before they happen. A counter that begins with 1 has, to Prometheus, never risen: the first death
+would be missed. Others (`exit 3`) begin with their first."""
 
 
 class PoolCollector(Collector):
-    """Everything in /metrics. Counters come from shared memory and from the pool, so they outlive every worker."""
+    """Everything that is ours in /metrics. Counters come from shared memory and from the pool, so they outlive every
+    worker and every reload; a supervisor that is started anew begins with 0, which Prometheus takes for what it is."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -34,51 +57,102 @@ class PoolCollector(Collector):
         view = supervisor.view
         pages = [supervisor.board.read(slot.slot) for slot in view.slots]
         summed = totals(pages)
-
-        tasks = CounterMetricFamily("workq_tasks", "Tasks by what became of them.", labels=["outcome"])
-        for outcome in OUTCOMES:
-            tasks.add_metric([outcome], getattr(summed, outcome))
-        yield tasks
-        yield _histogram(
-            "workq_task_seconds", "How long handlers ran, seconds.", BOUNDS, summed.buckets, summed.busy_seconds
-        )
-        yield CounterMetricFamily("workq_busy_seconds", "Seconds workers spent on tasks.", value=summed.busy_seconds)
-
-        workers = GaugeMetricFamily("workq_workers", "Workers by state.", labels=["state"])
-        states = [state_of(slot, page) for slot, page in zip(view.slots, pages, strict=True)]
-        for state in STATES:
-            workers.add_metric([state], states.count(state))
-        yield workers
-        exits = CounterMetricFamily("workq_worker_exits", "Workers that ended, by cause.", labels=["cause"])
-        for cause, count in sorted(view.exits.items()):
-            exits.add_metric([cause], count)
-        yield exits
-        yield _histogram(
-            "workq_worker_restart_seconds",
-            "From a worker's death to its successor consuming, seconds.",
-            RESTART_BOUNDS,
-            view.restart_buckets,
-            view.restart_seconds,
-        )
-        memory = GaugeMetricFamily("workq_worker_memory_bytes", "Resident memory of a worker, bytes.", labels=["slot"])
-        for reading in supervisor.readings:
-            memory.add_metric([str(reading.slot)], reading.rss)
-        yield memory
-
-        if view.depth is not None:
-            yield GaugeMetricFamily(
-                "workq_queue_messages_ready", "Messages in the queue that wait for a worker.", value=view.depth.ready
-            )
-        if view.dead is not None:
-            yield GaugeMetricFamily(
-                "workq_dead_letters_ready", "Messages in the dead-letter queue.", value=view.dead.ready
-            )
-        yield GaugeMetricFamily("workq_broker_up", "1 while at least one worker consumes.", value=float(view.ready > 0))
+        yield from _pool(view, supervisor.settings.queue, now() - supervisor.turned_at)
+        yield from _tasks(summed, pages)
+        yield from _workers(view, pages)
+        yield from _exits(view)
+        yield from _memory(supervisor.readings, supervisor.settings.max_memory)
+        yield from _queue(view)
         dropped = summed.log_lines_dropped + supervisor.sink.dropped
         yield CounterMetricFamily("workq_log_lines_dropped", "Log lines that could not be written.", value=dropped)
-        info = GaugeMetricFamily("workq_info", "What runs here; always 1.", labels=["version", "queue"])
-        info.add_metric([__version__, supervisor.settings.queue], 1)
-        yield info
+
+
+def _pool(view: PoolView, queue: str, age: float) -> Iterator[Metric]:
+    info = GaugeMetricFamily("workq_info", "What runs here; always 1.", labels=["version", "queue"])
+    info.add_metric([__version__, queue], 1)
+    yield info
+    yield _gauge("workq_ready", "1 while /readyz says 200: it consumes, and holds.", readiness(view)[0])
+    yield _gauge("workq_broker_up", "1 while at least one worker consumes.", view.ready > 0)
+    yield _one_for_each("workq_state", "1 for the state that the pool is in.", State, lambda state: view.state is state)
+    yield _gauge("workq_generation", "Which code runs: from 1, one more with each reload.", view.generation)
+    # Another thread answers: what it reads may be old. Only this says so.
+    yield _gauge("workq_loop_seconds", "Since the supervisor's loop last turned, seconds; at most 1 or 2.", age)
+
+
+def _tasks(summed: Counts, pages: Sequence[Reading]) -> Iterator[Metric]:
+    tasks = CounterMetricFamily("workq_tasks", "Tasks by what became of them.", labels=["outcome"])
+    for outcome in OUTCOMES:
+        tasks.add_metric([outcome], getattr(summed, outcome))
+    yield tasks
+    yield _histogram(
+        "workq_task_seconds", "How long handlers ran, seconds.", BOUNDS, summed.buckets, summed.busy_seconds
+    )
+    yield CounterMetricFamily("workq_busy_seconds", "Seconds workers spent on tasks.", value=summed.busy_seconds)
+    begun = [page.hand.since for page in pages if page.hand is not None]
+    oldest = now() - min(begun) if begun else 0.0
+    yield _gauge(
+        "workq_oldest_task_seconds", "How long the oldest task in hand has been running, seconds.", oldest
+    )
+
+
+def _workers(view: PoolView, pages: Sequence[Reading]) -> Iterator[Metric]:
+    states = [state_of(slot, page) for slot, page in zip(view.slots, pages, strict=True)]
+    yield _one_for_each("workq_workers", "Workers by state.", STATES, states.count)
+    yield _gauge("workq_workers_wanted", "How many workers there are to be.", view.wanted)
+
+
+def _exits(view: PoolView) -> Iterator[Metric]:
+    counts = dict.fromkeys(USUAL_CAUSES, 0) | view.exits
+    exits = CounterMetricFamily("workq_worker_exits", "Workers that ended, by cause.", labels=["cause"])
+    for cause, count in sorted(counts.items()):
+        exits.add_metric([cause], count)
+    yield exits
+    yield CounterMetricFamily(
+        "workq_worker_crashes", "Workers that ended unasked, by no doing of the broker's.", value=_crashes(view.exits)
+    )
+    yield _histogram(
+        "workq_worker_restart_seconds",
+        "From a worker's death to its successor consuming, seconds.",
+        RESTART_BOUNDS,
+        view.restart_buckets,
+        view.restart_seconds,
+    )
+
+
+def _crashes(exits: Mapping[str, int]) -> int:
+    return sum(count for cause, count in exits.items() if cause not in NO_CRASH)
+
+
+def _memory(readings: Sequence[Reading], limit: int | None) -> Iterator[Metric]:
+    memory = GaugeMetricFamily("workq_worker_memory_bytes", "Resident memory of a worker, bytes.", labels=["slot"])
+    for reading in readings:
+        memory.add_metric([str(reading.slot)], reading.rss)
+    yield memory
+    if limit is not None:
+        text = "Above this a worker is replaced between tasks, at twice this it is killed, bytes."
+        yield _gauge("workq_max_memory_bytes", text, limit)
+
+
+def _queue(view: PoolView) -> Iterator[Metric]:
+    """What was last measured. Nothing, rather than something old, when nobody could measure for a while."""
+    if view.depth is not None:
+        text = "Messages in the queue that wait for a worker."
+        yield _gauge("workq_queue_messages_ready", text, view.depth.ready)
+        text = "Consumers that the broker counts on the queue, other programs' included."
+        yield _gauge("workq_queue_consumers", text, view.depth.consumers)
+    if view.dead is not None:
+        yield _gauge("workq_dead_letters_ready", "Messages in the dead-letter queue.", view.dead.ready)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _one_for_each(name: str, text: str, states: Iterable[str], value: Callable[[Any], float]) -> Metric:
+    metric = GaugeMetricFamily(name, text, labels=["state"])
+    for state in states:
+        metric.add_metric([str(state)], float(value(state)))
+    return metric
 
 
 def _histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> Metric:
@@ -96,6 +170,8 @@ class Metrics:
     def __init__(self, supervisor: Supervisor) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(PoolCollector(supervisor))
+        # process_start_time_seconds and the like, of the supervisor itself, by the names that everybody's have.
+        ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -109,8 +109,7 @@ class _Worker:
 class Processes:
     """All children of the supervisor, and the one place that waits for anything."""
 
-    def __init__(self, settings: Settings, board: Scoreboard, log_fd: int, record: Callable[[bytes], object]) -> None:
-        self._settings = settings
+    def __init__(self, board: Scoreboard, log_fd: int, record: Callable[[bytes], object]) -> None:
         self._board = board
         self._log_fd = log_fd
         self._record = record
@@ -177,8 +176,8 @@ class Processes:
 
     # ----------------------------------------------------------------------------------------------- nursery
 
-    def start_nursery(self, generation: int, preload: bool) -> None:
-        """Start the process that imports the handler and forks workers."""
+    def start_nursery(self, generation: int, preload: bool, settings: Settings) -> None:
+        """Start the process that imports the handler and forks workers, which work by these settings."""
         ours, theirs = Link.pair()
         reader, writer = os.pipe2(os.O_CLOEXEC)
         fds = (theirs.fileno(), self._board.fd, self._log_fd)
@@ -198,7 +197,7 @@ class Processes:
         output = Output(reader, self._log, source="nursery", pid=process.pid)
         nursery = _Nursery(generation, process.pid, os.pidfd_open(process.pid), ours, output)
         self._nurseries[generation] = nursery
-        ours.send(Load(self._settings.to_wire(), preload, os.getpid(), generation), wait=False)
+        ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)
         self.watch(nursery.link, lambda: self._hear_nursery(nursery))
         self.watch(nursery.output.fd, lambda: self._nursery_output(nursery))
         self.watch(nursery.pidfd, lambda: self._nursery_exited(nursery))

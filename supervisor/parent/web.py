@@ -1,4 +1,4 @@
-"""HTTP, on the one thread beside the loop: /healthz, /readyz, /metrics, /status.
+"""HTTP, on the one thread beside the loop: /healthz, /readyz, /metrics, /status, and the live page at /.
 
 uvicorn reads what comes from outside; the answers are made from values that the loop replaces as a whole
 (`Supervisor.view`) and from shared memory, so a slow client or a scraper in a hurry costs the loop nothing.
@@ -12,10 +12,13 @@ import logging
 import socket
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.clock import now
+from supervisor.parent import control, page
 from supervisor.policy.status import readiness
+from supervisor.vocabulary import Wish
 
 if TYPE_CHECKING:
     from supervisor.parent.loop import Supervisor
@@ -23,11 +26,15 @@ if TYPE_CHECKING:
 STUCK_AFTER: Final = 5.0
 """Seconds without a turn of the loop (which ticks each second) after which /healthz says so."""
 
+MAX_BODY: Final = 4096
+"""Bytes that a wish may take."""
+
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Answer = tuple[int, str, bytes]
 
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
+_HTML: Final = "text/html; charset=utf-8"
 
 
 class Site:
@@ -47,17 +54,23 @@ class Site:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         if scope["type"] != "http":
             return
-        status, kind, body = self._answer(scope["method"], scope["path"])
+        status, kind, body = await self._respond(scope, receive)
         headers = [
             (b"content-type", kind.encode()),
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
+            *page.HEADERS,
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
+    async def _respond(self, scope: dict[str, Any], receive: Any) -> Answer:
+        return self._answer(scope["method"], scope["path"])
+
     def _answer(self, method: str, path: str) -> Answer:
         answer = self._paths.get(path)
+        if answer is None and method == "POST":
+            return 403, _TEXT, b"nothing can be changed here, only by the control socket (--control)\n"
         if answer is None:
             return 404, _TEXT, f"there is {', '.join(sorted(self._paths))}\n".encode()
         if method not in ("GET", "HEAD"):
@@ -86,16 +99,80 @@ class Site:
         return 200, _JSON, json.dumps(self._supervisor.status()).encode() + b"\n"
 
     def _index(self) -> Answer:
-        lines = ["workq-supervise", *(path for path in self._paths if path != "/")]
-        return 200, _TEXT, "\n".join(lines).encode() + b"\n"
+        return 200, _HTML, page.HTML
 
 
-def serve(listener: socket.socket, supervisor: Supervisor) -> None:
-    """Answer on this socket, on a thread of its own, for as long as the process lives."""
-    threading.Thread(target=_serve, args=(listener, supervisor), name="workq-http", daemon=True).start()
+class ControlSite(Site):
+    """What the control socket has beside the rest: the verbs that change something. The health port is served by a
+    `Site`, which does not know them."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        super().__init__(supervisor)
+        self._verbs: dict[str, Callable[[dict[str, Any]], Future[control.Answer]]] = {
+            "/scale": self._scale,
+            "/reload": lambda _: supervisor.wishes.make(Wish.RELOAD, "workq reload"),
+            "/drain": lambda _: supervisor.wishes.make(Wish.DRAIN, "workq drain"),
+        }
+
+    async def _respond(self, scope: dict[str, Any], receive: Any) -> Answer:
+        verb = self._verbs.get(scope["path"])
+        if verb is None:
+            return await super()._respond(scope, receive)
+        if scope["method"] != "POST":
+            return 405, _TEXT, b"POST only\n"
+        try:
+            wish = verb(await _body(receive))
+        except ValueError as error:
+            return _refused(400, str(error))
+        try:
+            answer = await asyncio.wait_for(asyncio.wrap_future(wish), STUCK_AFTER)
+        except TimeoutError:
+            return _refused(503, f"the supervisor's loop has not turned for {STUCK_AFTER:g} s")
+        said = [{"event": say.event, "because": say.because} for say in answer.said]
+        is_refused = any(say.level in ("warning", "error") for say in answer.said) or not said
+        document = {"ok": not is_refused, "because": said[-1]["because"] if said else "it is too late", "said": said}
+        document["reload"] = answer.reload.number if answer.reload is not None else None
+        return 409 if is_refused else 200, _JSON, json.dumps(document).encode() + b"\n"
+
+    def _scale(self, given: dict[str, Any]) -> Future[control.Answer]:
+        wishes = self._supervisor.wishes
+        workers, change = given.get("workers"), given.get("change")
+        if type(workers) is int and workers > 0 and change is None:
+            return wishes.make(Wish.SCALE, "workq scale", workers)
+        if change in (1, -1) and workers is None:
+            return wishes.make(Wish.GROW if change == 1 else Wish.SHRINK, "workq scale")
+        raise ValueError('expected {"workers": N}, or {"change": 1} or -1')
 
 
-def _serve(listener: socket.socket, supervisor: Supervisor) -> None:
+async def _body(receive: Any) -> dict[str, Any]:
+    """The JSON object that a request brings, or an empty one. Raises ValueError."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise ValueError(f"a body of at most {MAX_BODY} bytes is expected")
+        if not message.get("more_body"):
+            break
+    document = json.loads(body or b"{}")
+    if isinstance(document, dict):
+        return document
+    raise ValueError("a JSON object is expected")
+
+
+def _refused(status: int, because: str) -> Answer:
+    return status, _JSON, json.dumps({"ok": False, "because": because}).encode() + b"\n"
+
+
+def serve(supervisor: Supervisor, health: socket.socket | None, listener: control.Listener | None) -> None:
+    """Answer on these sockets, on one thread of its own, for as long as the process lives."""
+    sites = [(health, Site(supervisor))] if health is not None else []
+    if listener is not None:
+        sites.append((listener.socket, ControlSite(supervisor)))
+    threading.Thread(target=_serve, args=(sites,), name="workq-http", daemon=True).start()
+
+
+def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -105,18 +182,25 @@ def _serve(listener: socket.socket, supervisor: Supervisor) -> None:
             await asyncio.Event().wait()
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    config = uvicorn.Config(
-        Site(supervisor),
-        loop="asyncio",
-        http="h11",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=5,
-        h11_max_incomplete_event_size=16 * 1024,
-    )
-    Server(config).run(sockets=[listener])
+
+    def server(site: Site) -> Server:
+        config = uvicorn.Config(
+            site,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=5,
+            h11_max_incomplete_event_size=16 * 1024,
+        )
+        return Server(config)
+
+    async def run() -> None:
+        await asyncio.gather(*(server(site).serve(sockets=[listener]) for listener, site in sites))
+
+    asyncio.run(run())

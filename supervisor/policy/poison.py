@@ -42,7 +42,7 @@ class Ledger:
     """Deaths by key, bounded."""
 
     def __init__(self, max_crashes: int, room: int = ROOM) -> None:
-        self._max_crashes = max_crashes
+        self.max_crashes = max_crashes
         self._room = room
         self._accounts: OrderedDict[str, Account] = OrderedDict()
 
@@ -62,7 +62,7 @@ class Ledger:
         return account.crashes
 
     def is_condemned(self, crashes: int) -> bool:
-        return crashes >= self._max_crashes
+        return crashes >= self.max_crashes
 
     def verdict(self, key: str, returns: int = 0) -> Verdict:
         """May this message run? `returns`: how often a quorum queue says that it came back, from whichever host."""

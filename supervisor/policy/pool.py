@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from supervisor.policy import advice, broker, restart
 from supervisor.policy.broker import Broker
 from supervisor.policy.poison import Ledger
+from supervisor.policy.reload import Reload, Stage
 from supervisor.policy.restart import STEADY, Backoff, Fault
 from supervisor.policy.scaling import LOOK_EVERY, Scaling
 from supervisor.policy.slot import (
     ABORT_TIMEOUT,
+    ALIVE,
     ARRIVING,
     CONNECT_TIMEOUT,
     FORK_TIMEOUT,
@@ -105,6 +107,8 @@ class Nursery:
     """What the pool knows of the process that forks workers."""
 
     generation: int
+    settings: Settings
+    """Those of its workers."""
     state: NurseryState = NurseryState.NONE
     deadline: float | None = None
     """LOADING: the import is given up. NONE: another one is started."""
@@ -122,9 +126,17 @@ class Pool:
         self._seed = seed
         self._slots = [Slot(number) for number in range(settings.workers.least)]
         self._wanted = settings.workers.least
-        self._nursery = Nursery(generation=1, preload=settings.preload)
+        self._nursery = Nursery(1, settings, preload=settings.preload)
         self._incoming: Nursery | None = None
-        """The next generation's, while it loads."""
+        """The next generation's, until a worker of it consumes."""
+        self._trial: int | None = None
+        """The seat of that worker: its next one is the incoming nursery's."""
+        self._past: dict[int, Settings] = {}
+        """By generation: the limits under which workers still at work have begun."""
+        self._newest = 1
+        """Generations are numbered as they are begun, whatever becomes of them."""
+        self._reloads = 0
+        self._latest: Reload | None = None
         self._is_rolling = False
         """Workers of an older generation are being replaced, one at a time."""
         self._ledger = Ledger(settings.max_crashes)
@@ -167,6 +179,16 @@ class Pool:
         return not self._left
 
     @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._settings
+
+    def settings_of(self, generation: int) -> Settings:
+        """Those for a nursery that is to be started."""
+        incoming = self._incoming
+        return incoming.settings if incoming is not None and incoming.generation == generation else self._settings
+
+    @property
     def deadline(self) -> float | None:
         """When `overdue` has something to do, if nothing happens before."""
         times = [max(slot.deadline, self._free_at(slot)) for slot in self._slots if slot.deadline is not None]
@@ -195,6 +217,9 @@ class Pool:
             is_starved=self._truth.is_starved,
             ready=len(ready),
             steady=sum(1 for s in ready if s.ready_since is not None and now - s.ready_since >= STEADY),
+            wanted=self._wanted,
+            reload=self._latest,
+            is_reloading=self._incoming is not None or self._is_rolling,
         )
 
     # --------------------------------------------------------------------------------------------- to be told
@@ -212,8 +237,8 @@ class Pool:
             return []
         actions: list[Action] = []
         match event:
-            case Asked(wish, by):
-                actions += self._asked(wish, by, now)
+            case Asked():
+                actions += self._asked(event, now)
             case NurserySaid(generation, report):
                 actions += self._nursery_said(generation, report, now)
             case NurseryGone(generation, cause):
@@ -228,7 +253,7 @@ class Pool:
                 actions += self._exited(self._slots[event.slot], event, now)
             case Sampled(readings):
                 actions += self._sampled(readings, now)
-        return [*actions, *self._replace_next(), *self._spawns(now), *self._leave()]
+        return [*actions, *self._replace_next(now), *self._spawns(now), *self._leave()]
 
     def overdue(self, now: float) -> list[Action]:
         """What follows from the time alone."""
@@ -241,25 +266,31 @@ class Pool:
         if self._nursery.deadline is not None and self._nursery.deadline <= now:
             actions += self._nursery_overdue(now)
         if self._incoming is not None and self._incoming.deadline is not None and self._incoming.deadline <= now:
-            because = f"the import did not end within --boot-timeout ({self._settings.boot_timeout:g} s)"
+            limit = self._incoming.settings.boot_timeout
+            because = f"the import did not end within --boot-timeout ({limit:g} s)"
             actions.append(StopNursery(self._incoming.generation, because, stack=True))
-            actions += self._reload_failed(because)
-        return [*actions, *self._replace_next(), *self._spawns(now), *self._leave()]
+            actions += self._reload_failed(because, now)
+        return [*actions, *self._replace_next(now), *self._spawns(now), *self._leave()]
 
     # ------------------------------------------------------------------------------------------------- wishes
 
-    def _asked(self, wish: Wish, by: str, now: float) -> list[Action]:
-        match wish:
+    def _asked(self, asked: Asked, now: float) -> list[Action]:
+        by = asked.by
+        match asked.wish:
             case Wish.STOP if self._state is State.DRAINING:
                 return self._kill_all(f"{by} a second time: now")
-            case Wish.STOP:
+            case Wish.DRAIN if self._state is State.DRAINING:
+                return [Say("supervisor.stopping", "info", f"{by}: it is under way already ({self._because})")]
+            case Wish.STOP | Wish.DRAIN:
                 return self._stop(by, now)
+            case Wish.SCALE:
+                return self._resize(asked.workers, by, now)
             case Wish.GROW:
                 return self._resize(self._wanted + 1, by, now)
             case Wish.SHRINK:
                 return self._resize(self._wanted - 1, by, now)
             case Wish.RELOAD:
-                return self._reload(by, now)
+                return self._reload(asked, now)
 
     def _stop(
         self, because: str, now: float, code: int = EXIT_DONE, event: str = "supervisor.stopping"
@@ -271,7 +302,8 @@ class Pool:
         actions: list[Action] = [Say(event, "info", because, {"grace": self._settings.grace})]
         if self._incoming is not None:
             actions.append(StopNursery(self._incoming.generation, because))
-            self._incoming = None
+            self._end_trial(Seat.EMPTY, None)
+            self._end_reload(Stage.FAILED, now, "the supervisor leaves")
         for slot in self._slots:
             actions += self._drain(slot, because, now + self._settings.grace)
         return actions
@@ -319,9 +351,13 @@ class Pool:
         span = self._settings.workers
         least, most = (1, WORKERS_MOST) if span.is_fixed else (span.least, span.most)
         if self._state is State.DRAINING or self._is_finishing:
-            return []
+            return [Say("supervisor.scaling", "warning", f"{by}: the supervisor leaves")]
         if not least <= wanted <= most:
-            return [Say("supervisor.scaling", "warning", f"{by}: there are {self._wanted} workers, of {least} to {most}")]
+            return [
+                Say("supervisor.scaling", "warning", f"{by}: there are {self._wanted} workers, of {least} to {most}")
+            ]
+        if wanted == self._wanted:
+            return [Say("supervisor.scaling", "info", f"{by}: there are {wanted} workers already")]
         because = f"{by}: {self._wanted} -> {wanted} workers"
         self._wanted = wanted
         for number in range(len(self._slots), wanted):
@@ -351,7 +387,7 @@ class Pool:
                 self._nursery.state = NurseryState.READY
                 self._nursery.deadline = None
                 self._nursery.loaded_at = now
-                return [self._loaded(seconds, preloaded)]
+                return [self._loaded(self._settings.handler, seconds, preloaded)]
             case Threaded(threads):
                 self._nursery.preload = False
                 self._nursery.state = NurseryState.NONE
@@ -364,8 +400,8 @@ class Pool:
                 self._nursery.state = NurseryState.NONE
                 return self._cannot_load(error, traceback, now)
 
-    def _loaded(self, seconds: float, preloaded: bool) -> Say:
-        fields = {"handler": self._settings.handler, "seconds": round(seconds, 3), "preloaded": preloaded}
+    def _loaded(self, handler: str, seconds: float, preloaded: bool) -> Say:
+        fields = {"handler": handler, "seconds": round(seconds, 3), "preloaded": preloaded}
         because = "imported once, for every worker" if preloaded else "each worker imports it for itself"
         return Say("handler.loaded", "info", because, fields)
 
@@ -385,7 +421,7 @@ class Pool:
 
     def _nursery_gone(self, generation: int, cause: str, now: float) -> list[Action]:
         if self._incoming is not None and generation == self._incoming.generation:
-            return self._reload_failed(f"the process that imports it died: {cause}")
+            return self._reload_failed(f"the process that imports it died: {cause}", now)
         if generation != self._nursery.generation:
             return []
         if self._state is State.DRAINING:
@@ -405,6 +441,8 @@ class Pool:
     def _unfork(self, phase: Seat, deadline: float | None) -> None:
         """What the nursery was asked for will not come."""
         for slot in self._slots:
+            if slot.generation != self._nursery.generation:
+                continue  # the incoming one was asked
             if slot.phase is Seat.FORKING and slot.number < self._wanted:
                 slot.enter(phase, deadline)
             elif slot.phase is Seat.FORKING:
@@ -429,53 +467,140 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------- reload
 
-    def _reload(self, by: str, now: float) -> list[Action]:
-        """Load the code anew beside what runs; workers are replaced only when that has worked."""
+    def _reload(self, asked: Asked, now: float) -> list[Action]:
+        """Load the code anew beside what runs; nothing is replaced before that has worked."""
+        if why := self._cannot_reload():
+            return [Say("reload.failed", "warning", f"{asked.by}: {why}")]
+        actions: list[Action] = []
+        if self._incoming is not None:
+            actions.append(StopNursery(self._incoming.generation, f"another reload takes its place: {asked.by}"))
+            self._end_trial(Seat.WAITING, now)
+        settings: Settings = asked.settings or self._settings
+        self._newest += 1
+        self._reloads += 1
+        self._latest = Reload(self._reloads, self._newest, asked.by, now)
+        actions.append(Say("reload.started", "info", asked.by, {"generation": self._newest}))
+        if asked.problem:
+            return [*actions, *self._reload_failed(asked.problem, now)]
+        deadline = now + settings.boot_timeout
+        self._incoming = Nursery(self._newest, settings, NurseryState.LOADING, deadline, preload=settings.preload)
+        return [*actions, StartNursery(self._newest, settings.preload, f"reload: {asked.by}")]
+
+    def _cannot_reload(self) -> str | None:
         if self._state is State.DRAINING or self._is_finishing:
-            return []
-        if self._incoming is not None or not self._worked:
-            why = "one is under way already" if self._incoming is not None else "nothing has been loaded yet"
-            return [Say("reload.failed", "warning", f"{by}: {why}")]
-        generation = self._nursery.generation + 1
-        deadline = now + self._settings.boot_timeout
-        self._incoming = Nursery(generation, NurseryState.LOADING, deadline, preload=self._settings.preload)
-        said = Say("reload.started", "info", by, {"generation": generation})
-        return [said, StartNursery(generation, self._incoming.preload, f"reload: {by}")]
+            return "the supervisor leaves"
+        if self._nursery.state is not NurseryState.READY and not self._worked:
+            return "nothing has been loaded yet"
+        # Until a worker of it is being forked it may be taken back; that one waits for somebody's task, for an hour
+        # perhaps, and what it is to prove may be known to be wrong by then.
+        is_loading = self._incoming is not None and self._incoming.state is NurseryState.LOADING
+        return "one is under way already" if is_loading or any(map(self._is_on_trial, self._slots)) else None
 
     def _incoming_said(self, incoming: Nursery, report: Loaded | Threaded | LoadFailed, now: float) -> list[Action]:
         match report:
             case Loaded(seconds, preloaded):
-                former, self._nursery, self._incoming = self._nursery, incoming, None
                 incoming.state, incoming.deadline, incoming.loaded_at = NurseryState.READY, None, now
-                self._unfork(Seat.WAITING, now)
-                self._is_rolling = True
-                because = f"generation {incoming.generation} is loaded"
-                return [self._loaded(seconds, preloaded), StopNursery(former.generation, because)]
+                if self._latest is not None:
+                    self._latest = replace(self._latest, stage=Stage.TRYING)
+                return [self._loaded(incoming.settings.handler, seconds, preloaded)]
             case Threaded():
                 incoming.preload = False
-                incoming.deadline = now + self._settings.boot_timeout
+                incoming.deadline = now + incoming.settings.boot_timeout
                 return [
                     StopNursery(incoming.generation, _THREADS),
                     StartNursery(incoming.generation, False, _THREADS),
                 ]
             case LoadFailed(error, traceback):
-                return self._reload_failed(error, traceback)
+                return self._reload_failed(error, now, traceback)
 
-    def _reload_failed(self, because: str, traceback: str = "") -> list[Action]:
+    def _try_next(self, now: float) -> Iterator[Action]:
+        """Find the seat whose next worker tries the incoming generation: one that is empty, else an idle one."""
+        if self._trial is not None and self._trial < self._wanted:
+            return
+        seats = self._slots[: self._wanted]
+        vacant = [slot for slot in seats if slot.phase is Seat.WAITING]
+        if vacant:
+            self._trial = vacant[0].number
+            vacant[0].deadline = now  # what it was to wait for may be what the reload mends
+        elif {slot.phase for slot in seats} == {Seat.READY}:
+            idle = (slot for slot in seats if (page := self._pages.get(slot.number)) and page.phase is Phase.IDLE)
+            slot = next(idle, seats[0])
+            self._trial = slot.number
+            yield from self._drain(slot, f"reload: to be the first of generation {self._newest}", None)
+
+    def _is_on_trial(self, slot: Slot) -> bool:
+        """Whether a worker of the incoming generation is on its way there."""
+        incoming = self._incoming
+        return incoming is not None and slot.generation == incoming.generation and slot.phase in (Seat.FORKING, *ALIVE)
+
+    def _adopt(self, incoming: Nursery, now: float) -> list[Action]:
+        """A worker of the next generation consumes: it is the present one from here."""
+        self._unfork(Seat.WAITING, now)
+        former, self._nursery, self._incoming, self._trial = self._nursery, incoming, None, None
+        self._past[former.generation] = former.settings
+        self._settings = settings = incoming.settings
+        self._ledger.max_crashes = settings.max_crashes
+        self._is_rolling = True
+        if self._latest is not None:
+            self._latest = replace(self._latest, stage=Stage.REPLACING)
+        actions: list[Action] = [StopNursery(former.generation, f"generation {incoming.generation} consumes")]
+        span = settings.workers
+        if span != former.settings.workers:
+            self._scaling = Scaling(span)
+            # A number that an operator has chosen stays where the new limits allow it.
+            wanted = span.least if span.is_fixed else min(max(self._wanted, span.least), span.most)
+            actions += self._resize(wanted, f"reload: workers = {span}", now)
+        return actions
+
+    def _end_trial(self, phase: Seat, deadline: float | None) -> None:
+        """The incoming generation is given up; nobody forks for it any more."""
+        for slot in self._slots:
+            if self._is_on_trial(slot) and slot.phase is Seat.FORKING:
+                slot.enter(phase if slot.number < self._wanted else Seat.EMPTY, deadline)
+        self._incoming = self._trial = None
+
+    def _reload_failed(self, because: str, now: float, traceback: str = "") -> list[Action]:
+        """The generation there is stays. Its nursery forks where one of the other was on its way."""
         generation = self._nursery.generation
-        self._incoming = None
+        arriving = (Seat.BOOTING, Seat.CONNECTING)
+        on_trial = [slot for slot in self._slots if self._is_on_trial(slot) and slot.phase in arriving]
+        self._end_trial(Seat.WAITING, now)
+        self._end_reload(Stage.FAILED, now, because)
         fields: dict[str, object] = {"generation": generation} | ({"exception": traceback} if traceback else {})
-        return [Say("reload.failed", "error", f"{because}; generation {generation} stays", fields)]
+        actions: list[Action] = [Say("reload.failed", "error", f"{because}; generation {generation} stays", fields)]
+        for slot in on_trial:
+            actions += self._drain(slot, because, None)
+        return actions
 
-    def _replace_next(self) -> Iterator[Action]:
+    def _trial_failed(self, slot: Slot, because: str, now: float, traceback: str = "") -> list[Action]:
+        """The incoming generation's first worker does not come."""
+        assert self._incoming is not None
+        stop = StopNursery(self._incoming.generation, because)
+        failed = self._reload_failed(f"its first worker does not consume: {because}", now, traceback)
+        slot.enter(Seat.WAITING if slot.number < self._wanted else Seat.EMPTY, now)
+        return [stop, *failed]
+
+    def _end_reload(self, stage: Stage, now: float, error: str = "") -> None:
+        if self._latest is not None and not self._latest.is_over:
+            self._latest = replace(self._latest, stage=stage, ended=now, error=error)
+
+    def _replace_next(self, now: float) -> Iterator[Action]:
         """Replace one worker of an older generation, when the one before it has been replaced by one that consumes."""
-        if not self._is_rolling or self._state is State.DRAINING or self._is_finishing:
+        if self._state is State.DRAINING or self._is_finishing:
+            return
+        if self._incoming is not None and self._incoming.state is NurseryState.READY:
+            yield from self._try_next(now)
+            return
+        if not self._is_rolling:
             return
         seats = self._slots[: self._wanted]
         generation = self._nursery.generation
         old = [slot for slot in seats if slot.is_alive and slot.generation < generation]
         if not old:
             self._is_rolling = False
+            self._past.clear()
+            if self._latest is not None and self._latest.generation == generation:
+                self._end_reload(Stage.FINISHED, now)
             yield Say(
                 "reload.finished", "info", f"every worker is of generation {generation}", {"generation": generation}
             )
@@ -485,10 +610,13 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ workers
 
     def _started(self, slot: Slot, pid: int, now: float) -> list[Action]:
-        self._nursery.failures = 0
+        nursery = self._nursery
+        if self._is_on_trial(slot):
+            assert self._incoming is not None
+            nursery = self._incoming
+        nursery.failures = 0
         slot.pid = pid
-        slot.generation = self._nursery.generation
-        slot.enter(Seat.BOOTING, now + self._settings.boot_timeout)
+        slot.enter(Seat.BOOTING, now + nursery.settings.boot_timeout)
         said = Say("worker.started", "info", _why_started(slot), {"slot": slot.number, "pid": pid})
         if self._state is State.DRAINING:
             return [said, *self._drain(slot, self._because, now + self._settings.grace)]
@@ -500,6 +628,8 @@ class Pool:
         if self._state is State.DRAINING or slot.number >= self._wanted:
             slot.enter(Seat.EMPTY)
             return []
+        if self._is_on_trial(slot):
+            return self._trial_failed(slot, error, now)
         streak = slot.count(Fault.UNEXPLAINED, recovered=False)
         again = restart.decide(
             Fault.UNEXPLAINED, streak=streak + 1, was_ready=False, now=now, roll=self._roll(slot.number)
@@ -528,6 +658,8 @@ class Pool:
             case Parked() as parked:
                 self._parked = (*self._parked, parked)[-PARKED_SHOWN:]
                 self._dead_asked = -math.inf
+                if self._dead is not None:
+                    self._dead = DeadDepth(self._dead.ready + 1)  # until the broker's own word
                 return []
             case Lost(detail, kind) if slot.phase is Seat.READY:
                 # It leaves when its handler has come to an end, in an hour perhaps. Until then it does not consume.
@@ -579,6 +711,8 @@ class Pool:
             slot.died_at = None
         actions.append(Say("worker.ready", "info", "the broker has confirmed the consumer", fields))
         self._worked = True
+        if self._incoming is not None and self._is_on_trial(slot):
+            actions += self._adopt(self._incoming, now)
         if self._state is State.STARTING and self._count(Seat.READY) >= self._wanted:
             self._set_state(State.RUNNING, "every worker consumes", now)
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
@@ -613,13 +747,21 @@ class Pool:
         was_killed = slot.condemned not in (None, Cause.DRAINED) and not died.status.startswith("exit ")
         if self._state is State.DRAINING and self._code == EXIT_DONE and (was_killed or died.hand is not None):
             self._code = EXIT_KILLED
+        is_trial = self._is_on_trial(slot) and slot.number < self._wanted and not self._is_finishing
         slot.vacate(died, cause, now)
         self._idle_finished = None
         self._suspects.pop(slot.number, None)
         unblocked = self._broker.block(slot.number, False)
         actions: list[Action] = self._answer_suspects(died.hand.key) if died.hand else []
         actions += unblocked
-        follows = self._follow(slot, died, fault, was_ready, lived, now, actions)
+        if is_trial and self._state is not State.DRAINING:
+            failed = died.said if isinstance(died.said, LoadFailed) else None
+            because = failed.error if failed else _because(died, cause, fault)
+            actions += self._trial_failed(slot, because, now, failed.traceback if failed else "")
+            slot.restarts += 1
+            follows = f"the reload has failed; one of generation {self._nursery.generation} follows"
+        else:
+            follows = self._follow(slot, died, fault, was_ready, lived, now, actions)
         if crashes:
             follows += f"; the message has killed {crashes} of {self._settings.max_crashes}"
             if self._ledger.is_condemned(crashes):
@@ -740,6 +882,8 @@ class Pool:
         match slot.phase:
             case Seat.FORKING:
                 because = f"it did not fork within {FORK_TIMEOUT:g} s"
+                if self._is_on_trial(slot):
+                    return self._trial_failed(slot, because, now)
                 self._nursery.state = NurseryState.NONE
                 if self._state is State.DRAINING:
                     self._unfork(Seat.EMPTY, None)
@@ -747,7 +891,8 @@ class Pool:
                 self._unfork(Seat.WAITING, now)
                 return [StopNursery(self._nursery.generation, because), *self._retry_nursery(now)]
             case Seat.BOOTING:
-                because = f"not booted within --boot-timeout ({self._settings.boot_timeout:g} s)"
+                limit = self.settings_of(slot.generation).boot_timeout
+                because = f"not booted within --boot-timeout ({limit:g} s)"
                 return self._abort(slot, Cause.BOOT, because, now)
             case Seat.CONNECTING:
                 return self._abort(
@@ -780,7 +925,7 @@ class Pool:
         return actions
 
     def _judge(self, slot: Slot, reading: Reading, held_up: bool, now: float) -> list[Action]:
-        limits = self._settings
+        limits = self._past.get(slot.generation, self._settings)
         if reading.hand is not None:
             busy = now - reading.hand.since
             if limits.task_timeout is not None and busy > limits.task_timeout and reading.phase is Phase.BUSY:
@@ -906,19 +1051,20 @@ class Pool:
     # ------------------------------------------------------------------------------------------- what follows
 
     def _spawns(self, now: float) -> Iterator[Action]:
-        if self._nursery.state is not NurseryState.READY or self._state is State.DRAINING:
+        if self._state is State.DRAINING:
             return
         for slot in self._slots:
             if slot.phase is Seat.WAITING and slot.is_due(now) and self._free_at(slot) <= now:
                 slot.enter(Seat.FORKING, now + FORK_TIMEOUT)
                 slot.spawned_at = now
-                yield Spawn(slot.number, self._nursery.generation, _why_started(slot))
+                slot.generation = self._nursery_for(slot).generation
+                yield Spawn(slot.number, slot.generation, _why_started(slot))
 
     def _free_at(self, slot: Slot) -> float:
         """When a waiting seat need not wait for others any more; infinite when only an event can tell."""
         if slot.phase is not Seat.WAITING:
             return -math.inf
-        if self._nursery.state is not NurseryState.READY:
+        if self._nursery_for(slot).state is not NurseryState.READY:
             return math.inf
         if self._state is not State.DEGRADED and slot.fault not in broker.FAULTS:
             return -math.inf
@@ -926,6 +1072,10 @@ class Pool:
         if self._state is State.DEGRADED:
             return math.inf if begun else -math.inf
         return broker.turn(begun, self._count(Seat.READY))
+
+    def _nursery_for(self, slot: Slot) -> Nursery:
+        """The one that is to fork for this seat."""
+        return self._incoming if self._incoming is not None and slot.number == self._trial else self._nursery
 
     def _leave(self) -> Iterator[Action]:
         if self._state is not State.DRAINING and not self._is_finishing:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from supervisor import queues
+from supervisor.policy.reload import Reload
 from supervisor.policy.slot import Seat
 from supervisor.policy.view import PoolView, SlotView, State
 from supervisor.settings import Settings
@@ -101,6 +102,8 @@ def status(
             "consumers": view.depth.consumers if view.depth else None,
         },
         "generation": view.generation,
+        "reload": _reload(view.reload, now, wall) if view.reload else None,
+        "scale": {"wanted": view.wanted, "least": settings.workers.least, "most": settings.workers.most},
         "workers": [_worker(slot, page, rss, now, wall) for slot, page in zip(view.slots, pages, strict=True)],
         "totals": {
             "succeeded": summed.succeeded,
@@ -126,6 +129,18 @@ def without_evidence(document: dict[str, Any]) -> dict[str, Any]:
     letters = document["dead_letters"]
     slim = [{name: value for name, value in letter.items() if name != "evidence"} for letter in letters["recent"]]
     return document | {"dead_letters": letters | {"recent": slim}}
+
+
+def _reload(latest: Reload, now: float, wall: datetime) -> dict[str, Any]:
+    return {
+        "number": latest.number,
+        "state": str(latest.stage),
+        "generation": latest.generation,
+        "by": latest.by,
+        "at": _iso(latest.began, now, wall),
+        "ended_at": _iso(latest.ended, now, wall) if latest.ended is not None else None,
+        "error": latest.error or None,
+    }
 
 
 def _iso(then: float, now: float, wall: datetime) -> str:

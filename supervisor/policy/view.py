@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from supervisor.policy.reload import Reload
 from supervisor.policy.slot import LastExit, Seat
 from supervisor.vocabulary import DeadDepth, Depth, Parked
 
@@ -55,6 +56,12 @@ class PoolView:
     """Every worker believes it consumes, and is given nothing while messages wait."""
     ready: int
     steady: int
+    wanted: int
+    """How many workers there are to be."""
+    reload: Reload | None
+    """The latest."""
+    is_reloading: bool
+    """Other code is being imported, or workers of an older generation are still to be replaced."""
 
 
 @dataclass(slots=True)

@@ -113,8 +113,8 @@ class Consumer:
         name: str,
         beat: Callable[[], None],
         measured: Callable[[int, int], None],
-        counted_dead: Callable[[int], None],
         lost: Callable[[Gone], None],
+        counted_dead: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._name = name
@@ -255,7 +255,9 @@ class Consumer:
         """
         if self._is_consuming and self._gone is None:
             self._is_consuming = False
-            self._call(self._channel.basic_cancel, consumer_tag=self._name)
+            # pika does not answer for a consumer that it does not know (any more).
+            if self._name in self._channel.consumer_tags:
+                self._call(self._channel.basic_cancel, consumer_tag=self._name)
 
     def measure(self) -> None:
         """Ask for the queue's depth, on a channel of its own: a missing queue closes that, not the consuming one."""

@@ -162,7 +162,7 @@ class Worker:
         self._dropped = 0
         self._handler = handler
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{seat.slot}"
-        self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._counted_dead, self._lost)
+        self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._lost, self._counted_dead)
         self._parking = Parking(seat.settings, name, self._blocked)
         self._patience = Patience(seat.settings.retries, seat.settings.retry_delay)
         self._verdicts: dict[str, Verdict] = {}

@@ -5,11 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import socket
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +18,7 @@ from supervisor.vocabulary import Cause, Kind
 from supervisor.worker.consumer import Consumer, Delivery, Gone
 from tests import amqp
 from tests.proxy import Proxy
+from tests.strangers import HTTP, listening
 
 BODY = "x" * 100
 
@@ -149,37 +147,6 @@ def test_cut_anywhere_a_publisher_says_lost_and_never_that_a_message_is_confirme
 # ---------------------------------------------------------------------------------------------- strangers at the door
 
 
-@contextmanager
-def listening(answer: bytes | None, *, hang_up: bool = False) -> Iterator[int]:
-    """A server that is no broker: it says this to whoever says something (None: nothing, ever), and may hang up then.
-    Its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        clients: list[socket.socket] = []
-
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = listener.accept()
-                except OSError:
-                    return
-                clients.append(client)
-                if answer is not None and client.recv(8):
-                    client.sendall(answer)
-                if hang_up:
-                    client.close()
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-            for client in clients:
-                client.close()
-
-
-HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 SSH = b"SSH-2.0-OpenSSH_9.2p1\r\n"
 AMQP_1_0 = b"AMQP\0\x01\0\0"
 
@@ -210,3 +177,14 @@ def test_what_is_no_broker_is_told_by_what_it_says_within_a_bound(
     assert raised.value.trouble.kind is kind
     assert says in raised.value.reason
     assert "hunter2" not in raised.value.reason
+
+
+def test_a_connection_that_takes_forever_is_given_up_before_the_supervisor_loses_patience(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with a name that takes minutes to look up, or that has many addresses of which none answers.
+    monkeypatch.setattr("supervisor.worker.consumer.CONNECT_TIMEOUT", 0.5)
+    proxy.silence()
+    with pytest.raises(Gone, match=r"no connection to .* in time: its host name takes too long to look up") as raised:
+        consumer(proxy.url, "any").open()
+    assert (raised.value.cause, raised.value.kind) == (Cause.BROKER, Kind.TIMEOUT)

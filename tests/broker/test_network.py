@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from supervisor.commands.node import Port, PrivateNode
 from tests import amqp
 from tests.cluster import NotPermitted, OtherHost
 from tests.proxy import Proxy
+from tests.strangers import HTTP, listening
 from tests.supervision import Runs, Supervision, eventually, supervised
 
 SECRET = "hunter2-and-more"
@@ -80,13 +81,16 @@ def test_f42_resets_in_mid_task_lose_nothing_and_cost_one_extra_run_each_at_most
         eventually(lambda: len(set(runs.lines("done"))) == len(ids))
         account(node, queue, runs, ids, lost)
         totals = pool.status()["totals"]
-        assert totals["succeeded"] == len(ids)
+        # An acknowledgement that the kernel has taken may still never arrive: that success counts, and comes again.
+        assert len(ids) <= totals["succeeded"] <= len(ids) + lost
         assert totals["unsettled"] <= lost
         assert 0 < lost <= 12
         assert pool.stop() == 0
 
 
 def test_connections_that_the_kernel_kills_are_replaced(proxy: Proxy, queue: str) -> None:
+    if shutil.which("ss") is None:
+        pytest.skip("ss is not installed: apt-get install iproute2")
     with supervised("handlers:work", "--workers", "2", url=proxy.url, queue=queue) as pool:
         pool.ready()
         for connection in proxy.live:
@@ -342,7 +346,7 @@ def test_f45_a_name_that_is_not_there_is_said_and_looked_up_anew_at_each_attempt
         pool.ready()
         names.known["broker.test"] = "127.0.0.9"  # nobody listens there
         proxy.reset()
-        said = pool.hear("worker.exited", kind="refused")
+        said = pool.hear("broker.refused", kind="refused")
         assert "connection refused by amqp://guest:***@broker.test" in said["because"]
         names.known["broker.test"] = "127.0.0.1"
         pool.hear("worker.ready", count=4)
@@ -394,24 +398,9 @@ def test_a_broker_that_accepts_and_says_nothing_is_told_as_a_timeout_and_a_stop_
         assert pool.stop(timeout=8) == 0
 
 
-@contextmanager
-def http_server() -> Iterator[int]:
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
-
-
 def test_something_else_that_listens_there_is_told_as_that() -> None:
-    with (
-        http_server() as port,
-        supervised(
-            "handlers:work", "--workers", "1", url=f"amqp://dora:{SECRET}@127.0.0.1:{port}", queue="any"
-        ) as pool,
-    ):
-        refused(pool, "protocol", "does not answer in AMQP 0-9-1; is the port right (5672)")
-        assert pool.stop() == 0
+    with listening(HTTP, hang_up=True) as port:
+        url = f"amqp://dora:{SECRET}@127.0.0.1:{port}"
+        with supervised("handlers:work", "--workers", "1", url=url, queue="any") as pool:
+            refused(pool, "protocol", "does not answer in AMQP 0-9-1; is the port right (5672)")
+            assert pool.stop() == 0

@@ -66,7 +66,7 @@ def test_f50_broken_code_leaves_the_old_generation_running_and_the_error_is_show
         # And mended code is taken.
         handler_modules.write(tmp_path, "app", CODE.format(generation="mended_at_last"))
         pool.send(signal.SIGHUP)
-        pool.hear("reload.finished", generation=2)
+        pool.hear("reload.finished", generation=3)
         amqp.publish(broker_url, queue, ["0"], ids=["mended"])
         pool.hear("task.succeeded", message_id="mended")
         assert pool.stop() == 0

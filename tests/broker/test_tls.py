@@ -221,11 +221,7 @@ def test_a_certificate_file_that_cannot_be_used_is_a_configuration_error_that_na
         options["keyfile"] = broker.stranger.key
         says = f"{broker.stranger.key} cannot be used: [X509: KEY_VALUES_MISMATCH]"
     else:
-        options["keyfile"] = tmp_path / "encrypted.pem"
-        subprocess.run(
-            ["openssl", "ec", "-aes256", "-passout", "pass:sesame", "-in", broker.client.key, "-out",
-             options["keyfile"]], check=True, capture_output=True,
-        )  # fmt: skip
+        options["keyfile"] = broker.client.encrypt_key("sesame")
         says = "the private key is encrypted"
     with supervised("handlers:work", "--workers", "1", url=broker.url(**options), queue="secured") as pool:
         assert pool.wait() == 78

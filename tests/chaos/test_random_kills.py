@@ -73,7 +73,8 @@ def test_f12_two_thousand_tasks_under_random_kills_lose_nothing(
         # Everybody is replaced, and nothing is in flight any more.
         pool.hear("worker.exited", count=kills)
         eventually(lambda: [worker["state"] for worker in pool.workers()] == ["idle"] * 4)
-        assert pool.get("/readyz")[0] == 200
+        # Too many who were killed with nothing in hand degrade the pool, for a while.
+        eventually(lambda: pool.get("/readyz")[0] == 200)
         # A quorum queue counts what is unacknowledged every five seconds only.
         eventually(lambda: amqp.unacked(node, queue) == 0)
         assert amqp.depth(broker_url, queue) == 0
@@ -101,5 +102,6 @@ def test_f12_two_thousand_tasks_under_random_kills_lose_nothing(
         assert pool.metric("workq_tasks_total", outcome="succeeded") == succeeded
         assert TASKS - settling <= pool.metric("workq_task_seconds_count") <= succeeded
         assert pool.metric("workq_worker_exits_total", cause="SIGKILL") == status["totals"]["worker_exits"] == kills
-        assert pool.metric("workq_worker_restart_seconds_count") == kills
+        # Who was killed before it consumed is no restart that came to its end.
+        assert pool.metric("workq_worker_restart_seconds_count") == len(pool.named("worker.ready")) - 4
         assert pool.stop() == 0

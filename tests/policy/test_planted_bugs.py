@@ -53,6 +53,33 @@ BUGS = [
         SCENES,
     ),
     Bug(
+        "who is cut off in the middle of a task counts as consuming",
+        "pool.py",
+        "                slot.enter(Seat.DRAINING, None)\n                return [*self._broker.lose(",
+        "                return [*self._broker.lose(",
+    ),
+    Bug(
+        "a refusal is silent while others consume",
+        "pool.py",
+        "                actions += self._broker.turn_away(kind, detail, consuming)\n",
+        "                pass\n",
+        SCENES,
+    ),
+    Bug(
+        "who is kept out is let off its backoff by whoever comes",
+        "pool.py",
+        "        if self._broker.away_since is not None:\n            for other in concerned:",
+        "        if True:\n            for other in concerned:",
+        SCENES,
+    ),
+    Bug(
+        "it is forgotten that replacing does not help",
+        "truth.py",
+        "            if not self._hopes:\n                self._begin_anew()\n",
+        "            self._begin_anew()\n",
+        "test_truth.py",
+    ),
+    Bug(
         "a worker that is served is doubted",
         "truth.py",
         "and self._before[belief.slot] == belief]",

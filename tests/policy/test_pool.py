@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from supervisor.policy.broker import PROBE_FOR
+from supervisor.policy.pool import DEAD_HOLDS, PARKED_SHOWN
 from supervisor.policy.restart import LULL
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat
 from supervisor.policy.view import State
@@ -18,11 +19,14 @@ from supervisor.vocabulary import (
     Action,
     Blocked,
     Cause,
+    DeadDepth,
     Depth,
     Drain,
     Kind,
     Leave,
     Measure,
+    Parked,
+    Ready,
     Say,
     Signal,
     Spawn,
@@ -282,8 +286,8 @@ def _probe(world: World) -> Worker:
     assert nursery is not None
     while not nursery.births:
         world.advance(0.1)
-    [slot] = nursery.births
-    worker = world.fork(slot)
+    assert len(nursery.births) == 1, "others are on their way as well"
+    worker = world.fork(nursery.births[0])
     world.connect(worker)
     return worker
 
@@ -353,6 +357,83 @@ def test_a_probe_that_hangs_does_not_hold_the_others_for_long() -> None:
     _probe(world)
     world.advance(PROBE_FOR + 0.1)
     assert world.nursery is not None and len(world.nursery.births) == 1
+
+
+def test_who_is_cut_off_in_the_middle_of_a_task_does_not_consume_and_the_broker_is_said_to_be_lost() -> None:
+    world = _up(workers=2)
+    for slot in (0, 1):
+        world.cut_off(_working(world, slot, f"k{slot}"))
+    view = world.pool.view(world.now)
+    assert view.ready == 0 and view.trouble == "connection reset"
+    assert [action.event for action in _of(world, Say)] == ["broker.lost"]
+    world.advance(3600.0)
+    assert not _of(world, Signal), "its handler may take as long as it likes"
+    world.live(30.0, until_well=True)
+    assert world.is_well and world.pool.view(world.now).trouble is None
+
+
+def test_a_worker_that_is_refused_while_another_consumes_is_said_once_and_shown_until_it_comes() -> None:
+    world = _up(workers=2)
+    world.die(world.workers[0], "SIGKILL")
+    for _ in range(5):
+        _is_refused(world, Kind.AUTHENTICATION)
+    refused = [action for action in _of(world, Say) if action.event == "broker.refused"]
+    assert len(refused) == 1 and "1 worker consumes" in refused[0].fields["next"]
+    assert [action.level for action in _obituaries(world)[1:]] == ["warning", "info", "info", "info", "info"]
+    assert world.pool.view(world.now).trouble == "it is authentication"
+    world.become_ready(_probe(world))
+    assert world.pool.view(world.now).trouble is None
+
+
+def test_who_is_kept_out_waits_out_its_backoff_whoever_else_comes_and_is_still_shown() -> None:
+    world = _up(workers=3)
+    world.die(world.workers[0], "SIGKILL")
+    _is_refused(world, Kind.LIMIT)
+    for _ in range(3):
+        world.leave(world.workers[1], Cause.MAX_TASKS)
+        world.be_gone(world.workers[1])
+        world.become_ready(_probe(world))
+    assert _seats(world)[0] is Seat.WAITING
+    assert world.pool.view(world.now).trouble == "it is limit"
+
+
+@pytest.mark.parametrize("kind", [Kind.STREAM, Kind.MISMATCH])
+def test_a_queue_that_turns_into_another_under_a_pool_that_works_is_tried_slowly_by_one(kind: Kind) -> None:
+    world = _up(workers=3)
+    _lose_the_broker(world)
+    begun = world.now
+    for _ in range(10):
+        worker = _probe(world)
+        world.leave(worker, Cause.CONFIG, f"it is {kind}", kind)
+        world.be_gone(worker)
+    assert world.now - begun > 80.0
+    assert world.pool.view(world.now).trouble == f"it is {kind}"
+    world.live(40.0, until_well=True)
+    assert world.is_well
+
+
+@pytest.mark.parametrize(("has_declared", "event"), [(True, "declared"), (False, "taken"), (None, "taken")])
+def test_what_is_known_of_the_queue_is_said_once(has_declared: bool | None, event: str) -> None:
+    world = World(settings(workers=2))
+    world.nursery_loads()
+    for slot in (0, 1):
+        worker = world.fork(slot)
+        world.connect(worker)
+        worker.stage = Stage.CONSUMING
+        world.tell(WorkerSaid(slot, Ready("127.0.0.1:5672", has_declared=has_declared)))
+    said = [action for action in _of(world, Say) if action.event.startswith("queue.")]
+    assert [(action.event, action.level) for action in said] == [(f"queue.{event}", "info")]
+
+
+def test_a_queue_that_was_deleted_and_is_declared_anew_is_a_warning() -> None:
+    world = _up(workers=1)
+    world.leave(world.workers[0], Cause.BROKER, "cancelled", Kind.CANCELLED)
+    world.be_gone(world.workers[0])
+    worker = _probe(world)
+    worker.stage = Stage.CONSUMING
+    world.tell(WorkerSaid(0, Ready("127.0.0.1:5672", has_declared=True)))
+    [said] = [action for action in _of(world, Say) if action.event == "queue.declared"]
+    assert said.level == "warning" and "deleted, with what was in it" in said.because
 
 
 # ------------------------------------------------------------------------------------------- the broker's truth
@@ -660,6 +741,41 @@ def test_the_depth_is_asked_of_one_worker_every_five_seconds() -> None:
     depth = world.pool.view(world.now).depth
     assert depth is not None
     assert depth.ready == 17
+
+
+def _looks_at_the_dead(world: World, seconds: int) -> int:
+    """How often a worker is asked for the depth of the dead-letter queue in this time."""
+    before = len(_of(world, Tell))
+    for _ in range(seconds):
+        world.advance(1.0)
+        world.sample()
+    return sum(isinstance(action.order, Measure) and action.order.dead for action in _of(world, Tell)[before:])
+
+
+def test_a_dead_letter_queue_is_looked_at_often_only_while_there_are_dead_letters() -> None:
+    world = _up(workers=1)
+    world.tell(WorkerSaid(0, DeadDepth(0)))
+    assert 2 <= _looks_at_the_dead(world, 150) <= 3
+    world.tell(WorkerSaid(0, Parked("job-7", "rejected", "no such customer", 1, "")))
+    assert world.pool.view(world.now).dead == DeadDepth(1)
+    assert _looks_at_the_dead(world, 6) == 1
+    world.tell(WorkerSaid(0, DeadDepth(1)))
+    assert 10 <= _looks_at_the_dead(world, 60) <= 13
+
+
+def test_the_number_of_dead_letters_is_forgotten_when_nobody_can_be_asked() -> None:
+    world = _up(workers=1)
+    world.tell(WorkerSaid(0, DeadDepth(3)))
+    assert world.pool.view(world.now).dead == DeadDepth(3)
+    assert world.pool.view(world.now + DEAD_HOLDS + 1).dead is None
+
+
+def test_the_last_dead_letters_are_remembered_and_no_more() -> None:
+    world = _up(workers=1)
+    for number in range(PARKED_SHOWN + 5):
+        world.tell(WorkerSaid(0, Parked(f"job-{number}", "rejected", "no such customer", 1, "")))
+    shown = [parked.message_id for parked in world.pool.view(world.now).parked]
+    assert shown == [f"job-{number}" for number in range(5, PARKED_SHOWN + 5)]
 
 
 # ------------------------------------------------------------------------------------------------------------- sizes

@@ -97,6 +97,12 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             self.world.fail_to_fork(slot)
 
+    @precondition(lambda self: self.world.incoming and self.world.incoming.births and not self.world.incoming.is_stuck)
+    @rule(works=st.sampled_from([True, True, True, False]))
+    def incoming_forks(self, works: bool) -> None:
+        assert self.world.incoming is not None
+        (self.world.fork if works else self.world.fail_to_fork)(self.world.incoming.births[0])
+
     @precondition(lambda self: self.world.pool.open)
     @rule()
     def reload(self) -> None:
@@ -109,7 +115,12 @@ class PoolMachine(RuleBasedStateMachine):
         assert world.incoming is not None
         if world.incoming.is_stuck:
             return
-        if what == "loads" or (what == "threads" and not world.incoming.preload):
+        if world.incoming.is_ready:
+            if what == "dies":
+                world.reload_fails(dies=True)
+            elif what == "sticks":
+                world.incoming.is_stuck = True
+        elif what == "loads" or (what == "threads" and not world.incoming.preload):
             world.reload_loads()
         elif what == "threads":
             world.reload_finds_threads()
@@ -168,6 +179,8 @@ class PoolMachine(RuleBasedStateMachine):
         worker = _nth(n, [w for w in self._workers() if w.message])
         if what == "returns":
             worker.is_settling = True
+        elif what == "settles" and worker.is_cut_off:
+            self.world.leave(worker, Cause.BROKER, "connection reset")
         elif what == "settles":
             self.world.finish_task(worker)
         else:
@@ -209,7 +222,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(n=ANY, cause=st.sampled_from([Cause.BROKER, Cause.MAX_TASKS, Cause.DRAINED]))
     def leave(self, n: int, cause: Cause) -> None:
         worker = _nth(n, self._workers(Stage.CONSUMING))
-        if worker.message is None or cause is Cause.BROKER:
+        if cause is Cause.BROKER or (worker.message is None and not worker.is_cut_off):
             self.world.leave(worker, cause)
 
     @precondition(lambda self: self._workers(Stage.CONSUMING))
@@ -217,6 +230,11 @@ class PoolMachine(RuleBasedStateMachine):
     def lose_the_broker(self) -> None:
         for worker in self._workers(Stage.CONSUMING):
             self.world.leave(worker, Cause.BROKER, "connection reset")
+
+    @precondition(lambda self: any(w.message and not w.is_cut_off for w in self._workers(Stage.CONSUMING)))
+    @rule(n=ANY)
+    def cut_off(self, n: int) -> None:
+        self.world.cut_off(_nth(n, [w for w in self._workers(Stage.CONSUMING) if w.message and not w.is_cut_off]))
 
     @precondition(lambda self: self._workers(Stage.LEAVING))
     @rule(n=ANY)

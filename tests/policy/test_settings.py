@@ -18,12 +18,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.endpoint import Endpoint
-from supervisor.settings import OPTIONS, Address, Settings, SettingsError, Span, load, parse_duration, parse_size
+from supervisor.settings import (
+    OPTIONS,
+    Address,
+    Settings,
+    SettingsError,
+    Span,
+    Whereabouts,
+    load,
+    locate,
+    parse_duration,
+    parse_size,
+    unreloadable,
+)
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "config" / "workq.toml"
 SECRET = "Zq7xK"
 CPUS = len(os.sched_getaffinity(0))
+NO_VALUES = ("handler", "declare", "preload", "burst", "reload")
+"""Options that take none on the command line, and the one that is no option there."""
 
 
 def problems_of(
@@ -45,8 +59,9 @@ def toml(tmp_path: Path, text: str) -> dict[str, str]:
 
 def test_every_setting_is_an_option_and_has_the_default_that_the_table_shows() -> None:
     settings = Settings("a:b")
-    names = [each.name for each in fields(Settings) if each.name not in ("handler", "health_explicit")]
-    assert {*names, "handler", "url_file", "config"} == set(OPTIONS)
+    others = ("handler", "control", "health_explicit", "control_explicit")
+    names = [each.name for each in fields(Settings) if each.name not in others]
+    assert {*names, "handler", "control", "url_file", "config"} == set(OPTIONS)
     for name in names:
         assert getattr(settings, name) == OPTIONS[name].parse(OPTIONS[name].default), name
     assert load("a:b", {}, {}) == settings
@@ -76,6 +91,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
         app_dir=str(Path.cwd()),
         preload=True,
         burst=False,
+        control=None,
+        control_explicit=False,
+        reload=False,
     )
 
 
@@ -438,19 +456,19 @@ def test_whatever_a_source_holds_a_parser_returns_or_raises_a_value_error(value:
 
 def test_all_problems_are_reported_at_once_each_under_the_name_of_its_source(tmp_path: Path) -> None:
     config = toml(tmp_path, "heartbeat = 0\nworkrs = 4\nreload = 3\nconfig = 'x'\nxyzzy = 1")
-    environ = {"WORKQ_MAX_TASKS": "few", "WORKQ_MAX_BODDY": "1", "WORKQ_CONTROL": "/x", "WORKQ_QUEUE": "amq.x"}
+    environ = {"WORKQ_MAX_TASKS": "few", "WORKQ_MAX_BODDY": "1", "WORKQ_CONTROL": "/nowhere/x", "WORKQ_QUEUE": "amq.x"}
     problems = problems_of({"grace": "soon", "url": ("amqp://u:Zq7xK",), **config}, environ, handler="tasks")
     assert sorted(problem.partition(", ")[0].partition("; ")[0] for problem in problems) == [
         "--grace: got 'soon'",
         "--url: expected amqp://USER:PASSWORD@HOST:PORT/VHOST",
         "MODULE:FUNCTION: got 'tasks'",
-        "WORKQ_CONTROL: not in this version",
+        "WORKQ_CONTROL: got '/nowhere/x'",
         "WORKQ_MAX_BODDY: unknown",
         "WORKQ_MAX_TASKS: got 'few'",
         "WORKQ_QUEUE: got 'amq.x'",
         "workq.toml: config: not for the file",
         "workq.toml: heartbeat: got 0",
-        "workq.toml: reload: not in this version",
+        "workq.toml: reload: got 3",
         "workq.toml: workrs: unknown key",
         "workq.toml: xyzzy: unknown key",
     ]
@@ -468,12 +486,6 @@ def test_all_problems_are_reported_at_once_each_under_the_name_of_its_source(tmp
 )
 def test_an_unknown_key_or_variable_suggests_the_nearest(tmp_path: Path, key: str, hint: str) -> None:
     assert problems_of(toml(tmp_path, f"{key} = 1")) == [f"workq.toml: {key}: unknown key, {hint}"]
-
-
-@pytest.mark.parametrize("later", ["control", "reload"])
-def test_what_comes_later_is_not_called_a_misspelling(tmp_path: Path, later: str) -> None:
-    assert problems_of(toml(tmp_path, f"{later} = 1")) == [f"workq.toml: {later}: not in this version"]
-    assert problems_of({}, {f"WORKQ_{later.upper()}": "1"}) == [f"WORKQ_{later.upper()}: not in this version"]
 
 
 def test_a_near_miss_among_the_variables_is_a_problem_and_a_foreign_one_is_not() -> None:
@@ -507,7 +519,7 @@ def test_a_file_that_cannot_be_read_is_reported_with_the_system_s_reason(tmp_pat
     assert problems_of({"config": ""}) == ["--config: got '', expected a path"]
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("handler", "declare", "preload", "burst")])
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in NO_VALUES])
 def test_a_url_in_the_wrong_place_is_refused_and_not_shown(name: str) -> None:
     [problem] = problems_of({name: (url := f"amqp://u:{SECRET}")})
     assert SECRET not in problem
@@ -530,6 +542,53 @@ def test_no_password_is_in_a_report_or_a_repr(noise: str) -> None:
             assert SECRET not in repr(settings)
         except SettingsError as error:
             assert SECRET not in repr(error) + str(error) + repr(error.problems)
+
+
+# ------------------------------------------------------------------------------------------------ the control socket
+
+
+def test_the_control_socket_is_in_the_runtime_directory_else_the_user_s_else_there_is_none() -> None:
+    unit, user = {"RUNTIME_DIRECTORY": "/run/a:/run/b"}, {"XDG_RUNTIME_DIR": "/run/user/7"}
+    assert load("a:b", {}, unit | user).control == "/run/a/workq.sock"
+    assert load("a:b", {"queue": "eu/ä b"}, user).control == "/run/user/7/workq-eu%2F%C3%A4%20b.sock"
+    assert load("a:b", {}, {}).control is None
+    assert load("a:b", {"control": "off"}, unit).control is None
+    assert load("a:b", {"control": "auto"}, unit) == load("a:b", {}, unit)
+    assert not load("a:b", {}, unit).control_explicit
+
+
+def test_a_control_socket_that_somebody_names_is_absolute_and_fits_the_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "workq.sock"
+    settings = load("a:b", {"control": str(path)}, {})
+    assert (settings.control, settings.control_explicit) == (str(path), True)
+    assert load("a:b", {"control": "x.sock"}, {}).control == str(Path.cwd() / "x.sock")
+    (tmp_path / "file").touch()
+    for wrong, why in (
+        (tmp_path / ("x" * 108), "at most 107 bytes"),
+        (tmp_path / "none" / "x", "a directory that exists"),
+        (tmp_path / "file", "where nothing else is yet"),
+    ):
+        [problem] = problems_of({"control": str(wrong)})
+        assert problem.startswith("--control: got ") and why in problem
+
+
+def test_whoever_looks_for_a_supervisor_finds_it_by_the_same_sources(tmp_path: Path) -> None:
+    file = toml(tmp_path, "queue = 'mine'\nhealth = 'off'\nnonsense = 1\nurl = 'nowhere'")
+    found = locate(file, {"XDG_RUNTIME_DIR": "/run/user/7"})
+    assert found == Whereabouts("mine", "/run/user/7/workq-mine.sock", None, frozenset({"queue", "health"}))
+    assert locate({"control": "/root/x"} | file, {}).control == "/root/x"
+    assert locate({}, {"WORKQ_HEALTH": "[::1]:1"}).health == Address("::1", 1)
+    assert locate({}, {"WORKQ_HEALTH": "[::1]:1"}, ("queue", "control")).health == Address("127.0.0.1", 9191)
+    with pytest.raises(SettingsError, match="cannot read"):
+        locate({"config": "/nonexistent/x.toml"}, {})
+
+
+def test_a_reload_may_change_credentials_and_limits_and_not_what_is_bound_to_the_process(tmp_path: Path) -> None:
+    before = load("a:b", {}, {})
+    changed = load("a:c", {"url": ("amqp://u:p@h",), "retries": "0", "workers": "1..9", "log_level": "debug"}, {})
+    assert unreloadable(before, changed) == []
+    other = load("a:b", {"queue": "q", "health": "off", "log_format": "json", "burst": True}, {})
+    assert unreloadable(before, other) == ["queue", "burst", "health", "log_format"]
 
 
 # ---------------------------------------------------------------------------------------------------------- wire

@@ -12,7 +12,7 @@ from supervisor.policy import status
 from supervisor.policy.restart import STEADY
 from supervisor.policy.slot import Seat
 from supervisor.policy.view import State
-from supervisor.vocabulary import Counts, InHand, Phase, Reading, Wish
+from supervisor.vocabulary import Counts, DeadDepth, InHand, Parked, Phase, Reading, Wish, WorkerSaid
 from tests.policy.world import Message, World, settings
 
 WALL = datetime(2024, 2, 29, 12, 0, 0, tzinfo=UTC)
@@ -102,7 +102,10 @@ def test_who_consumes_is_idle_or_busy(phase: Phase, state: str) -> None:
 
 def test_the_document_has_the_public_keys_and_is_json() -> None:
     document = _status(_up())
-    assert set(document) >= {"state", "since", "version", "queue", "generation", "workers", "totals", "recent"}
+    assert set(document) >= {
+        "now", "state", "since", "version", "queue", "generation", "workers", "totals", "recent", "trouble",
+        "dead_letters",
+    }  # fmt: skip
     assert set(document["queue"]) == {"name", "type", "ready", "consumers"}  # type: ignore[call-overload]
     assert set(document["workers"][0]) == {  # type: ignore[index]
         "slot", "pid", "state", "message_id", "busy_seconds", "rss_bytes", "restarts", "succeeded", "failed",
@@ -112,6 +115,22 @@ def test_the_document_has_the_public_keys_and_is_json() -> None:
         "succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled", "worker_exits",
     }  # fmt: skip
     json.dumps(document)
+
+
+def test_dead_letters_are_told_with_their_story_and_how_many_there_are() -> None:
+    world = _up()
+    assert _status(world)["dead_letters"] == {"queue": "task_queue.dead", "ready": None, "recent": []}
+    parked = Parked("job-7", "crash", "it has killed 3 workers", 1, "2024-02-29T12:00:00Z", "SIGSEGV", 3, "a stack")
+    world.tell(WorkerSaid(0, parked))
+    world.tell(WorkerSaid(0, DeadDepth(4)))
+    document = _status(world)
+    letter = {
+        "message_id": "job-7", "reason": "crash", "because": "it has killed 3 workers", "attempt": 1,
+        "at": "2024-02-29T12:00:00Z", "cause": "SIGSEGV", "crashes": 3, "evidence": "a stack",
+    }  # fmt: skip
+    assert document["dead_letters"] == {"queue": "task_queue.dead", "ready": 4, "recent": [letter]}
+    del letter["evidence"]
+    assert status.without_evidence(document)["dead_letters"] == document["dead_letters"] | {"recent": [letter]}  # type: ignore[operator]
 
 
 def test_since_is_the_wall_clock_at_the_time_of_the_change() -> None:

@@ -81,6 +81,30 @@ def test_where_replacing_does_not_help_it_is_said_once_and_nobody_is_replaced_an
     assert len(news) == 1 and "single active consumer" in news[0]
 
 
+def test_a_backlog_that_comes_again_and_again_makes_nobody_forget_that_replacing_does_not_help() -> None:
+    truth, pids = Truth(), iter(range(1000, 10_000))
+    beliefs = [idle(0, pid=next(pids)), idle(1, pid=next(pids))]
+    replaced, said = 0, 0
+    for _ in range(20):
+        for ready in (7, 7, 7, 7, 7, 7, 0, 0, 0):
+            found = truth.look(Depth(ready, 3), beliefs)
+            if found is not None and found.replace is not None:
+                replaced += 1
+                beliefs[found.replace] = idle(found.replace, pid=next(pids))
+            elif found is not None and found.is_news:
+                said += 1
+    assert (replaced, said) == (3, 1)
+
+
+def test_once_a_new_worker_is_served_the_next_doubt_is_acted_on_again() -> None:
+    truth, pid = Truth(), 1000
+    for taken in range(20):
+        found = last(truth, Depth(7, 1), [idle(0, taken, pid)])
+        assert found is not None and found.replace == 0
+        pid += 1
+        truth.look(Depth(0, 1), [idle(0, taken + 1, pid)])
+
+
 def test_all_starved_is_told_apart_from_one_starved() -> None:
     truth = Truth()
     last(truth, Depth(7, 2), [idle(0), busy(1)])

@@ -32,10 +32,12 @@ from supervisor.vocabulary import (
     Event,
     Exited,
     InHand,
+    Kind,
     Leave,
     Leaving,
     Loaded,
     LoadFailed,
+    Lost,
     Measure,
     NurseryGone,
     NurserySaid,
@@ -108,6 +110,8 @@ class Worker:
     """Deadlocked: it obeys nothing but signals."""
     is_dismissed: bool = False
     """Killed while it booted because it was not wanted any more: nothing is lost by that."""
+    is_cut_off: bool = False
+    """The broker is gone under its handler, which goes on; afterwards it leaves."""
     is_measuring: bool = False
     rss: int = 10 * MB
     generation: int = 1
@@ -121,7 +125,7 @@ class Worker:
 
     @property
     def is_idle(self) -> bool:
-        return self.stage is Stage.CONSUMING and self.message is None
+        return self.stage is Stage.CONSUMING and self.message is None and not self.is_cut_off
 
     def read(self, now: float) -> Reading:
         phase = self.stage.value
@@ -151,9 +155,7 @@ class World:
         self.wanted = settings.workers.least
         self.nursery: NurseryProcess | None = None
         self.incoming: NurseryProcess | None = None
-        """The next generation's, while it loads."""
-        self.former: NurseryProcess | None = None
-        """The generation's before, until the pool has it stopped."""
+        """The next generation's, until a worker of it consumes."""
         self.workers: dict[int, Worker] = {}
         self.queue: list[Message] = []
         self.quarantined: list[Message] = []
@@ -214,12 +216,15 @@ class World:
                     assert self.nursery is None, "two nurseries"
                     self.nursery = NurseryProcess(generation, preload)
             case StopNursery(generation):
-                for name in ("nursery", "incoming", "former"):
+                for name in ("nursery", "incoming"):
                     nursery = getattr(self, name)
                     if nursery is not None and nursery.generation == generation:
                         setattr(self, name, None)
-            case Spawn(slot):
-                self._spawn(slot)
+                if self.incoming is not None and self.incoming.generation == self.pool.view(self.now).generation:
+                    assert self.nursery is None, "the former generation's nursery lives on"
+                    self.nursery, self.incoming = self.incoming, None
+            case Spawn(slot, generation):
+                self._spawn(slot, generation)
             case Tell(slot, Drain() as order):
                 if action.because.startswith("reload"):
                     self._check_roll(slot)
@@ -239,17 +244,28 @@ class World:
             case Leave(code):
                 self._leave(action, code)
 
-    def _spawn(self, slot: int) -> None:
+    def _spawn(self, slot: int, generation: int) -> None:
         assert not self.is_stopping, "a worker is spawned while stopping"
         assert slot < self.wanted, f"nobody wants a worker in slot {slot}"
         assert slot not in self.workers, f"two workers in slot {slot}"
-        assert self.nursery is not None and self.nursery.is_ready, "nobody is there to fork it"
-        assert slot not in self.nursery.births, f"slot {slot} is being forked already"
+        nursery = self.nursery
+        if self.incoming is not None and self.incoming.generation == generation:
+            nursery = self.incoming
+            others = [*nursery.births, *(w.slot for w in self.workers.values() if w.generation == generation)]
+            assert not [other for other in others if other < self.wanted], "two workers try the next generation"
+        assert nursery is not None and nursery.is_ready, "nobody is there to fork it"
+        assert nursery.generation == generation, "a worker of a generation that is gone"
+        assert slot not in self.births, f"slot {slot} is being forked already"
         if self.pool.view(self.now).state is State.DEGRADED:
             arriving = [w for w in self.workers.values() if w.stage in ARRIVING and not w.order and not w.signals]
-            assert not arriving and not self.nursery.births, "while degraded, one worker at a time"
+            assert not arriving and not self.births, "while degraded, one worker at a time"
         self._check_probe(slot)
-        self.nursery.births.append(slot)
+        nursery.births.append(slot)
+
+    @property
+    def births(self) -> list[int]:
+        """The slots that a nursery was asked for, whichever."""
+        return [slot for nursery in (self.nursery, self.incoming) if nursery is not None for slot in nursery.births]
 
     def _check_probe(self, slot: int) -> None:
         """Whoever was sent away by the broker waits for the one that tries it, and for no more than a while."""
@@ -265,6 +281,8 @@ class World:
     def _check_roll(self, slot: int) -> None:
         """A reload replaces one worker at a time, and only while everybody else consumes."""
         generation = self.pool.view(self.now).generation
+        if self.incoming is not None and self.incoming.is_ready:
+            generation = self.incoming.generation
         assert self.workers[slot].generation < generation, "a worker of this generation is replaced by a reload"
         others = [self.workers.get(other) for other in range(self.wanted)]
         assert all(w and w.stage is Stage.CONSUMING and not w.order and not w.signals for w in others), "a gap"
@@ -284,7 +302,7 @@ class World:
 
     def _leave(self, leave: Leave, code: int) -> None:
         assert not self.workers, "left before its workers"
-        assert self.nursery is self.incoming is self.former is None, "left before its nursery"
+        assert self.nursery is self.incoming is None, "left before its nursery"
         assert self.is_stopping or self.is_finishing, "nobody asked it to leave"
         if self.is_finishing and not self.is_stopping:
             assert not [message for message in self.queue if message.is_redelivered], "burst left unsettled work behind"
@@ -304,7 +322,11 @@ class World:
         for slot in view.slots:
             worker = self.workers.get(slot.slot)
             assert slot.pid == (worker.pid if worker else None), f"slot {slot.slot} has lost sight of its process"
-        consuming = [w for w in self.workers.values() if w.stage is Stage.CONSUMING and not w.order and not w.signals]
+        consuming = [
+            w
+            for w in self.workers.values()
+            if w.stage is Stage.CONSUMING and not w.order and not w.signals and not w.is_cut_off
+        ]
         assert view.ready == len(consuming), "a worker that consumes is READY"
 
     def _check_seats_are_filled(self) -> None:
@@ -315,14 +337,14 @@ class World:
         since, self._vacant_since = self._vacant_since, {}
         if view.trouble and not view.ready:
             # One probes for all.
-            is_tried = not can_fork or is_degraded or self.workers or (self.nursery and self.nursery.births)
+            is_tried = not can_fork or is_degraded or self.workers or self.births
             if is_tried:
                 self._tried_at = self.now
             assert self.now - self._tried_at <= LONGEST_BACKOFF, "nobody tries the broker"
             return
         self._tried_at = self.now
         for slot in range(self.wanted):
-            is_vacant = slot not in self.workers and self.nursery is not None and slot not in self.nursery.births
+            is_vacant = slot not in self.workers and slot not in self.births
             if can_fork and is_vacant and not is_degraded:
                 self._vacant_since[slot] = since.get(slot, self.now)
                 assert self.now - self._vacant_since[slot] <= LONGEST_BACKOFF, f"slot {slot} is left empty"
@@ -350,10 +372,8 @@ class World:
 
     def reload_loads(self) -> None:
         assert self.incoming is not None
-        self.former, self.nursery, self.incoming = self.nursery, self.incoming, None
-        self.nursery.is_ready = True
-        self.tell(NurserySaid(self.nursery.generation, Loaded(0.1, self.nursery.preload)))
-        assert self.former is None, "the former generation's nursery lives on"
+        self.incoming.is_ready = True
+        self.tell(NurserySaid(self.incoming.generation, Loaded(0.1, self.incoming.preload)))
 
     def reload_finds_threads(self) -> None:
         assert self.incoming is not None and self.incoming.preload
@@ -368,17 +388,19 @@ class World:
             self.tell(NurserySaid(generation, LoadFailed("SyntaxError: invalid syntax", "Traceback ...")))
         assert self.pool.view(self.now).generation < generation, "a generation that cannot be loaded"
 
+    def _forking(self, slot: int) -> NurseryProcess:
+        return next(each for each in (self.nursery, self.incoming) if each is not None and slot in each.births)
+
     def fork(self, slot: int) -> Worker:
-        assert self.nursery is not None
-        self.nursery.births.remove(slot)
+        nursery = self._forking(slot)
+        nursery.births.remove(slot)
         worker = self.workers[slot] = Worker(slot, next(self._pids), self.now)
-        worker.generation = self.nursery.generation
+        worker.generation = nursery.generation
         self.tell(Started(slot, worker.pid))
         return worker
 
     def fail_to_fork(self, slot: int) -> None:
-        assert self.nursery is not None
-        self.nursery.births.remove(slot)
+        self._forking(slot).births.remove(slot)
         self.tell(StartFailed(slot, "fork: Resource temporarily unavailable"))
 
     # ------------------------------------------------------------------------------------------------- a worker
@@ -391,6 +413,8 @@ class World:
         worker.stage = Stage.CONSUMING
         self.has_worked = self.has_worked or not worker.order
         self.tell(WorkerSaid(worker.slot, Ready("127.0.0.1:5672")))
+        if self.incoming is not None and not worker.order:
+            assert worker.generation != self.incoming.generation, "it consumes, and its generation is not adopted"
 
     def deliver(self, worker: Worker, message: Message, is_held: bool = False) -> None:
         """The broker gives it a message; it runs, or is quarantined at once. `is_held`: after the next sample."""
@@ -413,6 +437,11 @@ class World:
         worker.stage = Stage.LEAVING
         worker.said = Leaving(cause, detail, kind)
         self.tell(WorkerSaid(worker.slot, worker.said))
+
+    def cut_off(self, worker: Worker) -> None:
+        """The connection is lost while its handler runs."""
+        worker.is_cut_off = True
+        self.tell(WorkerSaid(worker.slot, Lost("connection reset", Kind.LOST)))
 
     def be_gone(self, worker: Worker) -> None:
         """The exit that goes with the last words."""
@@ -520,15 +549,15 @@ class World:
         return view.state is State.RUNNING and is_full and is_current and self.incoming is None
 
     def _has_news(self) -> bool:
-        nursery = self.nursery
-        forks = nursery is not None and not nursery.is_stuck and (nursery.births or not nursery.is_ready)
-        loads = self.incoming is not None and not self.incoming.is_stuck
-        return bool(forks or loads) or any(self._has_something_to_do(worker) for worker in self.workers.values())
+        nurseries = [each for each in (self.nursery, self.incoming) if each is not None and not each.is_stuck]
+        forks = any(nursery.births or not nursery.is_ready for nursery in nurseries)
+        return forks or any(self._has_something_to_do(worker) for worker in self.workers.values())
 
     def _has_something_to_do(self, worker: Worker) -> bool:
         if worker.signals:
             return True
-        return not worker.is_stuck and (not worker.is_idle or worker.is_measuring or worker.order is not None)
+        is_busy = not worker.is_idle or worker.is_measuring or worker.is_cut_off
+        return not worker.is_stuck and (is_busy or worker.order is not None)
 
     def _respond(self) -> None:
         while self.pool.open and self._has_news():
@@ -539,7 +568,10 @@ class World:
                 elif nursery.births:
                     self.fork(nursery.births[0])
             if self.incoming is not None and not self.incoming.is_stuck:
-                self.reload_loads()
+                if not self.incoming.is_ready:
+                    self.reload_loads()
+                elif self.incoming.births:
+                    self.fork(self.incoming.births[0])
             for worker in list(self.workers.values()):
                 if self.workers.get(worker.slot) is worker and self._has_something_to_do(worker):
                     self._do(worker)
@@ -547,6 +579,8 @@ class World:
     def _do(self, worker: Worker) -> None:
         if worker.signals:
             self.die(worker, worker.signals[-1])
+        elif worker.is_cut_off and worker.stage is Stage.CONSUMING:
+            self.leave(worker, Cause.BROKER, "connection reset", Kind.LOST)
         elif worker.message is not None:
             self.finish_task(worker)
         elif worker.stage is Stage.LEAVING:

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from supervisor.clock import now
 from supervisor.parent.processes import Processes
 from supervisor.scoreboard import Scoreboard
-from supervisor.settings import Settings
 from supervisor.vocabulary import Event
 
 
 def _a_number_is_reused_within_a_round() -> list[str]:
     """Two pipes are readable; whichever is heard first has the other closed, and its number given to a third."""
-    processes = Processes(Settings("a:b"), Scoreboard.create(), 2, lambda _: None)
+    processes = Processes(Scoreboard.create(), 2, lambda _: None)
     heard: list[str] = []
     readers = []
 

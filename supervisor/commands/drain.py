@@ -1,0 +1,78 @@
+"""`workq drain`: finish what is in hand and leave; waits until the supervisor is gone."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from typing import Final
+
+import click
+
+from supervisor.clock import now
+from supervisor.commands import picture, running
+from supervisor.commands.plain import plain
+from supervisor.settings import parse_duration
+
+__all__ = ["drain"]
+
+_LOOK_EVERY: Final = 0.5
+_TELL_EVERY: Final = 5.0
+
+
+@click.command()
+@running.options(changing=True)
+@click.option("--timeout", metavar="D", help="Give up waiting after so long; the supervisor goes on leaving.")
+def drain(control: str | None, config: str | None, queue: str | None, timeout: str | None) -> None:
+    """Have the supervisor take nothing more, finish the tasks in hand, and leave; wait until it is gone.
+
+    Whoever still has a task after --grace of the supervisor is killed. Asked again, nothing happens faster: for that
+    there is SIGTERM a second time. Exit code: 0 gone, 1 not within --timeout, 69 nobody answers, 77 no permission.
+    """
+    try:
+        patience = parse_duration(timeout) if timeout is not None else None
+    except ValueError as error:
+        raise click.UsageError(f"--timeout: expected {error}") from None
+    supervisor = running.find(control, config, queue, changing=True)
+    pidfd = _pidfd(supervisor.pid())
+    answer = supervisor.wish("/drain")
+    if not answer["ok"]:
+        raise running.Trouble(f"drain refused: {plain(answer['because'])}")
+    click.echo(plain(answer["because"]))
+    try:
+        sys.exit(_follow(supervisor, pidfd, now() + patience if patience is not None else None))
+    except KeyboardInterrupt:
+        click.echo("workq: not waiting any longer; the supervisor goes on leaving", err=True)
+        sys.exit(running.EXIT_INTERRUPTED)
+
+
+def _pidfd(pid: int | None) -> int | None:
+    """Its end is the supervisor's; None where its process is not to be seen, as from another container."""
+    try:
+        return os.pidfd_open(pid) if pid is not None else None
+    except OSError:
+        return None
+
+
+def _follow(supervisor: running.Running, pidfd: int | None, until: float | None) -> int:
+    told: list[str] = []
+    tell_at = 0.0
+    while True:
+        try:
+            in_hand = picture.in_hand(supervisor.status())
+        except running.Gone:
+            in_hand = []
+            if pidfd is None:
+                break
+        names = [line.partition(", for")[0] for line in in_hand]
+        if in_hand and (names != told or now() >= tell_at):
+            told, tell_at = names, now() + _TELL_EVERY
+            for line in in_hand:
+                click.echo(line)
+        if until is not None and now() >= until:
+            click.echo("workq: still there; not waiting any longer, the supervisor goes on leaving", err=True)
+            return running.EXIT_REFUSED
+        if select.select([pidfd] if pidfd is not None else [], [], [], _LOOK_EVERY)[0]:
+            break
+    click.echo("gone")
+    return 0

@@ -1,0 +1,172 @@
+"""What /status says, for people: rich's texts and tables, for `workq status` and `workq top`.
+
+Message ids and reasons are somebody else's text: they come here only through `plain`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from supervisor.commands.plain import plain
+
+COLOURS: Final = {
+    "running": "green", "starting": "cyan", "connecting": "cyan", "degraded": "red", "draining": "yellow",
+    "stopped": "red", "busy": "green", "idle": "", "backoff": "red", "empty": "dim", "failed": "red",
+    "finished": "green",
+}  # fmt: skip
+_TOTALS: Final = ("succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled")
+_ALWAYS: Final = ("succeeded", "failed")
+
+
+def head(document: dict[str, Any]) -> list[Text]:
+    """The supervisor as a whole: a line for each thing that there is to say."""
+    queue, scale, state = document["queue"], document["scale"], str(document["state"])
+    wanted = f"{scale['wanted']} workers"
+    if scale["least"] != scale["most"]:
+        wanted += f" of {scale['least']}..{scale['most']}"
+    lines = [
+        Text.assemble(
+            (plain(queue["name"]), "bold"), "  ", (state, f"bold {COLOURS.get(state, '')}"),
+            f" for {_age(document, document['since'])}  {wanted}  generation {document['generation']}",
+        ),
+        _line("because", plain(document["because"])),
+        _line("broker", plain(document["broker"] or "not reached yet")),
+        _line("queue", _depth(queue)),
+        _line("totals", _totals(document["totals"])),
+    ]  # fmt: skip
+    if not document["ready"]:
+        lines.insert(2, _line("ready", Text(f"no: {plain(document['readiness'])}", "red")))
+    elif document.get("trouble"):
+        lines.insert(3, _line("trouble", Text(plain(document["trouble"]), "yellow")))
+    if document["reload"]:
+        lines.append(_line("reload", _reload(document)))
+    return lines
+
+
+def workers(document: dict[str, Any], first: int = 0, count: int | None = None) -> Table:
+    """A row for each slot, or for `count` of them from the one with index `first` on."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True, header_style="bold")
+    for name, width in (
+        ("slot", 4), ("pid", 7), ("state", -10), ("in hand", 0), ("for", 6), ("done", 7), ("failed", 6), ("rest.", 5),
+        ("memory", 6), ("last exit", 0),
+    ):  # fmt: skip
+        # Figures to the right, words to the left; what has no width shares what is left.
+        justify: JustifyMethod = "right" if width > 0 else "left"
+        ratio = None if width else 1
+        table.add_column(name, justify=justify, width=abs(width) or None, ratio=ratio, no_wrap=True)
+    shown = document["workers"][first:] if count is None else document["workers"][first : first + count]
+    for worker in shown:
+        state = str(worker["state"])
+        table.add_row(
+            str(worker["slot"]),
+            str(worker["pid"] or ""),
+            Text(state, COLOURS.get(state, "")),
+            plain(worker["message_id"] or ""),
+            duration(worker["busy_seconds"]) if worker["busy_seconds"] is not None else "",
+            number(worker["succeeded"]),
+            number(worker["failed"]),
+            str(worker["restarts"]),
+            size(worker["rss_bytes"]) if worker["pid"] else "",
+            _exit(document, worker["last_exit"]),
+        )
+    return table
+
+
+def decision(entry: dict[str, Any]) -> Text:
+    """One of `recent`, in a line."""
+    slot = f" slot {entry['slot']}" if "slot" in entry else ""
+    cause = f" {plain(str(entry['cause']))}" if "cause" in entry else ""
+    time = _local(str(entry["at"]))
+    because = plain(str(entry.get("because") or ""))
+    return Text.assemble((time, "dim"), f" {plain(str(entry['event']))}{slot}{cause}: ", (because, "dim"))
+
+
+def in_hand(document: dict[str, Any]) -> list[str]:
+    """Each message in somebody's hand, in words."""
+    return [
+        f"worker {worker['slot']} (pid {worker['pid']}) has {plain(worker['message_id'])} in hand, for "
+        f"{duration(worker['busy_seconds'])}"
+        for worker in document["workers"]
+        if worker["message_id"] is not None
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------- pieces
+
+
+def duration(seconds: float) -> str:
+    """Six characters at most: `0.4s`, `59s`, `12m05s`, `3h20m`, `12d`."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours < 100 else f"{hours // 24}d"
+
+
+def size(count: int) -> str:
+    """Six characters at most: `38M`, `1.2G`."""
+    if count < 1 << 30:
+        return f"{count / (1 << 20):.0f}M"
+    return f"{count / (1 << 30):.1f}G"
+
+
+def number(count: int) -> str:
+    """Seven characters at most: `12,345`, `1.23M`."""
+    return f"{count:,}" if count < 1_000_000 else f"{count / 1e6:.2f}M" if count < 1e9 else f"{count / 1e9:.2f}G"
+
+
+def _line(name: str, text: str | Text) -> Text:
+    return Text.assemble((f"{name:<9}", "dim"), text)
+
+
+def _depth(queue: dict[str, Any]) -> str:
+    if queue["ready"] is None:
+        return "not measured yet"
+    return f"{queue['ready']:,} ready, {queue['consumers']} consumers"
+
+
+def _totals(totals: dict[str, Any]) -> str:
+    said = [f"{totals[name]:,} {name.replace('_', '-')}" for name in _TOTALS if totals[name] or name in _ALWAYS]
+    return ", ".join([*said, f"{totals['worker_exits']:,} worker exits"])
+
+
+def _reload(document: dict[str, Any]) -> Text:
+    reload = document["reload"]
+    state = str(reload["state"])
+    when = f"{_age(document, reload['ended_at'] or reload['at'])} ago"
+    text = Text.assemble(
+        f"to generation {reload['generation']} ({plain(reload['by'])}) ", (state, COLOURS.get(state, "cyan"))
+    )
+    return text.append(f" {when}" if reload["ended_at"] else "").append(
+        f": {plain(reload['error'])}" if reload["error"] else ""
+    )
+
+
+def _exit(document: dict[str, Any], last: dict[str, Any] | None) -> Text:
+    if last is None:
+        return Text("")
+    is_calm = last["cause"] in ("drained", "max_tasks", "memory")
+    text = Text.assemble((plain(str(last["cause"])), "" if is_calm else "red"), f" {_age(document, last['at'])}")
+    return text.append(f" {plain(last['message_id'])}" if last["message_id"] else "")
+
+
+def _age(document: dict[str, Any], then: str) -> str:
+    """How long ago, by the supervisor's own clock."""
+    seconds = (datetime.fromisoformat(document["now"]) - datetime.fromisoformat(then)).total_seconds()
+    return duration(max(0.0, seconds))
+
+
+def _local(timestamp: str) -> str:
+    try:
+        return datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S")
+    except ValueError:
+        return plain(timestamp)

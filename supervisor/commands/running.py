@@ -1,0 +1,237 @@
+"""A running supervisor: where it is, and a word with it.
+
+The control socket answers everything; the health port answers `GET /status` and changes nothing. Without a word from
+the operator it is looked for where `workq-supervise` with the same environment and file would have put it.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from supervisor.commands.plain import plain
+from supervisor.settings import Address, SettingsError, Whereabouts, locate
+
+EX_UNAVAILABLE: Final = 69
+"""Nobody there (sysexits.h)."""
+EX_NOPERM: Final = 77
+EX_CONFIG: Final = 78
+EXIT_REFUSED: Final = 1
+"""It was asked for, and will not be done."""
+EXIT_INTERRUPTED: Final = 130
+
+PATIENCE: Final = 10.0
+"""Seconds to wait for an answer."""
+_UCRED: Final = struct.Struct("3i")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Trouble(click.ClickException):
+    """What went wrong and what to do."""
+
+    exit_code = EXIT_REFUSED
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"workq: {self.message}", err=True)
+
+
+class Gone(Trouble):
+    """Nobody answers."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class Forbidden(Trouble):
+    """The socket is somebody else's."""
+
+    exit_code = EX_NOPERM
+
+
+class Nowhere(Trouble):
+    """The settings that say where it is cannot be read."""
+
+    exit_code = EX_CONFIG
+
+
+class Running:
+    """One supervisor, at one address. Every call is a connection of its own."""
+
+    def __init__(self, address: str | Address) -> None:
+        self.address = address
+        """A control socket's path, or a health port."""
+
+    @property
+    def can_change(self) -> bool:
+        return isinstance(self.address, str)
+
+    def status(self, timeout: float = PATIENCE) -> dict[str, Any]:
+        """What /status says. Raises Gone and Forbidden."""
+        _, document = self._ask("GET", "/status", None, timeout)
+        if not {"workers", "totals", "recent", "queue", "scale"} <= document.keys():
+            raise Gone(f"what answers at {self.address} is no workq-supervise of this version")
+        return document
+
+    def wish(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask for a change; the answer has `ok` and `because`. Raises Gone and Forbidden."""
+        status, document = self._ask("POST", path, body or {}, PATIENCE)
+        return {"ok": status == 200, "because": "no reason was given", "said": []} | document
+
+    def pid(self) -> int | None:
+        """The supervisor's, by the kernel's word; None when it cannot be seen from here. Raises Gone and Forbidden."""
+        connection = self._connect(PATIENCE)
+        try:
+            assert connection.sock is not None
+            ucred = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            return int(_UCRED.unpack(ucred)[0]) or None
+        finally:
+            connection.close()
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> tuple[int, dict[str, Any]]:
+        connection = self._connect(timeout)
+        try:
+            payload = json.dumps(body) if body is not None else None
+            connection.request(method, path, payload, {"Connection": "close"})
+            answer = connection.getresponse()
+            document = json.loads(answer.read())
+        except TimeoutError:
+            who = f"the supervisor at {self.address}"
+            raise Gone(f"{who} has accepted, and not answered within {timeout:g} s: is it stopped?") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Gone(f"the supervisor at {self.address} hung up: {error}") from None
+        except ValueError:
+            raise Gone(f"what answers at {self.address} is no workq-supervise") from None
+        finally:
+            connection.close()
+        if not isinstance(document, dict):
+            raise Gone(f"what answers at {self.address} is no workq-supervise")
+        return answer.status, document
+
+    def _connect(self, timeout: float) -> http.client.HTTPConnection:
+        connection = (
+            _Unix(self.address, timeout)
+            if isinstance(self.address, str)
+            else http.client.HTTPConnection(self.address.host, self.address.port, timeout=timeout)
+        )
+        try:
+            connection.connect()
+        except PermissionError:
+            raise Forbidden(_whose(str(self.address))) from None
+        except FileNotFoundError:
+            raise Gone(f"there is no control socket {self.address}") from None
+        except ConnectionRefusedError:
+            if self.can_change:
+                raise Gone(f"nobody listens at {self.address}: its supervisor was killed") from None
+            raise Gone(f"nobody listens at {self.address}") from None
+        except TimeoutError:
+            raise Gone(f"{self.address} does not answer within {timeout:g} s") from None
+        except OSError as error:
+            raise Gone(f"{self.address}: {error.strerror or error}") from None
+        return connection
+
+
+class _Unix(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self._path)
+        except BlockingIOError:
+            # Its backlog is full: nobody has accepted for a long time (unix(7)).
+            raise TimeoutError from None
+
+
+def _whose(path: str) -> str:
+    try:
+        owner = pwd.getpwuid(os.lstat(path).st_uid).pw_name
+    except (OSError, KeyError):
+        owner = "the supervisor's user"
+    return f"{path}: {os.strerror(errno.EACCES)}: only {owner} and root may use this control socket (mode 0600)"
+
+
+# -------------------------------------------------------------------------------------------------------- finding
+
+
+def options(*, changing: bool) -> Callable[[Command], Command]:
+    """The options that say where the supervisor is; a command hands them to `find`."""
+
+    def decorate(command: Command) -> Command:
+        command = click.option("--queue", metavar="NAME", help="Its queue, which is in the name of its socket.")(
+            command
+        )
+        command = click.option("--config", metavar="FILE", help="Its TOML file.")(command)
+        if not changing:
+            command = click.option("--health", metavar="HOST:PORT", help="Its health port.")(command)
+        return click.option("--control", metavar="PATH", help="Its control socket.")(command)
+
+    return decorate
+
+
+def find(
+    control: str | None, config: str | None, queue: str | None, health: str | None = None, *, changing: bool
+) -> Running:
+    """The supervisor that is meant. Raises Gone, Forbidden and Nowhere."""
+    given = {"control": control, "config": config, "queue": queue, "health": health}
+    named = {name: value for name, value in given.items() if value is not None}
+    if control is not None and health is not None:
+        raise click.UsageError("--control and --health are two ways to the same supervisor: give one of them.")
+    try:
+        where = locate(named, os.environ)
+    except SettingsError as error:
+        raise Nowhere("; ".join(error.problems)) from None
+    tried: list[Trouble] = []
+    for running in _candidates(where, named, changing):
+        try:
+            document = running.status()
+        except Trouble as trouble:
+            tried.append(trouble)
+            continue
+        if "queue" in where.explicit and document["queue"]["name"] != where.queue:
+            other = plain(str(document["queue"]["name"]))
+            tried.append(Gone(f"the supervisor at {running.address} looks after {other}, not {where.queue}"))
+            continue
+        return running
+    raise _nobody(tried, changing)
+
+
+def _candidates(where: Whereabouts, named: dict[str, str], changing: bool) -> list[Running]:
+    if "health" in named and where.health is not None:
+        return [Running(where.health)]
+    candidates = [Running(where.control)] if where.control is not None else []
+    if not changing and "control" not in named and where.health is not None:
+        candidates.append(Running(where.health))
+    return candidates
+
+
+def _nobody(tried: list[Trouble], changing: bool) -> Trouble:
+    hint = "" if changing else " or --health HOST:PORT"
+    if not tried:
+        said = "no control socket is known here (neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set)"
+    else:
+        said = "; ".join(trouble.message for trouble in tried)
+    others = _sockets()
+    found = f"; there is {', '.join(others)}" if others else ""
+    message = f"{said}; say where it is with --control PATH{hint}{found}"
+    forbidden = [trouble for trouble in tried if isinstance(trouble, Forbidden)]
+    return Forbidden(forbidden[0].message) if forbidden else Gone(message)
+
+
+def _sockets() -> list[str]:
+    """Control sockets in the usual places, to be named in an error: of systemd's units, and of this user's."""
+    user = os.environ.get("XDG_RUNTIME_DIR", "")
+    found = [*sorted(Path("/run").glob("*/workq.sock")), *sorted(Path(user).glob("workq-*.sock") if user else [])]
+    return [plain(str(path)) for path in found][:5]

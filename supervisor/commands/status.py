@@ -1,0 +1,43 @@
+"""`workq status`: what a running supervisor and its workers do, once."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import click
+from rich.console import Console
+
+from supervisor.commands import picture, running
+
+__all__ = ["status"]
+
+_WIDE: Final = 132
+"""Columns where there is no terminal to fit into."""
+_DECISIONS: Final = 5
+
+
+@click.command()
+@running.options(changing=False)
+@click.option("--json", "as_json", is_flag=True, help="The document at /status, as it is.")
+def status(control: str | None, health: str | None, config: str | None, queue: str | None, as_json: bool) -> None:
+    """Show what a running supervisor and its workers do.
+
+    It is found by its control socket, or by its health port, in the places where workq-supervise with this environment
+    has them. Exit code: 0 there it is, 69 nobody answers, 77 no permission, 78 bad settings.
+    """
+    document = running.find(control, config, queue, health, changing=False).status()
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_WIDE)
+    for line in picture.head(document):
+        console.print(line)
+    console.print()
+    console.print(picture.workers(document))
+    if document["recent"]:
+        console.print()
+        for entry in document["recent"][-_DECISIONS:]:
+            console.print(picture.decision(entry))

@@ -1,0 +1,72 @@
+"""`--reload`: a thread that notices when a Python file changes, and wishes for a reload. For development only: its
+library comes with the extra `reload`, and is imported nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from supervisor import logs
+from supervisor.policy.reload import Stage
+from supervisor.vocabulary import Wish
+
+if TYPE_CHECKING:
+    from supervisor.parent.loop import Supervisor
+
+_SETTLES: Final = 300
+"""Milliseconds within which changes are taken for one: an editor, or a checkout, writes several files."""
+_LOOK_EVERY: Final = 100
+"""Milliseconds."""
+_LEAVES_WITHIN: Final = 2.0
+
+
+class Changes:
+    """Watches the Python files below a directory, `.git`, `.venv`, `__pycache__` and their like left out
+    (`watchfiles.PythonFilter`). Settings files are not watched: what is half edited shall not be taken."""
+
+    def __init__(self, directory: str, supervisor: Supervisor) -> None:
+        self._directory = directory
+        self._supervisor = supervisor
+        self._log: Any = logs.get_logger()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="workq-reload", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop watching. A thread that is in Rust's hands when the interpreter ends would take the process down with
+        SIGABRT (https://github.com/PyO3/pyo3/pull/4874)."""
+        self._end.set()
+        self._thread.join(_LEAVES_WITHIN)
+
+    def _watch(self) -> None:
+        import watchfiles
+
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
+        try:
+            for changes in watchfiles.watch(
+                self._directory,
+                watch_filter=watchfiles.PythonFilter(),
+                debounce=_SETTLES,
+                step=_LOOK_EVERY,
+                stop_event=self._end,
+                raise_interrupt=False,
+                ignore_permission_denied=True,
+            ):
+                first, *others = sorted(path for _, path in changes)
+                name = Path(first).name
+                self._changed(f"{name} and {len(others)} more" if others else name)
+        except Exception as error:  # noqa: BLE001 - inotify has limits, a directory may go: work goes on without
+            because = f"{self._directory} is not watched: {error}; there are SIGHUP and workq reload"
+            self._log.error("reload.not_watching", because=because)
+
+    def _changed(self, what: str) -> None:
+        """Wish for a reload, when the one before is so far that it would not be refused."""
+        while (latest := self._supervisor.view.reload) and latest.stage in (Stage.LOADING, Stage.TRYING):
+            if self._end.wait(_LOOK_EVERY / 1000):
+                return
+        wish: Future[Any] = self._supervisor.wishes.make(Wish.RELOAD, f"--reload: {what} changed")
+        while not wish.done() and not self._end.wait(_LOOK_EVERY / 1000):
+            pass

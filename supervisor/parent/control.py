@@ -1,0 +1,206 @@
+"""The control socket: a unix socket that nobody but our own user may use, and the wishes that come by it.
+
+It is had early, so that its absence is an error at start. Wishes are made on other threads; the loop takes them like
+everything else that happens, and whoever made one waits for what the pool said to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from supervisor.clock import now
+from supervisor.policy.reload import Reload
+from supervisor.settings import SOCKET_PATH_MOST
+from supervisor.vocabulary import Action, Asked, Event, Say, Wish
+
+LOCK_PATIENCE: Final = 2.0
+"""Seconds that another supervisor may take to have its socket in the same directory."""
+_UCRED: Final = struct.Struct("3i")
+"""pid, uid, gid (SO_PEERCRED, unix(7))."""
+
+
+# ---------------------------------------------------------------------------------------------------- the socket
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket, and the name it has in the file system."""
+
+    socket: socket.socket
+    path: str
+    inode: tuple[int, int]
+    """Device and number, to know it by."""
+
+    def remove(self) -> None:
+        """Take the name away, unless it is somebody else's by now. The socket itself ends with the process."""
+        try:
+            if _inode(self.path) == self.inode:
+                Path(self.path).unlink()
+        except OSError:
+            pass
+
+
+def bind(path: str, asked_for: bool, log: Any) -> Listener | None:
+    """Listen at this path, with mode 0600. Raises OSError when that cannot be and the path was asked for.
+
+    The default path may be another supervisor's of the same queue: then this one has a path of its own, with its pid
+    in it, and the log says which. No socket at all is no reason not to work either: None.
+    """
+    try:
+        listener = _bind(path)
+        log.info("control.listening", path=path)
+        return listener
+    except OSError as error:
+        if asked_for:
+            raise
+        refused = error
+    if refused.errno == errno.EADDRINUSE:
+        own = path.removesuffix(".sock") + f"-{os.getpid()}.sock"
+        try:
+            listener = _bind(own)
+            because = f"{path}, the default: {refused.strerror}; name one with --control PATH to have it stay"
+            log.warning("control.listening", path=own, because=because)
+            return listener
+        except OSError as error:
+            refused = error
+    because = f"{path}, the default, cannot be had: {refused.strerror}; name another with --control PATH, or off"
+    log.warning("control.off", because=because)
+    return None
+
+
+def _bind(path: str) -> Listener:
+    if len(os.fsencode(path)) > SOCKET_PATH_MOST:
+        raise OSError(errno.ENAMETOOLONG, f"the path is longer than the {SOCKET_PATH_MOST} bytes of a socket's")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # By umask and not by chmod(2) afterwards: the socket is never wider than 0600, not for an instant. No other thread
+    # runs yet that could make a file meanwhile.
+    mask = os.umask(0o177)
+    try:
+        with _lock(Path(path).parent) as is_locked:
+            try:
+                sock.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                _remove_dead(path, is_locked)
+                sock.bind(path)
+            sock.listen(64)
+        return Listener(sock, path, _inode(path))
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(mask)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[bool]:
+    """Keep other supervisors out while this one looks whether the socket there is dead, removes it and listens: else
+    two that start together may each remove the other's. A lock file of its own would lie there for ever; the directory
+    does as well. Says whether the lock was had."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        until = now() + LOCK_PATIENCE
+        while not (is_locked := _try_lock(fd)) and now() < until:
+            time.sleep(0.02)
+        yield is_locked
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_dead(path: str, is_locked: bool) -> None:
+    """Remove a socket whose owner has died. Raises OSError when it has not, or when it is no socket."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise OSError(errno.EEXIST, "something that is not a socket is there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(path)
+            pid = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+            who = f"another supervisor (pid {pid}) listens there"
+        except ConnectionRefusedError:
+            if is_locked:
+                Path(path).unlink()
+                return
+            who = "a dead socket is there, and the directory cannot be locked to take it over"
+        except BlockingIOError:
+            who = "another supervisor listens there"
+    raise OSError(errno.EADDRINUSE, who)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+# ---------------------------------------------------------------------------------------------------- the wishes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the pool said to a wish."""
+
+    said: tuple[Say, ...]
+    reload: Reload | None
+    """The latest, as it was then."""
+
+
+class Wishes:
+    """Wishes from other threads, on their way to the loop; readable when there is one."""
+
+    def __init__(self) -> None:
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._made: deque[tuple[Asked, Future[Answer]]] = deque()
+        self._taken: list[tuple[Asked, Future[Answer]]] = []
+
+    def fileno(self) -> int:
+        return self._wakeup
+
+    def make(self, wish: Wish, by: str, workers: int = 0) -> Future[Answer]:
+        """Have the loop do something. From any thread; the answer is never given if the loop has ended."""
+        answer: Future[Answer] = Future()
+        self._made.append((Asked(wish, by, workers), answer))
+        os.eventfd_write(self._wakeup, 1)
+        return answer
+
+    def take(self) -> Iterator[Event]:
+        """Those made since; for the loop."""
+        os.eventfd_read(self._wakeup)
+        while self._made:
+            self._taken.append(self._made.popleft())
+            yield self._taken[-1][0]
+
+    def answer(self, asked: Event, actions: Iterable[Action], reload: Reload | None) -> None:
+        """This is what followed from an event; whoever wished for it is told."""
+        for entry in self._taken:
+            if entry[0] is asked:
+                self._taken.remove(entry)
+                said = tuple(action for action in actions if isinstance(action, Say))
+                if entry[1].set_running_or_notify_cancel():
+                    entry[1].set_result(Answer(said, reload))
+                return

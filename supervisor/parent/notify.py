@@ -1,0 +1,177 @@
+"""systemd: READY, STATUS, WATCHDOG, RELOADING, STOPPING, by the protocol of sd_notify(3).
+
+A datagram to the unix socket that `$NOTIFY_SOCKET` names; libsystemd is not needed for that. The loop calls `tell` at
+each of its turns, and nothing else does: a parent whose loop stands still is a parent that does not ping. What systemd
+is too busy to take is told again at a later turn. Imported only when there is somebody to tell.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterable, MutableMapping
+from enum import StrEnum
+from typing import Final
+
+from supervisor.clock import now
+from supervisor.policy.slot import Seat
+from supervisor.policy.view import PoolView, State
+from supervisor.vocabulary import Phase, Reading
+
+VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""Taken out of the environment: who else has them can speak in our name (sd_notify(3), `unset_environment`)."""
+EXTEND: Final = 10.0
+"""Seconds by which starting, reloading and stopping are prolonged each second. What is left of them when the loop
+stands still, systemd waits in vain."""
+STOP_SPARE: Final = 10.0
+"""Seconds beyond the grace after which a stop is not prolonged any more."""
+SLOW_BROKER: Final = 10.0
+"""Seconds of talking to the broker after which a start does not wait for the outcome."""
+RETRY: Final = 0.25
+"""Seconds after which systemd is told again what it had no room for."""
+MAX_STATUS: Final = 300
+"""Characters. systemd ignores a datagram above 4096 bytes (NOTIFY_BUFFER_MAX in its source)."""
+
+_WAITING: Final = frozenset({Seat.WAITING, Seat.FORKING, Seat.BOOTING, Seat.CONNECTING, Seat.ABORTING, Seat.KILLED})
+_BUSY: Final = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING})
+
+
+class Stage(StrEnum):
+    """What systemd may believe the service to be at; the value is how it is told."""
+
+    STARTING = ""
+    READY = "READY=1"
+    RELOADING = "RELOADING=1"
+    STOPPING = "STOPPING=1"
+
+
+class Systemd:
+    """The service manager that started us. `due`: monotonic seconds at which `tell` is to be called at the latest."""
+
+    def __init__(self, address: str, watchdog: float) -> None:
+        """`address` as in `$NOTIFY_SOCKET`; `watchdog` in seconds, infinite when there is none."""
+        self.due = now() + watchdog / 2
+        self._every = watchdog / 2
+        # Not connected: the path is looked up each time, in case the service manager has made its socket anew.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._stage = Stage.STARTING
+        self._status = ""
+        self._told_at = 0.0
+        self._stop_by = math.inf
+        self._is_reload_asked = False
+        self._talking_since: float | None = None
+
+    def reload(self) -> None:
+        """Somebody asked for a reload. `tell` says so, and that it is over even when nothing came of it: who sent the
+        signal waits for both (systemd.service(5), Type=notify-reload)."""
+        self._is_reload_asked = True
+
+    def tell(self, view: PoolView, readings: Iterable[Reading], sampled_at: float, grace: float) -> None:
+        """Tell what is new. `sampled_at` is the time of `readings`, which the status follows: so it changes once a
+        second at most. A stop is prolonged until the `grace`, in seconds, is over.
+
+        Called at every turn of the loop, so it is cheap when there is nothing to tell.
+        """
+        if self._is_reload_asked:
+            self._announce_reload()
+        stage = self._stage_of(view)
+        is_new, is_tick = stage is not self._stage, sampled_at != self._told_at
+        if not is_new and not is_tick and now() < self.due:
+            return
+        lines = [str(stage)] if is_new else []
+        if is_new and stage is Stage.STOPPING:
+            self._stop_by = now() + grace + STOP_SPARE
+        is_ping = now() >= self.due
+        if is_ping:
+            lines.append("WATCHDOG=1")
+        status = summary(view, readings) if is_new or is_tick else self._status
+        if status != self._status:
+            lines.append(f"STATUS={status}")
+        extension = min(EXTEND, self._stop_by - now())
+        if stage is not Stage.READY and extension > 0:
+            lines.append(f"EXTEND_TIMEOUT_USEC={int(extension * 1e6)}")
+        if not lines or self._send(lines):
+            self._stage, self._status, self._told_at = stage, status, sampled_at
+            if is_ping:
+                self.due = now() + self._every
+        else:
+            self.due = now() + RETRY
+
+    def _announce_reload(self) -> None:
+        if self._stage is Stage.READY:
+            # Rounded down: at the time, and not after it (sd_notify(3), MONOTONIC_USEC).
+            if not self._send([Stage.RELOADING, f"MONOTONIC_USEC={int(now() * 1e6)}"]):
+                self.due = now() + RETRY
+                return
+            self._stage = Stage.RELOADING
+        self._is_reload_asked = False
+
+    def _stage_of(self, view: PoolView) -> Stage:
+        if view.state in (State.DRAINING, State.STOPPED):
+            return Stage.STOPPING
+        if self._stage is Stage.STARTING and not self._is_up(view):
+            return Stage.STARTING
+        return Stage.RELOADING if self._stage is Stage.RELOADING and view.is_reloading else Stage.READY
+
+    def _is_up(self, view: PoolView) -> bool:
+        """Whether a start has succeeded: a worker consumes, or could not for a reason that is tried again for ever.
+
+        One that restarting does not mend (exit 78) makes the pool drain instead.
+        """
+        if view.ready or view.exits:
+            return True
+        if not any(slot.seat is Seat.CONNECTING for slot in view.slots):
+            self._talking_since = None
+            return False
+        self._talking_since = self._talking_since or now()
+        return now() - self._talking_since > SLOW_BROKER
+
+    def _send(self, lines: list[str]) -> bool:
+        """Whether systemd has taken it. Never waits: a service manager may be as slow as it likes."""
+        try:
+            self._socket.sendto("\n".join(lines).encode(errors="replace"), socket.MSG_DONTWAIT, self._address)
+        except OSError:
+            return False
+        return True
+
+
+def take(environ: MutableMapping[str, str]) -> Systemd | None:
+    """Whom `$NOTIFY_SOCKET` names, if it is a unix socket. Takes `VARIABLES` out of the environment: children have no
+    business with them."""
+    address, usec, pid = (environ.pop(name, "") for name in VARIABLES)
+    if not address.startswith(("/", "@")):
+        return None  # AF_VSOCK, for virtual machines
+    # A watchdog may be meant for a process that has started us: sd_watchdog_enabled(3).
+    is_ours = usec.isascii() and usec.isdigit() and int(usec) > 0 and pid in ("", str(os.getpid()))
+    return Systemd(address, int(usec) / 1e6 if is_ours else math.inf)
+
+
+def summary(view: PoolView, readings: Iterable[Reading]) -> str:
+    """The service in one line, for `systemctl status`: `4 workers, 3 busy, 0 restarting, broker ok`."""
+    seats = [slot.seat for slot in view.slots if slot.seat is not Seat.EMPTY]
+    living = {slot.pid for slot in view.slots if slot.pid is not None}
+    busy = sum(1 for page in readings if page.pid in living and page.phase in _BUSY)
+    if view.state in (State.DRAINING, State.STOPPED):
+        line = f"{view.state}, {_workers(len(seats))} left, {busy} busy: {view.because}"
+    else:
+        restarting = sum(1 for seat in seats if seat in _WAITING)
+        line = f"{_workers(len(seats))}, {busy} busy, {restarting} restarting, {_broker(view)}"
+        if view.state is State.DEGRADED:
+            line = f"degraded ({view.because}); {line}"
+        if view.is_reloading:
+            line = f"reloading; {line}"
+    # The broker's own words are in it: they shall not end the line and begin an assignment of their own.
+    line = " ".join("".join(char if char.isprintable() else " " for char in line).split())
+    return line if len(line) <= MAX_STATUS else line[: MAX_STATUS - 3] + "..."
+
+
+def _broker(view: PoolView) -> str:
+    if view.trouble:
+        return f"broker: {view.trouble}"
+    return "broker ok" if view.ready else "broker not reached yet"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker" if count == 1 else f"{count} workers"

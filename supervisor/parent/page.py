@@ -1,0 +1,46 @@
+"""The live page's bytes (page.html), and the headers under which all of HTTP answers.
+
+The Content-Security-Policy (https://www.w3.org/TR/CSP3/) names the page's own style and script by their hashes, made
+from the file itself, so that the two cannot disagree. Nothing else runs, is loaded or is connected to. (A nonce would
+do, but wants a page made anew for each request.) Trusted types, the last two directives, make every way from a text to
+markup or code an error, where the browser knows them: what /status tells is full of other people's texts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from importlib import resources
+from typing import Final
+
+HTML: Final = resources.files("supervisor.parent").joinpath("page.html").read_bytes()
+
+
+def _hashes(tag: bytes) -> str:
+    """CSP's name for what stands inside each of these elements."""
+    contents = re.findall(rb"^<%b>(.*?)</%b>$" % (tag, tag), HTML, re.DOTALL | re.MULTILINE)
+    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each).digest()).decode()}'" for each in contents)
+
+
+POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        f"script-src {_hashes(b'script')}",
+        f"style-src {_hashes(b'style')}",
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+
+HEADERS: Final = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)

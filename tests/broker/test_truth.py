@@ -1,0 +1,153 @@
+"""Readiness is the broker's truth: a worker that believes it consumes, and does not, is found and replaced."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import amqp
+from tests.supervision import HERE, Runs, Supervision, eventually, supervised
+
+DEAF = """
+import gc
+
+import handlers
+from supervisor.worker.consumer import Consumer
+
+
+def work(task):
+    '''The body is seconds to sleep. `deaf`: cancel the consumer behind its worker's back, as a bug of ours would.'''
+    if task.text != "deaf":
+        return handlers.work(task)
+    [consumer] = [found for found in gc.get_objects() if isinstance(found, Consumer)]
+    consumer._channel.basic_cancel(consumer._name)
+    handlers.note("deaf", task.message_id)
+"""
+
+SOON = """
+import supervisor.policy.pool
+
+supervisor.policy.pool.DEPTH_EVERY = 0.5
+"""
+"""A look at the queue at every sample, once a second, rather than at every fifth."""
+
+
+@pytest.fixture
+def env(tmp_path: Path, runs: Runs) -> dict[str, str]:
+    (tmp_path / "deaf.py").write_text(DEAF)
+    return {**runs.env, "PYTHONPATH": f"{tmp_path}:{HERE}"}
+
+
+@pytest.fixture
+def soon(tmp_path: Path, env: dict[str, str]) -> dict[str, str]:
+    """The same, with a supervisor that looks more often."""
+    (tmp_path / "sitecustomize.py").write_text(SOON)
+    return env
+
+
+def seconds_passed(pool: Supervision, looks: int) -> None:
+    """Wait until the supervisor has taken so many samples more: one a second, each with a look at the queue."""
+    time.sleep(looks)
+    assert pool.get("/healthz")[0] == 200
+
+
+def test_a_worker_that_the_broker_gives_nothing_is_named_and_replaced_while_the_other_works_on(
+    broker_url: str, queue: str, runs: Runs, env: dict[str, str]
+) -> None:
+    names = [f"t{n}" for n in range(24)]
+    with supervised("deaf:work", "--workers", "2", url=broker_url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(broker_url, queue, ["deaf"], ids=["behind"])
+        deaf = pool.hear("task.succeeded", message_id="behind")["slot"]
+        eventually(lambda: amqp.consumers(broker_url, queue) == 1)
+        assert pool.get("/readyz") == (200, "2 of 2 workers consume\n"), "nobody knows yet"
+        before = pool.workers()[deaf]["pid"]
+        amqp.publish(broker_url, queue, ["0.8"] * 24, ids=names)
+        doubt = pool.hear("worker.not_consuming")
+        assert (doubt["slot"], doubt["pid"]) == (deaf, before)
+        assert (
+            doubt["level"] == "error" and "messages wait in the queue beside a worker that is idle" in doubt["because"]
+        )
+        died = pool.hear("worker.exited", slot=deaf)
+        assert (died["cause"], died["status"], died["message_id"]) == ("not consuming", "exit 0", None)
+        eventually(lambda: amqp.consumers(broker_url, queue) == 2)
+        pool.hear("task.succeeded", count=25)
+        done_by = {line["slot"] for line in pool.named("task.succeeded") if line["message_id"] != "behind"}
+        assert done_by == {0, 1}
+        assert len(pool.named("worker.exited")) == 1
+        eventually(lambda: pool.get("/readyz") == (200, "2 of 2 workers consume\n"))
+        assert pool.stop() == 0
+    assert sorted(runs.lines("began")) == sorted(runs.lines("done")) == sorted(names)
+    assert amqp.depth(broker_url, queue) == 0
+
+
+def test_readiness_is_false_while_the_only_worker_is_given_nothing(
+    broker_url: str, queue: str, runs: Runs, soon: dict[str, str]
+) -> None:
+    amqp.publish(broker_url, queue, ["deaf"], ids=["behind"])
+    with supervised("deaf:work", "--workers", "1", url=broker_url, queue=queue, env=soon) as pool:
+        pool.hear("task.succeeded", message_id="behind")
+        amqp.publish(broker_url, queue, ["0"] * 3, ids="abc")
+        pool.hear("worker.not_consuming", slot=0)
+        code, body = pool.get("/readyz")
+        assert code == 503 and "3 messages wait in the queue beside a worker" in body
+        pool.hear("task.succeeded", count=4)
+        eventually(lambda: pool.get("/readyz") == (200, "1 of 1 workers consume\n"))
+        assert pool.stop() == 0
+    assert runs.lines("done") == ["a", "b", "c"]
+
+
+def test_a_consumer_that_the_broker_no_longer_counts_is_found_on_an_empty_queue_too(
+    broker_url: str, queue: str, soon: dict[str, str]
+) -> None:
+    amqp.publish(broker_url, queue, ["deaf"], ids=["behind"])
+    with supervised("deaf:work", "--workers", "2", url=broker_url, queue=queue, env=soon) as pool:
+        pool.hear("task.succeeded", message_id="behind")
+        doubt = pool.hear("worker.not_consuming")
+        assert "the broker counts 1 consumers, and 2 of our workers believe they consume" in doubt["because"]
+        eventually(lambda: amqp.consumers(broker_url, queue) == 2)
+        eventually(lambda: pool.get("/readyz") == (200, "2 of 2 workers consume\n"))
+        assert pool.stop() == 0
+
+
+def test_the_idle_supervisor_of_a_single_active_consumer_is_not_thrashed_and_takes_over(
+    broker_url: str, queue: str, runs: Runs, soon: dict[str, str]
+) -> None:
+    with amqp.connection(broker_url) as link:
+        link.channel().queue_declare(queue, durable=True, arguments={"x-single-active-consumer": True})
+    with supervised("handlers:work", "--workers", "1", url=broker_url, queue=queue, env=soon) as active:
+        active.ready()
+        amqp.publish(broker_url, queue, ["0.2"] * 400)
+        with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue, env=soon) as idle:
+            idle.ready()
+            resigned = idle.hear("worker.not_consuming", level="warning")
+            assert "single active consumer" in resigned["because"]
+            eventually(lambda: idle.get("/readyz")[0] == 503)
+            assert "single active consumer" in idle.get("/readyz")[1]
+            seconds_passed(idle, looks=4)
+            assert len(idle.named("worker.not_consuming", level="error")) == 3, "the workers, and one more"
+            assert len(idle.named("worker.not_consuming", level="warning")) == 1
+            assert not active.named("worker.not_consuming") and active.get("/readyz")[0] == 200
+            assert active.stop() == 0
+            idle.hear("task.succeeded", count=3)
+            eventually(lambda: idle.get("/readyz")[0] == 200)
+            assert idle.stop() == 0
+    assert len(runs.lines("began")) == len(runs.lines("done"))
+
+
+def test_a_busy_pool_with_a_long_backlog_is_never_doubted(
+    broker_url: str, queue: str, runs: Runs, soon: dict[str, str]
+) -> None:
+    bodies = ["2.5", "0.3", "0", "1.2"] * 6
+    options = ("--workers", "3", "--prefetch", "4", "--max-tasks", "5")
+    amqp.publish(broker_url, queue, bodies)
+    with supervised("handlers:work", *options, url=broker_url, queue=queue, env=soon) as pool:
+        pool.hear("task.succeeded", count=24)
+        assert pool.metric("workq_queue_messages_ready") == 0
+        seconds_passed(pool, looks=3)
+        assert not pool.named("worker.not_consuming")
+        assert {line["cause"] for line in pool.named("worker.exited")} == {"max_tasks"}
+        assert pool.stop() == 0
+    assert len(runs.lines("began")) == 24

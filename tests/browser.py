@@ -1,0 +1,253 @@
+"""A real browser for tests: headless Chromium, driven by its own protocol over a pipe.
+
+`--remote-debugging-pipe` makes Chromium read commands from descriptor 3 and write answers and events to 4, JSON with a
+NUL behind each (https://chromedevtools.github.io/devtools-protocol/): no port that another test could take, no
+websocket, no package beside Chromium; and the browser leaves when the pipe ends, so also when the test is killed.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.supervision import PATIENCE, eventually
+
+SETUP = Path(__file__).parents[1] / "scripts" / "setup"
+FLAGS = (
+    "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--disable-extensions", "--mute-audio", "--force-color-profile=srgb",
+)  # fmt: skip
+"""No sandbox: root may not have one, and the only page it opens is ours."""
+BECOME = """
+import fcntl, os, sys
+down, up = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(down, 3)
+os.dup2(up, 4)
+os.closerange(5, 1024)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Puts the pipes where Chromium looks for them, wherever they were, and becomes Chromium."""
+
+
+def installed() -> str:
+    """Chromium's path. Installs Debian's package where that may be done without asking; skips the test where not.
+
+    Not a matter of scripts/setup: who works on something else shall not wait for 100 MB. On continuous integration
+    (CI is set) the page is tested or the run fails.
+    """
+    found = _find()
+    if found is not None:
+        return found
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        _install()
+        found = _find()
+    if found is None and os.environ.get("CI"):
+        pytest.fail("Chromium cannot be installed here, and the page must be tested")
+    if found is None:
+        pytest.skip("needs Chromium: apt-get install --no-install-recommends chromium")
+    return found
+
+
+def _find() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _install() -> None:
+    apt = ["apt-get", "-y", "-qq", "-o", "DPkg::Lock::Timeout=120"]
+    env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    with SETUP.open() as lock:
+        # As scripts/setup does: of two that install at a time, one waits.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _find() is None:
+            install = [*apt, "install", "--no-install-recommends", "chromium"]
+            if subprocess.run(install, env=env, capture_output=True).returncode != 0:
+                # A fresh container has no package lists, an old machine stale ones.
+                subprocess.run([*apt, "update"], env=env, capture_output=True)
+                subprocess.run(install, env=env, check=False)
+
+
+class Chromium:
+    """One browser process. `call` sends a command and returns its answer; events gather meanwhile."""
+
+    def __init__(self, program: str, place: Path) -> None:
+        down, self._commands = os.pipe()
+        self._answers, up = os.pipe()
+        os.set_blocking(self._answers, False)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", BECOME, str(down), str(up), program, *FLAGS, f"--user-data-dir={place}",
+             "about:blank"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(down, up),
+            env={**os.environ, "HOME": str(place), "TZ": "UTC"},
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(down)
+        os.close(up)
+        self._number = 0
+        self._rest = b""
+        self._replies: dict[int, dict[str, Any]] = {}
+        self.events: list[dict[str, Any]] = []
+
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        number = self._number
+        command = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        deadline = time.monotonic() + PATIENCE
+        while number not in self._replies:
+            self.read(deadline - time.monotonic(), method)
+        reply = self._replies.pop(number)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        return dict(reply["result"])
+
+    def read(self, timeout: float, waiting_for: str = "") -> None:
+        """Take in what the browser has said, or wait for it to say something."""
+        if not select.select([self._answers], [], [], max(0.0, timeout))[0]:
+            assert not waiting_for, f"Chromium has not answered {waiting_for}"
+            return
+        data = os.read(self._answers, 1 << 20)
+        assert data, "Chromium is gone"
+        *messages, self._rest = (self._rest + data).split(b"\0")
+        for message in map(json.loads, messages):
+            if "id" in message:
+                self._replies[message["id"]] = message
+            else:
+                self.events.append(message)
+
+    def end(self) -> None:
+        """Close it; kill it and what it has started if it does not go by itself."""
+        os.close(self._commands)
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+        os.close(self._answers)
+
+
+class Tab:
+    """One page of the browser, and everything that it did and complained of."""
+
+    def __init__(self, browser: Chromium, *, width: int = 1280, height: int = 900) -> None:
+        self._browser = browser
+        self._target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = browser.call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self._call(f"{domain}.enable")
+        self.resize(width, height)
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self._browser.call(method, self._session, **parameters)
+
+    def close(self) -> None:
+        self._browser.call("Target.closeTarget", targetId=self._target)
+
+    # ------------------------------------------------------------------------------------------------- to act
+
+    def resize(self, width: int, height: int, scale: float = 1) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+
+    def prefer(self, **media: str) -> None:
+        """What the reader's system prefers: `prefer(color_scheme="dark")`."""
+        features = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in media.items()]
+        self._call("Emulation.setEmulatedMedia", features=features)
+
+    def front(self) -> None:
+        """Have this be the tab that is seen; the others are hidden."""
+        self._call("Page.bringToFront")
+
+    def forbid_scripts(self) -> None:
+        """As a reader does who has turned JavaScript off. `run` still works."""
+        self._call("Emulation.setScriptExecutionDisabled", value=True)
+
+    def open(self, url: str) -> Tab:
+        self._call("Page.navigate", url=url)
+        eventually(lambda: self.run("document.readyState") == "complete" and self.run("location.href") == url)
+        return self
+
+    def run(self, script: str) -> Any:
+        """The value of an expression, evaluated in the page; a promise's when it is there."""
+        answer = self._call(
+            "Runtime.evaluate",
+            expression=script,
+            returnByValue=True,
+            awaitPromise=True,
+            allowUnsafeEvalBlockedByCSP=False,
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def screenshot(self, whole: bool = False) -> bytes:
+        """A PNG of what is in view, or of all of the page."""
+        return base64.b64decode(self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"])
+
+    # ------------------------------------------------------------------------------------------------ to look
+
+    def text(self, selector: str = "body") -> str:
+        """What a reader sees of the first such element; nothing where there is none."""
+        return str(self.run(f"(document.querySelector({json.dumps(selector)}) || {{}}).innerText || ''"))
+
+    def texts(self, selector: str) -> list[str]:
+        return list(self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((node) => node.innerText)"))
+
+    def sees(self, happens: Callable[[Tab], Any], timeout: float = PATIENCE) -> Any:
+        """Wait until this is so, and return it. When it never is, the page as it stands is in the failure."""
+        try:
+            return eventually(lambda: happens(self), timeout)
+        except AssertionError:
+            raise AssertionError(f"never seen within {timeout} s; the page:\n{self.text()}") from None
+
+    def _of(self, method: str) -> list[dict[str, Any]]:
+        self._browser.read(0)
+        return [
+            event["params"]
+            for event in self._browser.events
+            if event.get("sessionId") == self._session and event["method"] == method
+        ]
+
+    @property
+    def complaints(self) -> list[str]:
+        """Errors, warnings, and violations of the Content-Security-Policy, as the browser's console has them."""
+        self.run("0")  # what happened before this answer has been told before it
+        said = [json.dumps(entry["entry"]) for entry in self._of("Log.entryAdded")]
+        said += [json.dumps(call) for call in self._of("Runtime.consoleAPICalled")]
+        return said + [json.dumps(thrown) for thrown in self._of("Runtime.exceptionThrown")]
+
+    @property
+    def requests(self) -> list[str]:
+        """Every URL that was asked for."""
+        self.run("0")
+        return [sent["request"]["url"] for sent in self._of("Network.requestWillBeSent")]
+
+
+@contextmanager
+def chromium(program: str, place: Path) -> Iterator[Chromium]:
+    """A browser for the length of a block, with a profile of its own in `place`. `program`: see `installed`."""
+    browser = Chromium(program, place)
+    try:
+        yield browser
+    finally:
+        browser.end()

@@ -1,0 +1,106 @@
+"""`scripts/install-service`, from a machine with nothing of ours to a unit that consumes, and back."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests import amqp
+from tests.supervision import eventually
+from tests.systemd.box import Box
+from tests.systemd.conftest import CHECKOUT, PREFIX, check_that_it_boots_here, snapshot
+
+INSTALL = f"{CHECKOUT}/scripts/install-service"
+HANDLER = "def resize(task):\n    print('resized', task.text)\n"
+
+
+def test_a_machine_with_nothing_of_ours_consumes_after_the_steps_that_are_told_and_is_left_as_it_was(
+    broker_url: str, queue: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    check_that_it_boots_here()
+    checkout = snapshot(tmp_path_factory.getbasetemp().parent)
+    with Box(tmp_path / "box", [(checkout, CHECKOUT, "ro")]) as box:
+        assert not box.path(PREFIX).exists() and not box.path("/etc/workq").exists()
+        before = everything(box)
+        told = box.run(INSTALL, "mail", timeout=300).stdout
+        toml, secret = "/etc/workq/mail.toml", "/etc/workq/mail.amqp-url"
+        assert stat.S_IMODE(box.path(secret).stat().st_mode) == 0o600
+        # Nothing is started, and the example is no settings of anybody's yet.
+        assert "systemctl enable --now workq-supervise@mail" in told
+        assert box.show("workq-supervise@mail", "ActiveState")["ActiveState"] == "inactive"
+
+        settings = box.path(toml).read_text()
+        assert 'handler = "tasks:resize"' in settings and 'app_dir = "/srv/mail"' in settings
+        mine = settings.replace('# queue = "task_queue"', f'queue = "{queue}"').replace(
+            '# workers = "auto"', "workers = 2"
+        )
+        assert mine.count(queue) == 1 and "\nworkers = 2" in mine
+        box.write(toml, mine)
+        box.write(secret, f"# ours\n{broker_url}\n", 0o600)
+        box.write("/srv/mail/tasks.py", HANDLER)
+        box.run(f"{PREFIX}/bin/workq", "check", "--config", toml, "--url-file", secret)
+        amqp.publish(broker_url, queue, ["cat.png"], ids=["one"])
+        box.run("systemctl", "enable", "--now", "workq-supervise@mail")
+        eventually(lambda: "resized cat.png" in journal(box))
+        assert "broker ok" in box.run("systemctl", "status", "workq-supervise@mail").stdout
+
+        # Again: nothing of it is done again, and what is the operator's stays.
+        again = box.run(INSTALL, "mail", timeout=300).stdout
+        assert "writing" not in again and "installing" not in again and "creating" not in again
+        assert box.path(toml).read_text() == mine and broker_url in box.path(secret).read_text()
+        still = {"ActiveState": "active", "NRestarts": "0"}
+        assert box.show("workq-supervise@mail", *still) == still
+
+        # A second service shares program and unit; the program stays for it.
+        other = box.run(INSTALL, "other", timeout=300).stdout
+        assert "other.toml" in other and "installing" not in other
+        box.run("systemctl", "enable", "workq-supervise@other")
+        assert "workq-supervise@other.service" in box.run(INSTALL, "mail", "--uninstall").stdout
+        assert box.path(f"{PREFIX}/bin/workq-supervise").exists()
+        assert box.show("workq-supervise@mail", "ActiveState")["ActiveState"] == "inactive"
+        box.run(INSTALL, "other", "--uninstall")
+        kept = {toml, secret, "/etc/workq/other.toml", "/etc/workq/other.amqp-url", "/srv/mail", "/srv/mail/tasks.py"}
+        assert everything(box) - before == kept | {"/etc/workq"}
+
+
+def everything(box: Box) -> set[str]:
+    """What is in the places where it installs."""
+    places = ["/etc/workq", "/etc/systemd/system", PREFIX, "/srv"]
+    found = box.run("find", *places, "-not", "-name", "__pycache__", "-not", "-name", "*.pyc", check=False).stdout
+    return set(found.splitlines())
+
+
+def journal(box: Box) -> str:
+    return box.run("journalctl", "--output=cat", "--unit=workq-supervise@mail").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "because"),
+    [
+        ((), "NAME"),
+        (("../evil",), "letters, digits"),
+        (("a b",), "letters, digits"),
+        (("one", "two"), "one NAME is expected"),
+        (("one", "--prefix", "relative"), "absolute path"),
+        (("one", "--prefix", "/opt/../etc"), "absolute path"),
+        (("one", "--prefix", "/home/me/workq"), "would not see it"),
+        (("one", "--prefix", "/opt/elsewhere"), "give --prefix /opt/workq"),
+        (("one", "--prefix", "/srv"), "neither empty"),
+        (("one", "--nonsense"), "unknown"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_line_and_nothing_is_changed(
+    box: Box, arguments: tuple[str, ...], because: str
+) -> None:
+    box.write("/srv/keep/this", "")
+    before = box.run("find", "/etc/workq", "/etc/systemd/system", "/opt", "-maxdepth", "2").stdout
+    done = box.run(INSTALL, *arguments, check=False)
+    assert done.returncode and because in done.stderr + done.stdout
+    assert box.run("find", "/etc/workq", "/etc/systemd/system", "/opt", "-maxdepth", "2").stdout == before
+
+
+def test_it_wants_root(box: Box) -> None:
+    done = box.run("setpriv", "--reuid=65534", "--clear-groups", INSTALL, "one", check=False)
+    assert done.returncode == 1 and "run it as root" in done.stderr
