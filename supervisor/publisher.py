@@ -513,7 +513,9 @@ class Publisher:
             pass
         _note(session, call)
         pending = [sent.position for sent in session.pending.values()]
-        if pending or session.error is not None:
+        # RabbitMQ 3.10 refuses all that follows on a channel whose first publish met a quorum queue without a leader,
+        # long after there is one: a refusal ends the session.
+        if pending or session.error is not None or any(sent.nacked for sent in call.failed):
             self._drop()
         raise _failure(call, pending)
 

@@ -41,10 +41,14 @@ _BEAT: Final = struct.Struct("=d")
 _BEAT_AT: Final = 8
 _HAND: Final = struct.Struct(
     "<dQIBBH"
-)  # since, delivery tag, attempt, redelivered, key is the message id, length of key
+)  # since, delivery tag, attempt, redelivered, what is known (the two below), length of key
+_IS_ID: Final = 1
+_IS_TRACED: Final = 2
 _HAND_AT: Final = 16
 _KEY_AT: Final = _HAND_AT + _HAND.size
 _KEY_MAX: Final = 255  # AMQP 0-9-1: a message-id is a short string, 255 octets at most
+_TRACE_AT: Final = 304
+_TRACE_SIZE: Final = 16
 
 _COUNTERS: Final = struct.Struct("=8Qdd")
 _COUNTERS_AT: Final = 512
@@ -139,12 +143,16 @@ class Pen:
         """The loop turns: said at least every few seconds while idle."""
         self._floats[_BEAT_AT // 8] = now()
 
-    def take(self, key: bytes, is_id: bool, tag: int, attempt: int, redelivered: bool) -> float:
+    def take(self, key: bytes, is_id: bool, tag: int, attempt: int, redelivered: bool, trace_id: str = "") -> float:
         """Note the delivery before its handler runs. Returns the instant noted."""
         since = now()
         key = key[:_KEY_MAX]
         page = self._page
-        _HAND.pack_into(page, _HAND_AT, since, tag, attempt, redelivered, is_id, len(key))
+        known = _IS_ID if is_id else 0
+        if trace_id:
+            known |= _IS_TRACED
+            page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE] = bytes.fromhex(trace_id)
+        _HAND.pack_into(page, _HAND_AT, since, tag, attempt, redelivered, known, len(key))
         page[_KEY_AT : _KEY_AT + len(key)] = key
         page[_PHASE_AT] = Phase.BUSY
         return since
@@ -184,14 +192,15 @@ def _start(slot: int) -> int:
 
 
 def _hand(page: bytes, phase: Phase) -> InHand:
-    since, tag, attempt, redelivered, is_id, length = _HAND.unpack_from(page, _HAND_AT)
+    since, tag, attempt, redelivered, known, length = _HAND.unpack_from(page, _HAND_AT)
     key = page[_KEY_AT : _KEY_AT + length].decode("utf-8", "replace")
     return InHand(
         key=key,
-        message_id=key if is_id else None,
+        message_id=key if known & _IS_ID else None,
         delivery_tag=tag,
         attempt=attempt,
         redelivered=bool(redelivered),
         since=since,
         settling=phase is Phase.SETTLING,
+        trace_id=page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE].hex() if known & _IS_TRACED else "",
     )

@@ -113,6 +113,8 @@ class InHand:
     """Monotonic seconds at which the handler was started."""
     settling: bool = False
     """The handler had returned; the acknowledgement may or may not have reached the broker."""
+    trace_id: str = ""
+    """Of the trace that the message belongs to; empty when its sender named none."""
 
 
 @dataclass(frozen=True, slots=True)

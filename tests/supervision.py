@@ -43,7 +43,8 @@ class Supervision:
         command = [program, "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
         self.process = subprocess.Popen(
-            [*inside, *command, *options, handler],
+            # Whatever becomes of the tests: their time limit ends them by os._exit.
+            ["setpriv", "--pdeathsig", "KILL", *inside, *command, *options, handler],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -38,7 +38,7 @@ def drain(control: str | None, config: str | None, queue: str | None, timeout: s
     answer = supervisor.wish("/drain")
     if not answer["ok"]:
         raise running.Trouble(f"drain refused: {plain(answer['because'])}")
-    click.echo(plain(answer["because"]))
+    click.echo("draining: tasks in hand are finished, nothing else is taken")
     try:
         sys.exit(_follow(supervisor, pidfd, now() + patience if patience is not None else None))
     except KeyboardInterrupt:

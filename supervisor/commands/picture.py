@@ -48,16 +48,17 @@ def head(document: dict[str, Any]) -> list[Text]:
     return lines
 
 
-def workers(document: dict[str, Any], first: int = 0, count: int | None = None) -> Table:
-    """A row for each slot, or for `count` of them from the one with index `first` on."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True, header_style="bold")
+def workers(document: dict[str, Any], first: int = 0, count: int | None = None, *, fit: bool = True) -> Table:
+    """A row for each slot, or for `count` of them from the one with index `first` on. `fit`: as wide as the terminal,
+    one line each; else as wide as it is."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=fit, header_style="bold")
     for name, width in (
-        ("slot", 4), ("pid", 7), ("state", -10), ("in hand", 0), ("for", 6), ("done", 7), ("failed", 6), ("rest.", 5),
-        ("memory", 6), ("last exit", 0),
+        ("slot", 4), ("pid", 7), ("state", -10), ("in hand", 0), ("for", 6), ("done", 7), ("fail", 5), ("rst", 4),
+        ("mem", 5), ("last exit", 0),
     ):  # fmt: skip
         # Figures to the right, words to the left; what has no width shares what is left.
         justify: JustifyMethod = "right" if width > 0 else "left"
-        ratio = None if width else 1
+        ratio = 1 if fit and not width else None
         table.add_column(name, justify=justify, width=abs(width) or None, ratio=ratio, no_wrap=True)
     shown = document["workers"][first:] if count is None else document["workers"][first : first + count]
     for worker in shown:
@@ -113,7 +114,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Six characters at most: `38M`, `1.2G`."""
+    """Five characters at most, up to a terabyte: `38M`, `1.2G`."""
     if count < 1 << 30:
         return f"{count / (1 << 20):.0f}M"
     return f"{count / (1 << 30):.1f}G"

@@ -160,7 +160,8 @@ def _whose(path: str) -> str:
         owner = pwd.getpwuid(os.lstat(path).st_uid).pw_name
     except (OSError, KeyError):
         owner = "the supervisor's user"
-    return f"{path}: {os.strerror(errno.EACCES)}: only {owner} and root may use this control socket (mode 0600)"
+    who = "root" if owner == "root" else f"{owner} and root"
+    return f"{path}: {os.strerror(errno.EACCES)}: only {who} may use this control socket (mode 0600)"
 
 
 # -------------------------------------------------------------------------------------------------------- finding

@@ -12,7 +12,7 @@ from supervisor.commands import picture, running
 
 __all__ = ["status"]
 
-_WIDE: Final = 132
+_WIDE: Final = 500
 """Columns where there is no terminal to fit into."""
 _DECISIONS: Final = 5
 
@@ -32,11 +32,12 @@ def status(control: str | None, health: str | None, config: str | None, queue: s
         return
     console = Console(highlight=False)
     if not console.is_terminal:
+        # For a file, or for grep: nothing is to be shortened.
         console = Console(highlight=False, width=_WIDE)
     for line in picture.head(document):
         console.print(line)
     console.print()
-    console.print(picture.workers(document))
+    console.print(picture.workers(document, fit=console.is_terminal))
     if document["recent"]:
         console.print()
         for entry in document["recent"][-_DECISIONS:]:

@@ -161,7 +161,8 @@ class Screen:
             return
         try:
             answer = self.supervisor.wish(path, body)
-            self._say(answer["because"], "green" if answer["ok"] else "red")
+            event = f"{answer['said'][-1]['event']}: " if answer["said"] else ""
+            self._say(event + answer["because"], "green" if answer["ok"] else "red")
         except running.Trouble as trouble:
             self._say(trouble.message, "red")
 

@@ -861,6 +861,8 @@ class Pool:
             fields["redelivered"] = died.hand.redelivered
             if died.hand.settling:
                 fields["settling"] = True
+            if died.hand.trace_id:
+                fields["trace_id"] = died.hand.trace_id
         else:
             fields["message_id"] = None
         if died.output and fault in (Fault.MESSAGE, Fault.UNEXPLAINED):
@@ -954,6 +956,8 @@ class Pool:
         fields = {"slot": slot.number, "pid": slot.pid, "cause": cause}
         if reading.hand is not None:
             fields["message_id"] = reading.hand.message_id or reading.hand.key
+            if reading.hand.trace_id:
+                fields["trace_id"] = reading.hand.trace_id
         return [Say("worker.hung", "error", because, fields), *self._abort(slot, cause, because, now)]
 
     def _recover(self, now: float, actions: list[Action]) -> None:

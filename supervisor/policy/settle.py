@@ -36,6 +36,8 @@ class Returned:
 class Raised:
     error: str
     traceback: str
+    kind: str = ""
+    """The exception's class, with its module: `requests.exceptions.Timeout`."""
 
 
 @dataclass(frozen=True, slots=True)

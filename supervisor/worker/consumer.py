@@ -15,16 +15,16 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.spec import BasicProperties
 
-from supervisor import amqp, queues
+from supervisor import amqp, queues, trace
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice
@@ -77,6 +77,16 @@ class Delivery:
     body: bytes
     key: str
     """The task across its deliveries: the message id, else a digest of body and routing key."""
+    exchange: str = ""
+    trace_id: str = ""
+    """Of the trace that it belongs to, as 32 hexadecimal digits; empty when its sender named none."""
+
+    _UNTRACED: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def trace(self) -> Mapping[str, str]:
+        """`trace_id`, for what is logged about it; nothing when it belongs to no trace."""
+        return {"trace_id": self.trace_id} if self.trace_id else self._UNTRACED
 
     @property
     def name(self) -> str:
@@ -177,6 +187,12 @@ class Consumer:
         self._has_arrived = True
         threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
         return str(endpoint)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The broker that it is connected to."""
+        assert self._endpoint is not None
+        return self._endpoint
 
     @property
     def version(self) -> str:
@@ -452,7 +468,18 @@ class Consumer:
         key = properties.message_id
         if not key or type(key) is bytes:
             key = queues.digest(key or body, routing_key)
-        self._stash.append(Delivery(method.delivery_tag, routing_key, method.redelivered, properties, body, key))
+        self._stash.append(
+            Delivery(
+                method.delivery_tag,
+                routing_key,
+                method.redelivered,
+                properties,
+                body,
+                key,
+                method.exchange,
+                trace.trace_id(properties.headers),
+            )
+        )
 
     def _cancelled(self, _: Any) -> None:
         # The queue was deleted, its node went away, or (4.3) an acknowledgement came too late. There is no way back on

@@ -68,6 +68,7 @@ def adapt(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
 
 def _adapt_async(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
     import asyncio
+    import contextvars
 
     # One event loop for the worker's life, so that a handler may keep clients open between tasks. Made at the first
     # task: a loop (its epoll descriptor) must not be shared between forked workers.
@@ -78,7 +79,8 @@ def _adapt_async(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
         if runner is None:
             runner = asyncio.Runner()
         try:
-            runner.run(function(task))
+            # Not the runner's own context, which is that of its first task: each task has a span of its own.
+            runner.run(function(task), context=contextvars.copy_context())
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything
             return _ended(error)
         return _RETURNED
@@ -93,7 +95,7 @@ def _ended(error: BaseException) -> Outcome:
         case Retry():
             return RetryAsked(error.delay, str(error) or "asked for another try")
         case _:
-            return Raised(_line(error), _traceback(error))
+            return Raised(_line(error), _traceback(error), _kind(error))
 
 
 def _line(error: BaseException) -> str:
@@ -102,6 +104,13 @@ def _line(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - __str__ is theirs
         text = "(its text cannot be had: __str__ raises)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _kind(error: BaseException) -> str:
+    """As a traceback names it."""
+    kind = type(error)
+    has_module = kind.__module__ not in ("builtins", "__main__")
+    return f"{kind.__module__}.{kind.__qualname__}" if has_module else kind.__qualname__
 
 
 def _why(error: BaseException, module_name: str, app_dir: str) -> str:

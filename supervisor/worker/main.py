@@ -10,9 +10,9 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from supervisor import logs, queues
+from supervisor import logs, queues, trace
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.policy.settle import (
@@ -63,6 +63,9 @@ from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.parking import Parking, PublishError
 from supervisor.worker.task import Task
 from supervisor.worker.undecodable import Remains
+
+if TYPE_CHECKING:
+    from supervisor.worker.tracing import Tracing
 
 _FAILED = (Raised, RetryAsked, Rejected)
 
@@ -169,6 +172,8 @@ class Worker:
         self._task: Task | None = None
         self._remaining = _tasks_to_run(seat.settings.max_tasks, seat.slot)
         self._log: Any = logs.get_logger()
+        self._name = name
+        self._tracing: Tracing | None = None
 
     def run(self) -> Gone:
         """Consume until there is a reason not to, and return it."""
@@ -178,6 +183,7 @@ class Worker:
         self._pen.phase(Phase.CONNECTING)
         try:
             broker = consumer.open()
+            self._tracing = self._open_tracing()
             self._pen.phase(Phase.IDLE)
             self._link.send(Ready(broker, consumer.version, consumer.has_declared))
             while (delivery := consumer.next()) is not None:
@@ -207,11 +213,22 @@ class Worker:
             self._put_away(delivery, Undecodable(delivery.properties.error, delivery.properties.raw))
             return
         attempt = delivery.attempt
-        begun = pen.take(delivery.key.encode(), is_id, delivery.tag, attempt, delivery.redelivered)
+        tracing = self._tracing
+        if tracing is not None:
+            tracing.begin(delivery, attempt)
+        begun = pen.take(delivery.key.encode(), is_id, delivery.tag, attempt, delivery.redelivered, delivery.trace_id)
         self._task = task = Task(delivery, attempt, begun)
-        self._log.debug("task.started", message_id=delivery.name, attempt=attempt, redelivered=delivery.redelivered)
+        self._log.debug(
+            "task.started",
+            message_id=delivery.name,
+            attempt=attempt,
+            redelivered=delivery.redelivered,
+            **delivery.trace,
+        )
         with self._consumer.unattended():
             outcome = self._handler(task)
+        if tracing is not None:
+            tracing.end(outcome)
         pen.returned()
         self._task = None
         self._settle(delivery, outcome, begun)
@@ -288,7 +305,11 @@ class Worker:
                     raise
                 because = f"{error}; the message stays in hand, next try in {delay:g} s"
                 self._log.error(
-                    "task.parking_failed", message_id=delivery.name, attempt=delivery.attempt, because=because
+                    "task.parking_failed",
+                    message_id=delivery.name,
+                    attempt=delivery.attempt,
+                    because=because,
+                    **delivery.trace,
                 )
             self._consumer.rest(delay)
             delay = min(2 * delay, PARK_AGAIN_AT_MOST)
@@ -299,6 +320,20 @@ class Worker:
         while (verdict := self._verdicts.pop(delivery.key, None)) is None:
             self._consumer.turn()
         return verdict
+
+    def _open_tracing(self) -> Tracing | None:
+        """Spans, when they are wanted. Whatever is wrong with them, the work goes on."""
+        if not trace.is_wanted(os.environ):
+            return None
+        try:
+            from supervisor.worker import tracing
+
+            return tracing.Tracing(self._settings.queue, self._name, self._consumer.endpoint)
+        except ImportError:
+            return None  # the nursery has said so, once
+        except Exception as error:  # noqa: BLE001 - OpenTelemetry's, or an exporter's: nobody knows what they raise
+            self._log.warning("tracing.off", because=f"no spans are sent: {error}")
+            return None
 
     # ------------------------------------------------------------------------------------------------- the link
 
@@ -359,7 +394,12 @@ class Worker:
 
 
 def _about(delivery: Delivery, seconds: float) -> dict[str, object]:
-    return {"message_id": delivery.name, "attempt": delivery.attempt, "seconds": round(seconds, 6)}
+    return {
+        "message_id": delivery.name,
+        "attempt": delivery.attempt,
+        "seconds": round(seconds, 6),
+        **delivery.trace,
+    }
 
 
 def _parked(delivery: Delivery, settlement: DeadLetter) -> Parked:

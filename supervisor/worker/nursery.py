@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from supervisor import logs
+from supervisor import logs, trace
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.scoreboard import Scoreboard
@@ -74,6 +74,8 @@ def main() -> int:
         level=settings.log_level,
         on_long=lambda line: link.send_record(Record(line.decode())),
     )
+    if trace.is_wanted(os.environ):
+        _prepare_tracing()
     begun = now()
     handler = None
     if order.preload:
@@ -93,6 +95,19 @@ def main() -> int:
     board = Scoreboard(board_fd)
     _serve(link, lambda slot, worker_link: Seat(slot, order.parent, settings, worker_link, board, log_fd, handler))
     return EXIT_DONE
+
+
+def _prepare_tracing() -> None:
+    """Import for all workers what spans need."""
+    try:
+        from supervisor.worker import tracing
+
+        tracing.prepare()
+    except ImportError as error:
+        because = f"OpenTelemetry's variables ask for spans: pip install 'workq-supervise[otel]' ({error})"
+        logs.get_logger().warning("tracing.off", because=because)
+    except tracing.CannotExport:
+        pass  # each worker says so
 
 
 def _threads() -> list[str]:

@@ -96,9 +96,11 @@ class Task:
 
     @property
     def log(self) -> Any:
-        """A structlog logger bound to this task: its lines carry `message_id` and `attempt`."""
+        """A structlog logger bound to this task: its lines carry `message_id` and `attempt`, and `trace_id` when the
+        message belongs to a trace."""
         if self._log is None:
-            self._log = logs.get_logger(message_id=self._delivery.name, attempt=self.attempt)
+            delivery = self._delivery
+            self._log = logs.get_logger(message_id=delivery.name, attempt=self.attempt, **delivery.trace)
         return self._log
 
     def __repr__(self) -> str:

@@ -90,11 +90,8 @@ class Producer(threading.Thread):
         while True:
             try:
                 self._publisher.publish(self._weight(), message_id=name, timeout=5.0)
-            except Unavailable:
+            except (Unavailable, Refused):
                 self._enough.wait(0.05)
-            except Refused:
-                # A 3.10 node goes on refusing on a channel whose first message found the queue without a leader.
-                self._publisher.close()
             except PublishError:
                 self.doubtful[name] += 1
             else:

@@ -67,9 +67,9 @@ def test_a_worker_that_the_broker_gives_nothing_is_named_and_replaced_while_the_
         amqp.publish(broker_url, queue, ["0.8"] * 24, ids=names)
         doubt = pool.hear("worker.not_consuming")
         assert (doubt["slot"], doubt["pid"]) == (deaf, before)
-        assert (
-            doubt["level"] == "error" and "messages wait in the queue beside a worker that is idle" in doubt["because"]
-        )
+        # Whichever comes to three looks first.
+        idle, uncounted = "messages wait in the queue beside a worker that is idle", "the broker counts 1 consumer"
+        assert doubt["level"] == "error" and (idle in doubt["because"] or uncounted in doubt["because"])
         died = pool.hear("worker.exited", slot=deaf)
         assert (died["cause"], died["status"], died["message_id"]) == ("not consuming", "exit 0", None)
         eventually(lambda: amqp.consumers(broker_url, queue) == 2)
@@ -137,17 +137,14 @@ def test_the_idle_supervisor_of_a_single_active_consumer_is_not_thrashed_and_tak
     assert len(runs.lines("began")) == len(runs.lines("done"))
 
 
-def test_a_busy_pool_with_a_long_backlog_is_never_doubted(
+def test_a_busy_pool_with_long_tasks_and_a_backlog_is_never_doubted(
     broker_url: str, queue: str, runs: Runs, soon: dict[str, str]
 ) -> None:
-    bodies = ["2.5", "0.3", "0", "1.2"] * 6
-    options = ("--workers", "3", "--prefetch", "4", "--max-tasks", "5")
-    amqp.publish(broker_url, queue, bodies)
-    with supervised("handlers:work", *options, url=broker_url, queue=queue, env=soon) as pool:
-        pool.hear("task.succeeded", count=24)
+    amqp.publish(broker_url, queue, ["6"] * 2 + ["0.3"] * 30)
+    with supervised("handlers:work", "--workers", "3", url=broker_url, queue=queue, env=soon) as pool:
+        pool.hear("task.succeeded", count=32)
         assert pool.metric("workq_queue_messages_ready") == 0
         seconds_passed(pool, looks=3)
-        assert not pool.named("worker.not_consuming")
-        assert {line["cause"] for line in pool.named("worker.exited")} == {"max_tasks"}
+        assert not pool.named("worker.not_consuming") and not pool.named("worker.exited")
         assert pool.stop() == 0
-    assert len(runs.lines("began")) == 24
+    assert len(runs.lines("began")) == 32

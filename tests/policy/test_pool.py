@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
+from supervisor.policy import reload
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.pool import DEAD_HOLDS, PARKED_SHOWN
 from supervisor.policy.restart import LULL
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat
 from supervisor.policy.view import State
+from supervisor.settings import Span
 from supervisor.vocabulary import (
     EXIT_CONFIG,
     EXIT_DONE,
     EXIT_KILLED,
     Action,
+    Asked,
     Blocked,
     Cause,
     DeadDepth,
@@ -1118,3 +1122,160 @@ def test_a_stop_ends_the_nursery_that_a_reload_has_started() -> None:
     assert world.incoming is None
     world.live(1.0)
     assert world.left is not None
+
+
+def _reload_of(world: World) -> tuple[reload.Stage, str]:
+    latest = world.pool.view(world.now).reload
+    assert latest is not None
+    return latest.stage, latest.error
+
+
+def test_one_worker_tries_the_next_generation_before_anybody_else_is_replaced() -> None:
+    world = _up(workers=3)
+    world.ask(Wish.RELOAD)
+    world.reload_loads()
+    assert _reload_of(world)[0] is reload.Stage.TRYING
+    [slot] = [worker.slot for worker in world.workers.values() if worker.order]
+    world.leave(world.workers[slot], Cause.DRAINED)
+    world.be_gone(world.workers[slot])
+    trial = world.fork(slot)
+    assert trial.generation == 2 and world.pool.view(world.now).generation == 1
+    world.connect(trial)
+    world.advance(20.0)
+    assert not [worker for worker in world.workers.values() if worker.order]
+    world.become_ready(trial)
+    assert _reload_of(world)[0] is reload.Stage.REPLACING and world.pool.view(world.now).generation == 2
+    world.live(60.0, until_well=True)
+    assert _reload_of(world) == (reload.Stage.FINISHED, "")
+
+
+@pytest.mark.parametrize("end", ["wrong password", "import", "crash", "fork", "nursery", "hangs"])
+def test_when_the_first_worker_of_a_generation_does_not_consume_the_one_before_stays(end: str) -> None:
+    world = _up(workers=2)
+    others = {worker.pid for worker in world.workers.values()}
+    world.ask(Wish.RELOAD)
+    world.reload_loads()
+    [old] = [worker for worker in world.workers.values() if worker.order]
+    others -= {old.pid}
+    world.leave(old, Cause.DRAINED)
+    world.be_gone(old)
+    if end == "fork":
+        world.fail_to_fork(old.slot)
+    elif end == "nursery":
+        world.reload_fails(dies=True)
+    else:
+        trial = world.fork(old.slot)
+        if end == "import":
+            world.cannot_load(trial)
+        elif end == "crash":
+            world.die(trial, "SIGSEGV")
+        elif end == "hangs":
+            world.stick(trial)
+            world.advance(world.settings.boot_timeout + 0.1)
+            world.die(trial, "SIGABRT")
+        else:
+            world.connect(trial)
+            world.leave(trial, Cause.BROKER, "login refused", Kind.AUTHENTICATION)
+            world.be_gone(trial)
+    stage, error = _reload_of(world)
+    assert stage is reload.Stage.FAILED and error
+    assert ("login refused" in error) is (end == "wrong password")
+    assert world.incoming is None and world.pool.view(world.now).trouble is None
+    world.live(60.0, until_well=True)
+    assert [worker.generation for worker in world.workers.values()] == [1, 1]
+    assert others < {worker.pid for worker in world.workers.values()}
+    # The next attempt is not held up by the one that failed.
+    world.ask(Wish.RELOAD)
+    world.live(60.0, until_well=True)
+    assert [worker.generation for worker in world.workers.values()] == [3, 3]
+
+
+def test_where_nobody_can_log_in_the_next_generation_is_tried_at_once() -> None:
+    world = _up(workers=2)
+    for worker in list(world.workers.values()):
+        world.leave(worker, Cause.BROKER, "login refused", Kind.AUTHENTICATION)
+        world.be_gone(worker)
+    for _ in range(3):
+        while not world.births:
+            world.advance(1.0)
+        trying = world.fork(world.births[0])
+        world.connect(trying)
+        world.leave(trying, Cause.BROKER, "login refused", Kind.AUTHENTICATION)
+        world.be_gone(trying)
+    world.ask(Wish.RELOAD)
+    world.reload_loads()
+    assert world.incoming is not None and len(world.incoming.births) == 1, "without waiting for any backoff"
+    world.live(60.0, until_well=True)
+    assert [worker.generation for worker in world.workers.values()] == [2, 2]
+
+
+def test_a_reload_that_waits_for_somebody_s_task_gives_way_to_the_next_and_no_other_does() -> None:
+    world = _up(workers=1)
+    world.queue.append(Message("long"))
+    world.deliver(world.workers[0], world.queue[0])
+    world.ask(Wish.RELOAD)
+    world.ask(Wish.RELOAD)
+    assert world.incoming is not None and world.incoming.generation == 2, "it is being imported"
+    world.reload_loads()
+    world.ask(Wish.RELOAD)
+    assert world.incoming is not None and world.incoming.generation == 3 and not world.incoming.is_ready
+    world.reload_loads()
+    world.finish_task(world.workers[0])
+    world.leave(world.workers[0], Cause.DRAINED)
+    world.be_gone(world.workers[0])
+    world.fork(0)
+    world.ask(Wish.RELOAD)
+    assert world.incoming is not None and world.incoming.generation == 3, "a worker of it is on its way"
+    world.live(60.0, until_well=True)
+    assert world.workers[0].generation == 3
+
+
+def test_new_settings_hold_for_new_workers_and_old_limits_for_tasks_that_have_begun() -> None:
+    world = _up(workers=2)
+    for worker, key in zip(list(world.workers.values()), ("a", "b"), strict=True):
+        world.queue.append(message := Message(key))
+        world.deliver(worker, message)
+    stricter = replace(world.settings, task_timeout=5.0, max_crashes=1, workers=Span(3, 3))
+    world.tell(Asked(Wish.RELOAD, "SIGHUP", settings=stricter))
+    assert world.pool.settings_of(2) is stricter and world.pool.settings is world.settings
+    world.reload_loads()
+    [first] = [worker for worker in world.workers.values() if worker.order]
+    world.finish_task(first)
+    world.leave(first, Cause.DRAINED)
+    world.be_gone(first)
+    trial = world.fork(first.slot)
+    world.connect(trial)
+    world.become_ready(trial)
+    assert world.pool.settings is stricter and world.wanted == 3
+    world.advance(60.0)
+    world.sample()
+    [old] = [worker for worker in world.workers.values() if worker.generation == 1]
+    assert not old.signals, "its task began when there was no limit"
+    world.queue.append(message := Message("c"))
+    world.deliver(trial, message)
+    world.advance(6.0)
+    world.sample()
+    assert trial.signals and not old.signals
+
+
+def test_settings_that_cannot_be_used_are_a_failed_reload_and_start_nothing() -> None:
+    world = _up()
+    world.tell(Asked(Wish.RELOAD, "SIGHUP", problem="workq.toml: heartbeat: got 0"))
+    assert _reload_of(world) == (reload.Stage.FAILED, "workq.toml: heartbeat: got 0")
+    assert world.incoming is None
+
+
+def test_drain_asked_again_changes_nothing_and_scale_has_limits() -> None:
+    world = _up(workers=Span(2, 4))
+    for number in (5, 1):
+        world.tell(Asked(Wish.SCALE, "workq scale", number))
+        assert world.wanted == 2
+    world.tell(Asked(Wish.SCALE, "workq scale", 4))
+    assert world.wanted == 4
+    world.live(60.0, until_well=True)
+    world.tell(Asked(Wish.DRAIN, "workq drain"))
+    world.is_stopping = world.was_asked_to_stop = True
+    world.tell(Asked(Wish.DRAIN, "workq drain"))
+    assert not [worker for worker in world.workers.values() if worker.signals]
+    world.live(10.0)
+    assert world.left is not None and world.left.code == 0

@@ -572,6 +572,14 @@ def test_a_control_socket_that_somebody_names_is_absolute_and_fits_the_kernel(tm
         assert problem.startswith("--control: got ") and why in problem
 
 
+def test_reload_without_its_library_is_a_problem_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load("a:b", {"reload": True}, {}).reload
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    [problem] = problems_of({"reload": True})
+    assert "pip install 'workq-supervise[reload]'" in problem
+    assert not load("a:b", {}, {}).reload
+
+
 def test_whoever_looks_for_a_supervisor_finds_it_by_the_same_sources(tmp_path: Path) -> None:
     file = toml(tmp_path, "queue = 'mine'\nhealth = 'off'\nnonsense = 1\nurl = 'nowhere'")
     found = locate(file, {"XDG_RUNTIME_DIR": "/run/user/7"})

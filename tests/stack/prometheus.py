@@ -120,7 +120,7 @@ class Server:
 
     def get(self, path: str, **parameters: str) -> Any:
         """What `/api/v1/PATH` has for `data`. Fails with the server's own words where it has none."""
-        query = urllib.parse.urlencode({name.rstrip("_"): value for name, value in parameters.items()})
+        query = urllib.parse.urlencode({name.replace("__", "[]"): value for name, value in parameters.items()})
         try:
             with urllib.request.urlopen(f"http://{self.address}/api/v1/{path}?{query}", timeout=10) as answer:
                 return json.load(answer)["data"]

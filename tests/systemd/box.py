@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.supervision import PATIENCE, eventually
 BOOT = Path(__file__).with_name("boot")
 SYSTEMD = Path("/lib/systemd/systemd")
 SYSTEMD_OFF = "RTMIN+4"  # to PID 1: start poweroff.target (systemd(1), SIGNALS)
+UP = ("running", "degraded")
+_GROUP = "workq-box-"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -61,7 +64,8 @@ class Box:
         for source, target, mode in self._binds:
             command += ["--bind", str(source), target, mode]
         for home in own_cgroups():
-            group = home / f"workq-box-{uuid4().hex[:12]}"
+            sweep(home)
+            group = home / f"{_GROUP}{os.getpid()}-{uuid4().hex[:12]}"
             group.mkdir()
             self._cgroups.append(group)
             for name in ("cpuset.cpus", "cpuset.mems"):  # v1 starts them empty, and then nobody may enter
@@ -110,7 +114,7 @@ class Box:
         path.chmod(mode)
 
     def popen(self, *command: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a command in the box, as root. It is in no unit."""
+        """Start a command in the box, as root. It is in no unit. To be ended before its time by `kill`."""
         enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--"]
         environ = ["env", "-i", "TERM=dumb", "LANG=C.UTF-8", "HOME=/root", f"PATH={_PATH}", "SYSTEMD_PAGER="]
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
@@ -122,7 +126,7 @@ class Box:
             try:
                 out, err = process.communicate(timeout=timeout)
             except BaseException:
-                process.kill()
+                kill(process)
                 raise
         if check and process.returncode:
             raise AssertionError(f"{' '.join(command)}: exit {process.returncode}\n{out}{err}")
@@ -140,7 +144,20 @@ class Box:
         return [json.loads(line) for line in out.splitlines()]
 
 
-UP = ("running", "degraded")
+def sweep(home: Path) -> None:
+    """Remove what boxes of processes that are gone have left: they were killed, and their boxes with them."""
+    for left in home.glob(f"{_GROUP}*-*"):
+        if not Path("/proc", left.name.removeprefix(_GROUP).partition("-")[0]).exists():
+            removed(left)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End what `Box.popen` has started. Not nsenter, which forks to change its pid namespace: a child that it did not
+    reap would stay in the box as a zombie, and the box would wait for it to shut down."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if process.poll() is None:
+        for pid in map(int, children) if children else [process.pid]:
+            os.kill(pid, signal.SIGKILL)
 
 
 def own_cgroups() -> list[Path]:

@@ -24,7 +24,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """A booted box that sees this checkout, in which nothing is installed yet but, perhaps, by another of pytest's
     processes: `PREFIX` is the session's."""
     check_that_it_boots_here()
-    shared = tmp_path_factory.getbasetemp().parent
+    shared = of_the_session(tmp_path_factory)
     binds = [(snapshot(shared), CHECKOUT, "ro"), (folder(shared / "prefix"), PREFIX, "rw")]
     with Box(tmp_path_factory.mktemp("box"), binds) as box:
         yield box
@@ -33,7 +33,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 @pytest.fixture(scope="session")
 def box(machine: Box, tmp_path_factory: pytest.TempPathFactory) -> Box:
     """The same, with what `scripts/install-service` installs."""
-    with (tmp_path_factory.getbasetemp().parent / "prefix.lock").open("w") as lock:
+    with (of_the_session(tmp_path_factory) / "prefix.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         machine.run(f"{CHECKOUT}/scripts/install-service", "first", timeout=300)
     return machine
@@ -90,6 +90,11 @@ def check_that_it_boots_here() -> None:
     tried = subprocess.run(command, capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"no namespaces with mounts of their own here: {tried.stderr.strip()}")
+
+
+def of_the_session(factory: pytest.TempPathFactory) -> Path:
+    """A directory that all of pytest's processes share, and no other run of it."""
+    return factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
 
 
 def snapshot(shared: Path) -> Path:

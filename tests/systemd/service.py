@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from tests.supervision import PATIENCE, Runs, eventually, matches
-from tests.systemd.box import Box
+from tests.systemd.box import Box, kill
 
 HANDLERS = Path(__file__).resolve().parents[1]
 
@@ -32,6 +32,7 @@ class Service:
             self.code(handlers, (HANDLERS / handlers).read_text())
         self.runs = Runs(box.path(f"{self.app}/runs"))
         self.runs.path.chmod(0o666)
+        self._lines = (f"_SYSTEMD_UNIT={self.unit}", "SYSLOG_IDENTIFIER=workq-supervise")
         self._follower: Follower | None = None
         self.drop_in()
 
@@ -115,8 +116,8 @@ class Service:
     # --------------------------------------------------------------------------------------------- what it says
 
     def journal(self) -> list[dict[str, Any]]:
-        """All that came from its processes."""
-        return self.box.journal(f"_SYSTEMD_UNIT={self.unit}")
+        """All that came from its processes. What `workq reload` says, for people, has another identifier."""
+        return self.box.journal(*self._lines)
 
     def manager(self) -> list[str]:
         """What systemd itself said of it."""
@@ -132,7 +133,7 @@ class Service:
     def hear(self, event: str, count: int = 1, timeout: float = PATIENCE, **fields: Any) -> dict[str, Any]:
         """Wait until `count` such lines have come; the last of them."""
         if self._follower is None:
-            self._follower = Follower(self.box, f"_SYSTEMD_UNIT={self.unit}")
+            self._follower = Follower(self.box, *self._lines)
         found = self._follower.hear(lambda line: matches(line, event, fields), count, timeout)
         if len(found) < count:
             raise AssertionError(f"{len(found)} of {count} {event} {fields} came; the log:\n{self.log()}")
@@ -180,7 +181,7 @@ class Follower:
         return found
 
     def end(self) -> None:
-        self._process.kill()
+        kill(self._process)
         self._process.wait()
         self._reader.join(PATIENCE)
         for stream in (self._process.stdout, self._process.stderr):
