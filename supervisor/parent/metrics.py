@@ -90,9 +90,7 @@ def _tasks(summed: Counts, pages: Sequence[Reading]) -> Iterator[Metric]:
     yield CounterMetricFamily("workq_busy_seconds", "Seconds workers spent on tasks.", value=summed.busy_seconds)
     begun = [page.hand.since for page in pages if page.hand is not None]
     oldest = now() - min(begun) if begun else 0.0
-    yield _gauge(
-        "workq_oldest_task_seconds", "How long the oldest task in hand has been running, seconds.", oldest
-    )
+    yield _gauge("workq_oldest_task_seconds", "How long the oldest task in hand has been running, seconds.", oldest)
 
 
 def _workers(view: PoolView, pages: Sequence[Reading]) -> Iterator[Metric]:

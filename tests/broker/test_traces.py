@@ -6,10 +6,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,11 +16,14 @@ from typing import Any
 
 import pika
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
 from tests import amqp, handler_modules, wire
-from tests.supervision import PATIENCE, Runs, Supervision, eventually, supervised
+from tests.supervision import Runs, Supervision, supervised
 
 PARENT = "00f067aa0ba902b7"
 
@@ -218,7 +219,177 @@ def test_each_task_is_a_consumer_span_in_its_senders_trace_and_the_handlers_span
         "spans:work", "--workers", "1", "--burst", "--retries", "0", url=broker_url, queue=queue, env=env
     ) as pool:
         assert pool.wait() == 0
-    assert len(collector.named("inner")) == 4  # sent once each, though a handler has forked
     spans = collector.named(f"process {queue}")
+    assert len(spans) == 4
     assert {span.kind for span in spans} == {Span.SPAN_KIND_CONSUMER}
-    topical, failed, *others = sorted(spans, key=lambda span: attributes(span).get("messaging.message.id", "~"), reverse=1 == 0)
+    by_id = {attributes(span).get("messaging.message.id"): span for span in spans}
+    died = pool.named("worker.exited")[0]
+    always = {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.client.id": f"workq-{os.uname().nodename}-{died['pid']}-0",
+        "server.address": "127.0.0.1",
+        "server.port": pika.URLParameters(broker_url).port,
+        "workq.attempt": 1,
+    }
+    topical, failed = by_id["topical"], by_id["fails"]
+    assert attributes(topical) == always | {
+        "messaging.destination.name": f"amq.topic:{queue}.new:{queue}",
+        "messaging.rabbitmq.destination.routing_key": f"{queue}.new",
+        "messaging.rabbitmq.message.delivery_tag": 1,
+        "messaging.message.id": "topical",
+        "messaging.message.conversation_id": "order-7",
+    }
+    assert attributes(failed) == always | {
+        "messaging.destination.name": queue,
+        "messaging.rabbitmq.destination.routing_key": queue,
+        "messaging.rabbitmq.message.delivery_tag": 2,
+        "messaging.message.id": "fails",
+        "error.type": "spans.NoCustomer",
+    }
+    for span in (topical, failed):
+        assert (span.trace_id.hex(), span.parent_span_id.hex()) == (trace, PARENT)
+        assert span.trace_state == "congo=t61rcWkgMzE"
+        assert [(link.trace_id.hex(), link.span_id.hex()) for link in span.links] == [(trace, PARENT)]
+    assert topical.status.code == Status.STATUS_CODE_UNSET
+    assert (failed.status.code, failed.status.message) == (Status.STATUS_CODE_ERROR, "NoCustomer: number 7")
+    [event] = failed.events
+    said = {each.key: each.value.string_value for each in event.attributes}
+    assert (event.name, said["exception.type"], said["exception.message"]) == (
+        "exception",
+        "spans.NoCustomer",
+        "number 7",
+    )
+    assert 'raise NoCustomer("number 7")' in said["exception.stacktrace"]
+
+    inner = collector.named("inner")  # sent once each, though a handler has forked
+    assert sorted(span.parent_span_id for span in inner) == sorted(span.span_id for span in spans)
+    [seconds] = [line["seconds"] for line in pool.named("task.succeeded", message_id="topical")]
+    assert 0 < topical.end_time_unix_nano - topical.start_time_unix_nano <= seconds * 1e9 + 1e6
+
+    # Who came without a trace has one now, and the log tells which.
+    roots = {span.trace_id.hex() for span in spans if not span.parent_span_id}
+    told = {line["trace_id"] for line in pool.named("task.succeeded") if line["message_id"] != "topical"}
+    assert roots == told
+    assert len(roots) == 2
+    [resource] = collector.resources
+    assert ("service.name", "shop") in [(each.key, each.value.string_value) for each in resource.resource.attributes]
+
+
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+def test_every_worker_sends_its_spans_and_a_killed_ones_successor_too(
+    broker_url: str, queue: str, collector: Collector, tmp_path: Path, preload: str
+) -> None:
+    trace, header = traceparent(1)
+    env = exporting(tmp_path, collector)
+    with supervised("spans:work", preload, "--workers", "2", url=broker_url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(broker_url, queue, ["dies"], ids=["killer"], headers={"traceparent": header})
+        pool.hear("task.quarantined")
+        pool.hear("worker.ready", count=5)
+        amqp.publish(broker_url, queue, [""] * 40)
+        pool.hear("task.succeeded", count=40)
+        assert pool.stop() == 0
+    assert not [span for span in collector.spans if span.trace_id.hex() == trace]  # who is killed sends nothing
+    assert {line["trace_id"] for line in pool.named("worker.exited", message_id="killer")} == {trace}
+    spans = collector.named(f"process {queue}")
+    assert len(spans) == 40
+    done = {(line["pid"], line["slot"]) for line in pool.named("task.succeeded")}
+    assert len(done) == 2
+    clients = {f"workq-{os.uname().nodename}-{pid}-{slot}" for pid, slot in done}
+    assert {attributes(span)["messaging.client.id"] for span in spans} == clients
+
+
+def test_what_async_handlers_start_are_children_of_their_own_task(
+    broker_url: str, queue: str, collector: Collector, tmp_path: Path
+) -> None:
+    traces = {}
+    for number in range(1, 4):
+        trace, header = traceparent(number)
+        traces[trace] = number
+        amqp.publish(broker_url, queue, [""], headers={"traceparent": header})
+    env = exporting(tmp_path, collector)
+    with supervised("spans:work_async", "--workers", "1", "--burst", url=broker_url, queue=queue, env=env) as pool:
+        assert pool.wait() == 0
+    assert {span.trace_id.hex() for span in collector.named("inner")} == set(traces)
+    outer = {span.span_id for span in collector.named(f"process {queue}")}
+    assert {span.parent_span_id for span in collector.named("inner")} == outer
+
+
+@contextmanager
+def dead_collector(kind: str) -> Iterator[str]:
+    """Where nobody listens, or somebody who accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if kind == "refuses":
+            listener.close()
+        yield url
+
+
+@pytest.mark.parametrize("kind", ["refuses", "never answers"])
+def test_a_dead_collector_delays_no_task_and_no_stop(
+    broker_url: str, queue: str, collector: Collector, tmp_path: Path, kind: str
+) -> None:
+    amqp.publish(broker_url, queue, [""] * 300)
+    with dead_collector(kind) as url:
+        # A queue of 20 spans, sent by tens: much less than there are.
+        env = exporting(tmp_path, collector, OTEL_EXPORTER_OTLP_ENDPOINT=url, OTEL_BSP_SCHEDULE_DELAY="50") | {
+            "OTEL_BSP_MAX_QUEUE_SIZE": "20",
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10",
+        }
+        with supervised("spans:work", "--workers", "1", "--grace", "8s", url=broker_url, queue=queue, env=env) as pool:
+            pool.hear("task.succeeded", count=300)
+            # The exporter's own patience is 10 s a batch, and at the end half a minute.
+            assert max(line["seconds"] for line in pool.named("task.succeeded")) < 5
+            assert pool.stop() == 0
+            assert [line["cause"] for line in pool.named("worker.exited")] == ["drained"]
+
+
+# ---------------------------------------------------------------------------------------------------- not as spans
+
+
+def test_unless_they_are_asked_for_nothing_of_opentelemetry_is_imported(
+    broker_url: str, queue: str, runs: Runs, tmp_path: Path
+) -> None:
+    handler_modules.write(tmp_path, "modules", MODULES)
+    amqp.publish(broker_url, queue, [""])
+    env = {"PYTHONPATH": str(tmp_path), "OTEL_SERVICE_NAME": "shop", "OTEL_TRACES_EXPORTER": "none", **runs.env}
+    with supervised("modules:work", "--workers", "1", "--burst", url=broker_url, queue=queue, env=env) as pool:
+        assert pool.wait() == 0
+    assert runs.lines("modules") == ["none"]
+    assert not pool.named("tracing.off")
+
+
+def test_asked_for_without_the_extra_the_work_is_done_and_it_is_said_once_how_to_have_them(
+    broker_url: str, queue: str, collector: Collector, tmp_path: Path
+) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").write_text(MISSING)
+    amqp.publish(broker_url, queue, ["0"], ids=["done"], headers={"traceparent": traceparent(1)[1]})
+    env = exporting(tmp_path, collector)
+    with supervised("handlers:work", "--workers", "2", "--burst", url=broker_url, queue=queue, env=env) as pool:
+        assert pool.wait() == 0
+    [off] = pool.named("tracing.off")
+    assert off["role"] == "nursery"
+    assert "pip install 'workq-supervise[otel]'" in off["because"]
+    assert pool.named("task.succeeded", message_id="done", trace_id=traceparent(1)[0])
+    assert not collector.resources
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "because"),
+    [
+        ("OTEL_TRACES_EXPORTER", "pigeon", "the exporter 'pigeon' is not installed; those that are: "),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "the OTLP protocol 'smoke' is not known: there are http/protobuf"),
+    ],
+)
+def test_an_exporter_that_cannot_be_had_is_named_and_the_work_is_done(
+    broker_url: str, queue: str, collector: Collector, tmp_path: Path, variable: str, value: str, because: str
+) -> None:
+    amqp.publish(broker_url, queue, ["0"])
+    env = exporting(tmp_path, collector) | {variable: value}
+    with supervised("handlers:work", "--workers", "1", "--burst", url=broker_url, queue=queue, env=env) as pool:
+        assert pool.wait() == 0
+    assert because in pool.hear("tracing.off", role="worker")["because"]
+    assert len(pool.named("task.succeeded")) == 1

@@ -259,7 +259,7 @@ class Account:
 
     def __str__(self) -> str:
         faults = "\n".join(f"| {name} | {count} |" for name, count in sorted(self.happened.items()))
-        exits = ", ".join(f"{cause} {count}" for cause, count in sorted(self.exits.items()))
+        exits = ", ".join(f"{cause} {count}" for cause, count in sorted(self.exits.items()) if count)
         verdicts = "\n".join(f"- {'holds' if holds else '**BROKEN**'}: {what}" for what, holds in self.verdicts.items())
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         versions = f"RabbitMQ {self.rabbitmq}, pika {pika.__version__}, Python {platform.python_version()}"

@@ -206,8 +206,8 @@ BUGS = [
     Bug(
         "a generation is adopted because it could be imported",
         "pool.py",
-        "                return [self._loaded(incoming.settings.handler, seconds, preloaded)]",
-        "                return [self._loaded(incoming.settings.handler, seconds, preloaded), *self._adopt(incoming, now)]",
+        "return [self._loaded(incoming.settings.handler, seconds, preloaded)]",
+        "return [self._loaded(incoming.settings.handler, seconds, preloaded), *self._adopt(incoming, now)]",
         SCENES,
     ),
     Bug(

@@ -760,9 +760,10 @@ def test_a_dead_letter_queue_is_looked_at_often_only_while_there_are_dead_letter
     world = _up(workers=1)
     world.tell(WorkerSaid(0, DeadDepth(0)))
     assert 2 <= _looks_at_the_dead(world, 150) <= 3
+    world.tell(WorkerSaid(0, DeadDepth(0)))
     world.tell(WorkerSaid(0, Parked("job-7", "rejected", "no such customer", 1, "")))
     assert world.pool.view(world.now).dead == DeadDepth(1)
-    assert _looks_at_the_dead(world, 6) == 1
+    assert 1 <= _looks_at_the_dead(world, 6) <= 2
     world.tell(WorkerSaid(0, DeadDepth(1)))
     assert 10 <= _looks_at_the_dead(world, 60) <= 13
 
@@ -1273,9 +1274,8 @@ def test_drain_asked_again_changes_nothing_and_scale_has_limits() -> None:
     world.tell(Asked(Wish.SCALE, "workq scale", 4))
     assert world.wanted == 4
     world.live(60.0, until_well=True)
-    world.tell(Asked(Wish.DRAIN, "workq drain"))
-    world.is_stopping = world.was_asked_to_stop = True
-    world.tell(Asked(Wish.DRAIN, "workq drain"))
+    world.ask(Wish.DRAIN)
+    world.ask(Wish.DRAIN)
     assert not [worker for worker in world.workers.values() if worker.signals]
     world.live(10.0)
     assert world.left is not None and world.left.code == 0

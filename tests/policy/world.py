@@ -496,10 +496,10 @@ class World:
     # ---------------------------------------------------------------------------------------------------- others
 
     def ask(self, wish: Wish) -> None:
-        if wish is Wish.STOP:
+        if wish in (Wish.STOP, Wish.DRAIN):
             self.was_asked_to_stop = self.was_asked_to_stop or not self.is_stopping
         self.tell(Asked(wish, "SIGTERM"))
-        if wish is Wish.STOP:
+        if wish in (Wish.STOP, Wish.DRAIN):
             assert self.is_stopping
 
     def sample(self) -> None:

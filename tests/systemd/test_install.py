@@ -12,6 +12,8 @@ from tests.supervision import eventually
 from tests.systemd.box import Box
 from tests.systemd.conftest import CHECKOUT, PREFIX, check_that_it_boots_here, of_the_session, snapshot
 
+pytestmark = pytest.mark.timeout(300)
+
 INSTALL = f"{CHECKOUT}/scripts/install-service"
 HANDLER = "def resize(task):\n    print('resized', task.text)\n"
 
