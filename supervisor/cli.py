@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from supervisor.argv import hide_urls
 from supervisor.settings import OPTIONS, Option, Settings, SettingsError, load
 from supervisor.version import __version__
 from supervisor.vocabulary import EXIT_CONFIG
@@ -75,6 +76,7 @@ def _parameter(option: Option) -> click.Parameter:
 
 
 def _supervise(**given: Any) -> None:
+    hide_urls()
     ctx = click.get_current_context()
     if ctx.args:
         # click's own sentence would quote the argument, and a stray argument may be a URL.

@@ -293,6 +293,8 @@ class Leaving:
     detail: str = ""
     kind: str = ""
     """A `Kind`, where the broker is the cause."""
+    is_unsettled: bool = False
+    """A task came to its end, and the broker could not be told."""
 
 
 @dataclass(frozen=True, slots=True)

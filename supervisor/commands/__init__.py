@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from supervisor.argv import hide_urls
 from supervisor.version import __version__
 
 COMMANDS: Final = ("broker", "check", "dead", "drain", "publish", "reload", "scale", "status", "top")
@@ -32,3 +33,4 @@ class Lazy(click.Group):
 @click.version_option(__version__, prog_name="workq")
 def main() -> None:
     """Look after work queues: publish tasks, watch and steer supervisors, see to dead letters, run a private broker."""
+    hide_urls()

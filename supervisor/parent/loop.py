@@ -308,7 +308,9 @@ class Supervisor:
         self._remember(event, because, fields)
 
     def _remember(self, event: str, because: str, fields: dict[str, Any]) -> None:
-        self.recent.append({"at": logs.utc(), "event": event, "because": because, **fields})
+        # As in the log: an error of the handler's import may quote a URL.
+        clean = {name: logs.redact(value) if isinstance(value, str) else value for name, value in fields.items()}
+        self.recent.append({"at": logs.utc(), "event": event, "because": logs.redact(because), **clean})
 
     # ----------------------------------------------------------------------------------------------- hearing
 

@@ -29,6 +29,9 @@ STUCK_AFTER: Final = 5.0
 MAX_BODY: Final = 4096
 """Bytes that a wish may take."""
 
+BACKLOG: Final = 512
+"""Connections that the kernel keeps until this thread has its turn."""
+
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Answer = tuple[int, str, bytes]
 
@@ -175,19 +178,28 @@ def serve(supervisor: Supervisor, health: socket.socket | None, listener: contro
 def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
     import uvicorn
 
+    from supervisor.parent.clients import AT_ONCE, Client
+
     class Server(uvicorn.Server):
         async def main_loop(self) -> None:
             # uvicorn's own wakes ten times a second to look at the clock and at signals, which are not its business
             # here.
             await asyncio.Event().wait()
 
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for sock in sockets or ():
+                # asyncio has made the kernel's queue as short as AT_ONCE: who does not fit in tries again in a second.
+                sock.listen(BACKLOG)
+
+    # Not its warnings: one for each request that is not HTTP, which anybody can send any number of.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
 
     def server(site: Site) -> Server:
         config = uvicorn.Config(
             site,
             loop="asyncio",
-            http="h11",
+            http=Client,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -197,6 +209,7 @@ def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
             date_header=False,
             timeout_keep_alive=5,
             h11_max_incomplete_event_size=16 * 1024,
+            backlog=AT_ONCE,
         )
         return Server(config)
 

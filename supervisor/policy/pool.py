@@ -745,7 +745,8 @@ class Pool:
             crashes = self._ledger.blame(died.hand.key, cause, died.output, at=died.at, who=who)
         self._exits[cause] += 1
         was_killed = slot.condemned not in (None, Cause.DRAINED) and not died.status.startswith("exit ")
-        if self._state is State.DRAINING and self._code == EXIT_DONE and (was_killed or died.hand is not None):
+        is_unsettled = died.hand is not None or (isinstance(died.said, Leaving) and died.said.is_unsettled)
+        if self._state is State.DRAINING and self._code == EXIT_DONE and (was_killed or is_unsettled):
             self._code = EXIT_KILLED
         is_trial = self._is_on_trial(slot) and slot.number < self._wanted and not self._is_finishing
         slot.vacate(died, cause, now)

@@ -116,9 +116,10 @@ def live(seat: Seat) -> NoReturn:
             seat.link.send(LoadFailed(error.error, error.traceback))
             os._exit(EXIT_CONFIG)
         sink = _configure_logs(seat)  # the import may have set up logging in its own way; lines must stay whole
-    end = Worker(seat, pen, sink, handler).run()
+    worker = Worker(seat, pen, sink, handler)
+    end = worker.run()
     pen.phase(Phase.LEAVING)
-    seat.link.send(Leaving(end.cause, end.detail, end.kind or ""))
+    seat.link.send(Leaving(end.cause, end.detail, end.kind or "", worker.is_unsettled))
     _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
 
 
@@ -169,6 +170,8 @@ class Worker:
         self._parking = Parking(seat.settings, name, self._blocked)
         self._patience = Patience(seat.settings.retries, seat.settings.retry_delay)
         self._verdicts: dict[str, Verdict] = {}
+        self.is_unsettled = False
+        """A task came to its end, and the broker cannot be told."""
         self._task: Task | None = None
         self._remaining = _tasks_to_run(seat.settings.max_tasks, seat.slot)
         self._log: Any = logs.get_logger()
@@ -253,6 +256,7 @@ class Worker:
             self._tell_broker(delivery, settlement)
         except (Gone, PublishError) as error:
             self._pen.settled("unsettled", seconds)
+            self.is_unsettled = True
             why = "the outcome could not be settled, so the broker gives the message to a worker again"
             self._log.warning("task.unsettled", **_about(delivery, seconds), because=f"{error}: {why}")
             if isinstance(error, Gone):

@@ -158,7 +158,7 @@ def test_dead_letters_are_shown_with_evidence_and_looking_at_them_takes_none(
         tab.sees(lambda tab: tab.text("#dead-count") == f"3 in {queue}.dead")
         tab.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
         letters = {text.splitlines()[0]: text for text in tab.texts(".letter")}
-        assert "crash · it has killed 1 workers, the last by SIGSEGV" in letters["killer"]
+        assert "crash · it has killed 1 worker by SIGSEGV" in letters["killer"]
         assert "the last words" in letters["killer"] and "Fatal Python error: Segmentation fault" in letters["killer"]
         assert re.search(r"death 1: \S+Z worker \d \(pid \d+\): SIGSEGV", letters["killer"])
         assert f"workq dead show --queue {queue} killer" in letters["killer"]

@@ -294,6 +294,7 @@ def test_a_frozen_broker_leaves_the_message_unconfirmed_and_close_does_not_hang(
         publisher.publish("before")
         before = descriptors()
         os.kill(own_node.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, own_node.pid, os.WSTOPPED | os.WNOWAIT)  # its last thread may still be running
         try:
             with pytest.raises(Unconfirmed, match="confirmed nothing") as raised:
                 publisher.publish("doubtful", timeout=0.5)

@@ -96,13 +96,13 @@ BUGS = [
     Bug(
         "it spawns while it drains",
         "pool.py",
-        "if self._nursery.state is not NurseryState.READY or self._state is State.DRAINING:",
-        "if self._nursery.state is not NurseryState.READY:",
+        "        if self._state is State.DRAINING:\n            return\n        for slot in self._slots:\n            if",
+        "        for slot in self._slots:\n            if",
         also=(
             ('        if self._state is State.DRAINING:\n            return "none: the supervisor is stopping"\n', ""),
         ),
     ),
-    Bug("the ledger is off by one", "poison.py", "crashes >= self._max_crashes", "crashes > self._max_crashes"),
+    Bug("the ledger is off by one", "poison.py", "crashes >= self.max_crashes", "crashes > self.max_crashes"),
     Bug(
         "a message under a signal is not blamed",
         "pool.py",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from supervisor import logs
 from supervisor.commands.node import PrivateNode
 from tests import amqp
 from tests.proxy import Proxy
@@ -39,7 +40,8 @@ def test_f58_a_start_returns_when_a_worker_consumes_and_not_before(service: Serv
         assert starting.poll() is None
         service.code("go", "")
         assert starting.wait(30) == 0
-        assert service.named("worker.ready")
+        returned = logs.utc()
+        assert service.hear("worker.ready")["timestamp"] <= returned
     service.becomes(ActiveState="active", StatusText=FINE)
     assert f'Status: "{FINE}"' in service.box.run("systemctl", "status", service.unit).stdout
 
@@ -52,7 +54,7 @@ def test_f24_a_handler_that_cannot_be_loaded_fails_the_start_and_is_not_started_
     service.settings("app:work", preload=preload)
     assert service.call("start", check=False) != 0
     service.becomes(ActiveState="failed", ExecMainStatus=78, Result="exit-code", NRestarts=0)
-    assert "SyntaxError" in service.named("handler.import_failed")[0]["exception"]
+    assert "SyntaxError" in service.hear("handler.import_failed")["exception"]
 
 
 def test_f54_settings_without_a_handler_are_not_started_again(service: Service) -> None:
@@ -128,7 +130,7 @@ def test_f58_a_supervisor_that_somebody_stops_by_hand_is_there_again(service: Se
     service.settings("handlers:work").start()
     service.kill(signal.SIGTERM)
     service.becomes(NRestarts=1, ActiveState="active", StatusText=FINE)
-    assert service.named("supervisor.stopped")[0]["code"] == 0
+    assert service.hear("supervisor.stopped")["code"] == 0
 
 
 def test_f05_one_worker_taken_by_the_oom_killer_leaves_the_unit_up(service: Service, broker_url: str) -> None:
@@ -161,7 +163,7 @@ def test_f48_a_stop_lets_the_tasks_in_hand_finish_and_leaves_the_others(
     assert service.show("Result") == "success" and service.show("ActiveState") == "inactive"
     done = service.runs.lines("done")
     assert done and sorted(done) == sorted(service.runs.lines("began"))
-    assert service.named("supervisor.stopped")[0]["code"] == 0
+    assert service.hear("supervisor.stopped")["code"] == 0
     assert amqp.unacked(node, service.queue) == 0
     taken = amqp.drain(broker_url, service.queue)
     assert len(taken) == 10 - len(done) and not any(method.redelivered for method, _, _ in taken)
@@ -188,7 +190,7 @@ def test_f48_a_task_without_an_end_is_killed_after_the_grace_and_the_exit_says_s
     service.runs.hear("began")
     service.call("stop")
     service.becomes(ActiveState="failed", ExecMainStatus=1, Result="exit-code")
-    assert service.named("worker.exited", message_id="endless")[0]["cause"] == "grace"
+    assert service.hear("worker.exited", message_id="endless")["cause"] == "grace"
     assert [method.redelivered for method, _, _ in amqp.drain(broker_url, service.queue)] == [True]
 
 
@@ -349,6 +351,7 @@ def test_f22_f30_what_handlers_print_arrives_in_the_journal_as_whole_lines_of_js
     service.settings("app:work").start()
     amqp.publish(broker_url, service.queue, [""], ids=["loud"])
     service.hear("task.succeeded", message_id="loud")
+    eventually(lambda: any("red" in line["line"] for line in service.named("worker.output")))  # the last one
     lines = service.events()  # raises unless each line is one JSON object
     sizes = [len(json.dumps(line)) for line in lines]
     long = next(line for line in lines if line["event"] == "long")
