@@ -234,5 +234,6 @@ def _nobody(tried: list[Trouble], changing: bool) -> Trouble:
 def _sockets() -> list[str]:
     """Control sockets in the usual places, to be named in an error: of systemd's units, and of this user's."""
     user = os.environ.get("XDG_RUNTIME_DIR", "")
-    found = [*sorted(Path("/run").glob("*/workq.sock")), *sorted(Path(user).glob("workq-*.sock") if user else [])]
+    found = [*sorted(Path("/run").glob("*/workq.sock")), *sorted(Path("/run/workq").glob("*/workq.sock"))]
+    found += sorted(Path(user).glob("workq-*.sock") if user else [])
     return [plain(str(path)) for path in found][:5]

@@ -244,8 +244,9 @@ class Supervisor:
         said = status.status(
             view, pages, self.readings, list(self.recent), self.settings, now(), datetime.datetime.now(datetime.UTC)
         )
+        clean = {name: logs.redact(said[name] or "") or None for name in ("because", "readiness", "trouble")}
         # The thread that answers goes on when the loop does not: then all the rest is old.
-        return said | {"loop_seconds": round(now() - self.turned_at, 3)}
+        return said | clean | {"loop_seconds": round(now() - self.turned_at, 3)}
 
     # ------------------------------------------------------------------------------------------------ acting
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
+from supervisor import logs
 from supervisor.clock import now
 from supervisor.parent import control, page
 from supervisor.policy.status import readiness
@@ -88,6 +89,7 @@ class Site:
 
     def _readyz(self) -> Answer:
         ready, because = readiness(self._supervisor.view)
+        because = logs.redact(because)
         return 200 if ready else 503, _TEXT, f"{because}\n".encode()
 
     def _scrape(self) -> Answer:

@@ -157,7 +157,8 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
                 headers[queues.FIRST_SEEN] = verdict.first_seen
             if verdict.evidence:
                 headers[queues.EVIDENCE] = clip_end(verdict.evidence, EVIDENCE_MAX)
-            because = f"it has killed {verdict.crashes} worker{'s, the last' if verdict.crashes > 1 else ''} by {verdict.cause}"
+            workers = "1 worker" if verdict.crashes == 1 else f"{verdict.crashes} workers, the last"
+            because = f"it has killed {workers} by {verdict.cause}"
             if not verdict.crashes:
                 because = f"it was {verdict.cause}"
             return DeadLetter("crash", "quarantined", "task.quarantined", because, headers)

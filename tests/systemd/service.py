@@ -166,6 +166,8 @@ class Follower:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for entry in self._process.stdout:
+            if not entry.endswith("\n"):
+                return  # killed while it wrote
             with self._changed:
                 self._lines.append(json.loads(text(json.loads(entry)["MESSAGE"])))
                 self._changed.notify_all()

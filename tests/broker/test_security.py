@@ -1,0 +1,386 @@
+"""Whoever should not know a secret does not find it; whoever holds on to the doors does not get in the way; and the pool
+needs neither root, nor a disk, nor all of its CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from supervisor.commands.node import PrivateNode
+from supervisor.settings import OPTIONS
+from tests import amqp
+from tests.supervision import Runs, Supervision, eventually, supervised
+
+NOBODY = 65534
+
+
+# --------------------------------------------------------------------------------------------------------- secrets
+
+SECRET = "hunter2-@-secret"
+HUNTED = "hunter2"
+"""What has to be found nowhere, encoded or not."""
+DECOY = "decoy-4711"
+"""What has to be found, so that it is known that one looks where things are found."""
+
+TELLTALE = """
+import ctypes, os, sys
+
+def environments():
+    for pid in ("self", os.getppid()):
+        for name in ("cmdline", "environ"):
+            with open(f"/proc/{pid}/{name}") as file:
+                yield file.read()
+
+def tell(task):
+    secrets = list(environments()) + [repr(dict(os.environ)), repr(sys.argv), repr(task), repr(vars(sys.modules["__main__"]))]
+    print(*secrets)
+    task.log.info("tell", secrets=secrets)
+    if task.text == "raise":
+        raise ValueError(*secrets)
+    if task.text == "crash":
+        ctypes.string_at(0)
+"""
+
+
+@pytest.fixture
+def secret_url(node: PrivateNode) -> Iterator[str]:
+    """The shared node, with a user that has a password worth hiding."""
+    user = f"carol-{uuid4().hex[:8]}"
+    node.ctl("add_user", user, SECRET)
+    try:
+        node.ctl("set_permissions", "-p", "/", user, ".*", ".*", ".*")
+        yield re.sub("//[^@]*@", f"//{user}:{SECRET.replace('@', '%40')}@", node.url)
+    finally:
+        node.ctl("delete_user", user)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """The supervisor and all below it."""
+    supervisor = psutil.Process(pid)
+    return [supervisor, *supervisor.children(recursive=True)]
+
+
+def test_f55_a_secret_that_came_by_argv_and_environment_is_found_nowhere(
+    secret_url: str, broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    (tmp_path / "telltale.py").write_text(TELLTALE)
+    control = tmp_path / "control.sock"
+    options = ("--workers", "2", "--log-level", "debug", "--retries", "0", "--max-crashes", "1", "--url", secret_url)
+    env = {"PYTHONPATH": str(tmp_path), "TEST_DECOY": DECOY}
+    found: dict[str, str] = {}
+    with supervised("telltale:tell", *options, "--control", str(control), url=secret_url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(broker_url, queue, ["print", "raise", "crash"], ids=["print", "raise", "crash"])
+        pool.hear("task.succeeded", message_id="print")
+        pool.hear("task.dead_lettered", message_id="raise")
+        pool.hear("task.quarantined", message_id="crash")
+        pool.send(signal.SIGUSR1)
+        pool.send(signal.SIGUSR2)
+        pool.hear("supervisor.status")
+        relatives = eventually(lambda: (them := family(pool.pid)) and len(them) == 4 and them)  # one was replaced
+        for process in relatives:
+            for name in ("cmdline", "environ"):
+                found[f"{name} of {process.pid}"] = Path(f"/proc/{process.pid}/{name}").read_text()
+        assert secret_url.partition("@")[2] in found[f"cmdline of {pool.pid}"]  # the rest of the URL is as it was
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/status"):
+            found[path] = pool.get(path)[1]
+            found[f"{path} by the control socket"] = ask(lambda: dial(str(control)), path)
+        for command in ("check", "status"):
+            found[f"workq {command}"] = workq(command, secret_url, queue, control)
+        assert pool.stop() == 0
+        found["log"] = json.dumps(pool.events)
+    letters = [(properties, body) for _, properties, body in amqp.drain(broker_url, f"{queue}.dead")]
+    found["dead letters"] = str(letters)
+    for where in (f"environ of {relatives[1].pid}", "log", "dead letters", "workq status"):
+        assert (DECOY if where != "workq status" else queue) in found[where], where
+    assert "x-workq-evidence" in found["dead letters"] and "x-workq-traceback" in found["dead letters"]
+    assert [where for where, text in found.items() if HUNTED in text] == []
+
+
+def workq(command: str, url: str, queue: str, control: Path) -> str:
+    """What this command says, whatever it thinks of it."""
+    program = str(Path(sys.executable).with_name("workq"))
+    words = ["--url", url, "--queue", queue] if command == "check" else ["--control", str(control), "--json"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
+    done = subprocess.run(
+        [program, command, *words], env={**environ, "WORKQ_URL": url}, capture_output=True, timeout=60
+    )
+    assert b"Usage" not in done.stderr, done.stderr
+    return (done.stdout + done.stderr).decode()
+
+
+def test_f55_a_url_in_what_a_handler_raises_loses_its_password_in_log_and_dead_letter(
+    broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    line = f"amqp://carol:{SECRET}@elsewhere/%2F refused"
+    (tmp_path / "raises.py").write_text(f"def work(task):\n    print({line!r})\n    raise ConnectionError({line!r})\n")
+    env = {"PYTHONPATH": str(tmp_path)}
+    amqp.publish(broker_url, queue, ["x"], ids=["one"])
+    with supervised("raises:work", "--workers", "1", "--retries", "0", url=broker_url, queue=queue, env=env) as pool:
+        pool.hear("task.dead_lettered", message_id="one")
+        pool.hear("worker.output")
+        assert pool.stop() == 0
+        log = json.dumps(pool.events)
+    [(_, properties, _)] = amqp.drain(broker_url, f"{queue}.dead")
+    letter = str(properties)
+    assert "@elsewhere" in log and "@elsewhere" in letter
+    # The traceback quotes the source, where the password is written out; it is redacted as well.
+    assert HUNTED not in log and HUNTED not in letter
+
+
+def test_f54_every_option_wrong_at_once_is_one_report_without_traceback_or_secret(tmp_path: Path) -> None:
+    wrong = {
+        "queue": "amq.ours",
+        "control": "/nonexistent/workq.sock",
+        "url": f"amqp://carol:{SECRET}@127.0.0.1:99999",
+        "health": f"amqp://carol:{SECRET}@127.0.0.1",
+    }
+    options = [option for option in OPTIONS.values() if option.name not in ("config", "url_file", "handler")]
+    words, environ = [], {}
+    for option in options:
+        if option.metavar:
+            words += [option.flag, wrong.get(option.name, "?!")]
+        else:
+            environ[option.variable] = "?!"
+    (tmp_path / "workq.toml").write_text(f'wrokers = 3\npassword = "{SECRET}"\nconfig = "x"\n')
+    done = subprocess.run(
+        [Path(sys.executable).with_name("workq-supervise"), "--config", tmp_path / "workq.toml", *words, "?!"],
+        env={**{name: os.environ[name] for name in ("PATH",)}, **environ, "WORKQ_MAX_TASK": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    head, *problems = done.stderr.splitlines()
+    assert done.returncode == 78, done.stderr
+    assert head.startswith("workq-supervise: ") and done.stdout == ""
+    sources = [option.flag if option.metavar else option.variable for option in options]
+    sources += [
+        "MODULE:FUNCTION",
+        "WORKQ_MAX_TASK",
+        *(f"workq.toml: {key}" for key in ("wrokers", "password", "config")),
+    ]
+    for source in sources:
+        assert len([problem for problem in problems if problem.startswith(f"  {source}: ")]) == 1, source
+    assert len(problems) == len(sources)
+    assert "Traceback" not in done.stderr and HUNTED not in done.stderr
+
+
+# --------------------------------------------------------------------------------------------------- bad clients
+
+CLIENTS = 500
+DESCRIPTORS = 256
+"""What the supervisor may have, far less than there are clients."""
+
+Dial = Callable[[], socket.socket]
+
+
+def dial(address: str) -> socket.socket:
+    """Connect to `http://host:port`, or to a path."""
+    if address.startswith("http://"):
+        host, _, port = address.removeprefix("http://").rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=10)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    sock.connect(address)
+    return sock
+
+
+def ask(dial: Dial, path: str = "/healthz") -> str:
+    """What a well-behaved client gets, head and body. Raises TimeoutError after ten seconds of silence."""
+    with dial() as sock:
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+        parts = []
+        while part := sock.recv(65536):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+def send(sock: socket.socket, data: bytes) -> None:
+    """As much as is taken: sooner or later the other side has had enough."""
+    try:
+        sock.sendall(data)
+    except OSError:
+        pass
+
+
+def half_requests(dial: Dial, held: ExitStack) -> None:
+    for _ in range(CLIENTS):
+        send(held.enter_context(dial()), b"GET /healthz HTTP/1.1\r\nHost: h")
+
+
+def silence(dial: Dial, held: ExitStack) -> None:
+    for _ in range(CLIENTS):
+        held.enter_context(dial())
+
+
+def garbage(dial: Dial, held: ExitStack) -> None:
+    noise = bytes(range(256)) * 8
+    for begin in range(CLIENTS):
+        send(held.enter_context(dial()), b"\x16\x03\x01" + noise[begin % 256 :])
+
+
+def never_reads(dial: Dial, held: ExitStack) -> None:
+    for _ in range(CLIENTS // 5):
+        sock = held.enter_context(dial())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(0.02)
+        send(sock, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n" * 2000)
+
+
+def ten_megabytes(dial: Dial, held: ExitStack) -> None:
+    size = 10 * 1024 * 1024
+    head = b"POST /status HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % size
+    for begin in (head, b"GET /" + b"x" * size, b"GET / HTTP/1.1\r\nHost: " + b"h" * size):
+        send(held.enter_context(dial()), begin.ljust(size, b"."))
+
+
+@contextmanager
+def tight(broker_url: str, queue: str, runs: Runs, control: Path) -> Iterator[Supervision]:
+    """A pool of two that has no descriptor to spare."""
+    options = ("--workers", "2", "--control", str(control))
+    limit = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
+    with supervised("handlers:work", *options, url=broker_url, queue=queue, env=runs.env, inside=limit) as pool:
+        yield pool.ready()
+
+
+@pytest.mark.parametrize("door", ["health", "control"])
+def test_f56_500_bad_clients_of_every_kind_cost_neither_an_answer_nor_a_turn_of_the_loop_nor_a_worker(
+    broker_url: str, queue: str, runs: Runs, tmp_path: Path, door: str
+) -> None:
+    with tight(broker_url, queue, runs, tmp_path / "s") as pool, ExitStack() as held:
+        address = pool.health if door == "health" else str(tmp_path / "s")
+        supervisor = psutil.Process(pool.pid)
+        ask(lambda: dial(address))
+        fds, rss = supervisor.num_fds(), supervisor.memory_info().rss
+        done, exits = 0, 0
+        for crowd in (half_requests, silence, garbage, never_reads, ten_megabytes):
+            crowd(lambda: dial(address), held)
+            assert ask(lambda: dial(address)).startswith("HTTP/1.1 200 "), crowd.__name__
+            status = json.loads(ask(lambda: dial(address), "/status").partition("\r\n\r\n")[2])
+            assert status["loop_seconds"] < 4, crowd.__name__
+            amqp.publish(broker_url, queue, ["0"] * 20)
+            done += 20
+            pool.hear("task.succeeded", count=done)
+            os.kill(next(worker["pid"] for worker in status["workers"] if worker["pid"]), signal.SIGKILL)
+            exits += 1
+            pool.hear("worker.ready", count=2 + exits)
+            assert supervisor.num_fds() < DESCRIPTORS - 40, crowd.__name__
+        assert supervisor.memory_info().rss - rss < 64 * 1024 * 1024
+        # Nobody who holds on is held for ever.
+        eventually(lambda: supervisor.num_fds() <= fds + 4)
+        # Nor may they write our log for us.
+        assert len([line for line in pool.events if "HTTP" in line["event"] or "accept" in line["event"]]) == 0
+        assert pool.stop() == 0
+
+
+# ----------------------------------------------------------------------------------------------------- hard times
+
+
+@pytest.fixture
+def read_only_for_nobody() -> tuple[str, ...]:
+    """What makes a command run as nobody, without a home, in a file system that nothing can be written to."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0:
+        pytest.skip("takes root, with CAP_SYS_ADMIN")
+    script = """
+        for mount in / /tmp /var/tmp /run /dev /dev/shm; do
+            mount --bind $mount $mount && mount -o remount,bind,ro $mount || exit 99
+        done
+        umask 000
+        cd /
+        exec setpriv --pdeathsig KILL --reuid 65534 --regid 65534 --clear-groups --no-new-privs \\
+            env -u TMPDIR -u XDG_RUNTIME_DIR -u RUNTIME_DIRECTORY HOME=/nonexistent \\
+            sh -c 'for d in / /tmp /var/tmp /dev/shm; do touch $d/workq-was-here 2>&- && exit 98; done; exec "$@"' - "$@"
+    """
+    return ("unshare", "-m", "sh", "-c", script, "-")
+
+
+def test_any_user_will_do_without_a_home_or_a_place_to_write(
+    broker_url: str, queue: str, read_only_for_nobody: tuple[str, ...]
+) -> None:
+    with supervised(
+        "handlers:work", "--workers", "2", url=broker_url, queue=queue, inside=read_only_for_nobody
+    ) as pool:
+        pool.ready()
+        amqp.publish(broker_url, queue, ["0"] * 10 + ["nonsense"])
+        pool.hear("task.succeeded", count=10)
+        relatives = family(pool.pid)
+        assert len(relatives) == 4
+        assert {uid for process in relatives for uid in process.uids()} == {NOBODY}
+        assert Path(f"/proc/{pool.pid}/cwd").readlink() == Path("/")
+        os.kill(pool.pids()[0], signal.SIGKILL)
+        pool.hear("worker.ready", count=3)
+        pool.send(signal.SIGHUP)
+        pool.hear("reload.finished")
+        assert pool.get("/readyz")[0] == 200
+        assert pool.stop() == 0
+        assert [line for line in pool.events if re.search("[Pp]ermission denied|Read-only", json.dumps(line))] == []
+
+
+@contextmanager
+def an_eighth_of_a_cpu() -> Iterator[Callable[[int], None]]:
+    """Puts processes where they have that much together. Then asserts that they would have liked more."""
+    root, name = Path("/sys/fs/cgroup"), f"workq-test-{uuid4().hex[:12]}"
+    is_v1 = (root / "cpu/cpu.cfs_quota_us").exists() or (root / "cpu/cgroup.procs").exists()
+    directory = (root / "cpu" if is_v1 else root) / name
+    try:
+        directory.mkdir()
+    except OSError as error:
+        pytest.skip(f"no CPU cgroup can be made: {error}")
+    try:
+        try:
+            quota = {"cpu.cfs_quota_us": "12500"} if is_v1 else {"cpu.max": "12500 100000"}
+            for file, text in quota.items():
+                (directory / file).write_text(text)
+        except OSError as error:
+            pytest.skip(f"{directory} has no CPU quota: {error}")
+        yield lambda pid: (directory / "cgroup.procs").write_text(str(pid)) and None
+        throttled = re.search(r"^nr_throttled (\d+)$", (directory / "cpu.stat").read_text(), re.M)
+        assert throttled and int(throttled[1]) > 20
+    finally:
+        eventually(lambda: removed(directory))
+
+
+def removed(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except OSError:  # EBUSY as long as somebody in it is not reaped
+        return False
+    return True
+
+
+def test_f53_with_an_eighth_of_a_cpu_everything_is_slow_and_nobody_is_killed(
+    broker_url: str, queue: str, runs: Runs
+) -> None:
+    options = ("--workers", "3", "--heartbeat", "2s", "--max-tasks", "4", "--grace", "60s")
+    with an_eighth_of_a_cpu() as take, ExitStack() as stack:
+        pool = stack.enter_context(
+            supervised("handlers:spin", *options, url=broker_url, queue=queue, env=runs.env)
+        ).ready()
+        for process in family(pool.pid):
+            take(process.pid)
+        until = time.monotonic() + 10
+        published = 0
+        while time.monotonic() < until:
+            # Each waits for the last ones: there is always something to do, and idle workers beside the busy ones.
+            amqp.publish(broker_url, queue, ["0.4"] * 4)
+            published += 4
+            pool.hear("task.succeeded", count=published, timeout=60)
+        assert pool.stop(timeout=60) == 0
+        assert pool.named("worker.hung") == pool.named("worker.signalled") == []
+        causes = [line["cause"] for line in pool.named("worker.exited")]
+        assert set(causes) <= {"max_tasks", "drained"} and "max_tasks" in causes
+        assert len(runs.lines("began")) == len(runs.lines("done")) == published
