@@ -8,7 +8,6 @@ websocket, no package beside Chromium; and the browser leaves when the pipe ends
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import select
@@ -22,11 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests import debian
 from tests.supervision import PATIENCE, eventually
 
-SETUP = Path(__file__).parents[1] / "scripts" / "setup"
 FLAGS = (
     "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
@@ -45,41 +42,8 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 def installed() -> str:
-    """Chromium's path. Installs Debian's package where that may be done without asking; skips the test where not.
-
-    Not a matter of scripts/setup: who works on something else shall not wait for 100 MB. On continuous integration
-    (CI is set) the page is tested or the run fails.
-    """
-    found = _find()
-    if found is not None:
-        return found
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        _install()
-        found = _find()
-    if found is None and os.environ.get("CI"):
-        pytest.fail("Chromium cannot be installed here, and the page must be tested")
-    if found is None:
-        pytest.skip("needs Chromium: apt-get install --no-install-recommends chromium")
-    return found
-
-
-def _find() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-def _install() -> None:
-    apt = ["apt-get", "-y", "-qq", "-o", "DPkg::Lock::Timeout=120"]
-    env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    with SETUP.open() as lock:
-        # As scripts/setup does: of two that install at a time, one waits.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _find() is None:
-            install = [*apt, "install", "--no-install-recommends", "chromium"]
-            if subprocess.run(install, env=env, capture_output=True).returncode != 0:
-                # A fresh container has no package lists, an old machine stale ones.
-                subprocess.run([*apt, "update"], env=env, capture_output=True)
-                subprocess.run(install, env=env, check=False)
+    """Chromium's path; Google's own browser will do. Skips the test where neither is to be had."""
+    return shutil.which("google-chrome") or debian.install("chromium", "chromium")
 
 
 class Chromium:

@@ -24,10 +24,11 @@ _TELL_EVERY: Final = 5.0
 @running.options(changing=True)
 @click.option("--timeout", metavar="D", help="Give up waiting after so long; the supervisor goes on leaving.")
 def drain(control: str | None, config: str | None, queue: str | None, timeout: str | None) -> None:
-    """Have the supervisor take nothing more, finish the tasks in hand, and leave; wait until it is gone.
+    """Finish the tasks in hand and leave.
 
-    Whoever still has a task after --grace of the supervisor is killed. Asked again, nothing happens faster: for that
-    there is SIGTERM a second time. Exit code: 0 gone, 1 not within --timeout, 69 nobody answers, 77 no permission.
+    The supervisor takes nothing more; the command waits until it is gone, and tells what is still in hand. Whoever
+    still has a task after --grace of the supervisor is killed. Asked again, nothing happens faster: for that there
+    is SIGTERM a second time. Exit code: 0 gone, 1 not within --timeout, 69 nobody answers, 77 no permission.
     """
     try:
         patience = parse_duration(timeout) if timeout is not None else None

@@ -27,10 +27,12 @@ _STAGES: Final = {
 @running.options(changing=True)
 @click.option("--timeout", metavar="D", help="Give up waiting after so long; the reload itself goes on.")
 def reload(control: str | None, config: str | None, queue: str | None, timeout: str | None) -> None:
-    """Have code and settings loaded anew and every worker replaced, one at a time; wait for the end of it.
+    """Take new code and settings, worker by worker.
 
-    If the code cannot be imported, the settings are wrong, or the first new worker cannot consume, everything stays as
-    it was. Exit code: 0 finished, 1 failed or refused, 69 nobody answers, 77 no permission.
+    Both are loaded anew, one worker tries them, then the others are replaced, each when it has finished its task;
+    the command waits for the end of it. If the code cannot be imported, the settings are wrong, or the first new
+    worker cannot consume, everything stays as it was. Exit code: 0 finished, 1 failed or refused, 69 nobody
+    answers, 77 no permission.
     """
     try:
         patience = parse_duration(timeout) if timeout is not None else None

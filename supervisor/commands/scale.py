@@ -17,10 +17,10 @@ __all__ = ["scale"]
 @running.options(changing=True)
 @click.argument("workers", metavar="N", type=click.IntRange(1, WORKERS_MOST))
 def scale(control: str | None, config: str | None, queue: str | None, workers: int) -> None:
-    """Have N workers, within MIN..MAX if the supervisor has such limits.
+    """Have N workers from now on.
 
-    Those that are too many finish what they have in hand. Exit code: 0 done, 1 refused, 69 nobody answers, 77 no
-    permission.
+    N is to be within MIN..MAX if the supervisor has such limits. Those that are too many finish what they have in
+    hand. Exit code: 0 done, 1 refused, 69 nobody answers, 77 no permission.
     """
     answer = running.find(control, config, queue, changing=True).wish("/scale", {"workers": workers})
     click.echo(plain(answer["because"]), err=not answer["ok"])

@@ -556,7 +556,7 @@ class Pool:
         """The incoming generation is given up; nobody forks for it any more."""
         for slot in self._slots:
             if self._is_on_trial(slot) and slot.phase is Seat.FORKING:
-                slot.enter(phase if slot.number < self._wanted else Seat.EMPTY, deadline)
+                slot.enter(*((phase, deadline) if slot.number < self._wanted else (Seat.EMPTY, None)))
         self._incoming = self._trial = None
 
     def _reload_failed(self, because: str, now: float, traceback: str = "") -> list[Action]:
@@ -577,7 +577,7 @@ class Pool:
         assert self._incoming is not None
         stop = StopNursery(self._incoming.generation, because)
         failed = self._reload_failed(f"its first worker does not consume: {because}", now, traceback)
-        slot.enter(Seat.WAITING if slot.number < self._wanted else Seat.EMPTY, now)
+        slot.enter(*((Seat.WAITING, now) if slot.number < self._wanted else (Seat.EMPTY, None)))
         return [stop, *failed]
 
     def _end_reload(self, stage: Stage, now: float, error: str = "") -> None:

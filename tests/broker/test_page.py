@@ -131,7 +131,8 @@ def test_charts_and_totals_follow_the_work(tab: Tab, broker_url: str, queue: str
         tab.sees(lambda tab: float(tab.text("#rate .number").replace("–", "0")) > 0)
         tab.sees(lambda tab: int(tab.text("#depth .number").replace("–", "0")) > 10)
         assert "1 consumer" in tab.text("#depth")
-        assert tab.run("document.querySelector('#depth .curve').getAttribute('d').split('L').length") > 2
+        points = "document.querySelector('#depth .curve').getAttribute('d').split('L').length"
+        tab.sees(lambda tab: tab.run(points) > 2)
         assert re.fullmatch(
             r"Messages waiting in the queue, last 1 minutes: now \d+, at most \d+",
             tab.run("document.querySelector('#depth svg').getAttribute('aria-label')"),

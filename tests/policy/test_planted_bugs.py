@@ -96,8 +96,8 @@ BUGS = [
     Bug(
         "it spawns while it drains",
         "pool.py",
-        "        if self._state is State.DRAINING:\n            return\n        for slot in self._slots:\n            if",
-        "        for slot in self._slots:\n            if",
+        "        if self._state is State.DRAINING:\n            return\n        for slot in self._slots:\n",
+        "        for slot in self._slots:\n",
         also=(
             ('        if self._state is State.DRAINING:\n            return "none: the supervisor is stopping"\n', ""),
         ),

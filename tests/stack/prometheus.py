@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import urllib.error
@@ -17,66 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests import debian
 from tests.supervision import eventually
 
-SETUP = Path(__file__).parents[2] / "scripts" / "setup"
 PACKAGES = ("prometheus", "prometheus-alertmanager")
-PROGRAMS = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
-POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def install() -> None:
-    """Install Debian's packages where that may be done without asking; skip the test where not.
-
-    Not a matter of scripts/setup: who works on something else shall not wait for 100 MB. On continuous integration
-    (CI is set) the rules are tested or the run fails.
-    """
-    if _is_installed():
-        return
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        _install()
-    if _is_installed():
-        return
-    if os.environ.get("CI"):
-        pytest.fail("Prometheus cannot be installed here, and the rules must be tested")
-    pytest.skip(f"needs Prometheus: apt-get install --no-install-recommends {' '.join(PACKAGES)}")
-
-
-def _is_installed() -> bool:
-    return all(shutil.which(program) for program in PROGRAMS)
-
-
-def _install() -> None:
-    apt = ["apt-get", "-y", "-qq", "-o", "DPkg::Lock::Timeout=120"]
-    env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    with SETUP.open() as lock:
-        # As scripts/setup does: of two that install at a time, one waits.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_installed():
-            return
-        with _services_denied():
-            install = [*apt, "install", "--no-install-recommends", *PACKAGES]
-            if subprocess.run(install, env=env, capture_output=True).returncode != 0:
-                # A fresh container has no package lists, an old machine stale ones.
-                subprocess.run([*apt, "update"], env=env, capture_output=True)
-                subprocess.run(install, env=env, check=False)
-
-
-@contextmanager
-def _services_denied() -> Iterator[None]:
-    """The packages start services on 9090 and 9093, which nobody asked for. invoke-rc.d asks policy-rc.d first; 101 is
-    its "no" (invoke-rc.d(8))."""
-    is_ours = not POLICY.exists()
-    if is_ours:
-        POLICY.write_text("#!/bin/sh\nexit 101\n")
-        POLICY.chmod(0o755)
-    try:
-        yield
-    finally:
-        if is_ours:
-            POLICY.unlink()
+    """Prometheus with promtool, and Alertmanager with amtool; skips the test where they are not to be had."""
+    debian.install("amtool", *PACKAGES)
 
 
 def check(*command: str | Path, stdin: str | None = None) -> str:

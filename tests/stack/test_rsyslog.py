@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from supervisor.commands.node import PrivateNode
-from tests import amqp, handler_modules
+from tests import amqp, debian, handler_modules
 from tests.policy.test_events import documented_fields
-from tests.stack import debian
 from tests.supervision import PATIENCE, Runs, eventually, supervised
 
 CONFIG = Path(__file__).parents[2] / "config" / "logging" / "rsyslog"
