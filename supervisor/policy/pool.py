@@ -827,7 +827,7 @@ class Pool:
         again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=roll).at
         if fault in broker.FAULTS and isinstance(died.said, Leaving) and died.said.cause != Cause.NOT_CONSUMING:
             consuming = self._count(Seat.READY)
-            kind, detail = died.said.kind, died.said.detail
+            kind, detail = died.said.kind, died.said.detail or "it did not say why"
             if was_ready:
                 actions += self._broker.lose(kind, detail, consuming, now)
             elif consuming:

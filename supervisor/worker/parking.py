@@ -43,7 +43,8 @@ class Parking:
         Raises PublishError: it is not known to be there, so the original must not be acknowledged.
         """
         headers: dict[str, Any] = {
-            **settlement.headers,
+            # An exception, or the line that raised it, may quote a URL with its password.
+            **{name: logs.redact(said) if isinstance(said, str) else said for name, said in settlement.headers.items()},
             queues.FIRST_SEEN: _first_seen(delivery, settlement.headers),
             queues.REASON: settlement.reason,
             queues.ATTEMPT: delivery.attempt,

@@ -119,7 +119,7 @@ def test_a_worker_killed_in_the_middle_of_a_task_is_shown_with_cause_and_message
         assert f"worker {victim['slot']} · SIGKILL · long-one" in decision
         assert "SIGKILL while it had a message in hand" in decision
         assert tab.text("#totals").endswith("worker exits\n1")
-        tab.sees(lambda tab: tab.text(".tile:not([data-hurt]) .message") == "long-one")
+        tab.sees(lambda tab: tab.text(busy + ".message") == "long-one")
         assert_no_complaints(tab, pool)
 
 

@@ -259,9 +259,14 @@ def test_a_broker_killed_midway_leaves_doubt_only_about_what_was_in_flight(own_n
     confirmed: set[int] = set()
 
     def messages() -> Iterator[str]:
+        """Between its freezing and its death one message is sent: it at least is in flight."""
+        frozen = False
         for number in range(100_000):
-            if len(confirmed) > 2000 and own_node.alive:
+            if frozen and own_node.alive:
                 own_node.kill()
+            elif len(confirmed) > 2000 and not frozen:
+                os.kill(own_node.pid, signal.SIGSTOP)
+                frozen = True
             yield str(number)
 
     with Publisher(own_node.url, "q") as publisher:

@@ -145,9 +145,6 @@ def test_f55_a_url_that_a_handler_prints_or_raises_loses_its_password_on_its_way
     assert "@elsewhere" in refusal[0] and HUNTED not in refusal[0]
 
 
-@pytest.mark.xfail(
-    reason="Parking.park publishes error, traceback and evidence as they came, not redacted", strict=True
-)
 def test_f55_a_url_that_a_handler_raises_loses_its_password_on_its_way_to_the_dead_letter(
     refusal: tuple[str, str],
 ) -> None:

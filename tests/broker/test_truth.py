@@ -143,7 +143,7 @@ def test_a_busy_pool_with_long_tasks_and_a_backlog_is_never_doubted(
     amqp.publish(broker_url, queue, ["6"] * 2 + ["0.3"] * 30)
     with supervised("handlers:work", "--workers", "3", url=broker_url, queue=queue, env=soon) as pool:
         pool.hear("task.succeeded", count=32)
-        assert pool.metric("workq_queue_messages_ready") == 0
+        eventually(lambda: pool.metric("workq_queue_messages_ready") == 0)
         seconds_passed(pool, looks=3)
         assert not pool.named("worker.not_consuming") and not pool.named("worker.exited")
         assert pool.stop() == 0

@@ -15,7 +15,6 @@ from enum import Enum
 
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.pool import Pool
-from supervisor.policy.slot import ARRIVING as SEATS_ARRIVING
 from supervisor.policy.view import State
 from supervisor.settings import Settings, Span
 from supervisor.vocabulary import (
@@ -270,7 +269,8 @@ class World:
     def _check_probe(self, slot: int) -> None:
         """Whoever was sent away by the broker waits for the one that tries it, and for no more than a while."""
         view = self.pool.view(self.now)
-        arriving = {view.slot for view in view.slots if view.seat in SEATS_ARRIVING} - {slot}
+        # What a nursery was asked for that is gone does not come.
+        arriving = {*self.births, *(w.slot for w in self.workers.values() if w.stage in ARRIVING)} - {slot}
         self._spawned_at = {other: at for other, at in self._spawned_at.items() if other in arriving}
         recent = [at for at in self._spawned_at.values() if at + PROBE_FOR > self.now]
         sent_away = view.slots[slot].last_exit
