@@ -1,11 +1,12 @@
-"""The pictures of the live page for the README: a real pool at work, and what happens to it, in a real browser.
+"""The pictures for the README: a real pool at work, and what happens to it, in a real browser and on a real terminal.
 
-Takes two minutes. Writes docs/images/page.png and page-dark.png. The letters are those of the machine's own sans-serif
-font, or Inter's where that is installed (Debian's fonts-inter), as it was for those in the repository.
+Takes two minutes. Writes docs/images/page.png, page-dark.png and top.svg. The page's letters are those of the machine's
+own sans-serif font, or Inter's where that is installed (Debian's fonts-inter), as it was for those in the repository.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -15,6 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from rich.console import Console
+from rich.style import Style
+from rich.terminal_theme import DIMMED_MONOKAI
+from rich.text import Text
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -22,9 +28,16 @@ from supervisor.commands.node import PrivateNode  # noqa: E402
 from tests import amqp  # noqa: E402
 from tests.browser import Tab, chromium, installed  # noqa: E402
 from tests.supervision import Supervision, eventually, supervised  # noqa: E402
+from tests.terminal import Terminal, terminal  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 QUEUE = "thumbnails"
+NAMES = (
+    {"brown": "yellow", "brightbrown": "bright_yellow"}
+    | {f"bright{name}": f"bright_{name}" for name in ("black", "red", "green", "blue", "magenta", "cyan", "white")}
+    | {name: name for name in ("black", "red", "green", "blue", "magenta", "cyan", "white")}
+)
+"""pyte's names of the sixteen colours, as rich calls them."""
 SECONDS = 75
 """Of work, so that the charts have something to tell."""
 HANDLER = """
@@ -68,6 +81,18 @@ def work(pool: Supervision, url: str, tab: Tab) -> None:
     time.sleep(3)
 
 
+def drawn(shown: Terminal) -> str:
+    """The terminal's screen as an SVG."""
+    console = Console(width=80, record=True, file=io.StringIO(), legacy_windows=False)
+    for row in shown.cells():
+        line = Text()
+        for cell in row:
+            colours = [None if each == "default" else NAMES.get(each, f"#{each}") for each in (cell.fg, cell.bg)]
+            line.append(cell.data, Style(color=colours[0], bgcolor=colours[1], bold=cell.bold, reverse=cell.reverse))
+        console.print(line, overflow="crop", no_wrap=True)
+    return console.export_svg(title=f"workq top --queue {QUEUE}", theme=DIMMED_MONOKAI)
+
+
 def main() -> None:
     random.seed(4)
     program = installed()
@@ -76,7 +101,7 @@ def main() -> None:
         place = Path(name)
         (place / "images.py").write_text(HANDLER)
         node = PrivateNode(place / "node")
-        options = ("--workers", "8", "--retries", "1", "--retry-delay", "1s")
+        options = ("--workers", "8", "--retries", "1", "--retry-delay", "1s", "--control", str(place / "workq.sock"))
         try:
             node.start()
             with (
@@ -93,6 +118,11 @@ def main() -> None:
                     (IMAGES / picture).write_bytes(tab.screenshot())
                     print(f"{IMAGES / picture}: {(IMAGES / picture).stat().st_size // 1024} KiB")
                 assert not tab.complaints, tab.complaints
+                publish(node.url, 20_000, [("photo-{}.jpg", {})] * 300)
+                with terminal("top", "--control", str(place / "workq.sock")) as shown:
+                    shown.see(r"pace +[1-9]\S* tasks/s")
+                    time.sleep(8)  # for its chart of the backlog
+                    (IMAGES / "top.svg").write_text(drawn(shown))
         finally:
             node.kill()
 
