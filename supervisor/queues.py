@@ -123,8 +123,15 @@ def delayed(queue: str, ms: int) -> Declaration:
     """The delay queue of so many milliseconds: what expires in it goes back to `queue` by the default exchange.
 
     It expires itself when it has not been declared anew for a good while longer than any message waits in it.
+
+    A quorum queue, whatever the type of `queue`, because that alone dead-letters at least once: any other forgets what
+    has expired before it knows that it arrived. A broker that starts has messages expire before `queue` has a leader,
+    and they would be gone (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering).
     """
     arguments = {
+        "x-queue-type": "quorum",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",  # without it the strategy is at most once
         "x-message-ttl": ms,
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": queue,
