@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -90,7 +91,8 @@ def drawn(shown: Terminal) -> str:
             colours = [None if each == "default" else NAMES.get(each, f"#{each}") for each in (cell.fg, cell.bg)]
             line.append(cell.data, Style(color=colours[0], bgcolor=colours[1], bold=cell.bold, reverse=cell.reverse))
         console.print(line, overflow="crop", no_wrap=True)
-    return console.export_svg(title=f"workq top --queue {QUEUE}", theme=DIMMED_MONOKAI)
+    svg = console.export_svg(title=f"workq top --queue {QUEUE}", theme=DIMMED_MONOKAI)
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts of another host; the reader has one
 
 
 def main() -> None:
