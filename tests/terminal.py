@@ -37,7 +37,8 @@ class Terminal:
             name: value for name, value in os.environ.items() if not name.startswith(("WORKQ_", "COLUMNS", "LINES"))
         }
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", program, *arguments],  # for Ctrl-C, it is to be its controlling terminal
+            # For Ctrl-C: it is to be its controlling terminal, and who runs tests in the background has SIGINT ignored.
+            ["setsid", "--ctty", "env", "--default-signal=INT", program, *arguments],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,

@@ -13,7 +13,8 @@ from typing import Final
 
 from supervisor.policy import restart
 from supervisor.policy.restart import Fault
-from supervisor.vocabulary import Say
+from supervisor.settings import Settings
+from supervisor.vocabulary import Kind, Say
 
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
 """Those that make a seat wait its turn."""
@@ -45,6 +46,8 @@ class Broker:
     fault: Fault | None = None
     next_at: float = 0.0
     """When the next probe is due."""
+    has_queue: bool = False
+    """A worker has consumed from the queue."""
     blocked: set[int] = field(default_factory=set)
     """The slots whose workers cannot park a message because of an alarm."""
 
@@ -101,6 +104,22 @@ class Broker:
         self.address, self.version = address, version
         self.away_since, self.failures, self.fault, self.next_at = None, 0, None, 0.0
         return said
+
+    def find_queue(self, settings: Settings, has_declared: bool | None) -> list[Say]:
+        """A worker has the queue: say so when it is the first, and when the queue was deleted and is there again.
+        `has_declared` as in `Ready`."""
+        queue, had_queue, self.has_queue = settings.queue, self.has_queue, True
+        was_gone = self.kind in (Kind.CANCELLED, Kind.MISSING)
+        if has_declared and (was_gone or not had_queue):
+            anew = "was deleted, with what was in it, and is declared anew" if had_queue else "is declared"
+            level = "warning" if had_queue else "info"
+            return [Say("queue.declared", level, f"{queue} {anew}: durable, of the virtual host's default type")]
+        if had_queue:
+            return []
+        if has_declared is None:
+            return [Say("queue.taken", "info", f"{queue} is durable and of type {settings.queue_type}, as asked for")]
+        untold = "AMQP does not tell of which type it is and with which arguments, `workq check` does"
+        return [Say("queue.taken", "info", f"{queue} exists and is used as it is; {untold}")]
 
     @property
     def blockade(self) -> str | None:

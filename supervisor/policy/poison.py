@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from supervisor.vocabulary import Verdict
+from supervisor.vocabulary import Suspect, Tell, Verdict
 
 RETURNS_MAX: Final = 18
 """Returns of a quorum queue's message (`x-delivery-count`) at which it is quarantined unrun: two before the limit of 20
@@ -80,3 +80,37 @@ class Ledger:
             evidence=account.evidence,
             first_seen=account.first_seen,
         )
+
+
+class Suspects:
+    """Workers that have asked whether a message may run, and wait for the answer."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._waiting: dict[int, tuple[str, int]] = {}
+        """By slot: the key and the returns of a message that another worker seems to hold."""
+
+    def ask(self, slot: int, suspect: Suspect) -> list[Tell]:
+        """The worker of this slot asks."""
+        if suspect.is_held:
+            # Whoever holds it may be dying of it this instant; if so, the next sample comes after its death.
+            self._waiting[slot] = (suspect.key, suspect.delivery_count)
+            return []
+        return [self._tell(slot, suspect.key, suspect.delivery_count)]
+
+    def answer(self, key: str | None = None) -> list[Tell]:
+        """Those who asked about this key, or all."""
+        due = [slot for slot, (asked, _) in self._waiting.items() if key is None or asked == key]
+        return [self._tell(slot, *self._waiting.pop(slot)) for slot in due]
+
+    def forget(self, slot: int) -> None:
+        """Its worker is gone."""
+        self._waiting.pop(slot, None)
+
+    def _tell(self, slot: int, key: str, returns: int) -> Tell:
+        verdict = self._ledger.verdict(key, returns)
+        if not verdict.crashes and not verdict.run:
+            return Tell(slot, verdict, f"it was {verdict.cause}, and the broker drops such messages")
+        if not verdict.crashes:
+            return Tell(slot, verdict, "it is not known to have killed a worker")
+        return Tell(slot, verdict, f"it has killed {verdict.crashes} of {self._ledger.max_crashes}")

@@ -1,8 +1,11 @@
 """The pool: events in, actions out.
 
-Pure. It holds one `Slot` a seat, the nursery's state, and the ledger of messages that kill. Time comes with every
-call; nothing here waits, reads or writes. The loop performs what is returned, in order, and tells what happened by the
-next event.
+Pure. Time comes with every call; nothing here waits, reads or writes. The loop performs what is returned, in order, and
+tells what happened by the next event.
+
+It holds one `Slot` a seat, the `Nursery` (two of them during a reload), the `Ledger` of messages that kill, what is
+known of the `Broker`, and what `Looks` at the queue have shown. They know; `death`, `hung` and `restart` judge;
+`termination` ends workers; what is done, and in which order, is decided here.
 """
 
 from __future__ import annotations
@@ -10,27 +13,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Final
 
-from supervisor.policy import advice, broker, restart
+from supervisor.policy import advice, broker, death, hung, restart, termination
 from supervisor.policy.broker import Broker
-from supervisor.policy.poison import Ledger
-from supervisor.policy.reload import Reload, Stage
-from supervisor.policy.restart import STEADY, Backoff, Fault
-from supervisor.policy.scaling import LOOK_EVERY, Scaling
-from supervisor.policy.slot import (
-    ABORT_TIMEOUT,
-    ALIVE,
-    ARRIVING,
-    CONNECT_TIMEOUT,
-    FORK_TIMEOUT,
-    LEAVE_TIMEOUT,
-    Seat,
-    Slot,
-)
-from supervisor.policy.truth import Belief, Truth
+from supervisor.policy.looks import Looks
+from supervisor.policy.nursery import THREADS, Nursery, NurseryState
+from supervisor.policy.poison import Ledger, Suspects
+from supervisor.policy.reload import Reloads, Stage
+from supervisor.policy.restart import STEADY, Fault
+from supervisor.policy.slot import ALIVE, ARRIVING, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat, Slot
 from supervisor.policy.view import PoolView, Restarts, SlotView, State
 from supervisor.settings import WORKERS_MOST, Settings
 from supervisor.vocabulary import (
@@ -44,78 +35,29 @@ from supervisor.vocabulary import (
     Connecting,
     DeadDepth,
     Depth,
-    Drain,
     Event,
     Exited,
-    Kind,
     Leave,
     Leaving,
     Loaded,
     LoadFailed,
     Lost,
-    Measure,
     NurseryGone,
     NurserySaid,
     Parked,
-    Phase,
     Reading,
     Ready,
     Sampled,
     Say,
-    Signal,
     Spawn,
     Started,
     StartFailed,
-    StartNursery,
     StopNursery,
     Suspect,
-    Tell,
     Threaded,
     Wish,
     WorkerSaid,
 )
-
-DEPTH_EVERY: Final = 5.0
-"""Seconds between two looks at the queue's depth; every sample under `--burst`."""
-DEPTH_HOLDS: Final = 20.0
-"""Seconds after which a depth is history."""
-DEAD_EVERY: Final = 60.0
-"""Seconds between two looks at a dead-letter queue that was empty and that we put nothing into since: mostly it does
-not exist, and to ask for it costs a line in the broker's log."""
-DEAD_HOLDS: Final = DEAD_EVERY + DEPTH_HOLDS
-PARKED_SHOWN: Final = 20
-"""Dead letters remembered for those who look; all of them lie in the queue."""
-SAMPLE_GAP: Final = 3.0
-"""Seconds without a sample that say that the supervisor itself was held up: then nobody else is called hung."""
-HUNG_AFTER: Final = 5.0
-"""Seconds without a turn of an idle loop that nobody takes for starvation; more when the heartbeat is longer. The
-broker itself gives up after two heartbeats."""
-DUE_MARGIN: Final = 1.0
-"""Seconds after a delay's end by which `--burst` takes the message for back in the queue."""
-_THREADS: Final = "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
-_NURSERY_BACKOFF: Final = Backoff(free=1, first=0.25, most=30.0)
-
-
-class NurseryState(StrEnum):
-    NONE = "none"
-    LOADING = "loading"
-    READY = "ready"
-
-
-@dataclass(slots=True)
-class Nursery:
-    """What the pool knows of the process that forks workers."""
-
-    generation: int
-    settings: Settings
-    """Those of its workers."""
-    state: NurseryState = NurseryState.NONE
-    deadline: float | None = None
-    """LOADING: the import is given up. NONE: another one is started."""
-    loaded_at: float = 0.0
-    preload: bool = True
-    failures: int = 0
-    """In a row: since one forked a worker, or held for `STEADY` seconds. Loading proves nothing: a fork may kill it."""
 
 
 class Pool:
@@ -126,7 +68,7 @@ class Pool:
         self._seed = seed
         self._slots = [Slot(number) for number in range(settings.workers.least)]
         self._wanted = settings.workers.least
-        self._nursery = Nursery(1, settings, preload=settings.preload)
+        self._nursery = Nursery(1, settings, settings.preload)
         self._incoming: Nursery | None = None
         """The next generation's, until a worker of it consumes."""
         self._trial: int | None = None
@@ -135,8 +77,7 @@ class Pool:
         """By generation: the limits under which workers still at work have begun."""
         self._newest = 1
         """Generations are numbered as they are begun, whatever becomes of them."""
-        self._reloads = 0
-        self._latest: Reload | None = None
+        self._reloads = Reloads()
         self._is_rolling = False
         """Workers of an older generation are being replaced, one at a time."""
         self._ledger = Ledger(settings.max_crashes)
@@ -147,28 +88,12 @@ class Pool:
         self._is_finishing = False
         self._left = False
         self._worked = False
-        self._suspects: dict[int, tuple[str, int]] = {}
-        """Who asked about a message that another worker seemed to hold, and still waits."""
+        self._suspects = Suspects(self._ledger)
         self._unexplained: list[float] = []
         self._exits: Counter[str] = Counter()
         self._restarts = Restarts()
-        self._depth: Depth | None = None
-        self._depth_asked = 0.0
-        self._depth_at = 0.0
-        self._dead: DeadDepth | None = None
-        self._dead_asked = -math.inf
-        """Minus infinity: to be looked at with the next look at the queue."""
-        self._dead_at = 0.0
-        self._parked: tuple[Parked, ...] = ()
         self._broker = Broker()
-        self._has_queue = False
-        """A worker has consumed from the queue."""
-        self._truth = Truth()
-        self._compared_at = 0.0
-        self._scaling = Scaling(settings.workers)
-        self._pages: dict[int, Reading] = {}
-        """By slot, as last sampled."""
-        self._idle_finished: int | None = None
+        self._looks = Looks(settings.workers)
         self._sampled_at: float | None = None
 
     # ------------------------------------------------------------------------------------------- to be asked
@@ -198,8 +123,8 @@ class Pool:
         return soonest if soonest < math.inf else None
 
     def view(self, now: float) -> PoolView:
-        ready = [slot for slot in self._slots if slot.phase is Seat.READY]
-        doubt = self._truth.doubt
+        ready = self._consuming()
+        doubt = self._looks.doubt
         return PoolView(
             state=self._state,
             since=self._since,
@@ -209,16 +134,16 @@ class Pool:
             exits=dict(self._exits),
             restart_buckets=tuple(self._restarts.buckets),
             restart_seconds=self._restarts.total,
-            depth=self._depth if now - self._depth_at <= DEPTH_HOLDS else None,
-            dead=self._dead if now - self._dead_at <= DEAD_HOLDS else None,
-            parked=self._parked,
+            depth=self._looks.depth(now),
+            dead=self._looks.dead(now),
+            parked=self._looks.parked,
             broker=self._broker.address,
             trouble=self._broker.trouble or self._broker.blockade or (doubt.because if doubt else None),
-            is_starved=self._truth.is_starved,
+            is_starved=self._looks.is_starved,
             ready=len(ready),
             steady=sum(1 for s in ready if s.ready_since is not None and now - s.ready_since >= STEADY),
             wanted=self._wanted,
-            reload=self._latest,
+            reload=self._reloads.latest,
             is_reloading=self._incoming is not None or self._is_rolling,
         )
 
@@ -229,7 +154,7 @@ class Pool:
         self._since = now
         for slot in self._slots:
             slot.enter(Seat.WAITING, now)
-        return self._start_nursery(now, "the supervisor starts")
+        return [self._nursery.load(now, "the supervisor starts")]
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What follows from this event."""
@@ -303,49 +228,17 @@ class Pool:
         if self._incoming is not None:
             actions.append(StopNursery(self._incoming.generation, because))
             self._end_trial(Seat.EMPTY, None)
-            self._end_reload(Stage.FAILED, now, "the supervisor leaves")
+            self._reloads.end(Stage.FAILED, now, "the supervisor leaves")
         for slot in self._slots:
-            actions += self._drain(slot, because, now + self._settings.grace)
+            actions += termination.drain(slot, because, now + self._settings.grace)
         return actions
-
-    def _drain(self, slot: Slot, because: str, deadline: float | None, *, finish: bool = False) -> list[Action]:
-        match slot.phase:
-            case Seat.WAITING | Seat.FORKING:
-                # A worker that is being forked right now is told when it shows itself (see _started).
-                if slot.phase is Seat.WAITING:
-                    slot.enter(Seat.EMPTY)
-                return []
-            case Seat.BOOTING:
-                # It imports, perhaps for ever, hears nothing, and has nothing in hand that could be lost.
-                return self._kill(slot, Cause.DRAINED, because)
-            case Seat.CONNECTING | Seat.READY:
-                # One that hangs while it connects does not hear this: without a grace, the phase's own deadline stays.
-                slot.enter(Seat.DRAINING, slot.deadline if deadline is None else deadline)
-                return [Tell(slot.number, Drain(finish), because)]
-            case Seat.DRAINING:
-                if deadline is not None:
-                    slot.deadline = deadline if slot.deadline is None else min(deadline, slot.deadline)
-                return []
-            case _:
-                return []
 
     def _kill_all(self, because: str) -> list[Action]:
         actions: list[Action] = []
         for slot in self._slots:
             if slot.is_alive and slot.phase is not Seat.KILLED:
-                actions += self._kill(slot, Cause.GRACE, because)
+                actions += termination.kill(slot, Cause.GRACE, because)
         return actions
-
-    def _kill(self, slot: Slot, cause: str, because: str) -> list[Action]:
-        slot.condemned = slot.condemned or cause
-        slot.enter(Seat.KILLED)
-        return [Signal(slot.number, "SIGKILL", because)]
-
-    def _abort(self, slot: Slot, cause: str, because: str, now: float) -> list[Action]:
-        """SIGABRT makes faulthandler write every thread's stack before the process dies."""
-        slot.condemned = slot.condemned or cause
-        slot.enter(Seat.ABORTING, now + ABORT_TIMEOUT)
-        return [Signal(slot.number, "SIGABRT", because)]
 
     def _resize(self, wanted: int, by: str, now: float) -> list[Action]:
         span = self._settings.workers
@@ -365,17 +258,12 @@ class Pool:
         actions: list[Action] = [Say("supervisor.resized", "info", because, {"workers": wanted})]
         for slot in self._slots:
             if slot.number >= wanted:
-                actions += self._drain(slot, because, None)
+                actions += termination.drain(slot, because, None)
             elif slot.phase is Seat.EMPTY:
                 slot.enter(Seat.WAITING, now)
         return actions
 
     # ------------------------------------------------------------------------------------------------ nursery
-
-    def _start_nursery(self, now: float, because: str) -> list[Action]:
-        self._nursery.state = NurseryState.LOADING
-        self._nursery.deadline = now + self._settings.boot_timeout
-        return [StartNursery(self._nursery.generation, self._nursery.preload, because)]
 
     def _nursery_said(self, generation: int, report: Loaded | Threaded | LoadFailed, now: float) -> list[Action]:
         if self._incoming is not None and generation == self._incoming.generation:
@@ -384,33 +272,20 @@ class Pool:
             return []
         match report:
             case Loaded(seconds, preloaded):
-                self._nursery.state = NurseryState.READY
-                self._nursery.deadline = None
-                self._nursery.loaded_at = now
-                return [self._loaded(self._settings.handler, seconds, preloaded)]
+                return [self._nursery.has_loaded(seconds, preloaded, now)]
             case Threaded(threads):
-                self._nursery.preload = False
-                self._nursery.state = NurseryState.NONE
-                return [
-                    Say("handler.loaded", "warning", _THREADS, {"threads": threads, "preloaded": False}),
-                    StopNursery(generation, _THREADS),
-                    *self._start_nursery(now, _THREADS),
-                ]
+                fields = {"threads": threads, "preloaded": False}
+                return [Say("handler.loaded", "warning", THREADS, fields), *self._nursery.load_bare(now)]
             case LoadFailed(error, traceback):
                 self._nursery.state = NurseryState.NONE
                 return self._cannot_load(error, traceback, now)
-
-    def _loaded(self, handler: str, seconds: float, preloaded: bool) -> Say:
-        fields = {"handler": handler, "seconds": round(seconds, 3), "preloaded": preloaded}
-        because = "imported once, for every worker" if preloaded else "each worker imports it for itself"
-        return Say("handler.loaded", "info", because, fields)
 
     def _cannot_load(self, error: str, traceback: str, now: float) -> list[Action]:
         fields = {"handler": self._settings.handler} | ({"exception": traceback} if traceback else {})
         said = Say("handler.import_failed", "error", error, fields)
         if not self._worked:
             return [said, *self._give_up(f"the handler cannot be loaded: {error}", now)]
-        return [said, *self._retry_nursery(now)]
+        return [said, *self._nursery.retry(now, self._roll(0))]
 
     def _give_up(self, because: str, now: float) -> list[Action]:
         """Restarting will not help."""
@@ -429,14 +304,12 @@ class Pool:
             return []
         self._unfork(Seat.WAITING, now)
         was_loading = self._nursery.state is NurseryState.LOADING
-        if not was_loading and now - self._nursery.loaded_at >= STEADY:
-            self._nursery.failures = 0
-        self._nursery.state = NurseryState.NONE
+        self._nursery.has_died(now)
         said = Say("nursery.exited", "warning", f"{cause}; the workers live on, another nursery follows")
         if was_loading and not self._worked and self._nursery.failures >= 2:
             error = f"the process that imports it died three times, the last by {cause}"
             return [said, *self._cannot_load(error, "", now)]
-        return [said, *self._retry_nursery(now)]
+        return [said, *self._nursery.retry(now, self._roll(0))]
 
     def _unfork(self, phase: Seat, deadline: float | None) -> None:
         """What the nursery was asked for will not come."""
@@ -448,17 +321,9 @@ class Pool:
             elif slot.phase is Seat.FORKING:
                 slot.enter(Seat.EMPTY)
 
-    def _retry_nursery(self, now: float) -> list[Action]:
-        self._nursery.failures += 1
-        delay = _NURSERY_BACKOFF.delay(self._nursery.failures, self._roll(0))
-        if not delay:
-            return self._start_nursery(now, "the nursery is gone")
-        self._nursery.deadline = now + delay
-        return []
-
     def _nursery_overdue(self, now: float) -> list[Action]:
         if self._nursery.state is not NurseryState.LOADING:
-            return self._start_nursery(now, f"after {self._nursery.failures} failures")
+            return [self._nursery.load(now, f"after {self._nursery.failures} failures")]
         limit = f"--boot-timeout ({self._settings.boot_timeout:g} s)"
         because = f"the import of {self._settings.handler} did not end within {limit}"
         self._nursery.state = NurseryState.NONE
@@ -477,14 +342,12 @@ class Pool:
             self._end_trial(Seat.WAITING, now)
         settings: Settings = asked.settings or self._settings
         self._newest += 1
-        self._reloads += 1
-        self._latest = Reload(self._reloads, self._newest, asked.by, now)
+        self._reloads.begin(self._newest, asked.by, now)
         actions.append(Say("reload.started", "info", asked.by, {"generation": self._newest}))
         if asked.problem:
             return [*actions, *self._reload_failed(asked.problem, now)]
-        deadline = now + settings.boot_timeout
-        self._incoming = Nursery(self._newest, settings, NurseryState.LOADING, deadline, preload=settings.preload)
-        return [*actions, StartNursery(self._newest, settings.preload, f"reload: {asked.by}")]
+        self._incoming = Nursery(self._newest, settings, settings.preload)
+        return [*actions, self._incoming.load(now, f"reload: {asked.by}")]
 
     def _cannot_reload(self) -> str | None:
         if self._state is State.DRAINING or self._is_finishing:
@@ -499,17 +362,10 @@ class Pool:
     def _incoming_said(self, incoming: Nursery, report: Loaded | Threaded | LoadFailed, now: float) -> list[Action]:
         match report:
             case Loaded(seconds, preloaded):
-                incoming.state, incoming.deadline, incoming.loaded_at = NurseryState.READY, None, now
-                if self._latest is not None:
-                    self._latest = replace(self._latest, stage=Stage.TRYING)
-                return [self._loaded(incoming.settings.handler, seconds, preloaded)]
+                self._reloads.reach(Stage.TRYING)
+                return [incoming.has_loaded(seconds, preloaded, now)]
             case Threaded():
-                incoming.preload = False
-                incoming.deadline = now + incoming.settings.boot_timeout
-                return [
-                    StopNursery(incoming.generation, _THREADS),
-                    StartNursery(incoming.generation, False, _THREADS),
-                ]
+                return incoming.load_bare(now)
             case LoadFailed(error, traceback):
                 return self._reload_failed(error, now, traceback)
 
@@ -523,10 +379,10 @@ class Pool:
             self._trial = vacant[0].number
             vacant[0].deadline = now  # what it was to wait for may be what the reload mends
         elif {slot.phase for slot in seats} == {Seat.READY}:
-            idle = (slot for slot in seats if (page := self._pages.get(slot.number)) and page.phase is Phase.IDLE)
+            idle = (slot for slot in seats if self._looks.is_idle(slot.number))
             slot = next(idle, seats[0])
             self._trial = slot.number
-            yield from self._drain(slot, f"reload: to be the first of generation {self._newest}", None)
+            yield from termination.drain(slot, f"reload: to be the first of generation {self._newest}", None)
 
     def _is_on_trial(self, slot: Slot) -> bool:
         """Whether a worker of the incoming generation is on its way there."""
@@ -541,12 +397,11 @@ class Pool:
         self._settings = settings = incoming.settings
         self._ledger.max_crashes = settings.max_crashes
         self._is_rolling = True
-        if self._latest is not None:
-            self._latest = replace(self._latest, stage=Stage.REPLACING)
+        self._reloads.reach(Stage.REPLACING)
         actions: list[Action] = [StopNursery(former.generation, f"generation {incoming.generation} consumes")]
         span = settings.workers
         if span != former.settings.workers:
-            self._scaling = Scaling(span)
+            self._looks.rescale(span)
             # A number that an operator has chosen stays where the new limits allow it.
             wanted = span.least if span.is_fixed else min(max(self._wanted, span.least), span.most)
             actions += self._resize(wanted, f"reload: workers = {span}", now)
@@ -565,11 +420,11 @@ class Pool:
         arriving = (Seat.BOOTING, Seat.CONNECTING)
         on_trial = [slot for slot in self._slots if self._is_on_trial(slot) and slot.phase in arriving]
         self._end_trial(Seat.WAITING, now)
-        self._end_reload(Stage.FAILED, now, because)
+        self._reloads.end(Stage.FAILED, now, because)
         fields: dict[str, object] = {"generation": generation} | ({"exception": traceback} if traceback else {})
         actions: list[Action] = [Say("reload.failed", "error", f"{because}; generation {generation} stays", fields)]
         for slot in on_trial:
-            actions += self._drain(slot, because, None)
+            actions += termination.drain(slot, because, None)
         return actions
 
     def _trial_failed(self, slot: Slot, because: str, now: float, traceback: str = "") -> list[Action]:
@@ -579,10 +434,6 @@ class Pool:
         failed = self._reload_failed(f"its first worker does not consume: {because}", now, traceback)
         slot.enter(*((Seat.WAITING, now) if slot.number < self._wanted else (Seat.EMPTY, None)))
         return [stop, *failed]
-
-    def _end_reload(self, stage: Stage, now: float, error: str = "") -> None:
-        if self._latest is not None and not self._latest.is_over:
-            self._latest = replace(self._latest, stage=stage, ended=now, error=error)
 
     def _replace_next(self, now: float) -> Iterator[Action]:
         """Replace one worker of an older generation, when the one before it has been replaced by one that consumes."""
@@ -599,13 +450,13 @@ class Pool:
         if not old:
             self._is_rolling = False
             self._past.clear()
-            if self._latest is not None and self._latest.generation == generation:
-                self._end_reload(Stage.FINISHED, now)
+            if self._reloads.latest is not None and self._reloads.latest.generation == generation:
+                self._reloads.end(Stage.FINISHED, now)
             yield Say(
                 "reload.finished", "info", f"every worker is of generation {generation}", {"generation": generation}
             )
         elif all(slot.phase is Seat.READY for slot in seats):
-            yield from self._drain(old[0], f"reload: generation {generation} follows", None)
+            yield from termination.drain(old[0], f"reload: generation {generation} follows", None)
 
     # ------------------------------------------------------------------------------------------------ workers
 
@@ -617,11 +468,11 @@ class Pool:
         nursery.failures = 0
         slot.pid = pid
         slot.enter(Seat.BOOTING, now + nursery.settings.boot_timeout)
-        said = Say("worker.started", "info", _why_started(slot), {"slot": slot.number, "pid": pid})
+        said = Say("worker.started", "info", slot.why_started, {"slot": slot.number, "pid": pid})
         if self._state is State.DRAINING:
-            return [said, *self._drain(slot, self._because, now + self._settings.grace)]
+            return [said, *termination.drain(slot, self._because, now + self._settings.grace)]
         if self._is_finishing or slot.number >= self._wanted:
-            return [said, *self._drain(slot, "no longer wanted", None, finish=self._is_finishing)]
+            return [said, *termination.drain(slot, "no longer wanted", None, finish=self._is_finishing)]
         return [said]
 
     def _start_failed(self, slot: Slot, error: str, now: float) -> list[Action]:
@@ -644,22 +495,15 @@ class Pool:
                 return []
             case Ready() if slot.phase is Seat.CONNECTING:
                 return self._ready(slot, report, now)
-            case Suspect(key, returns, is_held=True):
-                # Whoever holds it may be dying of it this instant; if so, the next sample comes after its death.
-                self._suspects[slot.number] = (key, returns)
-                return []
-            case Suspect(key, returns):
-                return [self._verdict(slot.number, key, returns)]
+            case Suspect():
+                return [*self._suspects.ask(slot.number, report)]
             case Depth() as depth:
                 return self._measured(depth, now)
             case DeadDepth() as dead:
-                self._dead, self._dead_at = dead, now
+                self._looks.dead_measured(dead, now)
                 return []
             case Parked() as parked:
-                self._parked = (*self._parked, parked)[-PARKED_SHOWN:]
-                self._dead_asked = -math.inf
-                if self._dead is not None:
-                    self._dead = DeadDepth(self._dead.ready + 1)  # until the broker's own word
+                self._looks.has_parked(parked)
                 return []
             case Lost(detail, kind) if slot.phase is Seat.READY:
                 # It leaves when its handler has come to an end, in an hour perhaps. Until then it does not consume.
@@ -678,19 +522,6 @@ class Pool:
             case _:
                 return []
 
-    def _verdict(self, slot: int, key: str, returns: int) -> Tell:
-        verdict = self._ledger.verdict(key, returns)
-        if not verdict.crashes and not verdict.run:
-            return Tell(slot, verdict, f"it was {verdict.cause}, and the broker drops such messages")
-        if not verdict.crashes:
-            return Tell(slot, verdict, "it is not known to have killed a worker")
-        return Tell(slot, verdict, f"it has killed {verdict.crashes} of {self._settings.max_crashes}")
-
-    def _answer_suspects(self, key: str | None = None) -> list[Action]:
-        """Those who asked about this key, or all."""
-        due = [slot for slot, (asked, _) in self._suspects.items() if key is None or asked == key]
-        return [self._verdict(slot, *self._suspects.pop(slot)) for slot in due]
-
     def _ready(self, slot: Slot, report: Ready, now: float) -> list[Action]:
         slot.enter(Seat.READY)
         slot.ready_since = now
@@ -701,7 +532,7 @@ class Pool:
                 if other.phase is Seat.WAITING:
                     other.deadline = now
         actions: list[Action] = [*self._broker.reach(report.broker, report.version, advised, now)]
-        actions += self._queue_found(report.has_declared)
+        actions += self._broker.find_queue(self._settings, report.has_declared)
         if not any(other.phase is Seat.WAITING or other.phase in ARRIVING for other in concerned):
             self._broker.recover()
         fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": report.broker}
@@ -718,46 +549,29 @@ class Pool:
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
         return actions
 
-    def _queue_found(self, has_declared: bool | None) -> Iterator[Action]:
-        """What is known of the queue, said when a worker first has it, and when it was deleted and is there again."""
-        queue, type_ = self._settings.queue, self._settings.queue_type
-        was_gone = self._broker.kind in (Kind.CANCELLED, Kind.MISSING)
-        if has_declared and (was_gone or not self._has_queue):
-            anew = "was deleted, with what was in it, and is declared anew" if self._has_queue else "is declared"
-            level = "warning" if self._has_queue else "info"
-            yield Say("queue.declared", level, f"{queue} {anew}: durable, of the virtual host's default type")
-        elif not self._has_queue and has_declared is None:
-            yield Say("queue.taken", "info", f"{queue} is durable and of type {type_}, as asked for")
-        elif not self._has_queue:
-            untold = "AMQP does not tell of which type it is and with which arguments, `workq check` does"
-            yield Say("queue.taken", "info", f"{queue} exists and is used as it is; {untold}")
-        self._has_queue = True
-
     def _exited(self, slot: Slot, died: Exited, now: float) -> list[Action]:
         was_ready = slot.ready_since is not None
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
         trouble = self._broker.trouble
-        cause = self._cause(slot, died)
-        fault = self._fault(slot, died, cause)
+        cause = death.cause_of(slot, died)
+        fault = death.fault_of(died, cause, has_worked=self._worked)
         crashes = 0
         if fault is Fault.MESSAGE and died.hand is not None:
             who = f"worker {slot.number} (pid {died.pid})"
             crashes = self._ledger.blame(died.hand.key, cause, died.output, at=died.at, who=who)
         self._exits[cause] += 1
-        was_killed = slot.condemned not in (None, Cause.DRAINED) and not died.status.startswith("exit ")
-        is_unsettled = died.hand is not None or (isinstance(died.said, Leaving) and died.said.is_unsettled)
-        if self._state is State.DRAINING and self._code == EXIT_DONE and (was_killed or is_unsettled):
+        if self._state is State.DRAINING and self._code == EXIT_DONE and death.is_unclean(slot, died):
             self._code = EXIT_KILLED
         is_trial = self._is_on_trial(slot) and slot.number < self._wanted and not self._is_finishing
         slot.vacate(died, cause, now)
-        self._idle_finished = None
-        self._suspects.pop(slot.number, None)
+        self._looks.all_idle = False
+        self._suspects.forget(slot.number)
         unblocked = self._broker.block(slot.number, False)
-        actions: list[Action] = self._answer_suspects(died.hand.key) if died.hand else []
+        actions: list[Action] = [*self._suspects.answer(died.hand.key)] if died.hand else []
         actions += unblocked
         if is_trial and self._state is not State.DRAINING:
             failed = died.said if isinstance(died.said, LoadFailed) else None
-            because = failed.error if failed else _because(died, cause, fault)
+            because = failed.error if failed else death.because(died, cause, fault)
             actions += self._trial_failed(slot, because, now, failed.traceback if failed else "")
             slot.restarts += 1
             follows = f"the reload has failed; one of generation {self._nursery.generation} follows"
@@ -768,34 +582,7 @@ class Pool:
             if self._ledger.is_condemned(crashes):
                 follows += " and will be quarantined"
         is_old_news = fault in broker.FAULTS and not was_ready and trouble == self._broker.trouble
-        return [self._obituary(slot, died, cause, fault, follows, now, is_old_news), *actions]
-
-    def _cause(self, slot: Slot, died: Exited) -> str:
-        # Last words count only with the exit that goes with them: a worker killed while it leaves was killed.
-        if died.said is not None and died.status.startswith("exit "):
-            return Cause.HANDLER if isinstance(died.said, LoadFailed) else died.said.cause
-        if slot.condemned is not None and died.status != "OOM":
-            return slot.condemned
-        return died.status
-
-    def _fault(self, slot: Slot, died: Exited, cause: str) -> Fault:
-        match cause:
-            case Cause.DRAINED | Cause.MAX_TASKS | Cause.GRACE:
-                return Fault.PLANNED
-            case Cause.BROKER:
-                kind = died.said.kind if isinstance(died.said, Leaving) else ""
-                return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER
-            case Cause.NOT_CONSUMING:
-                return Fault.BROKER
-            case Cause.CONFIG if self._worked and isinstance(died.said, Leaving):
-                # The queue was replaced by one of another type, for instance.
-                return Fault.REFUSED
-            case Cause.CONFIG | Cause.HANDLER:
-                return Fault.CONFIG
-            case Cause.MEMORY if died.hand is None:
-                return Fault.PLANNED
-            case _:
-                return Fault.MESSAGE if died.hand is not None else Fault.UNEXPLAINED
+        return [death.obituary(slot.number, died, cause, fault, follows, now, is_old_news), *actions]
 
     def _follow(
         self, slot: Slot, died: Exited, fault: Fault, was_ready: bool, lived: float, now: float, actions: list[Action]
@@ -845,32 +632,6 @@ class Pool:
             if slot.phase is Seat.WAITING and slot.fault in broker.FAULTS and slot.deadline is not None:
                 slot.deadline = max(slot.deadline, at)
 
-    def _obituary(
-        self, slot: Slot, died: Exited, cause: str, fault: Fault, follows: str, now: float, is_old_news: bool
-    ) -> Say:
-        fields: dict[str, object] = {
-            "slot": slot.number,
-            "pid": died.pid,
-            "cause": cause,
-            "status": died.status,
-            "next": follows,
-        }
-        if died.hand is not None:
-            fields["message_id"] = died.hand.message_id or died.hand.key
-            fields["busy_seconds"] = round(now - died.hand.since, 3)
-            fields["attempt"] = died.hand.attempt
-            fields["redelivered"] = died.hand.redelivered
-            if died.hand.settling:
-                fields["settling"] = True
-            if died.hand.trace_id:
-                fields["trace_id"] = died.hand.trace_id
-        else:
-            fields["message_id"] = None
-        if died.output and fault in (Fault.MESSAGE, Fault.UNEXPLAINED):
-            fields["output"] = died.output
-        level = "info" if is_old_news or (fault is Fault.PLANNED and cause != Cause.GRACE) else "warning"
-        return Say("worker.exited", level, _because(died, cause, fault), fields)
-
     def _note_unexplained(self, now: float, actions: list[Action]) -> None:
         self._unexplained = [at for at in self._unexplained if at > now - restart.INTENSITY_WINDOW] + [now]
         if self._state is not State.DEGRADED and restart.too_intense(self._unexplained, self._wanted, now):
@@ -892,74 +653,51 @@ class Pool:
                     self._unfork(Seat.EMPTY, None)
                     return [StopNursery(self._nursery.generation, because)]
                 self._unfork(Seat.WAITING, now)
-                return [StopNursery(self._nursery.generation, because), *self._retry_nursery(now)]
+                return [StopNursery(self._nursery.generation, because), *self._nursery.retry(now, self._roll(0))]
             case Seat.BOOTING:
                 limit = self.settings_of(slot.generation).boot_timeout
                 because = f"not booted within --boot-timeout ({limit:g} s)"
-                return self._abort(slot, Cause.BOOT, because, now)
+                return termination.abort(slot, Cause.BOOT, because, now)
             case Seat.CONNECTING:
-                return self._abort(
+                return termination.abort(
                     slot, Cause.HUNG, f"not connected, and not given up either, for {CONNECT_TIMEOUT:g} s", now
                 )
             case Seat.DRAINING:
                 because = f"it was to leave, and is still there (--grace {self._settings.grace:g} s)"
-                return self._kill(slot, Cause.GRACE, because)
+                return termination.kill(slot, Cause.GRACE, because)
             case Seat.ABORTING:
-                return self._kill(slot, slot.condemned or Cause.HUNG, "SIGABRT did not end it")
+                return termination.kill(slot, slot.condemned or Cause.HUNG, "SIGABRT did not end it")
             case _:
                 return []
 
     def _sampled(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
-        held_up = self._sampled_at is not None and now - self._sampled_at > SAMPLE_GAP
+        held_up = self._sampled_at is not None and now - self._sampled_at > hung.SAMPLE_GAP
         self._sampled_at = now
-        self._pages = {reading.slot: reading for reading in readings}
-        self._scaling.sampled(readings, now)
-        actions: list[Action] = self._answer_suspects()
+        self._looks.sampled(readings, now)
+        actions: list[Action] = [*self._suspects.answer()]
         for reading in readings:
             slot = self._slots[reading.slot]
             if slot.pid == reading.pid and slot.phase in (Seat.READY, Seat.DRAINING):
-                actions += self._judge(slot, reading, held_up, now)
+                actions += self._examine(slot, reading, held_up, now)
         self._recover(now, actions)
-        if self._settings.burst:
-            actions += self._burst(readings, now)
-        is_due = not self._settings.burst or not self._settings.workers.is_fixed
-        if is_due and self._state is not State.DRAINING and now - self._depth_asked >= self._look_every:
-            actions += self._measure(now)
+        if self._state is State.DRAINING:
+            return actions
+        if self._settings.burst and not self._is_finishing:
+            all_ready = all(slot.phase is Seat.READY for slot in self._slots[: self._wanted])
+            actions += self._looks.ask_if_empty(readings, now, all_ready=all_ready)
+        if (not self._settings.burst or not self._settings.workers.is_fixed) and self._looks.is_due(now):
+            actions += self._looks.ask(self._consuming(), now)
         return actions
 
-    def _judge(self, slot: Slot, reading: Reading, held_up: bool, now: float) -> list[Action]:
+    def _examine(self, slot: Slot, reading: Reading, held_up: bool, now: float) -> list[Action]:
         limits = self._past.get(slot.generation, self._settings)
-        if reading.hand is not None:
-            busy = now - reading.hand.since
-            if limits.task_timeout is not None and busy > limits.task_timeout and reading.phase is Phase.BUSY:
-                because = f"task {reading.hand.key} runs for {busy:.1f} s, --task-timeout is {limits.task_timeout:g} s"
-                return self._hang(slot, Cause.TIMEOUT, because, reading, now)
-            if limits.max_memory is not None and reading.rss > 2 * limits.max_memory:
-                because = f"{reading.rss} bytes resident, more than twice --max-memory, in the middle of a task"
-                return self._hang(slot, Cause.MEMORY, because, reading, now)
-        stands_still = not held_up and now - reading.beat > max(limits.heartbeat, HUNG_AFTER)
-        if stands_still and reading.is_stopped:
-            because = f"a signal has stopped it (SIGSTOP), and it has not moved for {now - reading.beat:.1f} s"
-            return self._hang(slot, Cause.HUNG, because, reading, now)
-        if reading.hand is not None:
+        is_ready = slot.phase is Seat.READY
+        found = hung.examine(reading, limits, is_ready=is_ready, held_up=held_up, now=now)
+        if found is None:
             return []
-        if reading.phase is Phase.IDLE and stands_still:
-            return self._hang(
-                slot, Cause.HUNG, f"its idle loop has not turned for {now - reading.beat:.1f} s", reading, now
-            )
-        if slot.phase is Seat.READY and limits.max_memory is not None and reading.rss > limits.max_memory:
-            because = f"{reading.rss} bytes resident, above --max-memory: recycled between tasks"
-            slot.enter(Seat.DRAINING, None)
-            return [Tell(slot.number, Drain(cause=Cause.MEMORY), because)]
-        return []
-
-    def _hang(self, slot: Slot, cause: str, because: str, reading: Reading, now: float) -> list[Action]:
-        fields = {"slot": slot.number, "pid": slot.pid, "cause": cause}
-        if reading.hand is not None:
-            fields["message_id"] = reading.hand.message_id or reading.hand.key
-            if reading.hand.trace_id:
-                fields["trace_id"] = reading.hand.trace_id
-        return [Say("worker.hung", "error", because, fields), *self._abort(slot, cause, because, now)]
+        if found.is_hung:
+            return termination.abort_hung(slot, found.cause, found.because, reading, now)
+        return [termination.replace(slot, found.cause, found.because)]
 
     def _recover(self, now: float, actions: list[Action]) -> None:
         match self._state:
@@ -974,47 +712,16 @@ class Pool:
             self._set_state(State.RUNNING, because, now)
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
 
-    @property
-    def _look_every(self) -> float:
-        return DEPTH_EVERY if self._settings.workers.is_fixed else LOOK_EVERY
-
-    def _measure(self, now: float) -> list[Action]:
-        """Ask somebody idle, if there is one: a handler that holds the interpreter keeps the question waiting."""
-        ready = [slot.number for slot in self._slots if slot.phase is Seat.READY]
-        if not ready:
-            return []
-        self._depth_asked = now
-        idle = [number for number in ready if number in self._pages and self._pages[number].phase is Phase.IDLE]
-        has_dead = self._dead is not None and self._dead.ready > 0
-        dead = now - self._dead_asked >= (DEPTH_EVERY if has_dead else DEAD_EVERY)
-        if dead:
-            self._dead_asked = now
-        return [Tell((idle or ready)[0], Measure(dead), "the queue's depth is looked at now and then")]
-
-    def _burst(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
-        """Ask for the depth when everybody has been idle since the last sample."""
-        if self._state is State.DRAINING or self._is_finishing:
-            return []
-        finished = sum(reading.counts.finished + reading.counts.quarantined for reading in readings)
-        idle = [reading for reading in readings if reading.phase is Phase.IDLE]
-        is_owed = any(reading.counts.due + DUE_MARGIN > now for reading in readings)
-        seated = self._slots[: self._wanted]
-        all_idle = not is_owed and len(idle) == len(readings) and all(slot.phase is Seat.READY for slot in seated)
-        self._idle_finished = finished if all_idle else None
-        if not all_idle:
-            return []
-        return [Tell(idle[0].slot, Measure(), "--burst: everybody is idle; is the queue empty?")]
-
     def _measured(self, depth: Depth, now: float) -> list[Action]:
-        self._depth, self._depth_at = depth, now
+        self._looks.measured(depth, now)
         actions = [*self._compare(depth, now), *self._scale(depth, now)]
-        if not self._settings.burst or depth.ready or self._idle_finished is None or self._state is State.DRAINING:
+        if not self._settings.burst or depth.ready or not self._looks.all_idle or self._state is State.DRAINING:
             return actions
         self._is_finishing = True
         because = "--burst: the queue is empty and everybody is idle"
         actions.append(Say("supervisor.stopping", "info", because))
         for slot in self._slots:
-            actions += self._drain(slot, because, None, finish=True)
+            actions += termination.drain(slot, because, None, finish=True)
         return actions
 
     def _scale(self, depth: Depth, now: float) -> list[Action]:
@@ -1022,7 +729,7 @@ class Pool:
         is_moving = self._is_rolling or self._incoming is not None or self._is_finishing
         if self._state is not State.RUNNING or is_moving or self._broker.away_since is not None:
             return []
-        decision = self._scaling.look(depth, self._wanted, now)
+        decision = self._looks.scale(depth, self._wanted, now)
         if decision is None:
             return []
         if decision.wanted == self._wanted:
@@ -1031,27 +738,17 @@ class Pool:
 
     def _compare(self, depth: Depth, now: float) -> list[Action]:
         """The broker's truth with our workers' beliefs; see `truth`."""
-        # Not at every look of the scaling: a quorum queue that elects a leader gives nobody anything for seconds.
-        if self._state is State.DRAINING or self._is_finishing or now - self._compared_at < DEPTH_EVERY:
+        if self._state is State.DRAINING or self._is_finishing:
             return []
-        self._compared_at = now
-        beliefs = [
-            Belief(slot.number, slot.pid, page.phase is Phase.IDLE, page.counts.settled)
-            for slot in self._slots
-            if slot.phase is Seat.READY and (page := self._pages.get(slot.number)) and page.pid == slot.pid
-        ]
-        doubt = self._truth.look(depth, beliefs)
+        doubt = self._looks.compare(depth, self._consuming(), now)
         if doubt is None:
             return []
         if doubt.replace is None:
             return [Say("worker.not_consuming", "warning", doubt.because)] if doubt.is_news else []
         slot = self._slots[doubt.replace]
         fields = {"slot": slot.number, "pid": slot.pid, "next": "it is replaced"}
-        slot.enter(Seat.DRAINING, None)
-        return [
-            Say("worker.not_consuming", "error", doubt.because, fields),
-            Tell(slot.number, Drain(cause=Cause.NOT_CONSUMING), doubt.because),
-        ]
+        said = Say("worker.not_consuming", "error", doubt.because, fields)
+        return [said, termination.replace(slot, Cause.NOT_CONSUMING, doubt.because)]
 
     # ------------------------------------------------------------------------------------------- what follows
 
@@ -1063,7 +760,7 @@ class Pool:
                 slot.enter(Seat.FORKING, now + FORK_TIMEOUT)
                 slot.spawned_at = now
                 slot.generation = self._nursery_for(slot).generation
-                yield Spawn(slot.number, slot.generation, _why_started(slot))
+                yield Spawn(slot.number, slot.generation, slot.why_started)
 
     def _free_at(self, slot: Slot) -> float:
         """When a waiting seat need not wait for others any more; infinite when only an event can tell."""
@@ -1099,6 +796,9 @@ class Pool:
     def _set_state(self, state: State, because: str, now: float) -> None:
         self._state, self._because, self._since = state, because, now
 
+    def _consuming(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.phase is Seat.READY]
+
     def _count(self, phase: Seat) -> int:
         return sum(1 for slot in self._slots if slot.phase is phase)
 
@@ -1106,19 +806,3 @@ class Pool:
         slot = self._slots[number]
         slot.rolls += 1
         return restart.roll(self._seed, number, slot.rolls)
-
-
-def _why_started(slot: Slot) -> str:
-    return "the seat is new" if slot.last_exit is None else f"the last one left: {slot.last_exit.cause}"
-
-
-def _because(died: Exited, cause: str, fault: Fault) -> str:
-    if isinstance(died.said, Leaving) and died.said.detail:
-        return died.said.detail
-    match fault:
-        case Fault.MESSAGE:
-            return f"{cause} while it had a message in hand"
-        case Fault.UNEXPLAINED:
-            return f"{cause} with nothing in hand"
-        case _:
-            return str(cause)

@@ -10,7 +10,7 @@ overtaken   by a later reload, while workers were still being replaced
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -46,3 +46,24 @@ class Reload:
     @property
     def is_over(self) -> bool:
         return self.stage in OVER
+
+
+class Reloads:
+    """The latest one, and how many there were."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.latest: Reload | None = None
+
+    def begin(self, generation: int, by: str, now: float) -> None:
+        self._count += 1
+        self.latest = Reload(self._count, generation, by, now)
+
+    def reach(self, stage: Stage) -> None:
+        if self.latest is not None:
+            self.latest = replace(self.latest, stage=stage)
+
+    def end(self, stage: Stage, now: float, error: str = "") -> None:
+        """Once: what is over stays as it ended."""
+        if self.latest is not None and not self.latest.is_over:
+            self.latest = replace(self.latest, stage=stage, ended=now, error=error)

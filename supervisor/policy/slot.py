@@ -92,6 +92,11 @@ class Slot:
         """Whether there is a process that has yet to be reaped."""
         return self.phase in ALIVE
 
+    @property
+    def why_started(self) -> str:
+        """Why its latest worker was asked for, in words."""
+        return "the seat is new" if self.last_exit is None else f"the last one left: {self.last_exit.cause}"
+
     def is_due(self, now: float) -> bool:
         return self.deadline is not None and self.deadline <= now
 

@@ -59,6 +59,8 @@ class Truth:
         """Workers, since replacing one has helped."""
         self._hopes: dict[int, int] = {}
         """By slot that was given a new worker because the old one was not served: what it had taken until then."""
+        self._tried: set[int] = set()
+        """The slots that were given a new worker."""
         self._is_resigned = False
         """It was said that replacing does not help."""
         self.doubt: Doubt | None = None
@@ -78,8 +80,9 @@ class Truth:
         is_uncounted = self._uncounted >= LOOKS - 1
         self.is_starved = bool(unserved) and len(unserved) == len(beliefs)
         if unserved or (is_uncounted and still):
-            suspects = unserved or still
-            self.doubt = self._doubt(depth, suspects[0], len(steady), len(beliefs), is_served=not unserved)
+            # A count names nobody: each in turn.
+            suspect = min(unserved or still, key=lambda belief: belief.slot in self._tried)
+            self.doubt = self._doubt(depth, suspect, len(steady), len(beliefs), is_served=not unserved)
         elif not self._uncounted and not self._unserved and len(steady) == len(beliefs):
             self.doubt = None
             if not self._hopes:
@@ -92,6 +95,7 @@ class Truth:
 
     def _begin_anew(self) -> None:
         self._replaced, self._hopes, self._is_resigned = 0, {}, False
+        self._tried.clear()
 
     def _doubt(self, depth: Depth, suspect: Belief, steady: int, workers: int, *, is_served: bool) -> Doubt:
         if is_served:
@@ -104,6 +108,7 @@ class Truth:
             is_news, self._is_resigned = not self._is_resigned, True
             return Doubt(because, None, is_news)
         self._replaced += 1
+        self._tried.add(suspect.slot)
         if not is_served:
             self._hopes[suspect.slot] = suspect.taken
         return Doubt(because, suspect.slot, is_news=True)

@@ -51,6 +51,13 @@ def _begin(*arguments: str, inside: tuple[str, ...] = (), **environ: str) -> sub
 
 
 @pytest.fixture
+def short_path() -> Iterator[Path]:
+    """pytest's own may be too long for a socket's name behind it (unix(7): 108 bytes)."""
+    with tempfile.TemporaryDirectory(prefix="workq-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "control.sock")
 
@@ -124,16 +131,16 @@ def test_f52_the_socket_of_a_supervisor_that_was_killed_is_taken_over(broker_url
 
 
 def test_f52_two_supervisors_of_a_queue_share_the_default_place_and_each_has_a_socket(
-    broker_url: str, queue: str, tmp_path: Path
+    broker_url: str, queue: str, short_path: Path
 ) -> None:
-    env = {"XDG_RUNTIME_DIR": str(tmp_path)}
-    path = tmp_path / f"workq-{queue}.sock"
+    env = {"XDG_RUNTIME_DIR": str(short_path)}
+    path = short_path / f"workq-{queue}.sock"
     with supervised("handlers:work", "--workers", "1", url=broker_url, queue=queue, env=env) as first:
         first.ready()
         with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue, env=env) as second:
             second.ready()
             own = second.hear("control.listening")
-            assert own["path"] == str(tmp_path / f"workq-{queue}-{second.pid}.sock")
+            assert own["path"] == str(short_path / f"workq-{queue}-{second.pid}.sock")
             assert f"pid {first.pid}" in own["because"] and own["level"] == "warning"
             found = workq("status", "--json", "--queue", queue, **env)
             assert len(json.loads(found.stdout)["workers"]) == 1

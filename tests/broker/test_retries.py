@@ -145,8 +145,11 @@ def test_random_kills_while_everything_is_retried_and_dead_lettered_lose_nothing
         pool.ready()
         kills = 0
 
+        dead: Counter[str] = Counter()
+
         def settled() -> bool:
-            return len(set(runs.lines("done"))) >= 150 and amqp.depth(broker_url, f"{queue}.dead") >= 150
+            dead.update(properties.message_id for _, properties, _ in amqp.drain(broker_url, f"{queue}.dead"))
+            return len(set(runs.lines("done"))) >= 150 and len(dead) >= 150
 
         for _ in range(60):
             if settled():
@@ -159,7 +162,7 @@ def test_random_kills_while_everything_is_retried_and_dead_lettered_lose_nothing
         eventually(settled, timeout=60)
         eventually(lambda: all(worker["state"] == "idle" for worker in pool.workers()))
         assert pool.stop() == 0
-    dead = Counter(properties.message_id for _, properties, _ in amqp.drain(broker_url, f"{queue}.dead"))
+    dead.update(properties.message_id for _, properties, _ in amqp.drain(broker_url, f"{queue}.dead"))
     assert set(runs.lines("done")) == {name for n, name in enumerate(names) if n % 2 == 0}
     assert set(dead) == {name for n, name in enumerate(names) if n % 2}
     # A crash between confirm and acknowledgement makes a duplicate, one at most for each kill.

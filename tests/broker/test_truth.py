@@ -27,9 +27,9 @@ def work(task):
 """
 
 SOON = """
-import supervisor.policy.pool
+import supervisor.policy.looks
 
-supervisor.policy.pool.DEPTH_EVERY = 0.5
+supervisor.policy.looks.DEPTH_EVERY = 0.5
 """
 """A look at the queue at every sample, once a second, rather than at every fifth."""
 

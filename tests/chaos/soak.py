@@ -32,6 +32,7 @@ from typing import Final
 import pika
 
 from supervisor.commands.node import NodeError, PrivateNode
+from supervisor.logs import utc
 from supervisor.publisher import Publisher, PublishError
 from tests import amqp
 from tests.proxy import Proxy
@@ -52,6 +53,8 @@ class Feeder(threading.Thread):
     def __init__(self, url: str, runs: Runs, dice: random.Random) -> None:
         super().__init__(daemon=True)
         self.confirmed: list[str] = []
+        self.at: list[tuple[str, str]] = []
+        """When each was confirmed."""
         self.failing: set[str] = set()
         """Tasks that are to fail at their first try: retries travel by the parking connection."""
         self.doubted: set[str] = set()
@@ -83,6 +86,7 @@ class Feeder(threading.Thread):
                 self._enough.wait(0.2)
             else:
                 self.confirmed.append(name)
+                self.at.append((name, utc()))
                 return
 
     def _seconds(self) -> float:
@@ -112,6 +116,7 @@ class Weather:
     killed: set[int] = field(default_factory=set)
     """Workers that were sent a deadly signal here."""
     happened: Counter[str] = field(default_factory=Counter)
+    diary: list[str] = field(default_factory=list)
 
     @property
     def faults(self) -> dict[str, tuple[int, Callable[[], None]]]:
@@ -139,7 +144,9 @@ class Weather:
     def strike(self) -> None:
         faults = self.faults
         [name] = self.dice.choices(list(faults), [weight for weight, _ in faults.values()])
+        self.diary.append(f"{utc()} {name} ...")
         faults[name][1]()
+        self.diary.append(f"{utc()} ... {name}")
         self.happened[name] += 1
 
     # ---------------------------------------------------------------------------------------------- processes
@@ -249,6 +256,8 @@ class Account:
     doubted: int
     exits: dict[str, int]
     consumers: int
+    story: list[str] = field(default_factory=list)
+    """Of the lost: every event of theirs, and the faults beside them."""
 
     @property
     def verdicts(self) -> dict[str, bool]:
@@ -362,9 +371,28 @@ def settle(
         doubted=len(feeder.doubted),
         exits=exits,
         consumers=amqp.consumers(node.url, QUEUE),
+        story=story(pool, weather, sorted(confirmed - finished - dead), began, feeder),
     )
     assert pool.stop() == 0, "the exit code"
     return account
+
+
+def story(pool: Supervision, weather: Weather, lost: list[str], began: Counter[str], feeder: Feeder) -> list[str]:
+    """What is known of tasks that were lost, in the order of time."""
+    if not lost:
+        return []
+    told = [
+        f"{name}: begun {began[name]} times, {'fails once' if name in feeder.failing else 'ordinary'}" for name in lost
+    ]
+    kinds = ("task.succeeded", "task.failed", "worker.ready", "worker.started", "worker.exited")
+    events = [
+        f"{line['timestamp']} {line['event']} {line.get('message_id')} {line.get('because', '')[:150]}"
+        for line in pool.events
+        if line.get("message_id") in lost or line["event"] not in kinds
+    ]
+    return told + sorted(
+        [*events, *weather.diary, *(f"{at} confirmed {name}" for name, at in feeder.at if name in lost)]
+    )
 
 
 def is_well(pool: Supervision) -> bool:
@@ -397,6 +425,7 @@ def main() -> int:
     print(account)
     if account.lost:
         print("lost:", *account.lost[:50])
+        print("\n".join(account.story))
     if arguments.report:
         write_report(arguments.report, account)
     return 0 if all(account.verdicts.values()) else 1

@@ -45,7 +45,7 @@ class Reader(ast.NodeVisitor):
     """Finds the calls that log, and what they log: `Say(...)`, `log.info(...)`, `self._note(...)`."""
 
     def __init__(self, path: Path, functions: dict[str, ast.FunctionDef], found: dict[str, Logged]) -> None:
-        self.roles = {"nursery"} if path.name == "nursery.py" else ROLES.get(path.parent.name, set())
+        self.roles = {"nursery"} if path == SUPERVISOR / "worker" / "nursery.py" else ROLES.get(path.parent.name, set())
         self.functions = functions
         self.found = found
         self.scope: list[ast.FunctionDef] = []

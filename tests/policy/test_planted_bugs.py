@@ -47,7 +47,7 @@ BUGS = [
     ),
     Bug(
         "a wrong password is tried like a broker that is starting",
-        "pool.py",
+        "death.py",
         "return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER",
         "return Fault.BROKER",
         SCENES,
@@ -105,15 +105,15 @@ BUGS = [
     Bug("the ledger is off by one", "poison.py", "crashes >= self.max_crashes", "crashes > self.max_crashes"),
     Bug(
         "a message under a signal is not blamed",
-        "pool.py",
+        "death.py",
         "return Fault.MESSAGE if died.hand",
         "return Fault.BROKER if died.hand",
     ),
     Bug(
         "a seat is filled while its old process lives",
-        "pool.py",
-        "        slot.enter(Seat.KILLED)\n",
-        "        slot.enter(Seat.WAITING, 0.0)\n",
+        "termination.py",
+        "    slot.enter(Seat.KILLED)\n",
+        "    slot.enter(Seat.WAITING, 0.0)\n",
     ),
     Bug(
         "no backoff after unexplained deaths",
@@ -131,18 +131,18 @@ BUGS = [
     ),
     Bug(
         "a nursery that dies of each fork is started without a brake",
-        "pool.py",
-        "                self._nursery.loaded_at = now\n",
-        "                self._nursery.failures = 0\n",
+        "nursery.py",
+        "        self.loaded_at = now\n",
+        "        self.failures = 0\n",
         SCENES,
     ),
     Bug(
         "a deadline is not cancelled",
-        "pool.py",
-        """                self._nursery.state = NurseryState.READY
-                self._nursery.deadline = None
+        "nursery.py",
+        """        self.state = NurseryState.READY
+        self.deadline = None
 """,
-        """                self._nursery.state = NurseryState.READY
+        """        self.state = NurseryState.READY
 """,
     ),
     Bug(
@@ -161,8 +161,8 @@ BUGS = [
     Bug(
         "the grace is never enforced",
         "pool.py",
-        "actions += self._drain(slot, because, now + self._settings.grace)",
-        "actions += self._drain(slot, because, None)",
+        "actions += termination.drain(slot, because, now + self._settings.grace)",
+        "actions += termination.drain(slot, because, None)",
     ),
     Bug("degraded never ends", "pool.py", "        self._recover(now, actions)\n", ""),
     Bug(
@@ -193,7 +193,7 @@ BUGS = [
     Bug(
         "burst believes an answer that a death has overtaken",
         "pool.py",
-        "        self._idle_finished = None\n        self._suspects",
+        "        self._looks.all_idle = False\n        self._suspects",
         "        self._suspects",
         SCENES,
     ),
@@ -206,8 +206,8 @@ BUGS = [
     Bug(
         "a generation is adopted because it could be imported",
         "pool.py",
-        "return [self._loaded(incoming.settings.handler, seconds, preloaded)]",
-        "return [self._loaded(incoming.settings.handler, seconds, preloaded), *self._adopt(incoming, now)]",
+        "return [incoming.has_loaded(seconds, preloaded, now)]",
+        "return [incoming.has_loaded(seconds, preloaded, now), *self._adopt(incoming, now)]",
         SCENES,
     ),
     Bug(
@@ -240,9 +240,9 @@ BUGS = [
     ),
     Bug(
         "a message is judged while whoever holds it may be dying of it",
-        "pool.py",
-        "                self._suspects[slot.number] = (key, returns)\n                return []\n",
-        "                return [self._verdict(slot.number, key, returns)]\n",
+        "poison.py",
+        "            self._waiting[slot] = (suspect.key, suspect.delivery_count)\n            return []\n",
+        "            return [self._tell(slot, suspect.key, suspect.delivery_count)]\n",
         SCENES,
     ),
     Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),

@@ -10,7 +10,7 @@ import pytest
 
 from supervisor.policy import reload
 from supervisor.policy.broker import PROBE_FOR
-from supervisor.policy.pool import DEAD_HOLDS, PARKED_SHOWN
+from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
 from supervisor.policy.restart import LULL
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat
 from supervisor.policy.view import State

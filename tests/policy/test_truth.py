@@ -56,6 +56,18 @@ def test_fewer_consumers_than_workers_and_an_idle_one_is_replaced() -> None:
     assert found is not None and found.replace == 1 and "counts 1 consumers" in found.because
 
 
+def test_where_only_a_count_is_wrong_each_idle_worker_is_replaced_in_turn() -> None:
+    truth, pids = Truth(), iter(range(1000, 10_000))
+    beliefs = [idle(slot, pid=next(pids)) for slot in range(3)]
+    replaced = []
+    for _ in range(20):
+        found = truth.look(Depth(0, 2), beliefs)
+        if found is not None and found.replace is not None:
+            replaced.append(found.replace)
+            beliefs[found.replace] = idle(found.replace, pid=next(pids))
+    assert sorted(replaced[:3]) == [0, 1, 2]
+
+
 def test_consumers_of_others_are_no_trouble() -> None:
     assert last(Truth(), Depth(0, 40), [idle(0), idle(1)], 20) is None
 

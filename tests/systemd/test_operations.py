@@ -57,7 +57,7 @@ def test_ten_minutes_lead_to_a_hardened_unit_with_alerts(
         box.write("/etc/default/prometheus-alertmanager", f'ARGS="{alone}"\n')
         box.run("systemctl", "start", "prometheus", "prometheus-alertmanager")
         box.write("/srv/mail/mail_tasks.py", HANDLER)
-        amqp.publish(broker_url, queue, ["0.1", "600"], ids=["quick", "slow"])
+        amqp.publish(broker_url, queue, ["0.1", *["600"] * 4], ids=["quick", *["slow"] * 4])
         for command in commands():
             if command.startswith("$EDITOR "):
                 file = command.split()[1]
@@ -80,12 +80,11 @@ def test_ten_minutes_lead_to_a_hardened_unit_with_alerts(
         [kill] = re.findall(r"`(pkill .*?)`", OPERATIONS)
         [look] = re.findall(r"`(journalctl -u workq-supervise@mail -o cat -n 5)`", OPERATIONS)
         eventually(lambda: status(health.number)["totals"]["succeeded"] == 1)
-        for _ in range(2):  # one of the two has the slow task in hand
-            box.run("bash", "-ec", kill)
-            eventually(
-                lambda: '"event":"worker.exited"' in box.run("bash", "-ec", look.replace("-n 5", "-n 20")).stdout
-            )
-        eventually(lambda: '"message_id":"slow"' in box.run("bash", "-ec", look.replace("-n 5", "-n 50")).stdout)
+        eventually(lambda: [each["message_id"] for each in status(health.number)["workers"]] == ["slow", "slow"])
+        box.run("bash", "-ec", kill)
+        eventually(
+            lambda: re.search('"event":"worker.exited".*"message_id":"slow"', box.run("bash", "-ec", look).stdout)
+        )
 
 
 def status(port: int) -> Any:

@@ -1,0 +1,151 @@
+"""Looking at the queue: when, whom to ask, and what the answers say.
+
+Only a worker can ask the broker, so the pool asks a worker, an idle one if there is one, and the answer comes when it
+comes. A look serves several at once: the status (how many messages wait, alive and dead), `truth` (does the broker
+agree that our workers consume?), `scaling` (how many workers does the backlog call for?), and `--burst` (is the queue
+empty?). What was seen gets old, and is then not shown any more.
+
+Here is what is known; what to do about it is the pool's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from supervisor.policy.scaling import LOOK_EVERY, Decision, Scaling
+from supervisor.policy.slot import Slot
+from supervisor.policy.truth import Belief, Doubt, Truth
+from supervisor.settings import Span
+from supervisor.vocabulary import DeadDepth, Depth, Measure, Parked, Phase, Reading, Tell
+
+DEPTH_EVERY: Final = 5.0
+"""Seconds between two looks at the queue's depth; every sample under `--burst`."""
+DEPTH_HOLDS: Final = 20.0
+"""Seconds after which a depth is history."""
+DEAD_EVERY: Final = 60.0
+"""Seconds between two looks at a dead-letter queue that was empty and that we put nothing into since: mostly it does
+not exist, and to ask for it costs a line in the broker's log."""
+DEAD_HOLDS: Final = DEAD_EVERY + DEPTH_HOLDS
+PARKED_SHOWN: Final = 20
+"""Dead letters remembered for those who look; all of them lie in the queue."""
+DUE_MARGIN: Final = 1.0
+"""Seconds after a delay's end by which `--burst` takes the message for back in the queue."""
+
+
+class Looks:
+    """What the looks so far have shown."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._scaling = Scaling(span)
+        self._truth = Truth()
+        self._compared_at = 0.0
+        self._pages: dict[int, Reading] = {}
+        """By slot, as last sampled."""
+        self._depth: Depth | None = None
+        self._depth_asked = 0.0
+        self._depth_at = 0.0
+        self._dead: DeadDepth | None = None
+        self._dead_asked = -math.inf
+        """Minus infinity: to be looked at with the next look at the queue."""
+        self._dead_at = 0.0
+        self.parked: tuple[Parked, ...] = ()
+        self.all_idle = False
+        """Under `--burst`: everybody has been idle since the last sample, and nobody has died since."""
+
+    # ----------------------------------------------------------------------------------------- to be asked
+
+    def depth(self, now: float) -> Depth | None:
+        """The queue's, while it is news."""
+        return self._depth if now - self._depth_at <= DEPTH_HOLDS else None
+
+    def dead(self, now: float) -> DeadDepth | None:
+        """The dead-letter queue's, while it is news."""
+        return self._dead if now - self._dead_at <= DEAD_HOLDS else None
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """What the broker's truth has against our workers' beliefs."""
+        return self._truth.doubt
+
+    @property
+    def is_starved(self) -> bool:
+        """Every worker is idle beside messages that wait."""
+        return self._truth.is_starved
+
+    def is_idle(self, slot: int) -> bool:
+        """Whether its page said so, when last sampled."""
+        return slot in self._pages and self._pages[slot].phase is Phase.IDLE
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for another look."""
+        return now - self._depth_asked >= (DEPTH_EVERY if self._span.is_fixed else LOOK_EVERY)
+
+    # ------------------------------------------------------------------------------------------ to be told
+
+    def sampled(self, readings: tuple[Reading, ...], now: float) -> None:
+        """Every worker's page, about once a second."""
+        self._pages = {reading.slot: reading for reading in readings}
+        self._scaling.sampled(readings, now)
+
+    def measured(self, depth: Depth, now: float) -> None:
+        """The answer to a look."""
+        self._depth, self._depth_at = depth, now
+
+    def dead_measured(self, dead: DeadDepth, now: float) -> None:
+        """The answer to a look at the dead-letter queue."""
+        self._dead, self._dead_at = dead, now
+
+    def has_parked(self, parked: Parked) -> None:
+        """A worker has put a message into the dead-letter queue."""
+        self.parked = (*self.parked, parked)[-PARKED_SHOWN:]
+        self._dead_asked = -math.inf
+        if self._dead is not None:
+            self._dead = DeadDepth(self._dead.ready + 1)  # until the broker's own word
+
+    def rescale(self, span: Span) -> None:
+        """`--workers` has been changed: what the scaling has learnt was under other limits."""
+        self._span = span
+        self._scaling = Scaling(span)
+
+    # ------------------------------------------------------------------------------------------- decisions
+
+    def ask(self, ready: Sequence[Slot], now: float) -> list[Tell]:
+        """Ask somebody idle, if there is one: a handler that holds the interpreter keeps the question waiting."""
+        if not ready:
+            return []
+        self._depth_asked = now
+        asked = next((slot for slot in ready if self.is_idle(slot.number)), ready[0])
+        has_dead = self._dead is not None and self._dead.ready > 0
+        dead = now - self._dead_asked >= (DEPTH_EVERY if has_dead else DEAD_EVERY)
+        if dead:
+            self._dead_asked = now
+        return [Tell(asked.number, Measure(dead), "the queue's depth is looked at now and then")]
+
+    def ask_if_empty(self, readings: tuple[Reading, ...], now: float, *, all_ready: bool) -> list[Tell]:
+        """`--burst`: ask for the depth when everybody has been idle since the last sample."""
+        idle = [reading for reading in readings if reading.phase is Phase.IDLE]
+        is_owed = any(reading.counts.due + DUE_MARGIN > now for reading in readings)
+        self.all_idle = not is_owed and len(idle) == len(readings) and all_ready
+        if not self.all_idle:
+            return []
+        return [Tell(idle[0].slot, Measure(), "--burst: everybody is idle; is the queue empty?")]
+
+    def compare(self, depth: Depth, ready: Sequence[Slot], now: float) -> Doubt | None:
+        """The broker's truth with our workers' beliefs; see `truth`."""
+        # Not at every look of the scaling: a quorum queue that elects a leader gives nobody anything for seconds.
+        if now - self._compared_at < DEPTH_EVERY:
+            return None
+        self._compared_at = now
+        beliefs = [
+            Belief(slot.number, slot.pid, page.phase is Phase.IDLE, page.counts.settled)
+            for slot in ready
+            if (page := self._pages.get(slot.number)) and page.pid == slot.pid
+        ]
+        return self._truth.look(depth, beliefs)
+
+    def scale(self, depth: Depth, wanted: int, now: float) -> Decision | None:
+        """How many workers instead of those `wanted`; see `scaling`."""
+        return self._scaling.look(depth, wanted, now)

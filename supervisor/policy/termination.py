@@ -1,0 +1,66 @@
+"""How a worker is made to leave: it is told to, aborted, or killed.
+
+- *Drain*: it settles what it has in hand and leaves, by a deadline or in its own time.
+- *Abort*: it hangs. SIGABRT makes faulthandler write every thread's stack before the process dies.
+- *Kill*: nothing else has worked, or there is nothing to lose.
+
+Each moves the seat to the phase that waits for the end (see `slot`), whatever brought it about.
+"""
+
+from __future__ import annotations
+
+from supervisor.policy.slot import ABORT_TIMEOUT, Seat, Slot
+from supervisor.vocabulary import Action, Cause, Drain, Reading, Say, Signal, Tell
+
+
+def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = False) -> list[Action]:
+    """Empty the seat; `deadline` in monotonic seconds, None for as long as it takes; `finish` as in `Drain`."""
+    match slot.phase:
+        case Seat.WAITING | Seat.FORKING:
+            # A worker that is being forked right now is told when it shows itself (see the pool's `_started`).
+            if slot.phase is Seat.WAITING:
+                slot.enter(Seat.EMPTY)
+            return []
+        case Seat.BOOTING:
+            # It imports, perhaps for ever, hears nothing, and has nothing in hand that could be lost.
+            return kill(slot, Cause.DRAINED, because)
+        case Seat.CONNECTING | Seat.READY:
+            # One that hangs while it connects does not hear this: without a grace, the phase's own deadline stays.
+            slot.enter(Seat.DRAINING, slot.deadline if deadline is None else deadline)
+            return [Tell(slot.number, Drain(finish), because)]
+        case Seat.DRAINING:
+            if deadline is not None:
+                slot.deadline = deadline if slot.deadline is None else min(deadline, slot.deadline)
+            return []
+        case _:
+            return []
+
+
+def replace(slot: Slot, cause: str, because: str) -> Tell:
+    """It consumes, and another one shall in its stead: it is told to leave when its task is done."""
+    slot.enter(Seat.DRAINING, None)
+    return Tell(slot.number, Drain(cause=cause), because)
+
+
+def abort(slot: Slot, cause: str, because: str, now: float) -> list[Action]:
+    """SIGABRT, and what is to follow if that does not end it."""
+    slot.condemned = slot.condemned or cause
+    slot.enter(Seat.ABORTING, now + ABORT_TIMEOUT)
+    return [Signal(slot.number, "SIGABRT", because)]
+
+
+def abort_hung(slot: Slot, cause: str, because: str, reading: Reading, now: float) -> list[Action]:
+    """The same, of a worker whose page (`reading`) has given it away."""
+    fields = {"slot": slot.number, "pid": slot.pid, "cause": cause}
+    if reading.hand is not None:
+        fields["message_id"] = reading.hand.message_id or reading.hand.key
+        if reading.hand.trace_id:
+            fields["trace_id"] = reading.hand.trace_id
+    return [Say("worker.hung", "error", because, fields), *abort(slot, cause, because, now)]
+
+
+def kill(slot: Slot, cause: str, because: str) -> list[Action]:
+    """SIGKILL; nothing follows but its exit."""
+    slot.condemned = slot.condemned or cause
+    slot.enter(Seat.KILLED)
+    return [Signal(slot.number, "SIGKILL", because)]
