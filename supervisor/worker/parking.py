@@ -59,7 +59,7 @@ class Parking:
         Raises PublishError, as `park` does.
         """
         declaration = queues.delayed(self._settings.queue, settlement.ms)
-        # Each time: what is not declared anew expires some time, with what is in it (queues.delayed).
+        # Each time: somebody may have deleted it.
         self._open().declare(declaration, timeout=CONFIRM_TIMEOUT)
         headers = {queues.FIRST_SEEN: _first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
         self._publish(delivery, headers, declaration["queue"])

@@ -29,6 +29,17 @@ def test_names_are_those_of_the_public_interface() -> None:
     )
 
 
+def test_what_waits_for_another_try_is_dead_lettered_at_least_once_and_its_queue_never_expires() -> None:
+    arguments = queues.delayed("q", 5000)["arguments"]
+    assert arguments is not None and arguments["x-message-ttl"] == 5000
+    # Each without the others is at most once: https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once
+    assert arguments["x-queue-type"] == "quorum"
+    assert arguments["x-dead-letter-strategy"] == "at-least-once"
+    assert arguments["x-overflow"] == "reject-publish"
+    # A quorum queue's lease is not renewed by declaring it anew: it would go with what is in it.
+    assert "x-expires" not in arguments
+
+
 @pytest.mark.parametrize(
     ("queue_type", "arguments"),
     [("default", None), ("quorum", {"x-queue-type": "quorum"}), ("classic", {"x-queue-type": "classic"})],
