@@ -44,7 +44,7 @@ def test_ten_minutes_lead_to_a_hardened_unit_with_alerts(
     prometheus.install()
     health, server, manager = Port(), Port(), Port()
     written = {
-        "/etc/workq/mail.toml": f'handler = "mail_tasks:send"\nqueue = "{queue}"\nworkers = "2..8"\n'
+        "/etc/workq/mail.toml": f'handler = "mail_tasks:send"\nqueue = "{queue}"\nworkers = 2\n'
         f'app_dir = "/srv/mail"\nhealth = "127.0.0.1:{health.number}"\n',
         "/etc/workq/mail.amqp-url": f"{broker_url}\n",
         "/etc/prometheus/targets/workq.yml": f"- targets: ['127.0.0.1:{health.number}']\n",
