@@ -38,13 +38,13 @@ def acknowledgement_ms(settings: Settings) -> int:
 
 def consumer_arguments(version: str, settings: Settings) -> dict[str, int]:
     """What to consume with, so that long tasks are left alone; empty where the broker has no such argument."""
-    release = _release(version)
+    release = release_of(version)
     return {ARGUMENT: acknowledgement_ms(settings)} if release is not None and release >= (4, 3) else {}
 
 
 def acknowledgement(version: str, settings: Settings) -> str:
     """What a broker of this version means for long tasks, and what to do about it; one line."""
-    release = _release(version)
+    release = release_of(version)
     if release is not None and release >= (4, 3):
         return f"nothing to set: workers consume with {ARGUMENT} where the queue has a timeout (quorum queues)"
     limit = "a task longer than the broker's acknowledgement timeout (30 min unless it was changed) is run again"
@@ -53,7 +53,7 @@ def acknowledgement(version: str, settings: Settings) -> str:
 
 def remedy(version: str, settings: Settings) -> str:
     """How the timeout is raised on a broker of this version."""
-    release = _release(version)
+    release = release_of(version)
     ms = min(acknowledgement_ms(settings), _SAFE)
     node = f"`consumer_timeout = {ms}` in rabbitmq.conf"
     if release is None:
@@ -68,7 +68,7 @@ def remedy(version: str, settings: Settings) -> str:
     return f"raise it for this queue by `{policy}` ({one}), or set {node}"
 
 
-def _release(version: str) -> tuple[int, int] | None:
+def release_of(version: str) -> tuple[int, int] | None:
     """`3.10.8` -> (3, 10); None when it is no RabbitMQ's."""
     found = re.match(r"(\d+)\.(\d+)\.", version)
     return (int(found[1]), int(found[2])) if found else None

@@ -97,9 +97,8 @@ class Broker:
             because = advice
             if self.away_since is not None:
                 fields["seconds"] = round(now - self.away_since, 3)
-                because = f"a worker consumes again after {now - self.away_since:.1f} s; the others follow"
-            if version != self.version:
-                because = advice
+                if version == self.version:
+                    because = f"a worker consumes again after {now - self.away_since:.1f} s; the others follow"
             said.append(Say("broker.connected", "info", because, fields))
         self.address, self.version = address, version
         self.away_since, self.failures, self.fault, self.next_at = None, 0, None, 0.0

@@ -143,13 +143,7 @@ class Broker:
 
     @property
     def release(self) -> tuple[int, int] | None:
-        return release(self.node.version) if self.node and self.node.product == "RabbitMQ" else None
-
-
-def release(version: str) -> tuple[int, int] | None:
-    """`3.10.8` -> (3, 10); None when it is no RabbitMQ's."""
-    found = re.match(r"(\d+)\.(\d+)\.", version)
-    return (int(found[1]), int(found[2])) if found else None
+        return advice.release_of(self.node.version) if self.node and self.node.product == "RabbitMQ" else None
 
 
 _DIFFERENCE: Final = re.compile(

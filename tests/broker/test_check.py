@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from supervisor.commands import main
 from supervisor.commands.node import NodeError, Port, PrivateNode
 from supervisor.commands.surroundings import import_handler
-from supervisor.policy.checkup import release
+from supervisor.policy.advice import release_of
 from supervisor.settings import Settings
 from tests import amqp
 from tests.supervision import eventually, supervised
@@ -537,7 +537,7 @@ def test_a_policy_that_drops_the_oldest_is_a_warning_and_the_line_mends_it(broke
 def test_an_acknowledgement_timeout_too_short_for_the_tasks_is_a_problem_and_the_line_mends_it(
     broker: Managed, queue: str
 ) -> None:
-    if (release(broker.node.version) or (0, 0)) >= (4, 3):
+    if (release_of(broker.node.version) or (0, 0)) >= (4, 3):
         pytest.skip("workers of 4.3 and later ask for their own")
     declare(broker, queue)
     short = check(broker, queue, "--task-timeout", "20m")
