@@ -398,7 +398,11 @@ def test_f53_with_an_eighth_of_a_cpu_everything_is_slow_and_nobody_is_killed(
             published += 4
             pool.hear("task.succeeded", count=published, timeout=60)
         assert pool.stop(timeout=60) == 0
-        assert pool.named("worker.hung") == pool.named("worker.signalled") == []
+        assert pool.named("worker.hung") == []
+        # The stop may meet a worker that is being born: it has nothing in hand, hears nothing yet, and is killed.
+        consumed = {line["pid"] for line in pool.named("worker.ready")}
+        assert consumed.isdisjoint(line["pid"] for line in pool.named("worker.exited") if line["status"] != "exit 0")
+        assert {line["because"] for line in pool.named("worker.signalled")} <= {"SIGTERM"}
         causes = [line["cause"] for line in pool.named("worker.exited")]
         assert set(causes) <= {"max_tasks", "drained"} and "max_tasks" in causes
         assert len(runs.lines("began")) == len(runs.lines("done")) == published
