@@ -610,6 +610,19 @@ def _configure_logging(floor: int) -> None:
     logging.captureWarnings(True)
 
 
+def tells(level: str) -> bool:
+    """Whether events of this level are written at all."""
+    return _LEVELS[level] >= _PIPELINE.floor
+
+
+def tell(level: str, event: str, fields: EventDict) -> None:
+    """Write an event of this project's own that comes with every task: as by a logger of `get_logger`, whose way of
+    keeping and merging fields takes longer than to write the line. The caller has asked `tells`."""
+    structlog.contextvars.merge_contextvars(None, "", fields)
+    fields["event"] = event
+    _PIPELINE.emit(level, fields)
+
+
 def get_logger(**fields: Any) -> FilteringBoundLogger:
     """A logger bound to these fields that a user's structlog.configure cannot divert: for this project's own events."""
     return cast("FilteringBoundLogger", _PIPELINE.wrapper(_Name(), _CHAIN, fields))

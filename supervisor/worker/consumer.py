@@ -15,12 +15,10 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.spec import BasicProperties
 
@@ -31,10 +29,13 @@ from supervisor.policy import advice
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause, Kind
 from supervisor.worker import undecodable
+from supervisor.worker.ioloop import IOLoop, Services
 
 KEEPER_AFTER: Final = 1.0
 """Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short
 task."""
+SHORT: Final = 0.001
+"""Seconds: what takes no longer is a short task. Whatever comes meanwhile is treated as what comes just after."""
 CONNECT_TIMEOUT: Final = 40.0
 """Seconds for one of the brokers to be reached: with `ANSWER_TIMEOUT` still below what the supervisor allows."""
 ANSWER_TIMEOUT: Final = 15.0
@@ -110,6 +111,33 @@ class Delivery:
         return count if isinstance(count, int) else 0
 
 
+class Baton:
+    """Who holds it pumps: the main thread, but not while it is `with` this."""
+
+    __slots__ = ("_since", "_wake", "free_since", "lock", "spent")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.free_since: float | None = None
+        """Since when the main thread is busy with something else; None while it has the baton, or wants it back."""
+        self.spent = 0.0
+        """Seconds that it was busy with something else, the last time."""
+        self._since = 0.0
+        self._wake = wake
+
+    def __enter__(self) -> None:
+        self.free_since = self._since = now()
+        self.lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        self.free_since = None
+        self.spent = now() - self._since
+        if not self.lock.acquire(blocking=False):
+            self._wake()  # the keeper waits for the broker
+            self.lock.acquire()
+
+
 class Consumer:
     """Consumes one queue. Made, opened, asked for `next()` until that is None or raises Gone, closed.
 
@@ -147,12 +175,11 @@ class Consumer:
         """Whether the queue was declared because there was none; None when it was declared as a comparison."""
         self._is_consuming = False
         self._has_arrived = False
-        self._ioloop: Any = IOLoop()
-        self._ioloop.activate_poller()
-        self._baton = threading.Lock()
-        self._baton.acquire()
-        self._away_since: float | None = None
-        """Since when the main thread runs a handler; None while it holds the baton."""
+        self._ioloop = IOLoop()
+        self._io = Services(self._ioloop)
+        self.unattended = Baton(self._wake)
+        """`with consumer.unattended:` the caller does something that may take long, and the keeper takes the baton when
+        it takes over a second."""
 
     # ---------------------------------------------------------------------------------------------- the story
 
@@ -185,6 +212,7 @@ class Consumer:
             self._arguments = {}
             self._consume()
         self._has_arrived = True
+        self._io.is_eager = not endpoint.tls
         threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
         return str(endpoint)
 
@@ -224,32 +252,26 @@ class Consumer:
         while now() < until and self._leaving is None:
             self.turn()
 
-    @contextmanager
-    def unattended(self) -> Iterator[None]:
-        """While the caller does something that may take long: the keeper takes the baton when it takes over a
-        second."""
-        self._away_since = now()
-        self._baton.release()
-        try:
-            yield
-        finally:
-            self._away_since = None
-            if not self._baton.acquire(blocking=False):
-                self._ioloop.add_callback_threadsafe(_nothing)
-                self._baton.acquire()
-
     @property
     def gone(self) -> Gone | None:
         """Why the connection cannot be used any more, if so."""
         return self._gone
+
+    def catch_up(self) -> None:
+        """Hear what came while a handler ran: a cancel, after which there may be no ack, or an order. After a short
+        task there is nothing, nearly always, and to look costs as much as such a task."""
+        if self._stash or self.unattended.spent > SHORT:
+            self._pump(0.0)
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge, and hand that to the kernel. Raises Gone: then the broker will not hear of it."""
         if self._gone is not None:
             raise self._gone
         self._channel.basic_ack(delivery.tag)
-        # pika only buffers; the socket is nearly always writable, so one turn hands the frame to the kernel.
-        self.turn()
+        while not self._io.is_flushed:
+            self.turn()
+        if self._gone is not None:
+            raise self._gone
 
     def leave(self, cause: Cause, detail: str, *, finish: bool = False) -> None:
         """Take nothing more: `next()` cancels the consumer and comes to its end. `finish`: run what has been delivered
@@ -323,7 +345,7 @@ class Consumer:
             on_open_callback=_nothing,
             on_open_error_callback=lambda this, error: self._lose(amqp.opening_error(this, error)),
             on_close_callback=lambda _, error: self._lose(error),
-            custom_ioloop=self._ioloop,
+            custom_ioloop=self._io,
         )
         connection = self._connection
         # pika bounds TCP, TLS and AMQP for each of the host's addresses; how many there are, and how long it takes to
@@ -417,12 +439,11 @@ class Consumer:
 
     # ------------------------------------------------------------------------------------------------ the pump
 
-    def _pump(self) -> None:
-        """One turn of the loop: wait for something, let pika work on it. Blocks for 5 s at most (pika's own bound)."""
+    def _pump(self, patience: float = 5.0) -> None:
+        """One turn of the loop: wait for something, `patience` seconds at most, and let pika work on it."""
         self._beat()
         try:
-            self._ioloop.poll()
-            self._ioloop.process_timeouts()
+            self._ioloop.turn(patience)
         except Exception as error:  # noqa: BLE001 - pika lets its decoder's errors out here, and the one life ends
             self._lose(error)
 
@@ -437,11 +458,12 @@ class Consumer:
         """The keeper: pump in the main thread's stead while a handler keeps it."""
         while self._gone is None:
             time.sleep(KEEPER_AFTER)
-            away = self._away_since
+            baton = self.unattended
+            away = baton.free_since
             if away is None or now() - away < KEEPER_AFTER:
                 continue
-            with self._baton:
-                while self._away_since is not None and self._gone is None:
+            with baton.lock:
+                while baton.free_since is not None and self._gone is None:
                     self._pump()
                 if self.gone is not None:
                     self._flush()
@@ -457,7 +479,7 @@ class Consumer:
             self._pump()
 
     def _wake(self) -> None:
-        self._ioloop.add_callback_threadsafe(_nothing)
+        self._ioloop.add_callback(_nothing)
 
     # --------------------------------------------------------------------------------------- what pika tells us
 
@@ -503,7 +525,7 @@ class Consumer:
     def _end(self, cause: Cause, detail: str, kind: Kind) -> None:
         if self._gone is None:
             self._gone = Gone(cause, detail, kind)
-            if self._away_since is not None:
+            if self.unattended.free_since is not None:
                 self._lost(self._gone)
 
     def _measure_on(self, channel: Any) -> None:

@@ -175,6 +175,9 @@ class Worker:
         self._task: Task | None = None
         self._remaining = _tasks_to_run(seat.settings.max_tasks, seat.slot)
         self._log: Any = logs.get_logger()
+        # Asked once: to put together what nobody wants to read costs more than anything else between two tasks.
+        self._tells_starts = logs.tells("debug")
+        self._tells_tasks = logs.tells("info")
         self._name = name
         self._tracing: Tracing | None = None
 
@@ -221,30 +224,31 @@ class Worker:
             tracing.begin(delivery, attempt)
         begun = pen.take(delivery.key.encode(), is_id, delivery.tag, attempt, delivery.redelivered, delivery.trace_id)
         self._task = task = Task(delivery, attempt, begun)
-        self._log.debug(
-            "task.started",
-            message_id=delivery.name,
-            attempt=attempt,
-            redelivered=delivery.redelivered,
-            **delivery.trace,
-        )
-        with self._consumer.unattended():
+        if self._tells_starts:
+            self._log.debug(
+                "task.started",
+                message_id=delivery.name,
+                attempt=attempt,
+                redelivered=delivery.redelivered,
+                **delivery.trace,
+            )
+        with self._consumer.unattended:
             outcome = self._handler(task)
         if tracing is not None:
             tracing.end(outcome)
         pen.returned()
         self._task = None
-        self._settle(delivery, outcome, begun)
+        self._settle(delivery, attempt, outcome, begun)
 
     def _put_away(self, delivery: Delivery, outcome: Outcome) -> None:
         """Settle what is not run. Raises Gone."""
         self._pen.phase(Phase.PARKING)
-        self._settle(delivery, outcome, now())
+        self._settle(delivery, delivery.attempt, outcome, now())
 
-    def _settle(self, delivery: Delivery, outcome: Outcome, begun: float) -> None:
+    def _settle(self, delivery: Delivery, attempt: int, outcome: Outcome, begun: float) -> None:
         """Tell the broker; log and count what it was told. Raises Gone."""
         seconds = now() - begun
-        settlement = settle(outcome, delivery.attempt, self._patience)
+        settlement = settle(outcome, attempt, self._patience)
         if self._remaining is not None:
             self._remaining -= 1
             if self._remaining == 0:
@@ -265,7 +269,8 @@ class Worker:
             raise Gone(Cause.BROKER, f"parking failed: {error}", kind) from None
         if isinstance(settlement, Acknowledge):
             self._pen.settled("succeeded", seconds)
-            self._log.info("task.succeeded", **_about(delivery, seconds))
+            if self._tells_tasks:
+                logs.tell("info", "task.succeeded", _about(delivery, seconds))
         else:
             failed = isinstance(outcome, _FAILED)
             self._pen.settled(settlement.counter, seconds, more="failed" if failed else "")
@@ -276,6 +281,7 @@ class Worker:
 
     def _tell_broker(self, delivery: Delivery, settlement: Settlement) -> None:
         consumer = self._consumer
+        consumer.catch_up()
         if consumer.gone is not None:
             raise consumer.gone
         if isinstance(settlement, DeadLetter):
@@ -301,7 +307,7 @@ class Worker:
         while True:
             try:
                 # It may take as long as the broker's alarms last: the keeper looks after the consuming connection.
-                with self._consumer.unattended():
+                with self._consumer.unattended:
                     park()
                 return
             except PublishError as error:

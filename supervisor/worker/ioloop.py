@@ -1,0 +1,140 @@
+"""The loop under pika's connection, turned by hand: pika's own interfaces for it, with less to do for each message.
+
+pika has two loops' worth of work for a short task: it asks epoll to say when the socket can be written, waits for
+that, writes, and asks it to say so no more. Here a write is tried at once, as the socket nearly always takes it. And
+where pika's loop suits every system and every poller, this one is epoll and a heap of timers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import deque
+from collections.abc import Callable
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
+from typing import Any
+
+from pika.adapters.utils.selector_ioloop_adapter import AbstractSelectorIOLoop, SelectorIOServicesAdapter
+
+from supervisor.clock import now
+
+
+class Timer:
+    """A callback that is due."""
+
+    __slots__ = ("callback", "deadline")
+
+    def __init__(self, deadline: float, callback: Callable[[], Any]) -> None:
+        self.deadline = deadline
+        self.callback: Callable[[], Any] | None = callback
+        """None once it is cancelled."""
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.deadline < other.deadline
+
+
+class IOLoop(AbstractSelectorIOLoop):
+    """Waits for descriptors and timers, one `turn` at a time, and one thread at a time; only `add_callback` may be
+    called by any."""
+
+    READ = EPOLLIN
+    WRITE = EPOLLOUT
+    ERROR = EPOLLERR
+
+    def __init__(self) -> None:
+        self._epoll = epoll()
+        self._handlers: dict[int, Callable[[int, int], None]] = {}
+        self._timers: list[Timer] = []
+        self._callbacks: deque[Callable[[], Any]] = deque()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.add_handler(self._bell, self._rung, self.READ)
+
+    def turn(self, patience: float) -> None:
+        """Wait until something happens, `patience` seconds at most, and call whom it concerns. Raises what they
+        raise."""
+        wait = patience
+        if self._timers:
+            wait = min(wait, max(0.0, self._timers[0].deadline - now()))
+        for fd, events in self._epoll.poll(wait):
+            handler = self._handlers.get(fd)  # None: one called before it in this turn has removed it
+            if handler is not None:
+                # Whoever waits for something to read finds the end of the file; pika asks for no EPOLLHUP.
+                handler(fd, events | EPOLLIN if events & EPOLLHUP else events)
+        for _ in range(len(self._callbacks)):  # not those that they add: the descriptors have their turn first
+            self._callbacks.popleft()()
+        if self._timers:
+            self._call_due()
+
+    def _rung(self, bell: int, _: int) -> None:
+        os.eventfd_read(bell)
+
+    def _call_due(self) -> None:
+        due = now()
+        timers = []
+        while self._timers and self._timers[0].deadline <= due:
+            timers.append(heapq.heappop(self._timers))
+        for timer in timers:
+            if timer.callback is not None:
+                timer.callback()
+
+    # ------------------------------------------------------------------------------------------ as pika calls it
+
+    def add_handler(self, fd: int, handler: Callable[[int, int], None], events: int) -> None:
+        self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def update_handler(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, events)
+
+    def remove_handler(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def call_later(self, delay: float, callback: Callable[[], Any]) -> Timer:
+        timer = Timer(now() + delay, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def remove_timeout(self, timeout_handle: Timer) -> None:
+        timeout_handle.callback = None
+
+    def add_callback(self, callback: Callable[[], Any]) -> None:
+        self._callbacks.append(callback)
+        os.eventfd_write(self._bell, 1)
+
+    def start(self) -> None:
+        raise NotImplementedError("it is turned by hand")
+
+    def stop(self) -> None:
+        raise NotImplementedError("it is turned by hand")
+
+    def close(self) -> None:
+        self._epoll.close()
+        os.close(self._bell)
+
+
+class Services(SelectorIOServicesAdapter):
+    """What a pika connection asks of a loop, and one thing more: what it writes is written at once, if it can be."""
+
+    def __init__(self, loop: IOLoop) -> None:
+        super().__init__(loop)
+        self.is_eager = False
+        """Whether to try. Not before the connection is open, nor with TLS: during a handshake, to be called means that
+        the socket is ready."""
+        self.is_flushed = True
+        """Whether the kernel has all that was written."""
+        self._is_trying = False
+
+    def set_writer(self, fd: int, on_writable: Callable[[], None]) -> None:
+        self.is_flushed = False
+        if self.is_eager:
+            self._is_trying = True
+            on_writable()  # calls remove_writer() when there is nothing left
+            self._is_trying = False
+            if self.is_flushed:
+                return
+        super().set_writer(fd, on_writable)
+
+    def remove_writer(self, fd: int) -> bool:
+        self.is_flushed = True
+        return not self._is_trying and super().remove_writer(fd)
