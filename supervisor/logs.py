@@ -592,6 +592,13 @@ def configure(
     return _PIPELINE.sink
 
 
+def sit(slot: int) -> None:
+    """Have every line from now on tell this worker's seat, which it did not know when it called `configure`."""
+    queue = _PIPELINE.identity.pop("queue")
+    _PIPELINE.identity |= {"slot": slot, "queue": queue}
+    _PIPELINE.reserved |= {"slot"}
+
+
 def set_level(level: str) -> None:
     """Change the lowest level that is written, one that `configure` knows. A logger obtained before goes on to leave
     out what was below the level of then: get another."""

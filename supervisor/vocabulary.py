@@ -193,7 +193,6 @@ class LoadFailed:
 class Forked:
     """The nursery: a worker exists, and is the supervisor's own child by now."""
 
-    slot: int
     ticket: int
     pid: int
 
@@ -202,7 +201,6 @@ class Forked:
 class ForkFailed:
     """The nursery: fork(2) said no."""
 
-    slot: int
     ticket: int
     error: str
 
@@ -321,13 +319,15 @@ class Load:
 class Fork:
     """To the nursery, with two descriptors: the worker's end of its link, and the pipe for its stdout and stderr."""
 
-    slot: int
     ticket: int
+    """A number that no two births share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """To a worker: you are my child, and known. Until then it waits."""
+    """To a worker: you are my child, and known, and this is your seat. Until then it waits."""
+
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)

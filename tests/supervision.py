@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from supervisor.parent import leftovers
+
 HERE = Path(__file__).resolve().parent
 PATIENCE = 30.0
 """Seconds that a test waits for something that takes milliseconds, on a machine that may have something else to do."""
@@ -175,6 +177,20 @@ def supervised(
 
 def matches(line: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
     return line.get("event") == event and all(line.get(name) == value for name, value in fields.items())
+
+
+def retinue(pool: Supervision) -> dict[str, int]:
+    """The supervisor's children beside its workers, by name: `workq-nursery`, and `workq-spare`, which is awaited."""
+
+    def everybody() -> dict[str, int] | None:
+        others = set(leftovers.children(pool.pid)) - set(pool.pids())
+        try:
+            named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in others}
+        except FileNotFoundError:
+            return None  # an orphan, reaped just now
+        return named if named.keys() == {"workq-nursery", "workq-spare"} and len(others) == 2 else None
+
+    return dict(eventually(everybody))
 
 
 def eventually(happens: Callable[[], Any], timeout: float = PATIENCE) -> Any:

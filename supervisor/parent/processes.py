@@ -12,9 +12,8 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import psutil
@@ -23,15 +22,14 @@ from supervisor import logs
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.parent import cgroup, leftovers
+from supervisor.parent.births import Births, Newborn
 from supervisor.parent.output import Output
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
-    Begin,
     Cause,
     Event,
     Exited,
-    Fork,
     Forked,
     ForkFailed,
     Leaving,
@@ -41,6 +39,7 @@ from supervisor.vocabulary import (
     NurseryGone,
     NurserySaid,
     Reading,
+    Ready,
     Record,
     Sampled,
     Started,
@@ -51,9 +50,6 @@ from supervisor.vocabulary import (
 )
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
-_FORKS_AT_ONCE: Final = 16
-"""Requests on the nursery's link at a time: its buffer holds about two hundred, and 253 descriptors may be in flight
-(unix(7))."""
 _STILL_AFTER: Final = 5.0
 """Seconds without a turn of a worker's loop after which the kernel is asked whether it is stopped."""
 _SECRETS: Final = frozenset({"WORKQ_URL"})
@@ -63,32 +59,13 @@ Callback = Callable[[], Iterator[Event]]
 
 
 @dataclass(slots=True)
-class _Birth:
-    """A worker that the nursery was, or will be, asked for."""
-
-    slot: int
-    link: Link
-    worker_end: Link
-    output: tuple[int, int]
-
-
-@dataclass(slots=True)
-class _Births:
-    """What one nursery was asked for, by ticket: a number that no two spawns share."""
-
-    waiting: deque[int] = field(default_factory=deque)
-    asked: int = 0
-    by_ticket: dict[int, _Birth] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class _Nursery:
     generation: int
     pid: int
     pidfd: int
     link: Link
     output: Output
-    births: _Births = field(default_factory=_Births)
+    births: Births
     is_spent: bool = False
     """It said why it ends, or was told to: its exit is no news."""
 
@@ -96,6 +73,7 @@ class _Nursery:
 @dataclass(slots=True)
 class _Worker:
     slot: int
+    generation: int
     pid: int
     pidfd: int
     link: Link
@@ -118,7 +96,8 @@ class Processes:
         self._nurseries: dict[int, _Nursery] = {}
         """By generation: one, and while a reload loads, two."""
         self._spent: list[_Nursery] = []
-        self._tickets = 0
+        self._pending: list[Event] = []
+        """What has happened outside `wait`."""
         self._workers: dict[int, _Worker] = {}
         self._has_orphans = False
         self._not_ours = frozenset(leftovers.children(os.getpid()))
@@ -136,8 +115,8 @@ class Processes:
 
     def wait(self, until: float) -> list[Event]:
         """What has happened; at `until` (monotonic seconds) an empty list."""
-        events: list[Event] = []
-        ready = self._selector.select(max(0.0, until - now()))
+        events, self._pending = self._pending, []
+        ready = self._selector.select(0.0 if events else max(0.0, until - now()))
         # Deaths first: what another worker asks in the same round may be about a message that just killed one.
         deaths = {worker.pidfd for worker in self._workers.values()} if len(ready) > 1 else set()
         for key, _ in sorted(ready, key=lambda found: found[0].fd not in deaths):
@@ -195,7 +174,7 @@ class Processes:
         process.returncode = 0  # reaped here, by its pidfd; Popen shall not try
         cgroup.make_expendable(process.pid)
         output = Output(reader, self._log, source="nursery", pid=process.pid)
-        nursery = _Nursery(generation, process.pid, os.pidfd_open(process.pid), ours, output)
+        nursery = _Nursery(generation, process.pid, os.pidfd_open(process.pid), ours, output, Births(ours))
         self._nurseries[generation] = nursery
         ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)
         self.watch(nursery.link, lambda: self._hear_nursery(nursery))
@@ -209,7 +188,7 @@ class Processes:
         """
         nursery = self._nurseries.pop(generation, None)
         if nursery is not None:
-            _forget_births(nursery)
+            self._forget_births(nursery)
             nursery.is_spent = True
             self._spent.append(nursery)
             signal.pidfd_send_signal(nursery.pidfd, signal.SIGABRT if stack else signal.SIGKILL)
@@ -223,10 +202,12 @@ class Processes:
                         yield NurserySaid(nursery.generation, report)
                 case Record(line):
                     self._record(line.encode())
-                case Forked(slot, ticket, pid):
-                    yield from self._born(nursery, slot, ticket, pid)
-                case ForkFailed(slot, ticket, error):
-                    yield from self._not_born(nursery, slot, ticket, error)
+                case Forked(ticket, pid):
+                    yield from self._born(nursery, ticket, pid)
+                case ForkFailed(ticket, error):
+                    slot = nursery.births.failed(ticket)
+                    if slot is not None:
+                        yield StartFailed(slot, error)
 
     def _nursery_output(self, nursery: _Nursery) -> Iterator[Event]:
         if not nursery.output.read():
@@ -246,7 +227,7 @@ class Processes:
             self._spent.remove(nursery)
         if nursery is self._nurseries.get(nursery.generation):
             del self._nurseries[nursery.generation]
-            _forget_births(nursery)
+            self._forget_births(nursery)
         if not nursery.is_spent:
             yield NurseryGone(nursery.generation, status)
 
@@ -257,56 +238,60 @@ class Processes:
         nursery = self._nurseries.get(generation)
         if nursery is None:
             return  # its end is told already, or about to be
-        self._tickets += 1
-        link, worker_end = Link.pair()
-        nursery.births.by_ticket[self._tickets] = _Birth(slot, link, worker_end, os.pipe2(os.O_CLOEXEC))
-        nursery.births.waiting.append(self._tickets)
-        self._ask_for_births(nursery)
+        spare = self._take_spare(nursery)
+        if spare is not None:
+            if spare.begin(slot):
+                self._pending.append(self._seat(spare, slot, generation))
+                return
+            self._dismiss(spare)
+        nursery.births.ask(slot)
 
-    def _ask_for_births(self, nursery: _Nursery) -> None:
-        births = nursery.births
-        while births.waiting and births.asked < _FORKS_AT_ONCE:
-            ticket = births.waiting.popleft()
-            birth = births.by_ticket[ticket]
-            # If this fails the nursery is dead or stuck, and its exit or the seat's deadline says so.
-            nursery.link.send(Fork(birth.slot, ticket), (birth.worker_end.fileno(), birth.output[1]), wait=False)
-            birth.worker_end.close()
-            os.close(birth.output[1])
-            births.asked += 1
+    def _born(self, nursery: _Nursery, ticket: int, pid: int) -> Iterator[Event]:
+        match nursery.births.born(ticket, pid):
+            case int(slot), Newborn() as newborn if newborn.begin(slot):
+                yield self._seat(newborn, slot, nursery.generation)
+            case int(slot), newborn:
+                if newborn is not None:
+                    self._dismiss(newborn)
+                yield StartFailed(slot, "the new worker was gone before it was seen")
+            case None, Newborn() as spare:
+                nursery.births.spare = spare
+                self.watch(spare.pidfd, lambda: self._spare_exited(nursery))
 
-    def _born(self, nursery: _Nursery, slot: int, ticket: int, pid: int) -> Iterator[Event]:
-        birth = nursery.births.by_ticket.pop(ticket, None)
-        if birth is None:
-            return  # forgotten meanwhile: it finds its link closed, leaves, and is reaped like any orphan
-        nursery.births.asked -= 1
-        self._ask_for_births(nursery)
-        try:
-            pidfd = os.pidfd_open(pid)
-            leftovers.mark(pid)
-            birth.link.send(Begin(), wait=False)
-            process = psutil.Process(pid)
-        except (OSError, psutil.Error):
-            birth.link.close()
-            os.close(birth.output[0])
-            yield StartFailed(slot, "the new worker was gone before it was seen")
-            return
-        output = Output(birth.output[0], self._log, slot=slot, pid=pid)
+    def _seat(self, newborn: Newborn, slot: int, generation: int) -> Started:
+        output = Output(newborn.output, self._log, slot=slot, pid=newborn.pid)
         finished_before = self._board.read(slot).counts.finished
-        worker = _Worker(slot, pid, pidfd, birth.link, output, process, finished_before)
+        worker = _Worker(
+            slot, generation, newborn.pid, newborn.pidfd, newborn.link, output, newborn.process, finished_before
+        )
         self._workers[slot] = worker
         self.watch(worker.pidfd, lambda: self._exited(worker))
         self.watch(worker.link, lambda: self._hear(worker))
         self.watch(worker.output.fd, lambda: self._output(worker))
-        yield Started(slot, pid)
+        return Started(slot, newborn.pid)
 
-    def _not_born(self, nursery: _Nursery, slot: int, ticket: int, error: str) -> Iterator[Event]:
-        birth = nursery.births.by_ticket.pop(ticket, None)
-        if birth is not None:
-            nursery.births.asked -= 1
-            self._ask_for_births(nursery)
-            birth.link.close()
-            os.close(birth.output[0])
-            yield StartFailed(slot, error)
+    def _take_spare(self, nursery: _Nursery) -> Newborn | None:
+        spare, nursery.births.spare = nursery.births.spare, None
+        if spare is not None:
+            self._forget(spare.pidfd)
+        return spare
+
+    def _spare_exited(self, nursery: _Nursery) -> Iterator[Event]:
+        """Somebody has killed it. There is another when the next worker is ready: not at once, lest it go on so."""
+        spare = self._take_spare(nursery)
+        if spare is not None:
+            self._dismiss(spare)
+        return iter(())
+
+    def _dismiss(self, newborn: Newborn) -> None:
+        newborn.let_go()
+        self._has_orphans = True
+
+    def _forget_births(self, nursery: _Nursery) -> None:
+        spare = self._take_spare(nursery)
+        if spare is not None:
+            self._dismiss(spare)
+        nursery.births.forget()
 
     # ----------------------------------------------------------------------------------------------- workers
 
@@ -345,6 +330,11 @@ class Processes:
                 case Leaving():
                     worker.said = report
                     yield WorkerSaid(worker.slot, report)
+                case Ready():
+                    yield WorkerSaid(worker.slot, report)
+                    # Now that it works: the one processor that it had to start with is free again.
+                    if worker.generation in self._nurseries:
+                        self._nurseries[worker.generation].births.ask_ahead()
                 case _:
                     yield WorkerSaid(worker.slot, report)
 
@@ -415,9 +405,11 @@ class Processes:
 
     def _reap_orphans(self) -> None:
         """Reap grandchildren that fell to us. Not ours: a worker just forked whose pid is not known yet."""
-        if any(nursery.births.asked for nursery in self._nurseries.values()):
+        nurseries = (*self._nurseries.values(), *self._spent)
+        if any(nursery.births.are_due for nursery in nurseries):
             return
-        ours = self._living() | {nursery.pid for nursery in (*self._nurseries.values(), *self._spent)}
+        spares = {nursery.births.spare.pid for nursery in nurseries if nursery.births.spare is not None}
+        ours = self._living() | spares | {nursery.pid for nursery in nurseries}
         found_any = False
         while True:
             try:
@@ -459,17 +451,6 @@ class Processes:
         while leftovers.kill_all(self._not_ours) and now() < until:
             self._has_orphans = True
             self.wait(until)
-
-
-def _forget_births(nursery: _Nursery) -> None:
-    """The nursery is gone: whom it forked already finds its link closed, and leaves."""
-    for ticket, birth in nursery.births.by_ticket.items():
-        birth.link.close()
-        os.close(birth.output[0])
-        if ticket in nursery.births.waiting:
-            birth.worker_end.close()
-            os.close(birth.output[1])
-    nursery.births = _Births()
 
 
 def _reap(pidfd: int) -> str:

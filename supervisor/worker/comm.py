@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 
 def name(title: str) -> None:
     """Set the name of this process; the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)."""
     try:
-        Path("/proc/self/comm").write_text(title)
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
-        pass  # a comfort: no process is worse for its lack
+        return  # a comfort: no process is worse for its lack
+    try:
+        os.write(fd, title.encode())
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 __all__ = ["name"]

@@ -212,7 +212,6 @@ class Consumer:
             self._arguments = {}
             self._consume()
         self._has_arrived = True
-        self._io.is_eager = not endpoint.tls
         threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
         return str(endpoint)
 
@@ -336,6 +335,7 @@ class Consumer:
     def _connect(self, endpoint: Endpoint, deadline: float) -> None:
         """Raises Gone. After the deadline there must be no other attempt: this one may still end, for all to hear."""
         self._endpoint = endpoint
+        self._io.is_eager = not endpoint.tls
         try:
             parameters = amqp.parameters(endpoint, heartbeat=self._settings.heartbeat, name=self._name)
         except ValueError as error:

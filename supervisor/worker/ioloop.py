@@ -119,15 +119,24 @@ class Services(SelectorIOServicesAdapter):
     def __init__(self, loop: IOLoop) -> None:
         super().__init__(loop)
         self.is_eager = False
-        """Whether to try. Not before the connection is open, nor with TLS: during a handshake, to be called means that
-        the socket is ready."""
+        """Whether to try. Not with TLS: during its handshake, to be called means that the socket is ready."""
+        self._connected: set[int] = set()
+        """Sockets that are read. To call on_writable for one that is being connected would mean that it is."""
         self.is_flushed = True
         """Whether the kernel has all that was written."""
         self._is_trying = False
 
+    def set_reader(self, fd: int, on_readable: Callable[[], None]) -> None:
+        self._connected.add(fd)
+        super().set_reader(fd, on_readable)
+
+    def remove_reader(self, fd: int) -> bool:
+        self._connected.discard(fd)
+        return super().remove_reader(fd)
+
     def set_writer(self, fd: int, on_writable: Callable[[], None]) -> None:
         self.is_flushed = False
-        if self.is_eager:
+        if self.is_eager and fd in self._connected:
             self._is_trying = True
             on_writable()  # calls remove_writer() when there is nothing left
             self._is_trying = False

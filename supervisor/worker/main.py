@@ -81,10 +81,9 @@ _EXIT_CODES = {Cause.BROKER: EXIT_BROKER, Cause.CONFIG: EXIT_CONFIG}
 
 
 @dataclass(slots=True)
-class Seat:
+class Birth:
     """What a worker is born with."""
 
-    slot: int
     parent: int
     settings: Settings
     link: Link
@@ -94,45 +93,48 @@ class Seat:
     """Already imported by the nursery, or None: import it here."""
 
 
-def live(seat: Seat) -> NoReturn:
+def live(birth: Birth) -> NoReturn:
     """A worker's whole life. Ends the process."""
-    # What needs nobody's leave is done while the supervisor still makes our acquaintance.
+    # What needs no seat is done before there is one.
+    comm.name("workq-spare")
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    settings = seat.settings
-    sink = _configure_logs(seat)
-    received = seat.link.receive()
+    settings = birth.settings
+    sink = _configure_logs(birth)
+    received = birth.link.receive()
     if received is None or not isinstance(received[0], Begin):
         os._exit(EXIT_DONE)  # the supervisor is gone, or did not want this worker after all
-    deathsig.follow(seat.parent)
-    comm.name(f"workq-worker-{seat.slot}")
-    pen = seat.board.pen(seat.slot)
+    slot = received[0].slot
+    deathsig.follow(birth.parent)
+    logs.sit(slot)
+    comm.name(f"workq-worker-{slot}")
+    pen = birth.board.pen(slot)
     pen.open(os.getpid())
-    handler = seat.handler
+    handler = birth.handler
     if handler is None:
         try:
             handler = load(settings.handler, settings.app_dir)
         except CannotLoad as error:
-            seat.link.send(LoadFailed(error.error, error.traceback))
+            birth.link.send(LoadFailed(error.error, error.traceback))
             os._exit(EXIT_CONFIG)
-        sink = _configure_logs(seat)  # the import may have set up logging in its own way; lines must stay whole
-    worker = Worker(seat, pen, sink, handler)
+        sink = _configure_logs(birth, slot)  # the import may have set up logging in its own way; lines must stay whole
+    worker = Worker(birth, slot, pen, sink, handler)
     end = worker.run()
     pen.phase(Phase.LEAVING)
-    seat.link.send(Leaving(end.cause, end.detail, end.kind or "", worker.is_unsettled))
+    birth.link.send(Leaving(end.cause, end.detail, end.kind or "", worker.is_unsettled))
     _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
 
 
-def _configure_logs(seat: Seat) -> logs.Sink:
+def _configure_logs(birth: Birth, slot: int | None = None) -> logs.Sink:
     return logs.configure(
         role="worker",
-        slot=seat.slot,
-        queue=seat.settings.queue,
-        fd=seat.log_fd,
-        lock_fd=seat.board.fd,
-        format=seat.settings.log_format,
-        level=seat.settings.log_level,
-        on_long=lambda line: _record(seat.link, line),
+        slot=slot,
+        queue=birth.settings.queue,
+        fd=birth.log_fd,
+        lock_fd=birth.board.fd,
+        format=birth.settings.log_format,
+        level=birth.settings.log_level,
+        on_long=lambda line: _record(birth.link, line),
     )
 
 
@@ -158,22 +160,22 @@ def _exit(code: int) -> NoReturn:
 class Worker:
     """One worker between Connecting and Leaving."""
 
-    def __init__(self, seat: Seat, pen: Pen, sink: logs.Sink, handler: Callable[[Task], Outcome]) -> None:
-        self._settings = seat.settings
-        self._link = seat.link
+    def __init__(self, birth: Birth, slot: int, pen: Pen, sink: logs.Sink, handler: Callable[[Task], Outcome]) -> None:
+        settings = self._settings = birth.settings
+        self._link = birth.link
         self._pen = pen
         self._sink = sink
         self._dropped = 0
         self._handler = handler
-        name = f"workq-{os.uname().nodename}-{os.getpid()}-{seat.slot}"
-        self._consumer = Consumer(seat.settings, name, pen.beat, self._measured, self._lost, self._counted_dead)
-        self._parking = Parking(seat.settings, name, self._blocked)
-        self._patience = Patience(seat.settings.retries, seat.settings.retry_delay)
+        name = f"workq-{os.uname().nodename}-{os.getpid()}-{slot}"
+        self._consumer = Consumer(settings, name, pen.beat, self._measured, self._lost, self._counted_dead)
+        self._parking = Parking(settings, name, self._blocked)
+        self._patience = Patience(settings.retries, settings.retry_delay)
         self._verdicts: dict[str, Verdict] = {}
         self.is_unsettled = False
         """A task came to its end, and the broker cannot be told."""
         self._task: Task | None = None
-        self._remaining = _tasks_to_run(seat.settings.max_tasks, seat.slot)
+        self._remaining = _tasks_to_run(settings.max_tasks, slot)
         self._log: Any = logs.get_logger()
         # Asked once: to put together what nobody wants to read costs more than anything else between two tasks.
         self._tells_starts = logs.tells("debug")

@@ -41,7 +41,7 @@ from supervisor.vocabulary import (
 )
 from supervisor.worker import comm, deathsig
 from supervisor.worker.handler import CannotLoad, load
-from supervisor.worker.main import Seat, live
+from supervisor.worker.main import Birth, live
 from supervisor.worker.task import Task
 
 _PID_BYTES = 8
@@ -93,7 +93,7 @@ def main() -> int:
     gc.freeze()
     link.send(Loaded(now() - begun, order.preload))
     board = Scoreboard(board_fd)
-    _serve(link, lambda slot, worker_link: Seat(slot, order.parent, settings, worker_link, board, log_fd, handler))
+    _serve(link, lambda worker_link: Birth(order.parent, settings, worker_link, board, log_fd, handler))
     return EXIT_DONE
 
 
@@ -121,18 +121,18 @@ def _threads() -> list[str]:
     return names
 
 
-def _serve(link: Link, seat: Callable[[int, Link], Seat]) -> None:
+def _serve(link: Link, birth: Callable[[Link], Birth]) -> None:
     note = mmap.mmap(-1, _PID_BYTES)
     while (received := link.receive()) is not None:
         order, fds = received
         assert isinstance(order, Fork)
         worker_fd, output_fd = fds
         try:
-            pid = _fork_twice(note, lambda: _become(link, seat, order.slot, worker_fd, output_fd))  # noqa: B023 - called at once
+            pid = _fork_twice(note, lambda: _become(link, birth, worker_fd, output_fd))  # noqa: B023 - called at once
         except OSError as error:
-            link.send(ForkFailed(order.slot, order.ticket, f"fork: {error.strerror}"))
+            link.send(ForkFailed(order.ticket, f"fork: {error.strerror}"))
         else:
-            link.send(Forked(order.slot, order.ticket, pid))
+            link.send(Forked(order.ticket, pid))
         finally:
             os.close(worker_fd)
             os.close(output_fd)
@@ -162,7 +162,7 @@ def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
     return pid
 
 
-def _become(link: Link, seat: Callable[[int, Link], Seat], slot: int, worker_fd: int, output_fd: int) -> NoReturn:
+def _become(link: Link, birth: Callable[[Link], Birth], worker_fd: int, output_fd: int) -> NoReturn:
     """The new process: let go of what is the nursery's, take what is the worker's, and live."""
     try:
         link.close()
@@ -170,7 +170,7 @@ def _become(link: Link, seat: Callable[[int, Link], Seat], slot: int, worker_fd:
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
         os.close(output_fd)
-        live(seat(slot, Link.of(worker_fd)))
+        live(birth(Link.of(worker_fd)))
     finally:
         os._exit(70)  # EX_SOFTWARE: live() does not return
 

@@ -14,7 +14,7 @@ import pytest
 from supervisor.commands.node import PrivateNode
 from supervisor.parent.leftovers import children
 from tests import amqp, handler_modules
-from tests.supervision import Runs, Supervision, eventually, gone, supervised
+from tests.supervision import Runs, Supervision, eventually, gone, retinue, supervised
 
 IMPORTS_A_SERVER = """
 import subprocess, os
@@ -153,8 +153,8 @@ def test_what_a_living_worker_sets_free_is_reaped_when_it_ends(broker_url: str, 
 
 
 def assert_only_ours(pool: Supervision) -> None:
-    """The supervisor's children are its workers and the nursery: no orphan, and no zombie."""
-    eventually(lambda: len(children(pool.pid)) == len(pool.pids()) + 1)
+    """The supervisor's children are its workers, the nursery and the spare: no orphan, and no zombie."""
+    retinue(pool)
 
 
 def test_what_an_import_starts_serves_every_worker_and_ends_with_the_supervisor(

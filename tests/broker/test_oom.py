@@ -12,7 +12,7 @@ from supervisor.parent.cgroup import EXPENDABLE
 from supervisor.parent.leftovers import children
 from tests import amqp
 from tests.memory_cgroup import memory_cgroup
-from tests.supervision import Runs, Supervision, supervised
+from tests.supervision import Runs, Supervision, retinue, supervised
 
 MEBIBYTE = 1 << 20
 
@@ -35,7 +35,7 @@ def test_f05_a_worker_that_the_oom_killer_takes_is_named_so_and_nobody_else_dies
     options = ("--workers", "3", "--max-crashes", "1")
     with confined(*options, url=broker_url, queue=queue, runs=runs) as pool:
         before = pool.pids()
-        [nursery] = set(children(pool.pid)) - set(before)
+        nursery = retinue(pool)["workq-nursery"]
         amqp.publish(broker_url, queue, ["1024"], ids=["hog"])
         died = pool.hear("worker.exited")
         assert (died["cause"], died["status"], died["message_id"]) == ("OOM", "OOM", "hog")
@@ -75,8 +75,7 @@ def test_the_oom_killer_is_shown_the_workers_and_not_the_supervisor(broker_url: 
         pool.ready()
         own = int(Path("/proc/self/oom_score_adj").read_text())
         assert adjustment(pool.pid) == own
-        everyone = children(pool.pid)
-        assert len(everyone) == 3
+        everyone = [*pool.pids(), *retinue(pool).values()]
         assert {adjustment(pid) for pid in everyone} == {min(1000, own + EXPENDABLE)}
         assert pool.stop() == 0
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from supervisor.commands.node import PrivateNode
 from tests import amqp
-from tests.supervision import Runs, eventually, gone, supervised
+from tests.supervision import Runs, eventually, gone, retinue, supervised
 
 
 def test_f01_a_worker_killed_while_idle_is_replaced_and_nothing_is_redelivered(broker_url: str, queue: str) -> None:
@@ -126,8 +125,7 @@ def test_f13_the_nursery_killed_disturbs_no_task_and_the_next_replacement_still_
         pool.ready()
         runs.hear("began", 2)
         before = pool.pids()
-        nursery = only_other_child(pool.pid, before)
-        os.kill(nursery, signal.SIGKILL)
+        os.kill(retinue(pool)["workq-nursery"], signal.SIGKILL)
         pool.hear("nursery.exited")
         pool.hear("handler.loaded", count=2)
         pool.hear("task.succeeded", count=2)
@@ -145,8 +143,7 @@ def test_f47_the_supervisor_killed_takes_every_worker_with_it_and_loses_nothing(
     with supervised("handlers:work", "--workers", "4", url=broker_url, queue=queue, env=runs.env) as pool:
         pool.ready()
         runs.hear("began", 3)
-        everyone = children(pool.pid)
-        assert len(everyone) == 5
+        everyone = [*pool.pids(), *retinue(pool).values()]
         pool.send(signal.SIGKILL)
         assert all(gone(pid, timeout=2.0) for pid in everyone)
     eventually(lambda: amqp.unacked(node, queue) == 0)
@@ -168,14 +165,34 @@ def test_a_worker_that_is_sent_sigterm_itself_finishes_its_task_leaves_and_is_re
         assert pool.stop() == 0
 
 
-def children(pid: int) -> list[int]:
-    """Every child, of every thread (proc(5), /proc/PID/task/TID/children)."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
-    return found
+def test_the_spare_takes_the_seat_of_a_worker_that_dies_and_another_is_forked_ahead(
+    broker_url: str, queue: str
+) -> None:
+    with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue) as pool:
+        pool.ready()
+        for deaths in (1, 2):
+            spare = retinue(pool)["workq-spare"]
+            os.kill(pool.pids()[0], signal.SIGKILL)
+            born = pool.hear("worker.started", count=2 + deaths)
+            assert (born["slot"], born["pid"]) == (0, spare)
+            pool.hear("worker.ready", count=2 + deaths)
+            assert spare == pool.pids()[0]
+        amqp.publish(broker_url, queue, ["0"] * 20)
+        pool.hear("task.succeeded", count=20, timeout=30)
+        assert {(line["slot"], line["pid"]) for line in pool.named("task.succeeded")} <= set(enumerate(pool.pids()))
+        assert pool.stop() == 0
 
 
-def only_other_child(pid: int, known: list[int]) -> int:
-    [other] = set(children(pid)) - set(known)
-    return other
+def test_a_spare_that_is_killed_is_nobody_s_death_and_the_next_worker_comes_without_it(
+    broker_url: str, queue: str
+) -> None:
+    with supervised("handlers:work", "--workers", "1", url=broker_url, queue=queue) as pool:
+        pool.ready()
+        spare = retinue(pool)["workq-spare"]
+        os.kill(spare, signal.SIGKILL)
+        assert gone(spare, timeout=10.0)
+        assert pool.named("worker.exited") == []
+        os.kill(pool.pids()[0], signal.SIGKILL)
+        pool.hear("worker.ready", count=2)
+        assert retinue(pool)["workq-spare"] != spare
+        assert pool.stop() == 0

@@ -66,6 +66,9 @@ class Reader(ast.NodeVisitor):
             self.note(event, level, {"because"} | self.keywords(node))
         elif re.fullmatch(r"(.*\._?)?(log|get_logger\(\))\.\w+", name) and name.rpartition(".")[2] in LEVELS:
             self.note(node.args[0], ast.Constant(name.rpartition(".")[2]), self.keywords(node))
+        elif name == "logs.tell":
+            level, event, fields = node.args
+            self.note(event, level, self.keys(fields))
 
     def note(self, event: ast.expr, level: ast.expr, fields: set[str]) -> None:
         for name in self.texts(event):

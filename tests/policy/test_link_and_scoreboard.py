@@ -17,8 +17,8 @@ MESSAGES = [
     v.Loaded(0.25, preloaded=True),
     v.Threaded(["pool-1", "grpc_global_tim"]),
     v.LoadFailed("ImportError: no module", "Traceback ..."),
-    v.Forked(3, 17, 4711),
-    v.ForkFailed(3, 17, "fork: Resource temporarily unavailable"),
+    v.Forked(17, 4711),
+    v.ForkFailed(17, "fork: Resource temporarily unavailable"),
     v.Connecting(),
     v.Ready("127.0.0.1:5672", "quorum"),
     v.Suspect("key \N{SNOWMAN} \udcff", 2),
@@ -28,8 +28,8 @@ MESSAGES = [
     v.Leaving(v.Cause.BROKER, "connection reset"),
     v.Record('{"event": "x"}'),
     v.Load({"handler": "tasks:handle", "workers": 2}, preload=False, parent=1, generation=1),
-    v.Fork(3, 17),
-    v.Begin(),
+    v.Fork(17),
+    v.Begin(3),
     v.Drain(finish=True),
     v.Measure(),
     v.Verdict("k", run=False, crashes=3, cause="SIGSEGV", evidence="Fatal Python error"),
@@ -71,12 +71,12 @@ def test_messages_arrive_one_by_one_in_order(pair: tuple[Link, Link]) -> None:
 def test_descriptors_travel_along_and_are_not_inherited(pair: tuple[Link, Link]) -> None:
     here, there = pair
     reader, writer = os.pipe()
-    here.send(v.Fork(0, 1), (writer,))
+    here.send(v.Fork(1), (writer,))
     os.close(writer)
     received = there.receive()
     assert received is not None
     message, (copy,) = received
-    assert message == v.Fork(0, 1)
+    assert message == v.Fork(1)
     assert not os.get_inheritable(copy)
     os.write(copy, b"x")
     assert os.read(reader, 1) == b"x"
@@ -90,12 +90,12 @@ def test_the_end_of_one_side_is_told_to_the_other(pair: tuple[Link, Link]) -> No
     here.close()
     assert there.receive() == (v.Leaving("drained"), [])
     assert there.receive() is None
-    assert there.send(v.Begin()) is False
+    assert there.send(v.Begin(3)) is False
 
 
 def test_a_full_link_does_not_block_who_will_not_wait(pair: tuple[Link, Link]) -> None:
     here, _ = pair
-    assert not all(here.send(v.Begin(), wait=False) for _ in range(100_000))
+    assert not all(here.send(v.Begin(3), wait=False) for _ in range(100_000))
 
 
 def test_a_message_that_is_too_long_is_refused(pair: tuple[Link, Link]) -> None:
