@@ -1,310 +1,173 @@
-"""Measures, each by its name:
+"""Measures workq-supervise on this machine, beside bare pika, Dramatiq, Celery, supervisord and a client in C.
 
-    recovery    from the SIGKILL of a worker to the next finished task
+    scripts/bench                       everything, in an hour or so; writes docs/benchmarks.md and its pictures
+    scripts/bench NAME...               only these
+    scripts/bench guard                 the ratios that continuous integration holds, in about a minute
+    scripts/bench --report-from FILE... the document anew, from what --json wrote; a bench in several: the last
 
-Every one boots a private RabbitMQ and needs nothing else. To add one: a function that takes the parsed arguments and
-returns an Outcome, and its line in BENCHES.
+Every bench has a private RabbitMQ of its own, booted for it. To add one: a function that takes Options and returns its
+rows (benches/row.py), and its line in BENCHES.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
+import importlib
 import json
-import math
-import mmap
 import os
-import platform
-import random
 import signal
 import sys
 import tempfile
-import time
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
-import bench_tasks
-from demo import Supervised, await_ready, quieten
-
-from supervisor import Publisher
+from scripts.benches import report
+from scripts.benches.contenders import contenders
+from scripts.benches.measure import surroundings
+from scripts.benches.row import BenchError, Options, Row
 from supervisor.clock import now
 from supervisor.commands.node import NodeError, PrivateNode
 
-QUEUE: Final = "bench"
-TARGET: Final = 0.050
-"""Seconds that the median recovery may take."""
-PATIENCE: Final = 20.0
-"""Seconds to wait for what takes milliseconds."""
-BACKLOG: Final = 2000
-"""Messages in the queue, at least, when a worker is killed; nothing is published while its replacement is awaited."""
-
-
-class BenchError(Exception):
-    """It cannot be measured; the message says why."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a bench found: for people, for programs, and whether it is good enough."""
-
-    text: str
-    data: dict[str, Any]
-    passed: bool
-
-
-# ----------------------------------------------------------------------------------------------------- recovery
+ROOT: Final = Path(__file__).resolve().parents[1]
+INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
-class Recovery:
-    """One kill. Seconds since it, by what had been reached."""
-
-    in_hand: bool
-    """The supervisor saw a message in the dead worker's hand."""
-    reached: dict[str, float]
-
-
-SEEN: Final = "the supervisor has seen the death"
-FORKED: Final = "the replacement is forked"
-READY: Final = "it is consuming"
-BEGUN: Final = "it has a task in hand"
-FINISHED: Final = "it has finished a task"
-AGAIN: Final = "the killed task is finished, by anybody"
-
-
 class Bench:
-    """A supervisor with so many workers on a queue that never empties; kills one at a time."""
+    """One line of the list."""
 
-    def __init__(self, node: PrivateNode, workers: int, place: Path, stack: contextlib.ExitStack) -> None:
-        self._queue = f"{QUEUE}-{workers}"
-        self._workers = workers
-        self._published = 0
-        self._publisher = stack.enter_context(Publisher(node.url, self._queue))
-        self._again = place / "again"
-        self._again.touch()
-        notes = place / "notes"
-        self._notes: mmap.mmap = bench_tasks.open_notes(notes)
-        self._fill()
-        env = {"BENCH_NOTES": str(notes), "BENCH_AGAIN": str(self._again)}
-        options = ("--workers", str(workers))
-        self._supervised = Supervised(
-            "bench_tasks:short", *options, url=node.url, queue=self._queue, place=place, env=env
-        )
-        stack.callback(self._supervised.end)
-        stack.push(lambda kind, error, trace: quieten() if kind is not None else None)
-        await_ready(self._supervised)
+    where: str
+    """`module:function` in the package benches; imported when it is wanted, for some need what others do not."""
+    rounds: int
+    quick: int
+    """Rounds with --quick; 0: not at all, unless it is named."""
+    what: str
 
-    def run(self, rounds: int) -> list[Recovery]:
-        return [self._round() for _ in progress(rounds, f"{self._workers} worker{'s' * (self._workers > 1)}")]
+    def function(self) -> Callable[[Options], list[Row]]:
+        module, _, name = self.where.partition(":")
+        function: Callable[[Options], list[Row]] = getattr(importlib.import_module(f"scripts.benches.{module}"), name)
+        return function
 
-    def _round(self) -> Recovery:
-        """Kill one worker in mid-task at a random instant, and tell what followed."""
-        self._fill()
-        self._await(self._all_work)
-        victim = random.choice(self._status()["workers"])
-        self._supervised.lines(b'"worker.')
-        again_at = self._again.stat().st_size
-        time.sleep(random.uniform(0.02, 0.12))
-        killed = self._kill(victim["pid"])
-        time.sleep(2 * TARGET)  # to look while it recovers would take the processor from it
-        pid: int = self._await(lambda: self._successor(victim))
-        lines = self._events(victim["slot"])
-        _, _, _, began, ended = self._note(pid)
-        reached = {
-            SEEN: lines["worker.exited"]["at"],
-            FORKED: lines["worker.started"]["at"],
-            READY: lines["worker.ready"]["at"],
-            BEGUN: began,
-            FINISHED: ended,
-        }
-        in_hand = lines["worker.exited"]["message_id"] is not None
-        if in_hand:
-            reached[AGAIN] = self._await(lambda: self._finished_again(again_at, lines["worker.exited"]["message_id"]))
-        return Recovery(in_hand, {name: round(at - killed, 6) for name, at in reached.items()})
 
-    def _kill(self, pid: int) -> float:
-        """SIGKILL, as soon as it is in mid-task. Death between two tasks blames nobody, and soon meets a backoff."""
-        until = now() + PATIENCE
-        while self._note(pid)[1] != 1:
-            if now() > until:
-                raise BenchError(f"worker {pid} never has a task in hand; the log ends:\n{self._supervised.tail()}")
-        at = now()
-        os.kill(pid, signal.SIGKILL)
-        return at
-
-    def _events(self, slot: int) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-
-        def complete() -> bool:
-            found.update({line["event"]: line for line in self._supervised.lines(b'"worker.') if line["slot"] == slot})
-            return {"worker.exited", "worker.started", "worker.ready"} <= found.keys()
-
-        self._await(complete)
-        return found
-
-    def _successor(self, victim: dict[str, Any]) -> int | None:
-        """The pid of the worker in the dead one's seat, once it has finished a task."""
-        pid = self._status()["workers"][victim["slot"]]["pid"]
-        if pid in (None, victim["pid"]):
-            return None
-        note = self._note(pid)
-        return pid if note[0] == pid and note[2] > 0 else None
-
-    def _finished_again(self, offset: int, message_id: str) -> float | None:
-        with self._again.open() as file:
-            file.seek(offset)
-            lines = [line.split() for line in file]
-        return next((float(at) for name, at in lines if name == message_id), None)
-
-    def _all_work(self) -> bool:
-        """Every worker has finished tasks of its own, so that no seat has a streak of deaths."""
-        notes = [self._note(worker["pid"] or 0) for worker in self._status()["workers"]]
-        return all(note[2] >= 3 for note in notes)
-
-    def _note(self, pid: int) -> tuple[int, int, int, float, float]:
-        """What the handler has noted in that process; zeros when it has not (yet)."""
-        note = bench_tasks.CELL.unpack_from(self._notes, bench_tasks.cell(pid))
-        return note if note[0] == pid and pid else (0, 0, 0, 0.0, 0.0)
-
-    def _status(self) -> dict[str, Any]:
-        status = self._supervised.status()
-        if not status:
-            raise BenchError(f"the supervisor does not answer; its log ends:\n{self._supervised.tail()}")
-        return status
-
-    def _fill(self) -> None:
-        done = self._status()["totals"]["succeeded"] if self._published else 0
-        if self._published - done < BACKLOG:
-            serial = itertools.count(self._published)
-            self._publisher.publish_many(("", {"message_id": f"m{next(serial)}"}) for _ in range(2 * BACKLOG))
-            self._published += 2 * BACKLOG
-
-    def _await(self, happens: Callable[[], Any]) -> Any:
-        until = now() + PATIENCE
-        while not (answer := happens()):
-            if now() > until:
-                raise BenchError(f"not within {PATIENCE:g} s; the supervisor's log ends:\n{self._supervised.tail()}")
-            time.sleep(0.03)
-        return answer
+BENCHES: Final[dict[str, Bench]] = {
+    "rates": Bench("rates:rates", 5, 1, "CPU and time of a task that does nothing, and of one with a 1 MB body"),
+    "curve": Bench("rates:curve", 3, 1, "tasks a second with 1, 2, 4 and 8 workers"),
+    "recovery": Bench("recovery:recovery", 100, 10, "from the SIGKILL of a worker to the next finished task"),
+    "kills": Bench("recovery:kills", 3, 1, "800 tasks of 50 ms while a worker is killed every 100 ms"),
+    "short": Bench("recovery:short", 3, 1, "tasks of 10 ms, against what is possible"),
+    "fair": Bench("recovery:fair", 3, 1, "long and short tasks in turns: is every worker busy?"),
+    "memory": Bench("footprint:memory", 3, 1, "memory of a pool, and of each further worker"),
+    "idle": Bench("footprint:idle", 1, 1, "CPU and wake-ups of a pool that has nothing to do"),
+    "many": Bench("crowd:many", 1, 1, "256 workers on one host"),
+    "start": Bench("footprint:start", 10, 3, "from the start of the program to the first finished task"),
+    "soak": Bench("soak:soak", 1, 0, "a million tasks with a kill every second: memory and losses"),
+}
+GUARD: Final = Bench("guard:guard", 2, 1, "ratios within one run with generous bounds, for continuous integration")
 
 
 @dataclass(slots=True)
-class Series:
-    """The recoveries of one pool."""
+class Finding:
+    """What became of one bench."""
 
-    workers: int
-    recoveries: list[Recovery]
-    parts: dict[str, dict[str, float]] = field(init=False)
-    """Seconds since the kill: median, p95, worst."""
+    rows: list[Row]
+    rounds: int
+    seconds: float
+    load: float
+    """The machine's load average when it began: above 0.5 somebody else was at work."""
+    error: str = ""
 
-    def __post_init__(self) -> None:
-        samples: dict[str, list[float]] = {}
-        for recovery in self.recoveries:
-            for name, seconds in recovery.reached.items():
-                samples.setdefault(name, []).append(seconds)
-        self.parts = {
-            name: {"median": rank(values, 0.5), "p95": rank(values, 0.95), "worst": max(values)}
-            for name, values in samples.items()
-        }
-
-    @property
-    def passed(self) -> bool:
-        return self.parts[FINISHED]["median"] < TARGET
-
-    def table(self) -> str:
-        in_hand = sum(recovery.in_hand for recovery in self.recoveries)
-        title = f"{self.workers} worker{'s' * (self.workers > 1)}, {len(self.recoveries)} kills, {in_hand} in mid-task"
-        rows = [f"{title:<44}{'median':>9}{'p95':>9}{'worst':>9}"]
-        for name, part in self.parts.items():
-            numbers = "".join(f"{part[key] * 1000:9.1f}" for key in ("median", "p95", "worst"))
-            rows.append(f"  {name:<42}{numbers} ms")
-        median = f"{self.parts[FINISHED]['median'] * 1000:.1f} ms"
-        verdict = "met" if self.passed else "MISSED"
-        rows.append(
-            f"  target: a task finished by the replacement, median under {TARGET * 1000:.0f} ms: {median}, {verdict}"
-        )
-        return "\n".join(rows)
-
-    def data(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
-            "workers": self.workers,
-            "kills": len(self.recoveries),
-            "in_mid_task": sum(recovery.in_hand for recovery in self.recoveries),
-            "seconds_since_kill": self.parts,
-            "samples": [recovery.reached[FINISHED] for recovery in self.recoveries],
-            "passed": self.passed,
+            "rounds": self.rounds,
+            "seconds": round(self.seconds, 1),
+            "load": round(self.load, 2),
+            "error": self.error,
+            "rows": [row.to_json() for row in self.rows],
         }
-
-
-def recovery(arguments: argparse.Namespace) -> Outcome:
-    """From the SIGKILL of a worker to the next finished task, with a handler whose import takes half a second."""
-    series = []
-    with node() as broker:
-        for workers in arguments.workers:
-            # One worker: the next finished task must be the replacement's. Four: everybody is busy meanwhile.
-            with contextlib.ExitStack() as stack:
-                prefix = "workq-bench-"
-                place = Path(
-                    stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
-                )
-                series.append(Series(workers, Bench(broker, workers, place, stack).run(arguments.rounds)))
-        version = broker.version
-    head = (
-        f"recovery: time since a SIGKILL in mid-task; tasks of {bench_tasks.TASK * 1000:g} ms, "
-        f"a handler that takes {bench_tasks.IMPORT:g} s to import\n"
-        f"RabbitMQ {version}, Python {platform.python_version()}, {os.cpu_count()} CPUs\n"
-    )
-    text = "\n".join([head, "\n\n".join(each.table() for each in series)])
-    data = {
-        "bench": "recovery",
-        "rabbitmq": version,
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "target_seconds": TARGET,
-        "task_seconds": bench_tasks.TASK,
-        "import_seconds": bench_tasks.IMPORT,
-        "series": [each.data() for each in series],
-    }
-    return Outcome(text, data, all(each.passed for each in series))
-
-
-def rank(values: list[float], share: float) -> float:
-    """The smallest value that at least this share of them does not exceed (nearest rank)."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 # ------------------------------------------------------------------------------------------------------ running
 
 
 @contextlib.contextmanager
-def node() -> Iterator[PrivateNode]:
+def node(place: Path) -> Iterator[PrivateNode]:
     """A private broker with nothing in it."""
-    with tempfile.TemporaryDirectory(prefix="workq-bench-", ignore_cleanup_errors=True) as place:
-        broker = PrivateNode(Path(place))
+    broker = PrivateNode(place)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.kill()
+
+
+def run(name: str, arguments: argparse.Namespace) -> Finding:
+    """One bench, on a broker of its own. What goes wrong in it is its finding: the others are measured all the same."""
+    bench = GUARD if name == "guard" else BENCHES[name]
+    rounds = arguments.rounds or (bench.quick if arguments.quick else bench.rounds) or 1
+    finding = Finding([], rounds, 0.0, os.getloadavg()[0])
+    began = now()
+    with tempfile.TemporaryDirectory(prefix="workq-bench-", ignore_cleanup_errors=True) as temporary:
+        place = Path(temporary) / name
+        place.mkdir()
         try:
-            broker.start()
-            yield broker
+            with node(Path(temporary) / "node") as broker:
+                options = Options(broker.url, place, rounds, arguments.quick, tuple(arguments.contenders))
+                finding.rows = bench.function()(options)
+        except (BenchError, NodeError) as error:
+            finding.error = str(error)
+        except Exception as error:
+            finding.error = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
         finally:
-            quieten()
-            broker.kill()
+            finding.seconds = now() - began
+    return finding
 
 
-def progress(rounds: int, what: str) -> Iterator[int]:
-    """Count, and show it on a terminal."""
-    show = sys.stderr.isatty()
-    for number in range(rounds):
-        if show:
-            sys.stderr.write(f"\r{what}: {number + 1} of {rounds}\x1b[K")
-            sys.stderr.flush()
-        yield number
-    if show:
-        sys.stderr.write("\r\x1b[K")
+def measure(names: list[str], arguments: argparse.Namespace) -> int:
+    saved: dict[str, Any] = {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quick": arguments.quick,
+        **surroundings(),
+        "benches": {},
+    }
+    findings = {}
+    for name in names:
+        findings[name] = run(name, arguments)
+        saved["benches"][name] = findings[name].to_json()
+        if arguments.json is not None:  # after each one: a run that is interrupted after an hour has its figures
+            arguments.json.write_text(json.dumps(saved, indent=1) + "\n")
+        print(report.table(name, findings[name].rows, findings[name].error), flush=True)
+    if arguments.write:
+        for path in report.write(saved, ROOT):
+            print(f"written: {path.relative_to(ROOT)}")
+    if any(finding.error for finding in findings.values()):
+        return 1
+    missed = [row.what for finding in findings.values() for row in finding.rows if not row.met]
+    if missed:
+        print(f"missed: {'; '.join(missed)}")
+    return 1 if missed and arguments.must_pass else 0
 
 
-BENCHES: Final[dict[str, Callable[[argparse.Namespace], Outcome]]] = {"recovery": recovery}
+def guard(once: Callable[[], Finding]) -> int:
+    """1 when a bound is broken twice: once may be somebody else's doing."""
+    for last in (False, True):
+        finding = once()
+        print(report.table("guard", finding.rows, finding.error), flush=True)
+        if not finding.error and all(row.met for row in finding.rows):
+            return 0
+        if not last:
+            print("guard: broken; once more, to see whether that was the machine", flush=True)
+    print("guard: broken twice: something has become slow", file=sys.stderr)
+    return 1
+
+
+# ------------------------------------------------------------------------------------------------- command line
 
 
 def count(text: str) -> int:
@@ -316,39 +179,70 @@ def count(text: str) -> int:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure workq-supervise on this machine.")
-    benches = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
-    parsers = {
-        name: benches.add_parser(name, help=bench.__doc__, description=bench.__doc__) for name, bench in BENCHES.items()
-    }
-    for each in parsers.values():
-        each.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-        each.add_argument(
-            "--assert", dest="must_pass", action="store_true", help="exit with 1 when the target is missed"
-        )
-    parsers["recovery"].add_argument("--rounds", type=count, default=100, metavar="N", help="kills of each pool [100]")
-    parsers["recovery"].add_argument(
-        "--workers", type=count, nargs="+", default=[1, 4], metavar="N", help="sizes of the pools [1 4]"
+    listed = "\n".join(f"  {name:<10}{bench.what}" for name, bench in BENCHES.items())
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description=(__doc__ or "").partition("\n\nEvery")[0],
+        epilog=f"{listed}\n  {'guard':<10}{GUARD.what}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return parser.parse_args(argv)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure [everything]")
+    parser.add_argument("--rounds", type=count, metavar="N", help="how often [what is right for each bench]")
+    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it works")
+    parser.add_argument(
+        "--contender",
+        dest="contenders",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="beside ourselves only this one; may be given several times [all]",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures there")
+    parser.add_argument("--assert", dest="must_pass", action="store_true", help="exit with 1 when a target is missed")
+    parser.add_argument(
+        "--report-from", type=Path, nargs="+", metavar="FILE", help="only write the document, from these"
+    )
+    arguments = parser.parse_args(argv)
+    unknown = [name for name in arguments.names if name not in BENCHES and name != "guard"]
+    if unknown:
+        parser.error(f"no bench is called {unknown[0]}; there are: {', '.join(BENCHES)}, guard")
+    if "guard" in arguments.names and len(arguments.names) > 1:
+        parser.error("guard runs alone")
+    try:
+        contenders(arguments.contenders)
+    except BenchError as error:
+        parser.error(str(error))
+    # The document tells of everything, measured in one way: a part of it, or a quick look, is for the terminal.
+    arguments.write = not (arguments.names or arguments.quick or arguments.rounds or arguments.contenders)
+    return arguments
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """End everything in order; a second Ctrl-C meanwhile would leave half of it behind."""
+    for each in INTERRUPTS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def main() -> int:
     arguments = parse()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    for number in INTERRUPTS:
+        signal.signal(number, interrupt)
     try:
-        outcome = BENCHES[arguments.bench](arguments)
+        if arguments.report_from:
+            for path in report.write(report.joined(arguments.report_from), ROOT):
+                print(f"written: {path.relative_to(ROOT)}")
+            return 0
+        if arguments.names == ["guard"]:
+            return guard(lambda: run("guard", arguments))
+        names = arguments.names or [name for name, bench in BENCHES.items() if bench.quick or not arguments.quick]
+        return measure(names, arguments)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except (BenchError, NodeError) as error:
-        print(f"{arguments.bench}: {error}", file=sys.stderr)
+    except BenchError as error:
+        print(f"scripts/bench: {error}", file=sys.stderr)
         return 1
-    print(outcome.text)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(outcome.data, indent=2) + "\n")
-    return 1 if arguments.must_pass and not outcome.passed else 0
 
 
 if __name__ == "__main__":

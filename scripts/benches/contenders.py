@@ -1,0 +1,487 @@
+"""Who is measured, side by side: each takes the same tasks (`tasks.work`) from a durable classic queue, one message a
+worker at a time, persistent messages, acknowledged after the work.
+
+    BarePika      pika alone, without anything around it: what a worker in Python costs at least
+    Workq         workq-supervise
+    Dramatiq, Celery
+    Supervisord   supervisord, which runs the worker of RabbitMQ's tutorial
+    CClient       librabbitmq: what this broker can do
+
+The peers are configured as their documentation advises for the same guarantees; see `peers/`. Each runs in processes of
+its own, and its messages are in its own format.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import pika
+
+from supervisor import Publisher
+from supervisor.clock import now
+from supervisor.publisher import Message
+from supervisor.version import __version__
+
+from .row import BenchError
+
+HERE: Final = Path(__file__).resolve().parent
+SCRIPTS: Final = HERE.parent
+CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workq-supervise"
+PINS: Final = HERE / "requirements.txt"
+INSTALL: Final = "apt-get install --no-install-recommends gcc libc6-dev librabbitmq-dev pkgconf"
+MARK: Final = "BENCH_POOL"
+"""Every process of a pool has this in its environment: so it is found when its parents are gone."""
+STOP_SECONDS: Final = 8.0
+"""How long a pool may take to leave on SIGTERM before it is killed."""
+PATIENCE: Final = 30.0
+"""Seconds to wait for what takes milliseconds."""
+
+
+# ---------------------------------------------------------------------------------------------------------- pool
+
+
+class Pool:
+    """A contender that runs: its top process and all below it."""
+
+    def __init__(self, contender: Contender, url: str, name: str, size: int, process: subprocess.Popen[bytes]) -> None:
+        self.root = process.pid
+        """The pid of the top process."""
+        self.size = size
+        """How many workers it shall have."""
+        self.log: Path
+        """What its processes write to standard output and error."""
+        self._contender = contender
+        self._url = url
+        self._name = name
+        self._process = process
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def family(self) -> list[int]:
+        """The top process and all its descendants that live now."""
+        return [self.root, *descendants(self.root)] if self.alive else []
+
+    def workers(self) -> list[int]:
+        """The processes that run tasks, now."""
+        return self._contender.find_workers(self.root) if self.alive else []
+
+    def parents(self) -> list[int]:
+        """Those that do not: the supervisor's side."""
+        workers = set(self.workers())
+        return [pid for pid in self.family() if pid not in workers]
+
+    def await_ready(self, timeout: float = 60.0) -> None:
+        """Until all its workers are there and consume. `timeout` in seconds. Raises BenchError."""
+        consumers = self._contender.consumers(self.size)
+        deadline = now() + timeout
+        queue = self._contender.queue(self._name)
+        link = pika.BlockingConnection(pika.URLParameters(self._url))
+        try:
+            channel = link.channel()
+            while True:
+                try:
+                    method: Any = channel.queue_declare(queue, passive=True).method
+                    if method.consumer_count >= consumers and len(self.workers()) >= self.size:
+                        return
+                except pika.exceptions.ChannelClosedByBroker:
+                    channel = link.channel()  # not declared yet
+                self.demand_alive()
+                if now() > deadline:
+                    raise BenchError(f"{self._contender.name} is not ready after {timeout:g} s:\n{self.tail()}")
+                time.sleep(0.02)
+        finally:
+            link.close()
+
+    def demand_alive(self) -> None:
+        """Raises BenchError when the top process has left."""
+        if not self.alive:
+            code = self._process.returncode
+            raise BenchError(f"{self._contender.name} has left with {code}; its output ends:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The end of what it wrote."""
+        return self.log.read_text(errors="replace")[-3000:]
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below this one that live now, the nearest first (/proc/PID/task/TID/children, proc(5))."""
+    below = children(pid)
+    return below + [further for child in below for further in descendants(child)]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started and that live now."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Leave nothing of a pool: ask the top process, then kill whatever has the mark, and see all of it dead."""
+    with ExitStack() as stack:
+        held = hold(mark, stack)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        process.kill()
+        process.wait()
+        while left := hold(mark, stack):
+            held += left
+            for pidfd in left:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            time.sleep(0.01)
+        for pidfd in held:
+            # Between its memory and its pid a dying process has no environment to be known by, and is still there.
+            if not select.select([pidfd], [], [], PATIENCE)[0]:
+                raise BenchError(f"a process of the pool does not die within {PATIENCE:g} s of SIGKILL")
+
+
+def hold(mark: str, stack: ExitStack) -> list[int]:
+    """A pidfd of each process that has inherited this mark, wherever its parents are; closed by the stack."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError), ExitStack() as attempt:
+                pidfd = os.pidfd_open(int(entry.name))
+                attempt.callback(os.close, pidfd)
+                # Read after the pidfd was opened: nobody else can have come by the pid since.
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    stack.push(attempt.pop_all())
+                    found.append(pidfd)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- contenders
+
+
+class Contender(ABC):
+    """Somebody who can run the tasks."""
+
+    name: str
+
+    def prepare(self) -> None:  # noqa: B027 - most need nothing
+        """Make ready what it needs on this machine; nothing to do the second time. Raises BenchError."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Of what is measured, in words: `Celery 5.7.0`."""
+
+    def queue(self, name: str) -> str:
+        """The broker's queue that it consumes."""
+        return name
+
+    def consumers(self, workers: int) -> int:
+        """How many consumers the broker counts on the queue when all workers are there."""
+        return workers
+
+    def publish(self, url: str, name: str, bodies: Sequence[bytes], ids: Sequence[str] | None = None) -> None:
+        """Put messages in its queue, in its own format, persistent; return when the broker has confirmed all. Declares
+        the queue as it would itself."""
+        with Publisher(url, self.queue(name)) as publisher:
+            names = ids or [uuid4().hex for _ in bodies]
+            publisher.publish_many((body, {"message_id": id_}) for body, id_ in zip(bodies, names, strict=True))
+
+    @contextmanager
+    def running(
+        self,
+        url: str,
+        name: str,
+        workers: int,
+        place: Path,
+        env: Mapping[str, str] = {},
+        options: Sequence[str] = (),
+    ) -> Iterator[Pool]:
+        """So many workers on the queue, for the length of a block; afterwards nothing of them is left.
+
+        `place` is a directory for its files, `env` is what tasks.py reads, `options` are further words of its own
+        command line. Returns at once: see `Pool.await_ready`.
+        """
+        self.prepare()
+        place.mkdir(parents=True, exist_ok=True)
+        mark = uuid4().hex
+        log = place / f"{self.name.replace(' ', '-')}-{mark[:6]}.log"
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("WORKQ_", "BENCH_"))}
+        mine = {"BENCH_URL": url, "BENCH_QUEUE": self.queue(name), MARK: mark, "PYTHONPATH": str(SCRIPTS)}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                # Should this process be killed, the pool follows (PR_SET_PDEATHSIG, prctl(2)). A session of its own:
+                # Ctrl-C is for this process, which then ends everything in order.
+                ["setpriv", "--pdeathsig", "TERM", *self.command(url, name, workers, place, options)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**inherited, **mine, **self.environment(url), **env},
+                cwd=place,
+                start_new_session=True,
+            )
+        try:
+            pool = Pool(self, url, name, workers, process)
+            pool.log = log
+            yield pool
+        finally:
+            end(process, mark)
+
+    @abstractmethod
+    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+        """What to execute."""
+
+    def environment(self, url: str) -> dict[str, str]:
+        """What it reads beside what everybody is given."""
+        return {}
+
+    def find_workers(self, root: int) -> list[int]:
+        """The processes below `root` that run tasks, now."""
+        return children(root)
+
+
+class BarePika(Contender):
+    """pika alone: one process a worker, started by a parent that does nothing else."""
+
+    name = "bare pika"
+
+    def version(self) -> str:
+        return f"pika {pika.__version__}, Python {sys.version.split()[0]}"
+
+    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+        worker = [sys.executable, "-m", "benches.peers.bare_pika", *options]
+        return [sys.executable, "-m", "benches.peers.pool", str(workers), *worker]
+
+
+class Workq(Contender):
+    """workq-supervise as it is installed here; its health listens on a port of its own choice."""
+
+    def __init__(self, level: str = "warning") -> None:
+        self._level = level
+        self.name = "workq" if level == "warning" else f"workq {level}"
+
+    def version(self) -> str:
+        return f"workq-supervise {__version__}"
+
+    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+        program = str(Path(sys.executable).with_name("workq-supervise"))
+        given = ["--queue", name, "--workers", str(workers), "--log-level", self._level, "--log-format", "json"]
+        fixed = ["--health", "127.0.0.1:0", "--control", "off", "--app-dir", str(SCRIPTS)]
+        return [program, *given, *fixed, *options, "benches.tasks:handle"]
+
+    def environment(self, url: str) -> dict[str, str]:
+        return {"WORKQ_URL": url, "PYTHONPATH": ""}  # --app-dir is how its users have it find their modules
+
+    def find_workers(self, root: int) -> list[int]:
+        return [pid for pid in descendants(root) if comm(pid).startswith("workq-worker-")]
+
+
+class Peer(Contender):
+    """One that lives in an environment with its own dependencies, and has messages of its own kind."""
+
+    app: str
+    distribution: str
+
+    def prepare(self) -> None:
+        peers_venv()
+
+    def version(self) -> str:
+        return f"{self.name} {pin(self.distribution)}"
+
+    def publish(self, url: str, name: str, bodies: Sequence[bytes], ids: Sequence[str] | None = None) -> None:
+        self.prepare()
+        names = ids or [uuid4().hex for _ in bodies]
+        lines = (json.dumps([id_, body.decode("latin-1")]) for id_, body in zip(names, bodies, strict=True))
+        done = subprocess.run(
+            [str(peers_venv() / "bin/python"), "-m", self.app, "encode"],
+            input="\n".join(lines),
+            env={**os.environ, "BENCH_URL": url, "BENCH_QUEUE": name, "PYTHONPATH": str(SCRIPTS)},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise BenchError(f"{self.name} makes no messages: {done.stderr[-2000:]}")
+        with Publisher(url, self.queue(name), declare=False) as publisher:
+            publisher.publish_many(_encoded(done.stdout.splitlines()))
+
+    def environment(self, url: str) -> dict[str, str]:
+        return {"PATH": f"{peers_venv() / 'bin'}:{os.environ.get('PATH', '')}"}
+
+
+def _encoded(lines: Iterable[str]) -> Iterator[Message]:
+    new_properties: Callable[..., pika.BasicProperties] = pika.BasicProperties  # which pika annotates only in part
+    for line in lines:
+        body, properties = json.loads(line)
+        yield body, {"properties": new_properties(**properties)}
+
+
+class Dramatiq(Peer):
+    """One thread a process, one message a process (`dramatiq_queue_prefetch`, https://dramatiq.io/advanced.html)."""
+
+    name = "Dramatiq"
+    app = "benches.peers.dramatiq_app"
+    distribution = "dramatiq"
+
+    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+        # --skip-logging: warnings only.
+        size = ["--processes", str(workers), "--threads", "1", "--skip-logging"]
+        return [str(peers_venv() / "bin/dramatiq"), self.app, *size, *options]
+
+    def environment(self, url: str) -> dict[str, str]:
+        return {**super().environment(url), "dramatiq_queue_prefetch": "1"}
+
+
+class Celery(Peer):
+    """Prefork; see `peers/celery_app.py` for its settings."""
+
+    name = "Celery"
+    app = "benches.peers.celery_app"
+    distribution = "celery"
+
+    def consumers(self, workers: int) -> int:
+        return 1  # its main process consumes for all
+
+    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+        quiet = ["--loglevel", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        size = ["--pool", "prefork", "--concurrency", str(workers), "-O", "fair", "--prefetch-multiplier", "1"]
+        node = ["--hostname", f"{name}@localhost"]
+        return [str(peers_venv() / "bin/celery"), "-A", self.app, "worker", *size, *quiet, *node, *options]
+
+    def environment(self, url: str) -> dict[str, str]:
+        # Celery warns when it runs as root, unless it is told that this is meant.
+        return {**super().environment(url), "C_FORCE_ROOT": "1"}
+
+
+class Supervisord(Contender):
+    """supervisord with N processes of the tutorial's worker, restarted whenever they leave."""
+
+    name = "supervisord"
+
+    def prepare(self) -> None:
+        peers_venv()
+
+    def version(self) -> str:
+        return f"supervisord {pin('supervisor')}"
+
+    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+        config = place / f"supervisord-{uuid4().hex[:6]}.conf"
+        config.write_text(
+            f"""[supervisord]
+nodaemon = true
+user = root
+loglevel = warn
+logfile = {place}/supervisord.log
+pidfile = {place}/supervisord.pid
+childlogdir = {place}
+
+[program:worker]
+command = {peers_venv()}/bin/python -m benches.peers.tutorial
+process_name = %(program_name)s_%(process_num)d
+numprocs = {workers}
+autorestart = true
+"""
+        )
+        return [str(peers_venv() / "bin/supervisord"), "-c", str(config), *options]
+
+
+class CClient(Contender):
+    """librabbitmq, N processes of `c/worker.c`: as little as a consumer can cost."""
+
+    name = "C client"
+
+    def prepare(self) -> None:
+        self._program()
+
+    def version(self) -> str:
+        done = subprocess.run(["pkg-config", "--modversion", "librabbitmq"], capture_output=True, text=True)
+        return f"librabbitmq {done.stdout.strip()}".strip()
+
+    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+        return [sys.executable, "-m", "benches.peers.pool", str(workers), str(self._program()), *options]
+
+    def _program(self) -> Path:
+        source = HERE / "c/worker.c"
+        program = CACHE / f"bench-c-{digest(source)}"
+        if not program.exists():
+            compiler = shutil.which("cc") or shutil.which("gcc")
+            if compiler is None or not Path("/usr/include/amqp.h").exists():
+                raise BenchError(f"the C client needs: {INSTALL}")
+            CACHE.mkdir(parents=True, exist_ok=True)
+            made = program.with_suffix(f".{os.getpid()}")
+            done = subprocess.run(
+                [compiler, "-O2", "-o", str(made), str(source), "-lrabbitmq"], capture_output=True, text=True
+            )
+            if done.returncode != 0:
+                raise BenchError(f"{source} cannot be compiled:\n{done.stderr}")
+            made.rename(program)
+        return program
+
+
+# ------------------------------------------------------------------------------------------ what the peers live in
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def pin(distribution: str) -> str:
+    """The version of one of the peers' packages."""
+    found = re.search(rf"^{distribution}(?:\[.*\])?==(.+)$", PINS.read_text(), re.M)
+    return found[1] if found else "?"
+
+
+def peers_venv() -> Path:
+    """The peers' environment; made when it is not there, which takes half a minute. Raises BenchError."""
+    place = CACHE / f"bench-venv-{digest(PINS)}"
+    stamp = place / "complete"
+    if stamp.exists():
+        return place
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "bench-venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists():
+            print(f"bench: installing the peers in {place}", file=sys.stderr)
+            _run([sys.executable, "-m", "venv", "--clear", str(place)])
+            _run([f"{place}/bin/pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(PINS)])
+            stamp.touch()
+    return place
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BenchError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+
+
+def contenders(names: Sequence[str] = ()) -> list[Contender]:
+    """All of them, or those named, in the order of the table. Raises BenchError for a name that nobody has."""
+    everybody: list[Contender] = [
+        BarePika(), Workq(), Workq("info"), Dramatiq(), Celery(), Supervisord(), CClient()
+    ]  # fmt: skip
+    known = {each.name: each for each in everybody}
+    if unknown := [name for name in names if name not in known]:
+        raise BenchError(f"no contender {unknown[0]!r}: there are {', '.join(known)}")
+    return [known[name] for name in names] or everybody

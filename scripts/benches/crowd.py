@@ -1,0 +1,180 @@
+"""Hundreds of workers on one host: how long until they are there, and there again; what each of them costs.
+
+A worker on its own costs the same in a pool of 4 and in one of 256, or something grows with their number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from supervisor.clock import now
+
+from .contenders import Pool, Workq
+from .footprint import PATIENCE, REST, WARM, mib
+from .measure import channel, cpu, median, pss, wait_depth
+from .progress import progress
+from .row import BenchError, Options, Row
+
+MANY: Final = 256
+CONSUMING: Final = 6.0
+AGAIN: Final = 8.0
+PARENT_CPU: Final = 0.02
+FLAT: Final = 1.25
+"""Times the cost of a worker of four that one of 256 may have."""
+SLACK: Final = 0.0001
+"""A hundredth of a percent of a CPU: a few wake-ups' worth in the time that is watched."""
+WATCH: Final = 20.0
+
+
+@dataclass(slots=True)
+class Crowd:
+    """A pool of some size."""
+
+    workers: int
+    consuming: float
+    """Seconds from the start of the program until the broker counts all consumers."""
+    pss: float
+    """Bytes of a worker, the mean of all."""
+    private: float
+    """Bytes that a worker shares with nobody, the mean."""
+    parent_pss: float
+    parent_cpu: float
+    """Share of a CPU while nothing is to be done."""
+    worker_cpu: float
+    """The same of a worker, the mean."""
+    again: float = math.nan
+    """Seconds from the SIGKILL of all workers at once until all consume again."""
+
+
+def many(options: Options) -> list[Row]:
+    """Ours alone, with 4 and with 256 workers: until all consume, what they take while idle, and until all consume
+    again when all have been killed at once. The broker's count of consumers says who consumes."""
+    contender = Workq()
+    seconds = WATCH / 4 if options.quick else WATCH
+    found: dict[int, list[Crowd]] = {size: [] for size in (4, MANY)}
+    for turn in progress(options.rounds, f"{MANY} workers"):
+        for size, crowds in found.items():
+            crowds.append(_crowd(contender, options, f"many-{size}-{turn}", size, seconds))
+    few, all_ = found[4], found[MANY]
+    data = {"crowds": {str(size): [asdict(each) for each in crowds] for size, crowds in found.items()}}
+    return [*crowd_rows(all_, data), flat_row(few, all_)]
+
+
+def _crowd(contender: Workq, options: Options, name: str, size: int, seconds: float) -> Crowd:
+    place = options.place / name
+    with channel(options.node_url) as link:
+        link.queue_declare(name, durable=True)
+        began = now()
+        with contender.running(options.node_url, name, size, place) as pool:
+            _await_consumers(pool, link, name, size, began)
+            consuming = now() - began
+            contender.publish(options.node_url, name, [b""] * (WARM * size))
+            wait_depth(link, name, 0, PATIENCE)
+            time.sleep(3 * REST)
+            workers, before = pool.workers(), cpu([pool.root])[pool.root]
+            mine, at = cpu(workers), now()
+            time.sleep(seconds)
+            elapsed = now() - at
+            after, parent = cpu(workers), cpu([pool.root])[pool.root]
+            crowd = Crowd(
+                size,
+                consuming,
+                pss=sum(map(pss, workers)) / size,
+                private=sum(map(private, workers)) / size,
+                parent_pss=pss(pool.root),
+                parent_cpu=(parent - before) / elapsed,
+                worker_cpu=sum(after[pid] - mine[pid] for pid in workers) / size / elapsed,
+            )
+            crowd.again = _kill_all(pool, link, name, size)
+            return crowd
+
+
+def private(pid: int) -> int:
+    """Bytes that nobody else has (`Private_Clean` and `Private_Dirty` of /proc/PID/smaps_rollup); 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def _kill_all(pool: Pool, link: Any, name: str, size: int) -> float:
+    """SIGKILL to all workers at once; seconds until as many others consume."""
+    dead = set(pool.workers())
+    killed = now()
+    for pid in dead:
+        os.kill(pid, signal.SIGKILL)
+    _await_consumers(pool, link, name, size, killed, dead)
+    return now() - killed
+
+
+def _await_consumers(pool: Pool, link: Any, name: str, size: int, since: float, dead: set[int] | None = None) -> None:
+    """Until the broker counts so many consumers, and there are so many workers that are not `dead`. It is asked gently:
+    at this moment the processors have something else to do."""
+    while True:
+        if link.queue_declare(name, passive=True).method.consumer_count == size:
+            workers = pool.workers()
+            if len(workers) == size and not (dead and dead.intersection(workers)):
+                return
+        pool.demand_alive()
+        if now() - since > PATIENCE:
+            raise BenchError(f"not all of {size} workers consume after {PATIENCE:g} s; the log ends:\n{pool.tail()}")
+        time.sleep(0.05)
+
+
+def crowd_rows(crowds: Sequence[Crowd], data: Mapping[str, Any]) -> list[Row]:
+    consuming = max(each.consuming for each in crowds)
+    parent = max(each.parent_cpu for each in crowds)
+    again = max(each.again for each in crowds)
+    return [
+        Row(
+            what=f"{MANY} workers, from the start of the program until all consume",
+            ours=f"{consuming:.1f} s",
+            target=f"{CONSUMING:g} s",
+            met=consuming <= CONSUMING,
+            reached=consuming <= CONSUMING,
+            data=data,
+        ),
+        Row(
+            what=f"{MANY} workers, the parent's CPU while idle",
+            ours=f"{parent:.2%} of a CPU",
+            target=f"{PARENT_CPU:.0%}",
+            met=parent < PARENT_CPU,
+            reached=parent < PARENT_CPU,
+        ),
+        Row(
+            what=f"{MANY} workers killed at once, until all consume again",
+            ours=f"{again:.1f} s",
+            target=f"{AGAIN:g} s",
+            met=again <= AGAIN,
+            reached=again <= AGAIN,
+        ),
+    ]
+
+
+def flat_row(few: Sequence[Crowd], all_: Sequence[Crowd]) -> Row:
+    def pair(of: Callable[[Crowd], float]) -> tuple[float, float]:
+        return median(map(of, few)), median(map(of, all_))
+
+    size, own, idle_cpu = (
+        pair(lambda each: each.pss),
+        pair(lambda each: each.private),
+        pair(lambda each: each.worker_cpu),
+    )
+    met = size[1] <= FLAT * size[0] and own[1] <= FLAT * own[0] and idle_cpu[1] <= FLAT * idle_cpu[0] + SLACK
+    return Row(
+        what=f"the cost of a worker, one of 4 and one of {MANY}: memory (PSS), of which private, idle CPU",
+        ours=f"{mib(size[0])}, {mib(own[0])}, {idle_cpu[0]:.3%}; {mib(size[1])}, {mib(own[1])}, {idle_cpu[1]:.3%}",
+        target=f"flat: at most {FLAT:g}x",
+        met=met,
+        reached=met,
+        data={"pss": size, "private": own, "cpu": idle_cpu},
+        note="Means over all workers. PSS falls with their number, since more share the same pages.",
+    )

@@ -1,0 +1,294 @@
+"""What a pool takes of a machine: memory; CPU and wake-ups while nothing is to be done; the time until it is there.
+
+Everything is read from outside, of all processes of a contender, in the same way for each (see `measure`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from supervisor.clock import now
+
+from .contenders import (
+    SCRIPTS,
+    BarePika,
+    Celery,
+    Contender,
+    Dramatiq,
+    Pool,
+    Supervisord,
+    Workq,
+    peers_venv,
+)
+from .measure import channel, cpu, median, pss, wait_depth, wakeups
+from .notes import Notes
+from .progress import progress
+from .row import BenchError, Options, Row
+
+MIB: Final = 1 << 20
+OURS: Final = "workq"
+PATIENCE: Final = 60.0
+"""Seconds for what takes a few."""
+WARM: Final = 100
+"""Tasks for each worker before anything is read, so that everybody has all in memory that a task needs."""
+REST: Final = 3.0
+"""Seconds after that, for timers of the start to run out."""
+
+
+def chosen(options: Options, *contenders: Contender) -> list[Contender]:
+    """Those that are wanted, ready to run. Ours always: a row is about us."""
+    wanted = options.contenders
+    found = [each for each in contenders if each.name == OURS or not wanted or each.name in wanted]
+    for each in found:
+        each.prepare()
+    return found
+
+
+@contextmanager
+def warm(
+    contender: Contender, options: Options, name: str, workers: int, env: Mapping[str, str] = {}
+) -> Iterator[Pool]:
+    """A pool that has worked, and has nothing more to do."""
+    place = options.place / name
+    contender.publish(options.node_url, name, [b""] * (WARM * workers))
+    with contender.running(options.node_url, name, workers, place, env) as pool, channel(options.node_url) as link:
+        pool.await_ready()
+        wait_depth(link, contender.queue(name), 0, PATIENCE)
+        time.sleep(REST)
+        pool.demand_alive()
+        yield pool
+
+
+def slug(contender: Contender) -> str:
+    return contender.name.lower().replace(" ", "-")
+
+
+def mib(size: float) -> str:
+    return f"{size / MIB:.0f} MiB" if size >= 100 * MIB else f"{size / MIB:.1f} MiB"
+
+
+def ms(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+def memory(options: Options) -> list[Row]:
+    """The proportional set size (PSS) of a pool of four with a handler that imports nothing; and what each further
+    worker takes when the handler imports numpy: a pool of eight less a pool of four, by four."""
+    everybody = chosen(options, Workq(), BarePika(), Dramatiq(), Celery(), Supervisord())
+    whole: dict[str, list[int]] = {each.name: [] for each in everybody}
+    further: dict[str, list[float]] = {each.name: [] for each in everybody}
+    for turn in progress(options.rounds, "memory"):
+        for each in everybody:
+            whole[each.name].append(_pool_pss(each, options, f"pss-{slug(each)}-{turn}", 4))
+            env = with_numpy(each, options.place)
+            four, eight = (_pool_pss(each, options, f"numpy-{slug(each)}-{size}-{turn}", size, env) for size in (4, 8))
+            further[each.name].append((eight - four) / 4)
+    return [_whole_row(whole), _further_row(further)]
+
+
+def _pool_pss(contender: Contender, options: Options, name: str, workers: int, env: Mapping[str, str] = {}) -> int:
+    with warm(contender, options, name, workers, env) as pool:
+        return sum(pss(pid) for pid in pool.family())
+
+
+def with_numpy(contender: Contender, place: Path) -> dict[str, str]:
+    """Has the handler import numpy. Who runs in our environment, which has none, is lent that of the peers: the same
+    files, and nothing else of theirs."""
+    lent = place / "lent"
+    if not lent.exists():
+        (found,) = peers_venv().glob("lib/python3*/site-packages")
+        lent.mkdir()
+        for path in found.glob("numpy*"):
+            if path.suffix != ".dist-info":
+                (lent / path.name).symlink_to(path)
+    env = {"BENCH_IMPORT_MODULE": "numpy"}
+    if isinstance(contender, Workq | BarePika):
+        env["PYTHONPATH"] = f"{SCRIPTS}:{lent}"
+    return env
+
+
+def _whole_row(found: Mapping[str, Sequence[float]]) -> Row:
+    size = {name: median(values) for name, values in found.items()}
+    met = "Dramatiq" not in size or size[OURS] < size["Dramatiq"]
+    return Row(
+        what="memory (PSS), the supervisor and 4 workers",
+        ours=mib(size[OURS]),
+        target="less than Dramatiq's",
+        met=met,
+        reached=met,
+        peers=_others(size, mib),
+        better=_less(size),
+        data={"bytes": found},
+        note="PSS of all processes of a pool after 400 tasks, a handler that imports nothing. Bare pika: its four "
+        "processes and the small program that started them.",
+    )
+
+
+def _further_row(found: Mapping[str, Sequence[float]]) -> Row:
+    size = {name: median(values) for name, values in found.items()}
+    peers = {name: size[name] for name in ("Dramatiq", "Celery") if name in size}
+    met = not peers or size[OURS] <= min(peers.values()) / 2
+    return Row(
+        what="memory (PSS) of each further worker, the handler imports numpy",
+        ours=mib(size[OURS]),
+        target="half of the better of Dramatiq and Celery",
+        met=met,
+        reached=met,
+        peers=_others(size, mib),
+        better=_less(size),
+        data={"bytes": found},
+        note="A pool of 8 less a pool of 4, divided by 4.",
+    )
+
+
+def _others(figures: Mapping[str, float], words: Callable[[float], str]) -> dict[str, str]:
+    return {name: words(value) for name, value in figures.items() if name != OURS}
+
+
+def _less(figures: Mapping[str, float]) -> tuple[str, ...]:
+    """Who needs less than we."""
+    return tuple(name for name, value in figures.items() if value < figures[OURS])
+
+
+# -------------------------------------------------------------------------------------------------------------- idle
+
+IDLE: Final = 60.0
+IDLE_CPU: Final = 0.002
+"""Of one CPU, in all."""
+IDLE_WAKEUPS: Final = 3.0
+"""A second, of any process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idling:
+    """A pool over a while in which nothing was to be done."""
+
+    cpu: float
+    """Share of one CPU, all processes."""
+    wakeups: dict[str, float]
+    """A second, by process: its name and pid."""
+
+    @property
+    def busiest(self) -> float:
+        return max(self.wakeups.values())
+
+    def __str__(self) -> str:
+        return f"{self.cpu:.2%} of a CPU, {self.busiest:.1f} wake-ups/s of the busiest process"
+
+
+def idle(options: Options) -> list[Row]:
+    """Pools of four that have worked and wait for more, all contenders at the same time; for a minute each process's
+    CPU clock and context switches."""
+    everybody = chosen(options, Workq(), BarePika(), Dramatiq(), Celery(), Supervisord())
+    seconds = IDLE / 6 if options.quick else IDLE
+    found: dict[str, list[Idling]] = {each.name: [] for each in everybody}
+    for turn in progress(options.rounds, "idle"):
+        with ExitStack() as stack:
+            pools = {
+                each.name: stack.enter_context(warm(each, options, f"idle-{slug(each)}-{turn}", 4))
+                for each in everybody
+            }
+            for name, idling in idling_of(pools, seconds).items():
+                found[name].append(idling)
+    typical = {name: sorted(values, key=lambda each: each.cpu)[len(values) // 2] for name, values in found.items()}
+    ours = typical[OURS]
+    met = all(each.cpu < IDLE_CPU and each.busiest <= IDLE_WAKEUPS for each in found[OURS])
+    return [
+        Row(
+            what=f"idle for {seconds:g} s, 4 workers, all processes",
+            ours=str(ours),
+            target=f"less than {IDLE_CPU:.1%} of a CPU, {IDLE_WAKEUPS:g} wake-ups/s",
+            met=met,
+            reached=met,
+            peers={name: str(each) for name, each in typical.items() if name != OURS},
+            better=tuple(name for name, each in typical.items() if each.cpu < ours.cpu),
+            data={
+                name: [{"cpu": each.cpu, "wakeups": each.wakeups} for each in values] for name, values in found.items()
+            },
+            note="After 400 tasks; wake-ups are context switches of all threads of a process.",
+        )
+    ]
+
+
+def idling_of(pools: Mapping[str, Pool], seconds: float) -> dict[str, Idling]:
+    """How these idle, over the same time. Raises BenchError when a process comes or goes meanwhile."""
+    families = {name: pool.family() for name, pool in pools.items()}
+    everyone = [pid for family in families.values() for pid in family]
+    began, spent, woken = now(), cpu(everyone), {pid: wakeups(pid) for pid in everyone}
+    time.sleep(seconds)
+    elapsed, spent_then, woken_then = now() - began, cpu(everyone), {pid: wakeups(pid) for pid in everyone}
+    if missing := [pid for pid in everyone if pid not in spent_then]:
+        raise BenchError(f"{len(missing)} processes have ended while they were idle")
+    return {
+        name: Idling(
+            sum(spent_then[pid] - spent[pid] for pid in family) / elapsed,
+            {f"{called(pid)} {pid}": (woken_then[pid] - woken[pid]) / elapsed for pid in family},
+        )
+        for name, family in families.items()
+    }
+
+
+def called(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "?"
+
+
+# ------------------------------------------------------------------------------------------------------------- start
+
+START: Final = 0.400
+START_AMBITION: Final = 0.250
+
+
+def start(options: Options) -> list[Row]:
+    """A message is in the queue; from the moment before the program is executed, with four workers, to the moment that
+    the task notes its end."""
+    everybody = chosen(options, Workq(), BarePika(), Dramatiq(), Celery(), Supervisord())
+    found: dict[str, list[float]] = {each.name: [] for each in everybody}
+    for turn in progress(options.rounds, "start"):
+        for each in everybody:
+            found[each.name].append(_start(each, options, f"start-{slug(each)}-{turn}"))
+    typical = {name: median(values) for name, values in found.items()}
+    return [
+        Row(
+            what="from the start of the program to the first task done, 4 workers, a handler without imports",
+            ours=f"{ms(typical[OURS])} (worst of {options.rounds}: {ms(max(found[OURS]))})",
+            target=ms(START),
+            reach=ms(START_AMBITION),
+            met=typical[OURS] <= START,
+            reached=typical[OURS] <= START_AMBITION,
+            peers=_others(typical, ms),
+            better=_less(typical),
+            data={"seconds": found},
+            note="Medians; the program's files are in the page cache.",
+        )
+    ]
+
+
+def _start(contender: Contender, options: Options, name: str) -> float:
+    place = options.place / name
+    place.mkdir()
+    contender.publish(options.node_url, name, [b"x 1"])
+    notes = Notes(place / "notes")
+    began = now()
+    with contender.running(options.node_url, name, 4, place, {"BENCH_NOTES": str(notes.path)}) as pool:
+        try:
+            while True:
+                for note in notes.read():
+                    if note.has_ended:
+                        return note.at - began
+                pool.demand_alive()
+                if now() - began > PATIENCE:
+                    raise BenchError(f"{contender.name} has done nothing after {PATIENCE:g} s:\n{pool.tail()}")
+                time.sleep(0.02)
+        finally:
+            notes.close()

@@ -1,0 +1,122 @@
+"""The ratios that continuous integration holds: ourselves beside bare pika, in one run, with generous bounds.
+
+They are there to notice when something has become half as fast, not to measure: a shared machine with two processors,
+on which something else runs, must pass. So every bound is a ratio of two figures that were taken in turns in the same
+minute. Needs no other environment than ours.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import pika
+
+from supervisor import Publisher
+from supervisor.clock import now
+
+from .contenders import BarePika, Workq
+from .measure import median
+from .rates import BARE, INFO, OURS, Rates, a_second, a_task, measure_rounds
+from .recovery import FINISHED, TASK, Shooting, ms
+from .row import BenchError, Options, Row
+
+CPU: Final = 1.6
+PACE: Final = 0.6
+LOGGED: Final = 2.2
+PARENT: Final = 0.05
+"""CPU that the parent may need for a task, beyond what it needs at rest, by the CPU of bare pika for one."""
+RECOVERY: Final = 5.0
+"""Times a fork, a connection and a task, that a recovery may take: 100 ms where those take 20 ms."""
+SECONDS: Final = 2.0
+KILLS: Final = 24
+BIRTHS: Final = 12
+"""Bare workers that are born before the kills, and as many after them."""
+
+
+def guard(options: Options) -> list[Row]:
+    """CPU and pace beside bare pika, the parent's share, the price of a log line, the recovery."""
+    everybody = [BarePika(), Workq(), Workq("info")]
+    measured = measure_rounds(options, everybody, seconds=SECONDS, rest=SECONDS)
+    return [*rate_rows(measured), recovery_row(*_recovery(options))]
+
+
+def rate_rows(measured: Rates) -> list[Row]:
+    cpu, pace = measured.ratio(OURS, BARE, a_task), measured.ratio(OURS, BARE, a_second)
+    logged = measured.ratio(INFO, BARE, a_task)
+    parent = measured.median(OURS, lambda rate: rate.parent_a_task) / measured.median(BARE, a_task)
+    return [
+        _row("CPU per no-op task, 4 workers", f"{cpu:.2f}x bare pika", f"at most {CPU:g}x", cpu <= CPU),
+        _row("no-op tasks a second, 4 workers", f"{pace:.2f}x bare pika", f"at least {PACE:g}x", pace >= PACE),
+        _row(
+            "the same with a log line each", f"{logged:.2f}x bare pika's CPU", f"at most {LOGGED:g}x", logged <= LOGGED
+        ),
+        _row("the parent's CPU for a task", f"{parent:.1%} of bare pika's", f"at most {PARENT:.0%}", parent <= PARENT),
+    ]
+
+
+def recovery_row(recoveries: Sequence[float], births: Sequence[float]) -> Row:
+    """Both in seconds."""
+    ours, bare = median(recoveries), median(births)
+    return _row(
+        f"SIGKILL to the next finished task, 1 worker, median of {len(recoveries)}",
+        f"{ms(ours)}, {ours / bare:.1f}x the fork, connection and first task of a bare worker ({ms(bare)})",
+        f"at most {RECOVERY:g}x",
+        ours <= RECOVERY * bare,
+    )
+
+
+def _row(what: str, ours: str, bound: str, met: bool) -> Row:
+    return Row(what=what, ours=ours, target=bound, met=met, reached=met)
+
+
+def _recovery(options: Options) -> tuple[list[float], list[float]]:
+    place = options.place / "recovery"
+    place.mkdir()
+    births = _births(options.node_url, BIRTHS)
+    kills = Shooting(Workq("info"), 1, options.node_url, "guard-recovery", place).run(KILLS)
+    births += _births(options.node_url, BIRTHS)
+    return [each.reached[FINISHED] for each in kills], births
+
+
+def _births(url: str, count: int) -> list[float]:
+    """Seconds from a fork until the child, which has all it needs imported, has connected and done a task of its own:
+    what a replacement has to do at least."""
+    queue = "guard-births"
+    with Publisher(url, queue) as publisher:
+        publisher.publish_many(("", {}) for _ in range(count))
+    return [_birth(url, queue) for _ in range(count)]
+
+
+def _birth(url: str, queue: str) -> float:
+    reader, writer = os.pipe()
+    began = now()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _first_task(url, queue)
+            os.write(writer, b".")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        done = os.read(reader, 1)
+        took = now() - began
+    finally:
+        os.close(reader)
+        os.waitpid(pid, 0)
+    if not done:
+        raise BenchError("a bare worker could not do a task: is the broker well?")
+    return took
+
+
+def _first_task(url: str, queue: str) -> None:
+    channel = pika.BlockingConnection(pika.URLParameters(url)).channel()
+    channel.basic_qos(prefetch_count=1)
+    for method, _, _ in channel.consume(queue):
+        time.sleep(TASK)
+        assert method is not None
+        channel.basic_ack(method.delivery_tag)
+        return

@@ -1,0 +1,1 @@
+"""What runs beside us: small programs, each as its own documentation would have it, in an environment of their own."""

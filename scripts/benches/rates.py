@@ -1,0 +1,466 @@
+"""What a task costs that does nothing, and how many of them are done in a second.
+
+Each round, for each contender in turn: a queue of its own is filled, its pool is started, and when every worker
+consumes, the queue's depth and the CPU clocks of all its processes are read twice, some seconds apart. The difference
+of the depths is the number of tasks done in between; starting and stopping is not in it. A ratio is that of two
+contenders in the same round, and of all rounds the median: what disturbs the machine for minutes disturbs both.
+
+    PYTHONPATH=scripts .venv/bin/python -m benches.rates [--quick] [--rounds N] [CONTENDER...]
+
+measures without the rest of scripts/bench, on a broker of its own, and prints the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from supervisor.clock import now
+from supervisor.commands.node import NodeError, PrivateNode
+
+from .contenders import Contender, Pool, contenders
+from .measure import Reading, channel, cpu, depth, median
+from .progress import say
+from .row import BenchError, Options, Row
+
+WORKERS: Final = 4
+NO_OP: Final = b"no-op"
+LARGE: Final = b"x" * 1_000_000
+PACE: Final = {"bare pika": 8000, "workq": 8000, "workq info": 6000, "Dramatiq": 5000, "Celery": 2500}
+"""Tasks a second, roughly, with four workers: only to publish neither too few of them nor far too many."""
+FAST: Final = 30000
+"""The same of all others."""
+LARGE_PACE: Final = 600
+"""Tasks of 1 MB a second, likewise: all of them are on the broker's disk before the first is taken."""
+LARGE_SECONDS: Final = 0.7
+"""How long those are measured."""
+WARM: Final = 0.5
+"""Seconds at work before the first reading."""
+REST: Final = 5.0
+"""Seconds for which a parent is watched while there is nothing to do."""
+BEFORE: Final = 1.5
+"""Seconds at work, at most, before the first reading, `WARM` included: its first workers begin before its last."""
+LEFT: Final = 20
+"""One message in so many must be left at the last reading: workers that wait for the last ones teach nothing."""
+
+BARE: Final = "bare pika"
+OURS: Final = "workq"
+INFO: Final = "workq info"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One contender in one round."""
+
+    tasks: int
+    seconds: float
+    cpu: float
+    """Seconds on a CPU of all its processes in that time."""
+    parent_cpu: float
+    """Of those of them that run no tasks."""
+    rest: float | None = None
+    """CPU seconds a second of those, while there is nothing to do."""
+
+    @property
+    def a_second(self) -> float:
+        return self.tasks / self.seconds
+
+    @property
+    def a_task(self) -> float:
+        """CPU seconds."""
+        return self.cpu / self.tasks
+
+    @property
+    def parent_a_task(self) -> float:
+        """CPU seconds of the parent for one task: what it uses beyond what it uses at rest."""
+        return (self.parent_cpu - (self.rest or 0.0) * self.seconds) / self.tasks
+
+
+@dataclass(slots=True)
+class Rates:
+    """All rounds of a bench; a round has a Rate of each contender."""
+
+    rounds: list[dict[str, Rate]] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.rounds[0]) if self.rounds else []
+
+    def of(self, name: str, what: Callable[[Rate], float]) -> list[float]:
+        return [what(each[name]) for each in self.rounds]
+
+    def median(self, name: str, what: Callable[[Rate], float]) -> float:
+        return median(self.of(name, what))
+
+    def ratio(self, name: str, other: str, what: Callable[[Rate], float]) -> float:
+        """`name` to `other` within a round; of all rounds the median."""
+        return median(mine / theirs for mine, theirs in zip(self.of(name, what), self.of(other, what), strict=True))
+
+    def to_json(self) -> list[dict[str, dict[str, Any]]]:
+        return [{name: asdict(rate) for name, rate in each.items()} for each in self.rounds]
+
+
+def a_task(rate: Rate) -> float:
+    return rate.a_task
+
+
+def a_second(rate: Rate) -> float:
+    return rate.a_second
+
+
+# ------------------------------------------------------------------------------------------------------ measuring
+
+
+def measure(
+    contender: Contender, url: str, place: Path, *, workers: int, body: bytes, count: int, seconds: float, rest: float
+) -> Rate:
+    """One round of one contender: `count` messages with this body, watched for `seconds` or until they are nearly all
+    done; then the parent for `rest` seconds without work. Raises BenchError when there is too little to tell."""
+    name = f"{contender.name.replace(' ', '-')}-{uuid4().hex[:8]}"
+    queue = contender.queue(name)
+    say(f"{contender.name}: publishing {count} messages")
+    contender.publish(url, name, [body] * count)
+    say(f"{contender.name}: {workers} workers")
+    try:
+        with channel(url) as link, contender.running(url, name, workers, place) as pool:
+            pool.await_ready()
+            time.sleep(min(WARM, seconds / 4))
+            family, parents = pool.family(), pool.parents()
+            first = Reading.take(family, depth(link, queue))
+            left = count // LEFT
+            last = _last(link, queue, pool, family, first.at + seconds, left)
+            tasks, took = first.ready - last.ready, last.at - first.at
+            if took < seconds / 4 or last.ready <= 0:
+                raise BenchError(
+                    f"{contender.name}: of {count} messages {first.ready} were left when all its workers consumed, "
+                    f"{last.ready} after {took:.1f} s: too few to tell its pace"
+                )
+            resting = None
+            if rest:
+                link.queue_purge(queue)
+                time.sleep(1.0)
+                resting = at_rest(parents, rest)
+            return Rate(tasks, took, last.spent(first), last.spent(first, parents), resting)
+    finally:
+        with channel(url) as link:
+            link.queue_delete(queue)
+
+
+def _last(link: Any, queue: str, pool: Pool, family: Sequence[int], until: float, left: int) -> Reading:
+    """The reading at the end of the time, or when so few messages are left."""
+    while True:
+        reading = Reading.take(family, depth(link, queue))
+        if reading.at >= until or reading.ready <= left:
+            return reading
+        pool.demand_alive()
+        # Looking costs the broker something; near the end it must be often enough not to miss it.
+        time.sleep(max(0.002, min(0.02, until - now())))
+
+
+def at_rest(pids: Sequence[int], seconds: float) -> float:
+    """CPU seconds a second of these processes."""
+    before, begun = cpu(pids), now()
+    time.sleep(seconds)
+    after, ended = cpu(pids), now()
+    return (sum(after.values()) - sum(before.values())) / (ended - begun)
+
+
+def measure_rounds(
+    options: Options,
+    everybody: Sequence[Contender],
+    *,
+    workers: int = WORKERS,
+    body: bytes = NO_OP,
+    seconds: float = 4.0,
+    rest: float = 0.0,
+) -> Rates:
+    """So many rounds of all of them, each round beginning with another one. `rest` is for ours."""
+    rates = Rates()
+    pace: dict[str, float] = {}
+    for number in range(options.rounds):
+        found: dict[str, Rate] = {}
+        first = number % len(everybody)
+        for each in [*everybody[first:], *everybody[:first]]:
+            count = _count(each.name, pace.get(each.name), workers, body, seconds)
+            resting = rest if each.name == OURS else 0.0
+            found[each.name] = measure(
+                each, options.node_url, options.place, workers=workers, body=body, count=count, seconds=seconds,
+                rest=resting,
+            )  # fmt: skip
+            pace[each.name] = found[each.name].a_second
+        rates.rounds.append({each.name: found[each.name] for each in everybody})
+    say("")
+    return rates
+
+
+def _count(name: str, pace: float | None, workers: int, body: bytes, seconds: float) -> int:
+    """How many messages last for the time that is measured, and for what comes before it."""
+    if len(body) > 1000:
+        return round(LARGE_PACE * (seconds + 1.0))
+    expected = pace or PACE.get(name, FAST) * min(1.0, workers / 3)
+    return round(expected * (seconds * 1.3 + BEFORE))
+
+
+def available(options: Options, names: Sequence[str]) -> Iterator[Contender]:
+    """Those of them that were chosen and that this machine can run; of the others it is said why not."""
+    wanted = [name for name in names if not options.contenders or name in options.contenders]
+    for each in contenders(wanted) if wanted else []:
+        try:
+            each.prepare()
+        except BenchError as error:
+            if options.contenders:
+                raise
+            print(f"bench: without {each.name}: {error}", file=sys.stderr)
+            continue
+        yield each
+
+
+# ----------------------------------------------------------------------------------------------------------- rows
+
+
+def rates(options: Options) -> list[Row]:
+    """CPU and time of a task that does nothing, and of one with a body of 1 MB."""
+    names = [BARE, OURS, INFO, "Dramatiq", "Celery", "supervisord", "C client"]
+    seconds = 1.5 if options.quick else 4.0
+    measured = measure_rounds(
+        options, list(available(options, names)), seconds=seconds, rest=2.0 if options.quick else REST
+    )
+    large = measure_rounds(options, list(available(options, [BARE, OURS])), body=LARGE, seconds=LARGE_SECONDS)
+    return [*no_op_rows(measured), *large_rows(large)]
+
+
+def no_op_rows(measured: Rates) -> list[Row]:
+    """The lines of the table about tasks that do nothing, as far as those are there whom they compare."""
+    names = set(measured.names)
+    rows = []
+    if {OURS, BARE} <= names:
+        rows += [_cost(measured), *_cost_beside(measured), _pace(measured)]
+    if OURS in names:
+        rows.append(_parent(measured))
+    if {INFO, BARE} <= names:
+        rows.append(_log(measured))
+    return rows
+
+
+def _cost(measured: Rates) -> Row:
+    ratio = measured.ratio(OURS, BARE, a_task)
+    peers = {
+        name: f"{_us(measured.median(name, a_task))}, {measured.ratio(name, BARE, a_task):.2f}x"
+        for name in measured.names
+        if name not in (OURS, INFO)
+    }
+    return Row(
+        what="CPU per no-op task, 4 workers, all processes",
+        ours=f"{_us(measured.median(OURS, a_task))}, {ratio:.2f}x bare pika",
+        target="1.25x bare pika",
+        reach="1.10x",
+        met=ratio <= 1.25,
+        reached=ratio <= 1.10,
+        peers=peers,
+        better=_cheaper(measured),
+        data={"rounds": measured.to_json(), "ratio": ratio},
+        note="Log level warning for all. CPU clocks of all processes over some seconds of work, per task done in them.",
+    )
+
+
+def _cheaper(measured: Rates) -> tuple[str, ...]:
+    mine = measured.median(OURS, a_task)
+    return tuple(name for name in measured.names if name != INFO and measured.median(name, a_task) < mine)
+
+
+def _cost_beside(measured: Rates) -> list[Row]:
+    rows = []
+    limits = (("Dramatiq", 1 / 3, "a third of Dramatiq's"), ("Celery", 1 / 4, "a quarter of Celery's"))
+    for name, limit, words in limits:
+        if name in measured.names:
+            ratio = measured.ratio(OURS, name, a_task)
+            rows.append(
+                Row(
+                    what=f"CPU per no-op task beside {name}",
+                    ours=f"{ratio:.2f}x {name}",
+                    target=f"{words} ({limit:.2f}x)",
+                    met=ratio <= limit,
+                    peers={name: _us(measured.median(name, a_task))},
+                    data={"ratio": ratio},
+                )
+            )
+    return rows
+
+
+def _pace(measured: Rates) -> Row:
+    ratio = measured.ratio(OURS, BARE, a_second)
+    mine = measured.median(OURS, a_second)
+    return Row(
+        what="no-op tasks a second, 4 workers",
+        ours=f"{mine:,.0f}/s, {ratio:.2f}x bare pika",
+        target="0.85x bare pika",
+        reach="0.95x",
+        met=ratio >= 0.85,
+        reached=ratio >= 0.95,
+        peers={
+            name: f"{measured.median(name, a_second):,.0f}/s, {measured.ratio(name, BARE, a_second):.2f}x"
+            for name in measured.names
+            if name not in (OURS, INFO)
+        },
+        better=tuple(
+            name for name in measured.names if name not in (OURS, INFO) and measured.median(name, a_second) > mine
+        ),
+        data={"ratio": ratio},
+    )
+
+
+PARENT_MUST: Final = 1e-6
+PARENT_REACH: Final = 0.3e-6
+"""CPU seconds a task of our parent, beyond those at rest: a hundredth of what a task costs, and a third of that, which
+is below what a second measurement of the same changes."""
+
+
+def _parent(measured: Rates) -> Row:
+    beyond = measured.median(OURS, lambda rate: rate.parent_a_task)
+    busy = measured.median(OURS, lambda rate: rate.parent_cpu / rate.seconds)
+    rest = measured.median(OURS, lambda rate: rate.rest or 0.0)
+    return Row(
+        what="the parent's CPU per task",
+        ours=f"{_percent(busy)} of a CPU at full rate, {_percent(rest)} at rest: {beyond * 1e6:.2f} us a task",
+        target="not to be measured: below 1 us",
+        reach="0.3 us",
+        met=beyond <= PARENT_MUST,
+        reached=beyond <= PARENT_REACH,
+        peers={
+            name: f"{measured.median(name, lambda rate: rate.parent_cpu / rate.tasks) * 1e6:.2f} us"
+            for name in measured.names
+            if name not in (OURS, INFO, BARE, "C client")
+        },
+        data={"a_task": beyond, "busy": busy, "rest": rest},
+        note="Supervisor and nursery: their CPU a second at full rate less that of an empty queue, per task. Of the "
+        "peers, all processes that run no tasks.",
+    )
+
+
+def _log(measured: Rates) -> Row:
+    ratio = measured.ratio(INFO, BARE, a_task)
+    return Row(
+        what="CPU per no-op task with a log line for each",
+        ours=f"{_us(measured.median(INFO, a_task))}, {ratio:.2f}x bare pika, which logs nothing",
+        target="1.6x bare pika",
+        reach="1.4x",
+        met=ratio <= 1.6,
+        reached=ratio <= 1.4,
+        data={"ratio": ratio, "a_second": measured.median(INFO, a_second)},
+        note="Level info, JSON, into a file; the others log at warning, that is: nothing.",
+    )
+
+
+def large_rows(measured: Rates) -> list[Row]:
+    """The lines about bodies of 1 MB."""
+    if not {OURS, BARE} <= set(measured.names):
+        return []
+    pace, cost = measured.ratio(OURS, BARE, a_second), measured.ratio(OURS, BARE, a_task)
+    return [
+        Row(
+            what="tasks a second with bodies of 1 MB",
+            ours=f"{measured.median(OURS, a_second):,.0f}/s, {pace:.2f}x bare pika",
+            target="0.9x bare pika",
+            met=pace >= 0.9,
+            peers={BARE: f"{measured.median(BARE, a_second):,.0f}/s"},
+            data={"rounds": measured.to_json(), "ratio": pace},
+        ),
+        Row(
+            what="CPU per task with a body of 1 MB",
+            ours=f"{measured.median(OURS, a_task) * 1e3:.2f} ms, {cost:.2f}x bare pika",
+            target="1.1x bare pika",
+            met=cost <= 1 / 0.9,
+            peers={BARE: f"{measured.median(BARE, a_task) * 1e3:.2f} ms"},
+            data={"ratio": cost},
+        ),
+    ]
+
+
+def curve(options: Options) -> list[Row]:
+    """No-op tasks a second with 1, 2, 4 and 8 workers."""
+    names = [BARE, OURS, "Dramatiq", "Celery", "supervisord", "C client"]
+    sizes = (1, 4) if options.quick else (1, 2, 4, 8)
+    everybody = list(available(options, names))
+    series: dict[str, dict[str, list[float]]] = {each.name: {} for each in everybody}
+    for workers in sizes:
+        found = measure_rounds(options, everybody, workers=workers, seconds=1.5 if options.quick else 2.5)
+        for name in found.names:
+            series[name][str(workers)] = found.of(name, a_second)
+    return [
+        Row(
+            what=f"no-op tasks a second with {', '.join(map(str, sizes))} workers",
+            ours=_steps(series.get(OURS, {})),
+            target="",
+            peers={name: _steps(values) for name, values in series.items() if name != OURS},
+            data={"plot": "throughput", "series": series},
+        )
+    ]
+
+
+def _steps(values: Mapping[str, Sequence[float]]) -> str:
+    return ", ".join(f"{median(each):,.0f}" for each in values.values())
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} us"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.2f} %"
+
+
+# -------------------------------------------------------------------------------------------------- by itself
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benches.rates", description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("contenders", nargs="*", default=[BARE, OURS, INFO], help="[bare pika, workq, workq info]")
+    parser.add_argument("--quick", action="store_true", help="1.5 s each instead of 4")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--workers", type=int, default=WORKERS, metavar="N")
+    parser.add_argument("--large", action="store_true", help="bodies of 1 MB")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="workq-bench-", ignore_cleanup_errors=True) as temporary:
+        place = Path(temporary)
+        try:
+            with PrivateNode(place / "node") as broker:
+                options = Options(broker.url, place, arguments.rounds, arguments.quick, tuple(arguments.contenders))
+                measured = measure_rounds(
+                    options,
+                    list(available(options, arguments.contenders)),
+                    workers=arguments.workers,
+                    body=LARGE if arguments.large else NO_OP,
+                    seconds=LARGE_SECONDS if arguments.large else 1.5 if arguments.quick else 4.0,
+                )
+        except (BenchError, NodeError) as error:
+            print(f"rates: {error}", file=sys.stderr)
+            return 1
+    show(measured)
+    return 0
+
+
+def show(measured: Rates) -> None:
+    """Every contender's medians, and its ratio to bare pika."""
+    print(f"{'':<14}{'CPU/task':>10}{'ratio':>8}{'tasks/s':>10}{'ratio':>8}{'parent/task':>13}   rounds")
+    for name in measured.names:
+        cost, pace = measured.median(name, a_task), measured.median(name, a_second)
+        beside = (
+            (f"{measured.ratio(name, BARE, a_task):.2f}x", f"{measured.ratio(name, BARE, a_second):.2f}x")
+            if BARE in measured.names
+            else ("", "")
+        )
+        parent = measured.median(name, lambda rate: rate.parent_cpu / rate.tasks)
+        each = " ".join(f"{value * 1e6:.0f}" for value in measured.of(name, a_task))
+        figures = f"{cost * 1e6:>7.1f} us{beside[0]:>8}{pace:>10,.0f}{beside[1]:>8}{parent * 1e6:>10.2f} us"
+        print(f"{name:<14}{figures}   {each}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""The benchmark's kills are real, and so is what it says of them: with our own pool, a few times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scripts.benches import recovery
+from scripts.benches.contenders import Workq
+from scripts.benches.row import Options
+from supervisor.commands.node import PrivateNode
+from tests import amqp
+
+
+def test_each_kill_hits_a_task_and_is_followed_to_the_end(broker_url: str, queue: str, tmp_path: Path) -> None:
+    shooting = recovery.Shooting(Workq("info"), 2, broker_url, queue, tmp_path)
+    recoveries = shooting.run(3)
+    assert len({each.victim for each in recoveries} | {each.heir for each in recoveries}) >= 4
+    assert sum(each.in_hand for each in recoveries) >= 2  # a task may end in the instant of the kill
+    for each in recoveries:
+        reached = [each.reached[part] for part in (recovery.SEEN, recovery.FORKED, recovery.BEGUN, recovery.FINISHED)]
+        assert reached == sorted(reached)
+        # 2 ms, and the log has only milliseconds.
+        assert each.reached[recovery.FINISHED] - each.reached[recovery.BEGUN] >= recovery.TASK
+        assert reached[0] > -0.001
+        assert (recovery.AGAIN in each.reached) is each.in_hand
+
+
+def test_every_task_is_done_though_workers_are_killed(
+    node: PrivateNode, broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    options = Options(broker_url, tmp_path, rounds=1)
+    try:
+        trial = recovery.attempt(Workq(), options, queue, [0.05] * 60, 2, kill_every=0.2)
+    finally:
+        amqp.delete(node, f"{queue}-workq")
+    assert trial.undone == 0
+    assert {run.number for run in trial.runs} == set(range(1, 61))
+    assert trial.kills >= 5
+    assert trial.again <= trial.kills
+    assert trial.seconds > 60 * 0.05 / 2
