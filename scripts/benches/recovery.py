@@ -581,6 +581,7 @@ def short(options: Options) -> list[Row]:
     found = trials(everybody, options, options.rounds, lambda c, n: attempt(c, options, f"short-{n}", tasks, workers))
     ideal = total * task / workers
     shares, words = figures(found, lambda trial: ideal / trial.seconds)
+    pauses, _ = figures(found, between)
     words |= {name: f"{share:.1%}" for name, share in shares.items()}
     share = shares.get(ours.name, 0.0)
     return [
@@ -593,11 +594,24 @@ def short(options: Options) -> list[Row]:
             reached=share >= 0.98,
             peers=words,
             better=tuple(name for name, each in shares.items() if each > share),
-            data={name: [trial.seconds for trial in each] for name, each in found.items()} | {"ideal": ideal},
-            note=f"{total} tasks, ideally {ideal:g} s from the first begin to the last end; "
-            f"a sleep of 10 ms takes {ms(sleeps(task))} here",
+            data={name: [trial.seconds for trial in each] for name, each in found.items()}
+            | {"ideal": ideal, "between": pauses},
+            note=f"{total} tasks, ideally {ideal:g} s from the first begin to the last end; a sleep of 10 ms takes "
+            f"{ms(sleeps(task))} here; from the end of a task to the worker's next, the broker's round trip included: "
+            + ", ".join(f"{name} {ms(pause)}" for name, pause in pauses.items()),
         )
     ]
+
+
+def between(trial: Trial) -> float:
+    """Seconds from the end of a task to the begin of the same worker's next, on average."""
+    latest: dict[int, float] = {}
+    found = []
+    for run in sorted(trial.runs, key=lambda run: run.began):
+        if run.pid in latest:
+            found.append(run.began - latest[run.pid])
+        latest[run.pid] = run.ended
+    return sum(found) / len(found)
 
 
 def sleeps(seconds: float) -> float:

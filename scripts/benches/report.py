@@ -52,6 +52,7 @@ def joined(files: Sequence[Path]) -> dict[str, Any]:
         try:
             saved = json.loads(path.read_text())
             known = {name: saved[name] for name in ("began", "quick", "machine", "versions", "benches")}
+            rows_of(known)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BenchError(f"{path} holds no figures of scripts/bench --json ({error!r})") from None
         for name in ("machine", "versions"):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from scripts import bench
-from scripts.benches import crowd, guard, plots, report, soak
+from scripts.benches import crowd, footprint, guard, plots, report, soak
 from scripts.benches.notes import RECORD
 from scripts.benches.rates import BARE, INFO, OURS, Rate, Rates
 from scripts.benches.row import BenchError, Row
@@ -127,7 +127,7 @@ def test_figures_of_two_machines_do_not_become_one_document(tmp_path: Path) -> N
         report.joined([first, second])
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"benches": {}}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", '{"benches": {}}', "{", json.dumps(saved(MET)).replace('"ours"', '"our"')])
 def test_a_file_without_figures_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "nothing.json"
     file.write_text(text)
@@ -229,6 +229,47 @@ def test_the_guard_fails_when_it_is_broken_twice(findings: list[list[Row]], code
     turns = iter(given)
     assert bench.guard(lambda: next(turns)) == code
     assert next(turns, None) is None
+
+
+# --------------------------------------------------------------------------------------------------------- footprint
+
+
+@pytest.mark.parametrize(
+    ("dramatiq", "verdict", "better"), [(60, "met", ()), (40, "MISSED", ("Dramatiq",)), (None, "", ())]
+)
+def test_memory_is_compared_with_somebody_who_was_measured(
+    dramatiq: int | None, verdict: str, better: tuple[str, ...]
+) -> None:
+    found = {"workq": [50e6, 51e6, 90e6], **({"Dramatiq": [dramatiq * 1e6]} if dramatiq else {})}
+    row = footprint.whole_row(found)
+    assert (row.verdict, row.better) == (verdict, better)
+
+
+@pytest.mark.parametrize(("celery", "verdict"), [(20, "met"), (9, "MISSED")])
+def test_a_further_worker_is_compared_with_the_better_of_both(celery: int, verdict: str) -> None:
+    found = {"workq": [5e6], "Dramatiq": [12e6], "Celery": [celery * 1e6], "bare pika": [1e6]}
+    assert footprint.further_row(found).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("rounds", "verdict"),
+    [
+        ([(0.0012, 1.5), (0.0015, 3.0)], "met"),
+        ([(0.0012, 1.5), (0.0021, 1.5)], "MISSED"),
+        ([(0.0012, 3.5), (0.0012, 1.5)], "MISSED"),
+    ],
+)
+def test_a_pool_must_idle_in_every_round(rounds: list[tuple[float, float]], verdict: str) -> None:
+    found = {"workq": [footprint.Idling(cpu, {"parent 1": 0.5, "worker 2": busiest}) for cpu, busiest in rounds]}
+    assert footprint.idle_row(found, 60.0).verdict == verdict
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(0.24, "reached"), (0.39, "met"), (0.41, "MISSED")])
+def test_a_start_is_judged_by_its_median(seconds: float, verdict: str) -> None:
+    row = footprint.start_row({"workq": [0.1, seconds, 2.0], "Dramatiq": [0.2]})
+    assert row.verdict == verdict
+    assert "worst of 3: 2.00 s" in row.ours
+    assert row.better == ("Dramatiq",)
 
 
 # -------------------------------------------------------------------------------------------------------------- soak

@@ -130,6 +130,11 @@ def test_the_less_busy_worker_is_what_counts_until_the_last_task_begins() -> Non
     assert recovery.least_busy(trial(*task(1, 1, 0.0, 1.0), *task(1, 2, 1.0, 2.0)), 2) == 0.0
 
 
+def test_the_time_between_two_tasks_is_each_workers_own() -> None:
+    told = sorted([*task(1, 1, 0.0, 1.0), *task(2, 2, 0.5, 1.5), *task(1, 3, 1.2, 2.0)], key=lambda note: note.at)
+    assert recovery.between(trial(*told)) == pytest.approx(0.2)
+
+
 def test_time_passes_while_a_sleep_is_measured() -> None:
     began = time.monotonic()
     assert 0.001 <= recovery.sleeps(0.001) <= time.monotonic() - began
