@@ -25,13 +25,14 @@ from datetime import UTC, date, datetime
 from datetime import time as time_of_day
 from decimal import Decimal
 from pathlib import PurePath
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger
-
 from supervisor.clock import now
+from supervisor.light import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, FilteringBoundLogger
 
 __all__ = ["MAX_LINE", "Sink", "configure", "get_logger", "open_lock", "redact", "resolve_format"]
 

@@ -10,6 +10,21 @@ threading.Thread(target=time.sleep, args=(3600,), daemon=True, name="left-behind
 from handlers import work
 """
 
+FORK_AWARE = """
+import os, threading
+from handlers import note, work
+note("imported", os.getpid())
+asked = threading.Event()
+thread = threading.Thread(target=asked.wait, daemon=True, name="fork-aware")
+thread.start()
+
+def end():
+    asked.set()
+    thread.join()
+
+os.register_at_fork(before=end)
+"""
+
 HANGS = """
 import time
 print("importing, for ever")

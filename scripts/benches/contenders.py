@@ -1,7 +1,8 @@
 """Who is measured, side by side: each takes the same tasks (`tasks.work`) from a durable classic queue, one message a
 worker at a time, persistent messages, acknowledged after the work.
 
-    BarePika      pika alone, without anything around it: what a worker in Python costs at least
+    BarePika      pika alone, without anything around it: what a worker in Python costs at least; its processes
+                  started one by one, or forked from one
     Workq         workq-supervise
     Dramatiq, Celery
     Supervisord   supervisord, which runs the worker of RabbitMQ's tutorial
@@ -38,7 +39,7 @@ from supervisor.clock import now
 from supervisor.publisher import Message
 from supervisor.version import __version__
 
-from .row import BenchError
+from .row import BenchError, Options
 
 HERE: Final = Path(__file__).resolve().parent
 SCRIPTS: Final = HERE.parent
@@ -264,14 +265,23 @@ class Contender(ABC):
 
 
 class BarePika(Contender):
-    """pika alone: one process a worker, started by a parent that does nothing else."""
+    """pika alone: one process a worker, started by a parent that does nothing else.
 
-    name = "bare pika"
+    `forked`: the parent has imported the program, and the workers are forks of it, as ours are: they share the pages of
+    its memory, and so the processor's caches. Nobody's workers come about like that by themselves, so it is no measure
+    of ours; it tells which part of a difference is due to that.
+    """
+
+    def __init__(self, forked: bool = False) -> None:
+        self._forked = forked
+        self.name = "bare pika, forked" if forked else "bare pika"
 
     def version(self) -> str:
         return f"pika {pika.__version__}, Python {sys.version.split()[0]}"
 
     def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+        if self._forked:
+            return [sys.executable, "-m", "benches.peers.forked", str(workers), *options]
         worker = [sys.executable, "-m", "benches.peers.bare_pika", *options]
         return [sys.executable, "-m", "benches.peers.pool", str(workers), *worker]
 
@@ -479,9 +489,35 @@ def _run(command: list[str]) -> None:
 def contenders(names: Sequence[str] = ()) -> list[Contender]:
     """All of them, or those named, in the order of the table. Raises BenchError for a name that nobody has."""
     everybody: list[Contender] = [
-        BarePika(), Workq(), Workq("info"), Dramatiq(), Celery(), Supervisord(), CClient()
+        BarePika(), BarePika(forked=True), Workq(), Workq("info"), Dramatiq(), Celery(), Supervisord(), CClient()
     ]  # fmt: skip
     known = {each.name: each for each in everybody}
     if unknown := [name for name in names if name not in known]:
         raise BenchError(f"no contender {unknown[0]!r}: there are {', '.join(known)}")
     return [known[name] for name in names] or everybody
+
+
+def chosen(options: Options, *contenders: Contender) -> list[Contender]:
+    """Those of them that are wanted and that this machine can run; of the others it is said why not. Ours always: a row
+    is about us."""
+    found = []
+    for each in contenders:
+        if not isinstance(each, Workq) and options.contenders and each.name not in options.contenders:
+            continue
+        try:
+            each.prepare()
+        except BenchError as error:
+            if each.name in options.contenders:
+                raise
+            print(f"bench: without {each.name}: {error}", file=sys.stderr)
+            continue
+        found.append(each)
+    return found
+
+
+def rounds_of(contender: Contender, options: Options) -> int:
+    """In how many rounds it takes part, or how often it is killed: ours, and bare pika, to which ours is compared, as
+    often as `options.rounds`; the others, whose figures are there to be seen beside it, `options.peer_rounds`."""
+    if isinstance(contender, Workq | BarePika):
+        return options.rounds
+    return min(options.rounds, options.peer_rounds or options.rounds)

@@ -6,7 +6,6 @@ Everything is read from outside, of all processes of a contender, in the same wa
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,9 @@ from .contenders import (
     Pool,
     Supervisord,
     Workq,
+    chosen,
     peers_venv,
+    rounds_of,
 )
 from .measure import channel, cpu, median, pss, wait_depth, wakeups
 from .notes import Notes
@@ -40,24 +41,6 @@ WARM: Final = 100
 """Tasks for each worker before anything is read, so that everybody has all in memory that a task needs."""
 REST: Final = 3.0
 """Seconds after that, for timers of the start to run out."""
-
-
-def chosen(options: Options, *contenders: Contender) -> list[Contender]:
-    """Those that are wanted and that this machine can run; of the others it is said why not. Ours always: a row is
-    about us."""
-    found = []
-    for each in contenders:
-        if each.name != OURS and options.contenders and each.name not in options.contenders:
-            continue
-        try:
-            each.prepare()
-        except BenchError as error:
-            if each.name in options.contenders:
-                raise
-            print(f"bench: without {each.name}: {error}", file=sys.stderr)
-            continue
-        found.append(each)
-    return found
 
 
 @contextmanager
@@ -97,7 +80,7 @@ def memory(options: Options) -> list[Row]:
     whole: dict[str, list[int]] = {each.name: [] for each in everybody}
     further: dict[str, list[float]] = {each.name: [] for each in everybody}
     for turn in progress(options.rounds, "memory"):
-        for each in everybody:
+        for each in (each for each in everybody if turn < rounds_of(each, options)):
             whole[each.name].append(_pool_pss(each, options, f"pss-{slug(each)}-{turn}", 4))
             env = with_numpy(each, options.place)
             four, eight = (_pool_pss(each, options, f"numpy-{slug(each)}-{size}-{turn}", size, env) for size in (4, 8))
@@ -269,7 +252,7 @@ def start(options: Options) -> list[Row]:
     everybody = chosen(options, Workq(), BarePika(), Dramatiq(), Celery(), Supervisord())
     found: dict[str, list[float]] = {each.name: [] for each in everybody}
     for turn in progress(options.rounds, "start"):
-        for each in everybody:
+        for each in (each for each in everybody if turn < rounds_of(each, options)):
             found[each.name].append(_start(each, options, f"start-{slug(each)}-{turn}"))
     return [start_row(found)]
 

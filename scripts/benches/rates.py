@@ -25,7 +25,7 @@ from uuid import uuid4
 from supervisor.clock import now
 from supervisor.commands.node import NodeError, PrivateNode
 
-from .contenders import Contender, Pool, contenders
+from .contenders import Contender, Pool, contenders, rounds_of
 from .measure import Reading, channel, cpu, depth, median
 from .progress import say
 from .row import BenchError, Options, Row
@@ -33,7 +33,10 @@ from .row import BenchError, Options, Row
 WORKERS: Final = 4
 NO_OP: Final = b"no-op"
 LARGE: Final = b"x" * 1_000_000
-PACE: Final = {"bare pika": 8000, "workq": 8000, "workq info": 6000, "Dramatiq": 5000, "Celery": 2500}
+PACE: Final = {
+    "bare pika": 8000, "bare pika, forked": 12000, "workq": 12000, "workq info": 8000, "Dramatiq": 5000, "Celery": 2500,
+    "supervisord": 8000,
+}  # fmt: skip
 """Tasks a second, roughly, with four workers: only to publish neither too few of them nor far too many."""
 FAST: Final = 30000
 """The same of all others."""
@@ -41,9 +44,11 @@ LARGE_PACE: Final = 600
 """Tasks of 1 MB a second, likewise: all of them are on the broker's disk before the first is taken."""
 LARGE_SECONDS: Final = 0.7
 """How long those are measured."""
+SECONDS: Final = 3.0
+"""The same of tasks that do nothing."""
 WARM: Final = 0.5
 """Seconds at work before the first reading."""
-REST: Final = 5.0
+REST: Final = 4.0
 """Seconds for which a parent is watched while there is nothing to do."""
 BEFORE: Final = 1.5
 """Seconds at work, at most, before the first reading, `WARM` included: its first workers begin before its last."""
@@ -51,6 +56,7 @@ LEFT: Final = 20
 """One message in so many must be left at the last reading: workers that wait for the last ones teach nothing."""
 
 BARE: Final = "bare pika"
+FORKED: Final = "bare pika, forked"
 OURS: Final = "workq"
 INFO: Final = "workq info"
 
@@ -85,7 +91,7 @@ class Rate:
 
 @dataclass(slots=True)
 class Rates:
-    """All rounds of a bench; a round has a Rate of each contender."""
+    """All rounds of a bench; a round has a Rate of each contender; later ones perhaps not of peers."""
 
     rounds: list[dict[str, Rate]] = field(default_factory=list)
 
@@ -94,14 +100,14 @@ class Rates:
         return list(self.rounds[0]) if self.rounds else []
 
     def of(self, name: str, what: Callable[[Rate], float]) -> list[float]:
-        return [what(each[name]) for each in self.rounds]
+        return [what(each[name]) for each in self.rounds if name in each]
 
     def median(self, name: str, what: Callable[[Rate], float]) -> float:
         return median(self.of(name, what))
 
     def ratio(self, name: str, other: str, what: Callable[[Rate], float]) -> float:
         """`name` to `other` within a round; of all rounds the median."""
-        return median(mine / theirs for mine, theirs in zip(self.of(name, what), self.of(other, what), strict=True))
+        return median(what(each[name]) / what(each[other]) for each in self.rounds if name in each and other in each)
 
     def to_json(self) -> list[dict[str, dict[str, Any]]]:
         return [{name: asdict(rate) for name, rate in each.items()} for each in self.rounds]
@@ -186,8 +192,9 @@ def measure_rounds(
     pace: dict[str, float] = {}
     for number in range(options.rounds):
         found: dict[str, Rate] = {}
-        first = number % len(everybody)
-        for each in [*everybody[first:], *everybody[:first]]:
+        present = [each for each in everybody if number < rounds_of(each, options)]
+        first = number % len(present)
+        for each in [*present[first:], *present[:first]]:
             count = _count(each.name, pace.get(each.name), workers, body, seconds)
             resting = rest if each.name == OURS else 0.0
             found[each.name] = measure(
@@ -195,7 +202,7 @@ def measure_rounds(
                 rest=resting,
             )  # fmt: skip
             pace[each.name] = found[each.name].a_second
-        rates.rounds.append({each.name: found[each.name] for each in everybody})
+        rates.rounds.append({each.name: found[each.name] for each in present})
     say("")
     return rates
 
@@ -227,8 +234,8 @@ def available(options: Options, names: Sequence[str]) -> Iterator[Contender]:
 
 def rates(options: Options) -> list[Row]:
     """CPU and time of a task that does nothing, and of one with a body of 1 MB."""
-    names = [BARE, OURS, INFO, "Dramatiq", "Celery", "supervisord", "C client"]
-    seconds = 1.5 if options.quick else 4.0
+    names = [BARE, FORKED, OURS, INFO, "Dramatiq", "Celery", "supervisord", "C client"]
+    seconds = 1.5 if options.quick else SECONDS
     measured = measure_rounds(
         options, list(available(options, names)), seconds=seconds, rest=2.0 if options.quick else REST
     )
@@ -266,7 +273,19 @@ def _cost(measured: Rates) -> Row:
         peers=peers,
         better=_cheaper(measured),
         data={"rounds": measured.to_json(), "ratio": ratio},
-        note="Log level warning for all. CPU clocks of all processes over some seconds of work, per task done in them.",
+        note="Log level warning for all. CPU clocks of all processes over some seconds of work, per task done in them."
+        + _forked(measured),
+    )
+
+
+def _forked(measured: Rates) -> str:
+    """What a ratio to bare pika does not tell."""
+    if FORKED not in measured.names:
+        return ""
+    return (
+        f" Bare pika: {WORKERS} processes started one by one, {_us(measured.median(BARE, a_task))}; forked from one "
+        "process, which shares caches as our workers do, the same program costs "
+        f"{_us(measured.median(FORKED, a_task))}."
     )
 
 
@@ -336,7 +355,7 @@ def _parent(measured: Rates) -> Row:
         peers={
             name: f"{measured.median(name, lambda rate: rate.parent_cpu / rate.tasks) * 1e6:.2f} us"
             for name in measured.names
-            if name not in (OURS, INFO, BARE, "C client")
+            if name not in (OURS, INFO, BARE, FORKED, "C client")
         },
         data={"a_task": beyond, "busy": busy, "rest": rest},
         note="Supervisor and nursery: their CPU a second at full rate less that of an empty queue, per task. Of the "
@@ -390,7 +409,7 @@ def curve(options: Options) -> list[Row]:
     everybody = list(available(options, names))
     series: dict[str, dict[str, list[float]]] = {each.name: {} for each in everybody}
     for workers in sizes:
-        found = measure_rounds(options, everybody, workers=workers, seconds=1.5 if options.quick else 2.5)
+        found = measure_rounds(options, everybody, workers=workers, seconds=1.5 if options.quick else 2.0)
         for name in found.names:
             series[name][str(workers)] = found.of(name, a_second)
     return [
@@ -422,7 +441,7 @@ def _percent(share: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benches.rates", description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("contenders", nargs="*", default=[BARE, OURS, INFO], help="[bare pika, workq, workq info]")
-    parser.add_argument("--quick", action="store_true", help="1.5 s each instead of 4")
+    parser.add_argument("--quick", action="store_true", help=f"1.5 s each instead of {SECONDS:g}")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--workers", type=int, default=WORKERS, metavar="N")
     parser.add_argument("--large", action="store_true", help="bodies of 1 MB")
@@ -437,7 +456,7 @@ def main() -> int:
                     list(available(options, arguments.contenders)),
                     workers=arguments.workers,
                     body=LARGE if arguments.large else NO_OP,
-                    seconds=LARGE_SECONDS if arguments.large else 1.5 if arguments.quick else 4.0,
+                    seconds=LARGE_SECONDS if arguments.large else 1.5 if arguments.quick else SECONDS,
                 )
         except (BenchError, NodeError) as error:
             print(f"rates: {error}", file=sys.stderr)

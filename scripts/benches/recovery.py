@@ -20,25 +20,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from .contenders import BarePika, Celery, Contender, Dramatiq, Pool, Supervisord, Workq
+from .contenders import BarePika, Celery, Contender, Dramatiq, Pool, Supervisord, Workq, chosen, rounds_of
 from .measure import median, rank
 from .notes import Note, Notes, Run, runs
 from .progress import say
 from .row import BenchError, Options, Row
 
 now: Final = time.monotonic
-
-
-def chosen(options: Options, *contenders: Contender) -> list[Contender]:
-    """Those that are wanted, ready to run. Ours is always wanted: a row is about us."""
-    found = [
-        each
-        for each in contenders
-        if isinstance(each, Workq) or not options.contenders or each.name in options.contenders
-    ]
-    for each in found:
-        each.prepare()
-    return found
 
 
 def ms(seconds: float) -> str:
@@ -277,12 +265,13 @@ class Series:
 
 
 def shoot(contenders: Sequence[Contender], workers: int, options: Options) -> dict[str, Series]:
-    """`options.rounds` kills of each contender, in turns, each turn a new pool on a new queue."""
+    """As many kills of each contender as it has rounds, in turns, each turn a new pool on a new queue."""
     found = {each.name: Series() for each in contenders}
     turns = TURNS if options.rounds >= 10 * TURNS else 1
-    shares = [options.rounds // turns + (turn < options.rounds % turns) for turn in range(turns)]
-    for turn, kills in enumerate(shares):
+    for turn in range(turns):
         for contender in contenders:
+            total = rounds_of(contender, options)
+            kills = total // turns + (turn < total % turns)
             name = f"kill-{contender.name.lower().replace(' ', '-')}-{workers}-{turn}"
             _take_turn(contender, workers, options, name, kills, found[contender.name])
     return found
@@ -342,8 +331,15 @@ def recovery_row(workers: int, ours: str, found: Mapping[str, Series]) -> Row:
             "parts": parts,
             "in_mid_task": {name: sum(each.in_hand for each in series.recoveries) for name, series in found.items()},
         },
-        note=f"ours at log level info, the default; medians of the way there: {way}",
+        note=f"ours at log level info, the default; medians of the way there: {way}{fewer_of(ours, found)}",
     )
+
+
+def fewer_of(ours: str, found: Mapping[str, Series]) -> str:
+    """Of the peers that were killed less often than ours: how often, in words."""
+    kills = {name: len(series.recoveries) + series.stalls for name, series in found.items()}
+    fewer = [f"{name} {count}" for name, count in kills.items() if count < kills[ours]]
+    return f"; kills: ours {kills[ours]}, {', '.join(fewer)}, for a peer needs seconds for each" if fewer else ""
 
 
 _WAY: Final = (SEEN, FORKED, READY, BEGUN, FINISHED, NEXT, AGAIN)
@@ -483,13 +479,15 @@ def is_zombie(pid: int) -> bool:
 
 
 def trials(
-    contenders: Sequence[Contender], options: Options, rounds: int, one: Callable[[Contender, int], Trial]
+    contenders: Sequence[Contender], options: Options, one: Callable[[Contender, int], Trial]
 ) -> dict[str, list[Trial]]:
-    """So many rounds of every contender, in turns; who does not finish once is not tried again."""
+    """All rounds of every contender, in turns; who does not finish once is not tried again."""
     found: dict[str, list[Trial]] = {each.name: [] for each in contenders}
-    for number in range(rounds):
+    for number in range(options.rounds):
         for contender in contenders:
             so_far = found[contender.name]
+            if number >= rounds_of(contender, options):
+                continue
             if isinstance(contender, Workq) or all(not trial.undone for trial in so_far):
                 so_far.append(one(contender, number))
     return found
@@ -530,7 +528,7 @@ def kills(options: Options) -> list[Row]:
         return attempt(contender, options, f"kills-{number}", tasks, 4, KILL_EVERY)
 
     ours = Workq()
-    found = trials(chosen(options, ours, Celery(), Dramatiq(), Supervisord()), options, options.rounds, one)
+    found = trials(chosen(options, ours, Celery(), Dramatiq(), Supervisord()), options, one)
     return [kills_row(ours.name, found, total)]
 
 
@@ -578,7 +576,7 @@ def short(options: Options) -> list[Row]:
     tasks = [task] * total
     ours = Workq()
     everybody = chosen(options, ours, BarePika(), Dramatiq(), Celery(), Supervisord())
-    found = trials(everybody, options, options.rounds, lambda c, n: attempt(c, options, f"short-{n}", tasks, workers))
+    found = trials(everybody, options, lambda c, n: attempt(c, options, f"short-{n}", tasks, workers))
     ideal = total * task / workers
     shares, words = figures(found, lambda trial: ideal / trial.seconds)
     pauses, _ = figures(found, between)
@@ -635,7 +633,7 @@ def fair(options: Options) -> list[Row]:
     tasks = [0.1 if number % 2 else 0.001 for number in range(1, 1 + (60 if options.quick else 200))]
     ours = Workq()
     everybody = chosen(options, ours, BarePika(), Dramatiq(), Celery(), Supervisord())
-    found = trials(everybody, options, options.rounds, lambda c, n: attempt(c, options, f"fair-{n}", tasks, 2))
+    found = trials(everybody, options, lambda c, n: attempt(c, options, f"fair-{n}", tasks, 2))
     shares, words = figures(found, lambda trial: least_busy(trial, 2))
     words |= {name: f"{share:.1%}" for name, share in shares.items()}
     share = shares.get(ours.name, 0.0)

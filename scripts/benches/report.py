@@ -17,7 +17,7 @@ from .row import BenchError, Row
 DOCUMENT: Final = Path("docs/benchmarks.md")
 IMAGES: Final = Path("docs/images")
 WIDTH: Final = 100
-CONTENDERS: Final = ("bare pika", "Dramatiq", "Celery", "supervisord", "C client")
+CONTENDERS: Final = ("bare pika", "bare pika, forked", "Dramatiq", "Celery", "supervisord", "C client")
 """The columns of the comparison, in this order; others follow."""
 NAMES: Final = {"workq": "workq-supervise", "workq info": "workq-supervise, log level info"}
 
@@ -197,11 +197,17 @@ def _machine(saved: Mapping[str, Any]) -> str:
     lines.append(["memory", f"{machine['memory_bytes'] / (1 << 30):.0f} GiB"])
     lines.append(["kernel", machine["kernel"]])
     lines += [[name if "pika" not in words else "", words] for name, words in versions.items() if words]
-    lines = [[NAMES.get(name, name), words] for name, words in lines if name != "workq info"]
+    again = ("workq info", "bare pika, forked")
+    lines = [[NAMES.get(name, name), words] for name, words in lines if name not in again]
     loads = [bench["load"] for bench in saved["benches"].values()]
     busy = f"The load average when a bench began was between {min(loads):.1f} and {max(loads):.1f}." if loads else ""
-    rounds = ", ".join(f"{name} {bench['rounds']}" for name, bench in saved["benches"].items())
+    rounds = ", ".join(f"{name} {_rounds(bench)}" for name, bench in saved["benches"].items())
     return f"## The machine\n\n{markdown(lines)}\n\n{busy}\nRounds (or kills): {rounds}.".replace("\n\n\n", "\n\n")
+
+
+def _rounds(bench: Mapping[str, Any]) -> str:
+    fewer = bench.get("peer_rounds")
+    return f"{bench['rounds']} (of peers other than bare pika {fewer})" if fewer else str(bench["rounds"])
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -31,6 +31,8 @@ class Options:
     """Less of everything, to see that it works: the figures are not for the record."""
     contenders: tuple[str, ...] = ()
     """Only these, by name; empty: all that this machine can run."""
+    peer_rounds: int = 0
+    """The same of the peers, at most; 0: as often as ours. See `contenders.rounds_of`."""
 
 
 @dataclass(frozen=True, slots=True)

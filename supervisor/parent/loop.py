@@ -89,6 +89,7 @@ def run(settings: Settings, reread: Reread) -> int:
     changes = None
     try:
         supervisor = Supervisor(settings, board, log_fd, sink, lambda: _resolved(reread(), log_fd))
+        supervisor.start()  # the handler is imported while we import what serves
         if health is not None or listener is not None:
             from supervisor.parent import web
 
@@ -173,9 +174,9 @@ class Supervisor:
         self._systemd = _systemd()
         self._code = 0
 
-    def run(self) -> int:
-        """The loop. Returns the exit code."""
-        settings, pool = self.settings, self._pool
+    def start(self) -> None:
+        """Say so, and begin."""
+        settings = self.settings
         brokers = [str(endpoint) for endpoint in settings.url]
         self._log.info(
             "supervisor.started",
@@ -185,7 +186,11 @@ class Supervisor:
             workers_most=settings.workers.most,
             brokers=brokers,
         )
-        self._perform(pool.start(now()))
+        self._perform(self._pool.start(now()))
+
+    def run(self) -> int:
+        """The loop, once started. Returns the exit code."""
+        pool = self._pool
         sample_at = now()
         while pool.open:
             until = min(sample_at, pool.deadline or sample_at, self._systemd.due if self._systemd else sample_at)

@@ -84,7 +84,7 @@ def main() -> int:
         except CannotLoad as error:
             link.send(LoadFailed(error.error, error.traceback))
             return EXIT_CONFIG
-        threads = _threads()
+        threads = _threads_after_a_fork()
         if len(threads) > 1:
             link.send(Threaded(threads[1:]))
             return EXIT_DONE
@@ -108,6 +108,20 @@ def _prepare_tracing() -> None:
         logs.get_logger().warning("tracing.off", because=because)
     except tracing.CannotExport:
         pass  # each worker says so
+
+
+def _threads_after_a_fork() -> list[str]:
+    """The names of the threads that a fork would forget, this process's own first.
+
+    Some libraries end their threads before a fork, and start them anew when they are needed (OpenBLAS, and with it
+    numpy: pthread_atfork(3)). Whether one does is seen by trying.
+    """
+    if len(_threads()) > 1:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return _threads()
 
 
 def _threads() -> list[str]:

@@ -26,7 +26,7 @@ from supervisor.commands.node import PrivateNode
 from tests import amqp
 from tests.supervision import PATIENCE, eventually, gone
 
-EVERYBODY = [BarePika(), Workq(), Workq("info")]
+EVERYBODY = [BarePika(), BarePika(forked=True), Workq(), Workq("info")]
 
 
 def named(contender: Contender) -> str:
@@ -54,7 +54,7 @@ def test_a_contender_runs_each_task_once_and_settles_it(
     assert amqp.depth(node.url, queue) == 0
 
 
-@pytest.mark.parametrize("contender", EVERYBODY[:2], ids=named)
+@pytest.mark.parametrize("contender", EVERYBODY[:3], ids=named)
 def test_nothing_of_a_pool_is_left_after_its_block_whatever_happened(
     contender: Contender, node: PrivateNode, queue: str, tmp_path: Path
 ) -> None:

@@ -77,6 +77,21 @@ def test_an_import_that_leaves_threads_behind_is_said_once_and_workers_import_fo
         assert pool.stop() == 0
 
 
+def test_threads_that_end_before_a_fork_as_openblas_s_do_need_no_import_in_every_worker(
+    broker_url: str, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    handler_modules.write(tmp_path, "threaded", handler_modules.FORK_AWARE)
+    amqp.publish(broker_url, queue, ["0"] * 4)
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    with supervised("threaded:work", "--workers", "2", url=broker_url, queue=queue, env=env) as pool:
+        pool.ready()
+        pool.hear("task.succeeded", count=4)
+        [loaded] = pool.named("handler.loaded")
+        assert (loaded["level"], loaded["preloaded"]) == ("info", True)
+        assert pool.stop() == 0
+    assert len(runs.lines("imported")) == 1
+
+
 def test_without_preload_every_worker_imports_for_itself_and_works(broker_url: str, queue: str, runs: Runs) -> None:
     amqp.publish(broker_url, queue, ["0"] * 4)
     options = ("--workers", "2", "--no-preload")

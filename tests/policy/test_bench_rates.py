@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from scripts.benches.rates import BARE, INFO, OURS, Rate, Rates, a_second, a_task, large_rows, no_op_rows
+from scripts.benches.rates import BARE, FORKED, INFO, OURS, Rate, Rates, a_second, a_task, large_rows, no_op_rows
 from scripts.benches.row import Row
 
 
 def measured(**micros: float) -> Rates:
     """A single round in which a second of work was watched: CPU a task, in microseconds, by contender."""
-    names = {"bare": BARE, "ours": OURS, "info": INFO}
+    names = {"bare": BARE, "forked": FORKED, "ours": OURS, "info": INFO}
     return Rates(
         [{names.get(name, name): Rate(1000, 1.0, 1000 * cost / 1e6, 0.0, 0.0) for name, cost in micros.items()}]
     )
@@ -63,3 +63,24 @@ def test_rows_are_made_of_those_who_were_measured() -> None:
     whole = no_op_rows(measured(bare=100, ours=115, info=150, Dramatiq=400, Celery=420))
     assert [each.verdict for each in whole] == ["met", "met", "MISSED", "reached", "reached", "met"]
     json.dumps([each.to_json() for each in whole])
+
+
+def test_who_was_not_in_a_round_is_compared_in_those_where_it_was() -> None:
+    def rate(cost: float) -> Rate:
+        return Rate(100, 1.0, 100 * cost, 0.0)
+
+    rates = Rates([{BARE: rate(1.0), "Celery": rate(4.0)}, {BARE: rate(2.0)}, {BARE: rate(2.0)}])
+    assert rates.ratio("Celery", BARE, a_task) == pytest.approx(4.0)
+    assert rates.median(BARE, a_task) == pytest.approx(2.0)
+    assert rates.names == [BARE, "Celery"]
+
+
+def test_bare_pika_forked_is_told_of_and_decides_nothing() -> None:
+    alone, beside = measured(bare=100, ours=109), measured(bare=100, ours=109, forked=50)
+    assert "forked" not in row(alone, "CPU per no-op task, 4").note
+    with_it = row(beside, "CPU per no-op task, 4")
+    assert "started one by one, 100 us; forked from one" in with_it.note
+    assert "the same program costs 50 us" in with_it.note
+    assert with_it.peers[FORKED] == "50 us, 0.50x"
+    assert [each.verdict for each in no_op_rows(alone)] == [each.verdict for each in no_op_rows(beside)]
+    assert FORKED in row(beside, "tasks a second").peers

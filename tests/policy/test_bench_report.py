@@ -13,9 +13,10 @@ import pytest
 
 from scripts import bench
 from scripts.benches import crowd, footprint, guard, plots, report, soak
+from scripts.benches.contenders import BarePika, Celery, Workq, chosen, rounds_of
 from scripts.benches.notes import RECORD
 from scripts.benches.rates import BARE, INFO, OURS, Rate, Rates
-from scripts.benches.row import BenchError, Row
+from scripts.benches.row import BenchError, Options, Row
 
 MACHINE = {"cpu": "a processor", "cpus": 2, "memory_bytes": 8 << 30, "kernel": "Linux 6.1"}
 VERSIONS = {"Python": "3.11.2", "workq": "workq-supervise 9.9", "Celery": "Celery 5.7"}
@@ -80,6 +81,37 @@ def test_date_machine_versions_and_rounds_are_in_the_document() -> None:
     text = report.document(saved(MET))
     for words in ("2026-01-02", "a processor, 2 cores", "8 GiB", "Linux 6.1", "3.11.2", "Celery 5.7", "idle 3"):
         assert words in text
+
+
+def test_the_document_says_where_peers_had_fewer_rounds() -> None:
+    few = {"rounds": 100, "peer_rounds": 20, "seconds": 1.0, "load": 0.1, "error": "", "rows": [MET.to_json()]}
+    assert "recovery 100 (of peers other than bare pika 20)" in report.document(saved(benches={"recovery": few}))
+    old = {key: value for key, value in few.items() if key != "peer_rounds"}  # saved before there was such a number
+    assert "recovery 100." in report.document(saved(benches={"recovery": old}))
+
+
+@pytest.mark.parametrize(("rounds", "peers", "celery"), [(3, 1, 1), (3, 0, 3), (2, 5, 2)])
+def test_ours_and_bare_pika_have_all_rounds_and_peers_perhaps_fewer(rounds: int, peers: int, celery: int) -> None:
+    options = Options("", Path(), rounds, peer_rounds=peers)
+    everybody = (Workq("info"), BarePika(), Celery())
+    assert [rounds_of(each, options) for each in everybody] == [rounds, rounds, celery]
+
+
+class Missing(Celery):
+    def prepare(self) -> None:
+        raise BenchError("no such thing here")
+
+
+def test_who_cannot_run_here_is_left_out_aloud_unless_it_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    found = chosen(Options("", Path(), 1), Workq(), BarePika(), Missing())
+    assert [each.name for each in found] == ["workq", "bare pika"]
+    assert "without Celery: no such thing here" in capsys.readouterr().err
+    with pytest.raises(BenchError, match="no such thing"):
+        chosen(Options("", Path(), 1, contenders=("Celery",)), Workq(), Missing())
+    assert [each.name for each in chosen(Options("", Path(), 1, contenders=("bare pika",)), Workq(), BarePika())] == [
+        "workq",
+        "bare pika",
+    ]
 
 
 def test_a_quick_look_is_not_passed_off_as_a_figure_for_the_record() -> None:

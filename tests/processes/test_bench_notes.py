@@ -96,6 +96,12 @@ def test_a_kill_that_a_peer_has_not_made_good_is_told() -> None:
     assert list(row.data["series"]) == [OURS, "Celery"]
 
 
+def test_a_peer_that_was_killed_less_often_is_said_so() -> None:
+    few = recovery.recovery_row(4, OURS, {OURS: deaths(0.02, 0.02, 0.02), "Celery": deaths(2.0, stalls=1)})
+    assert few.note.endswith("; kills: ours 3, Celery 2, for a peer needs seconds for each")
+    assert "kills: ours" not in recovery.recovery_row(4, OURS, {OURS: deaths(0.02), "Celery": deaths(2.0)}).note
+
+
 def trial(*told: Note, undone: int = 0, kills: int = 0, left: bool = False) -> recovery.Trial:
     return recovery.Trial(
         notes.runs(told), [note for note in told if not note.has_ended], undone, kills, left, waited=3.0

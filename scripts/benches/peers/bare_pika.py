@@ -33,6 +33,10 @@ def delivered(channel: Any, method: Any, _properties: Any, body: bytes) -> None:
     channel.basic_ack(method.delivery_tag)
 
 
-if __name__ == "__main__":
+def consume_forever() -> None:
     worker = pika.SelectConnection(pika.URLParameters(os.environ["BENCH_URL"]), on_open_callback=opened)
     worker.ioloop.start()
+
+
+if __name__ == "__main__":
+    consume_forever()
