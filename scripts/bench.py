@@ -59,7 +59,7 @@ class Bench:
 
 
 BENCHES: Final[dict[str, Bench]] = {
-    "rates": Bench("rates:rates", 4, 1, "CPU and time of a task that does nothing, and of one with a 1 MB body"),
+    "rates": Bench("rates:rates", 4, 1, "CPU and time of a task that does nothing, or has 1 MB", peers=2),
     "curve": Bench("rates:curve", 2, 1, "tasks a second with 1, 2, 4 and 8 workers", peers=1),
     "recovery": Bench("recovery:recovery", 100, 10, "from the SIGKILL of a worker to the next finished task", peers=20),
     "kills": Bench("recovery:kills", 3, 1, "800 tasks of 50 ms while a worker is killed every 100 ms", peers=1),
@@ -68,7 +68,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "memory": Bench("footprint:memory", 2, 1, "memory of a pool, and of each further worker", peers=1),
     "idle": Bench("footprint:idle", 1, 1, "CPU and wake-ups of a pool that has nothing to do"),
     "many": Bench("crowd:many", 1, 1, "256 workers on one host"),
-    "start": Bench("footprint:start", 10, 3, "from the start of the program to the first finished task", peers=5),
+    "start": Bench("footprint:start", 10, 3, "from the start of the program to the first finished task", peers=3),
     "soak": Bench("soak:soak", 1, 0, "a million tasks with a kill every second: memory and losses"),
 }
 GUARD: Final = Bench("guard:guard", 2, 1, "ratios within one run with generous bounds, for continuous integration")

@@ -30,7 +30,7 @@ FLAT: Final = 1.25
 """Times the cost of a worker of four that one of 256 may have."""
 SLACK: Final = 0.0001
 """A hundredth of a percent of a CPU: a few wake-ups' worth in the time that is watched."""
-WATCH: Final = 20.0
+WATCH: Final = 15.0
 
 
 @dataclass(slots=True)

@@ -44,7 +44,7 @@ LARGE_PACE: Final = 600
 """Tasks of 1 MB a second, likewise: all of them are on the broker's disk before the first is taken."""
 LARGE_SECONDS: Final = 0.7
 """How long those are measured."""
-SECONDS: Final = 3.0
+SECONDS: Final = 2.5
 """The same of tasks that do nothing."""
 WARM: Final = 0.5
 """Seconds at work before the first reading."""
@@ -409,7 +409,7 @@ def curve(options: Options) -> list[Row]:
     everybody = list(available(options, names))
     series: dict[str, dict[str, list[float]]] = {each.name: {} for each in everybody}
     for workers in sizes:
-        found = measure_rounds(options, everybody, workers=workers, seconds=1.5 if options.quick else 2.0)
+        found = measure_rounds(options, everybody, workers=workers, seconds=1.5)
         for name in found.names:
             series[name][str(workers)] = found.of(name, a_second)
     return [

@@ -44,7 +44,7 @@ KILLED_AFTER: Final = (0.02, 0.12)
 QUIET: Final = 0.15
 """Seconds after a kill in which nothing is looked at: that would take the processor from the recovery."""
 LOOK_EVERY: Final = 0.05
-PATIENCE: Final = 60.0
+PATIENCE: Final = 30.0
 """Seconds for what takes milliseconds, or a few seconds elsewhere."""
 BACKLOG: Final = 4000
 """Tasks in the queue at the least when a worker is killed. Nothing is published while its replacement is awaited."""
@@ -360,7 +360,7 @@ def parts_of(recoveries: Sequence[Recovery]) -> dict[str, dict[str, float]]:
 GATE: Final = 4.0
 """Seconds that every worker is kept by a first task of its own, while the tasks that count are published: then all
 begin at the same time, with the whole queue before them, and how long a pool takes to start does not matter."""
-STALLED: Final = 30.0
+STALLED: Final = 20.0
 """Seconds without a finished task after which a pool is given up."""
 LIMIT: Final = 12.0
 """Times the ideal, after which it is given up, too."""
@@ -578,13 +578,15 @@ def short(options: Options) -> list[Row]:
     everybody = chosen(options, ours, BarePika(), Dramatiq(), Celery(), Supervisord())
     found = trials(everybody, options, lambda c, n: attempt(c, options, f"short-{n}", tasks, workers))
     ideal = total * task / workers
-    shares, words = figures(found, lambda trial: ideal / trial.seconds)
+    # Against what the tasks themselves take: a sleep of 10 ms takes longer, and whoever calls it cannot help that.
+    shares, words = figures(found, lambda trial: time_in_tasks(trial) / (workers * trial.seconds))
+    nominal, _ = figures(found, lambda trial: ideal / trial.seconds)
     pauses, _ = figures(found, between)
     words |= {name: f"{share:.1%}" for name, share in shares.items()}
     share = shares.get(ours.name, 0.0)
     return [
         Row(
-            what="tasks of 10 ms, 4 workers, against the ideal",
+            what="tasks of 10 ms, 4 workers: time in tasks, of all their time",
             ours=words.pop(ours.name),
             target="95 %",
             reach="98 %",
@@ -594,11 +596,16 @@ def short(options: Options) -> list[Row]:
             better=tuple(name for name, each in shares.items() if each > share),
             data={name: [trial.seconds for trial in each] for name, each in found.items()}
             | {"ideal": ideal, "between": pauses},
-            note=f"{total} tasks, ideally {ideal:g} s from the first begin to the last end; a sleep of 10 ms takes "
-            f"{ms(sleeps(task))} here; from the end of a task to the worker's next, the broker's round trip included: "
+            note=f"{total} tasks, each a sleep of 10 ms, which takes {ms(sleeps(task))} here; ours against the {ideal:g} s "
+            f"that exact sleeps would take: {nominal.get(ours.name, 0.0):.1%}; from the end of a task to the worker's next, the broker's round trip included: "
             + ", ".join(f"{name} {ms(pause)}" for name, pause in pauses.items()),
         )
     ]
+
+
+def time_in_tasks(trial: Trial) -> float:
+    """Seconds of all workers together."""
+    return sum(run.ended - run.began for run in trial.runs)
 
 
 def between(trial: Trial) -> float:

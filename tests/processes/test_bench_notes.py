@@ -90,8 +90,8 @@ def test_the_median_and_the_worst_recovery_decide(seconds: list[float], met: boo
 def test_a_kill_that_a_peer_has_not_made_good_is_told() -> None:
     found = {OURS: deaths(0.02), "Celery": deaths(0.04, 0.05, 0.06, stalls=1), "supervisord": deaths(stalls=3)}
     row = recovery.recovery_row(4, OURS, found)
-    assert row.peers["Celery"] == "50.0 ms, worst of 4: 1 of them not made good within 60 s"
-    assert row.peers["supervisord"] == "3 kills not made good within 60 s"
+    assert row.peers["Celery"] == "50.0 ms, worst of 4: 1 of them not made good within 30 s"
+    assert row.peers["supervisord"] == "3 kills not made good within 30 s"
     assert row.better == ()
     assert list(row.data["series"]) == [OURS, "Celery"]
 
