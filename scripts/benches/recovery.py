@@ -596,8 +596,9 @@ def short(options: Options) -> list[Row]:
             better=tuple(name for name, each in shares.items() if each > share),
             data={name: [trial.seconds for trial in each] for name, each in found.items()}
             | {"ideal": ideal, "between": pauses},
-            note=f"{total} tasks, each a sleep of 10 ms, which takes {ms(sleeps(task))} here; ours against the {ideal:g} s "
-            f"that exact sleeps would take: {nominal.get(ours.name, 0.0):.1%}; from the end of a task to the worker's next, the broker's round trip included: "
+            note=f"{total} tasks, each a sleep of 10 ms, which takes {ms(sleeps(task))} here; ours against the "
+            f"{ideal:g} s that exact sleeps would take: {nominal.get(ours.name, 0.0):.1%}; from the end of a task to "
+            "the worker's next, the broker's round trip included: "
             + ", ".join(f"{name} {ms(pause)}" for name, pause in pauses.items()),
         )
     ]
