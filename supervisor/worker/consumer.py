@@ -267,10 +267,8 @@ class Consumer:
         if self._gone is not None:
             raise self._gone
         self._channel.basic_ack(delivery.tag)
-        while not self._io.is_flushed:
+        while not self._io.has_written:
             self.turn()
-        if self._gone is not None:
-            raise self._gone
 
     def leave(self, cause: Cause, detail: str, *, finish: bool = False) -> None:
         """Take nothing more: `next()` cancels the consumer and comes to its end. `finish`: run what has been delivered

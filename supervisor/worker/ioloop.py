@@ -122,9 +122,14 @@ class Services(SelectorIOServicesAdapter):
         """Whether to try. Not with TLS: during its handshake, to be called means that the socket is ready."""
         self._connected: set[int] = set()
         """Sockets that are read. To call on_writable for one that is being connected would mean that it is."""
-        self.is_flushed = True
-        """Whether the kernel has all that was written."""
+        self._is_flushed = True
         self._is_trying = False
+
+    @property
+    def has_written(self) -> bool:
+        """Whether the kernel has all that was written. False when the connection has failed, of which pika tells in a
+        later turn."""
+        return self._is_flushed and bool(self._connected)
 
     def set_reader(self, fd: int, on_readable: Callable[[], None]) -> None:
         self._connected.add(fd)
@@ -135,15 +140,15 @@ class Services(SelectorIOServicesAdapter):
         return super().remove_reader(fd)
 
     def set_writer(self, fd: int, on_writable: Callable[[], None]) -> None:
-        self.is_flushed = False
+        self._is_flushed = False
         if self.is_eager and fd in self._connected:
             self._is_trying = True
-            on_writable()  # calls remove_writer() when there is nothing left
+            on_writable()  # calls remove_writer() when there is nothing left, or no hope
             self._is_trying = False
-            if self.is_flushed:
+            if self._is_flushed:
                 return
         super().set_writer(fd, on_writable)
 
     def remove_writer(self, fd: int) -> bool:
-        self.is_flushed = True
+        self._is_flushed = True
         return not self._is_trying and super().remove_writer(fd)

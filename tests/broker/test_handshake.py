@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,7 +17,7 @@ from supervisor.endpoint import Endpoint
 from supervisor.publisher import Publisher, PublishError
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause, Kind
-from supervisor.worker.consumer import Consumer, Delivery, Gone
+from supervisor.worker.consumer import SHORT, Consumer, Delivery, Gone
 from tests import amqp
 from tests.proxy import Proxy
 from tests.strangers import HTTP, listening
@@ -66,6 +68,25 @@ def consume(url: str, queue: str, each: Callable[[Consumer, Delivery], None]) ->
         if len(os.listdir("/proc/self/fd")) > 300:
             gc.collect()  # a worker's process ends with its consumer, which never closes its loop for that reason
     raise AssertionError("nobody asked it to leave")
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR])
+@pytest.mark.parametrize("looks_first", [False, True])
+def test_an_ack_that_the_kernel_does_not_take_is_none(broker_url: str, queue: str, how: int, looks_first: bool) -> None:
+    amqp.publish(broker_url, queue, [BODY], ids=["whole"])
+    consuming = consumer(broker_url, queue)
+    consuming.open()
+    delivery = consuming.next()
+    assert delivery is not None
+    transport: Any = consuming._connection._transport
+    transport._sock.shutdown(how)
+    if looks_first:
+        with consuming.unattended:
+            time.sleep(2 * SHORT)
+        consuming.catch_up()
+    with pytest.raises(Gone) as gone:
+        consuming.ack(delivery)
+    assert gone.value.kind is Kind.LOST
 
 
 def length_of_a_delivery(proxy: Proxy, queue: str) -> tuple[int, int]:
