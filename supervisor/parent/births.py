@@ -79,7 +79,10 @@ class Births:
     def ask_ahead(self) -> None:
         """A spare, unless there is one, or the nursery has more urgent things to do."""
         if self.spare is None and not self._asked and not self._waiting:
-            self._want(None)
+            try:
+                self._want(None)
+            except OSError:
+                pass  # no descriptor is left for one: the next worker takes some milliseconds longer
 
     def _want(self, slot: int | None) -> None:
         link, worker_end = Link.pair()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -335,8 +335,7 @@ def test_any_user_will_do_without_a_home_or_a_place_to_write(
         pool.ready()
         amqp.publish(broker_url, queue, ["0"] * 10 + ["nonsense"])
         pool.hear("task.succeeded", count=10)
-        relatives = family(pool.pid)
-        assert len(relatives) == 4
+        relatives = eventually(lambda: found if len(found := family(pool.pid)) == 5 else None)  # the spare comes last
         assert {uid for process in relatives for uid in process.uids()} == {NOBODY}
         assert Path(f"/proc/{pool.pid}/cwd").readlink() == Path("/")
         os.kill(pool.pids()[0], signal.SIGKILL)
@@ -389,7 +388,8 @@ def test_f53_with_an_eighth_of_a_cpu_everything_is_slow_and_nobody_is_killed(
             supervised("handlers:spin", *options, url=broker_url, queue=queue, env=runs.env)
         ).ready()
         for process in family(pool.pid):
-            take(process.pid)
+            with suppress(ProcessLookupError):  # one in the middle of a fork lives for milliseconds
+                take(process.pid)
         until = time.monotonic() + 10
         published = 0
         while time.monotonic() < until:
