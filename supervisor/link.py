@@ -88,6 +88,10 @@ class Link:
         room = socket.CMSG_SPACE(4 * array.array("i").itemsize)
         try:
             data, ancillary, _, _ = self._socket.recvmsg(MAX_BYTES, room, flags)
+        except ConnectionResetError:
+            # The other side has closed without reading all that we had sent. The kernel tells that first, and once
+            # (unix_release_sock() in net/unix/af_unix.c); what the other side had said is still there.
+            return self.receive(wait=wait)
         except ConnectionError:
             return None
         if not data:

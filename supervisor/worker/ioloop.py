@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
@@ -47,7 +48,9 @@ class IOLoop(AbstractSelectorIOLoop):
         self._timers: list[Timer] = []
         self._callbacks: deque[Callable[[], Any]] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.add_handler(self._bell, self._rung, self.READ)
+        # A worker's loop lives as long as its process; who has several in one process closes none of them.
+        self._end = weakref.finalize(self, os.close, self._bell)
+        self.add_handler(self._bell, _rung, self.READ)
 
     def turn(self, patience: float) -> None:
         """Wait until something happens, `patience` seconds at most, and call whom it concerns. Raises what they
@@ -64,9 +67,6 @@ class IOLoop(AbstractSelectorIOLoop):
             self._callbacks.popleft()()
         if self._timers:
             self._call_due()
-
-    def _rung(self, bell: int, _: int) -> None:
-        os.eventfd_read(bell)
 
     def _call_due(self) -> None:
         due = now()
@@ -110,7 +110,11 @@ class IOLoop(AbstractSelectorIOLoop):
 
     def close(self) -> None:
         self._epoll.close()
-        os.close(self._bell)
+        self._end()
+
+
+def _rung(bell: int, _: int) -> None:
+    os.eventfd_read(bell)
 
 
 class Services(SelectorIOServicesAdapter):

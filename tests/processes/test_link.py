@@ -64,3 +64,14 @@ def test_a_message_that_is_too_long_is_an_error_of_the_sender() -> None:
     one, _ = Link.pair()
     with pytest.raises(ValueError, match="too long"):
         one.send(Record("x" * (MAX_BYTES + 1)))
+
+
+def test_last_words_are_heard_also_from_one_who_leaves_without_reading_what_it_was_told() -> None:
+    one, other = Link.pair()
+    assert one.send(Drain())
+    assert other.send(Leaving("max_tasks", "--max-tasks 4 reached"))
+    other.close()
+    received = one.receive(wait=False)
+    assert received is not None
+    assert received[0] == Leaving("max_tasks", "--max-tasks 4 reached")
+    assert one.receive(wait=False) is None
