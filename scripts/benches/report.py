@@ -196,7 +196,7 @@ def _machine(saved: Mapping[str, Any]) -> str:
     lines.append(["processor", f"{machine['cpu']}, {machine['cpus']} cores"])
     lines.append(["memory", f"{machine['memory_bytes'] / (1 << 30):.0f} GiB"])
     lines.append(["kernel", machine["kernel"]])
-    lines += [[name if "pika" not in words else "", words] for name, words in versions.items() if words]
+    lines += [[name, words] for name, words in versions.items() if words]
     again = ("workq info", "bare pika, forked")
     lines = [[NAMES.get(name, name), words] for name, words in lines if name not in again]
     loads = [bench["load"] for bench in saved["benches"].values()]
