@@ -110,7 +110,7 @@ def test_the_wheel_asks_for_what_it_needs_and_for_development_only_by_name(built
     metadata = built.metadata()
     wanted = [line for line in metadata.get_all("Requires-Dist") or [] if "extra ==" not in line]
     names = {re.split(r"[ <>=!~\[;]", line)[0].lower() for line in wanted}
-    assert names == {"pika", "psutil", "structlog", "click", "prometheus-client", "uvicorn", "rich"}
+    assert names == {"pika", "psutil", "structlog", "click", "prometheus-client", "uvicorn", "h11", "rich"}
     assert metadata["License-Expression"] == "MIT" and metadata["Requires-Python"] == ">=3.11"
     assert metadata["Description-Content-Type"] == "text/markdown"
 
