@@ -36,6 +36,7 @@ import pika
 
 from supervisor import Publisher
 from supervisor.clock import now
+from supervisor.parent.leftovers import children
 from supervisor.publisher import Message
 from supervisor.version import __version__
 
@@ -128,15 +129,6 @@ def descendants(pid: int) -> list[int]:
     return below + [further for child in below for further in descendants(child)]
 
 
-def children(pid: int) -> list[int]:
-    """The processes that this one has started and that live now."""
-    found: list[int] = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
-
-
 def comm(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
@@ -189,6 +181,11 @@ class Contender(ABC):
 
     name: str
 
+    @property
+    def slug(self) -> str:
+        """Its name where there may be no blank."""
+        return self.name.lower().replace(" ", "-")
+
     def prepare(self) -> None:  # noqa: B027 - most need nothing
         """Make ready what it needs on this machine; nothing to do the second time. Raises BenchError."""
 
@@ -229,7 +226,7 @@ class Contender(ABC):
         self.prepare()
         place.mkdir(parents=True, exist_ok=True)
         mark = uuid4().hex
-        log = place / f"{self.name.replace(' ', '-')}-{mark[:6]}.log"
+        log = place / f"{self.slug}-{mark[:6]}.log"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("WORKQ_", "BENCH_"))}
         mine = {"BENCH_URL": url, "BENCH_QUEUE": self.queue(name), MARK: mark, "PYTHONPATH": str(SCRIPTS)}
         with log.open("wb") as output:

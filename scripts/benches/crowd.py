@@ -11,14 +11,13 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from supervisor.clock import now
 
 from .contenders import Pool, Workq
 from .footprint import PATIENCE, REST, WARM, mib
-from .measure import channel, cpu, median, pss, wait_depth
+from .measure import channel, cpu, median, private, pss, wait_depth
 from .progress import progress
 from .row import BenchError, Options, Row
 
@@ -94,15 +93,6 @@ def _crowd(contender: Workq, options: Options, name: str, size: int, seconds: fl
             )
             crowd.again = _kill_all(pool, link, name, size)
             return crowd
-
-
-def private(pid: int) -> int:
-    """Bytes that nobody else has (`Private_Clean` and `Private_Dirty` of /proc/PID/smaps_rollup); 0 when it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
 def _kill_all(pool: Pool, link: Any, name: str, size: int) -> float:

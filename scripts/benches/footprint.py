@@ -25,6 +25,7 @@ from .contenders import (
     Supervisord,
     Workq,
     chosen,
+    comm,
     peers_venv,
     rounds_of,
 )
@@ -58,10 +59,6 @@ def warm(
         yield pool
 
 
-def slug(contender: Contender) -> str:
-    return contender.name.lower().replace(" ", "-")
-
-
 def mib(size: float) -> str:
     return f"{size / MIB:.0f} MiB" if size >= 100 * MIB else f"{size / MIB:.1f} MiB"
 
@@ -81,9 +78,9 @@ def memory(options: Options) -> list[Row]:
     further: dict[str, list[float]] = {each.name: [] for each in everybody}
     for turn in progress(options.rounds, "memory"):
         for each in (each for each in everybody if turn < rounds_of(each, options)):
-            whole[each.name].append(_pool_pss(each, options, f"pss-{slug(each)}-{turn}", 4))
+            whole[each.name].append(_pool_pss(each, options, f"pss-{each.slug}-{turn}", 4))
             env = with_numpy(each, options.place)
-            four, eight = (_pool_pss(each, options, f"numpy-{slug(each)}-{size}-{turn}", size, env) for size in (4, 8))
+            four, eight = (_pool_pss(each, options, f"numpy-{each.slug}-{size}-{turn}", size, env) for size in (4, 8))
             further[each.name].append((eight - four) / 4)
     return [whole_row(whole), further_row(further)]
 
@@ -189,8 +186,7 @@ def idle(options: Options) -> list[Row]:
     for turn in progress(options.rounds, "idle"):
         with ExitStack() as stack:
             pools = {
-                each.name: stack.enter_context(warm(each, options, f"idle-{slug(each)}-{turn}", 4))
-                for each in everybody
+                each.name: stack.enter_context(warm(each, options, f"idle-{each.slug}-{turn}", 4)) for each in everybody
             }
             for name, idling in idling_of(pools, seconds).items():
                 found[name].append(idling)
@@ -227,17 +223,10 @@ def idling_of(pools: Mapping[str, Pool], seconds: float) -> dict[str, Idling]:
     return {
         name: Idling(
             sum(spent_then[pid] - spent[pid] for pid in family) / elapsed,
-            {f"{called(pid)} {pid}": (woken_then[pid] - woken[pid]) / elapsed for pid in family},
+            {f"{comm(pid)} {pid}": (woken_then[pid] - woken[pid]) / elapsed for pid in family},
         )
         for name, family in families.items()
     }
-
-
-def called(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "?"
 
 
 # ------------------------------------------------------------------------------------------------------------- start
@@ -253,7 +242,7 @@ def start(options: Options) -> list[Row]:
     found: dict[str, list[float]] = {each.name: [] for each in everybody}
     for turn in progress(options.rounds, "start"):
         for each in (each for each in everybody if turn < rounds_of(each, options)):
-            found[each.name].append(_start(each, options, f"start-{slug(each)}-{turn}"))
+            found[each.name].append(_start(each, options, f"start-{each.slug}-{turn}"))
     return [start_row(found)]
 
 

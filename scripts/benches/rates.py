@@ -4,28 +4,20 @@ Each round, for each contender in turn: a queue of its own is filled, its pool i
 consumes, the queue's depth and the CPU clocks of all its processes are read twice, some seconds apart. The difference
 of the depths is the number of tasks done in between; starting and stopping is not in it. A ratio is that of two
 contenders in the same round, and of all rounds the median: what disturbs the machine for minutes disturbs both.
-
-    PYTHONPATH=scripts .venv/bin/python -m benches.rates [--quick] [--rounds N] [CONTENDER...]
-
-measures without the rest of scripts/bench, on a broker of its own, and prints the figures.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
 from supervisor.clock import now
-from supervisor.commands.node import NodeError, PrivateNode
 
-from .contenders import Contender, Pool, contenders, rounds_of
+from .contenders import Contender, Pool, chosen, contenders, rounds_of
 from .measure import Reading, channel, cpu, depth, median
 from .progress import say
 from .row import BenchError, Options, Row
@@ -129,7 +121,7 @@ def measure(
 ) -> Rate:
     """One round of one contender: `count` messages with this body, watched for `seconds` or until they are nearly all
     done; then the parent for `rest` seconds without work. Raises BenchError when there is too little to tell."""
-    name = f"{contender.name.replace(' ', '-')}-{uuid4().hex[:8]}"
+    name = f"{contender.slug}-{uuid4().hex[:8]}"
     queue = contender.queue(name)
     say(f"{contender.name}: publishing {count} messages")
     contender.publish(url, name, [body] * count)
@@ -215,20 +207,6 @@ def _count(name: str, pace: float | None, workers: int, body: bytes, seconds: fl
     return round(expected * (seconds * 1.3 + BEFORE))
 
 
-def available(options: Options, names: Sequence[str]) -> Iterator[Contender]:
-    """Those of them that were chosen and that this machine can run; of the others it is said why not."""
-    wanted = [name for name in names if not options.contenders or name in options.contenders]
-    for each in contenders(wanted) if wanted else []:
-        try:
-            each.prepare()
-        except BenchError as error:
-            if options.contenders:
-                raise
-            print(f"bench: without {each.name}: {error}", file=sys.stderr)
-            continue
-        yield each
-
-
 # ----------------------------------------------------------------------------------------------------------- rows
 
 
@@ -237,9 +215,9 @@ def rates(options: Options) -> list[Row]:
     names = [BARE, FORKED, OURS, INFO, "Dramatiq", "Celery", "supervisord", "C client"]
     seconds = 1.5 if options.quick else SECONDS
     measured = measure_rounds(
-        options, list(available(options, names)), seconds=seconds, rest=2.0 if options.quick else REST
+        options, chosen(options, *contenders(names)), seconds=seconds, rest=2.0 if options.quick else REST
     )
-    large = measure_rounds(options, list(available(options, [BARE, OURS])), body=LARGE, seconds=LARGE_SECONDS)
+    large = measure_rounds(options, chosen(options, *contenders([BARE, OURS])), body=LARGE, seconds=LARGE_SECONDS)
     return [*no_op_rows(measured), *large_rows(large)]
 
 
@@ -406,7 +384,7 @@ def curve(options: Options) -> list[Row]:
     """No-op tasks a second with 1, 2, 4 and 8 workers."""
     names = [BARE, OURS, "Dramatiq", "Celery", "supervisord", "C client"]
     sizes = (1, 4) if options.quick else (1, 2, 4, 8)
-    everybody = list(available(options, names))
+    everybody = chosen(options, *contenders(names))
     series: dict[str, dict[str, list[float]]] = {each.name: {} for each in everybody}
     for workers in sizes:
         found = measure_rounds(options, everybody, workers=workers, seconds=1.5)
@@ -433,53 +411,3 @@ def _us(seconds: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{share * 100:.2f} %"
-
-
-# -------------------------------------------------------------------------------------------------- by itself
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="benches.rates", description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("contenders", nargs="*", default=[BARE, OURS, INFO], help="[bare pika, workq, workq info]")
-    parser.add_argument("--quick", action="store_true", help=f"1.5 s each instead of {SECONDS:g}")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--workers", type=int, default=WORKERS, metavar="N")
-    parser.add_argument("--large", action="store_true", help="bodies of 1 MB")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="workq-bench-", ignore_cleanup_errors=True) as temporary:
-        place = Path(temporary)
-        try:
-            with PrivateNode(place / "node") as broker:
-                options = Options(broker.url, place, arguments.rounds, arguments.quick, tuple(arguments.contenders))
-                measured = measure_rounds(
-                    options,
-                    list(available(options, arguments.contenders)),
-                    workers=arguments.workers,
-                    body=LARGE if arguments.large else NO_OP,
-                    seconds=LARGE_SECONDS if arguments.large else 1.5 if arguments.quick else SECONDS,
-                )
-        except (BenchError, NodeError) as error:
-            print(f"rates: {error}", file=sys.stderr)
-            return 1
-    show(measured)
-    return 0
-
-
-def show(measured: Rates) -> None:
-    """Every contender's medians, and its ratio to bare pika."""
-    print(f"{'':<14}{'CPU/task':>10}{'ratio':>8}{'tasks/s':>10}{'ratio':>8}{'parent/task':>13}   rounds")
-    for name in measured.names:
-        cost, pace = measured.median(name, a_task), measured.median(name, a_second)
-        beside = (
-            (f"{measured.ratio(name, BARE, a_task):.2f}x", f"{measured.ratio(name, BARE, a_second):.2f}x")
-            if BARE in measured.names
-            else ("", "")
-        )
-        parent = measured.median(name, lambda rate: rate.parent_cpu / rate.tasks)
-        each = " ".join(f"{value * 1e6:.0f}" for value in measured.of(name, a_task))
-        figures = f"{cost * 1e6:>7.1f} us{beside[0]:>8}{pace:>10,.0f}{beside[1]:>8}{parent * 1e6:>10.2f} us"
-        print(f"{name:<14}{figures}   {each}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -272,7 +272,7 @@ def shoot(contenders: Sequence[Contender], workers: int, options: Options) -> di
         for contender in contenders:
             total = rounds_of(contender, options)
             kills = total // turns + (turn < total % turns)
-            name = f"kill-{contender.name.lower().replace(' ', '-')}-{workers}-{turn}"
+            name = f"kill-{contender.slug}-{workers}-{turn}"
             _take_turn(contender, workers, options, name, kills, found[contender.name])
     return found
 
@@ -411,7 +411,7 @@ def attempt(
 
     `kill_every`: SIGKILL to a worker chosen at random from those alive, every so many seconds from the first task on.
     """
-    name = f"{name}-{contender.name.lower().replace(' ', '-')}"
+    name = f"{name}-{contender.slug}"
     place = options.place / name
     place.mkdir()
     notes = Notes(place / "notes")

@@ -55,6 +55,16 @@ class _Birth:
     worker_end: Link
     output: tuple[int, int]
 
+    def give_up(self) -> None:
+        """Close our ends: if there is somebody at the others, it leaves."""
+        self.link.close()
+        os.close(self.output[0])
+
+    def hand_over(self) -> None:
+        """Close the worker's ends: the nursery has them, or never will."""
+        self.worker_end.close()
+        os.close(self.output[1])
+
 
 class Births:
     """The births of one nursery."""
@@ -94,8 +104,7 @@ class Births:
             birth = self._waiting.popleft()
             # If this fails the nursery is dead or stuck, and its exit or the seat's deadline says so.
             self._link.send(Fork(birth.ticket), (birth.worker_end.fileno(), birth.output[1]), wait=False)
-            birth.worker_end.close()
-            os.close(birth.output[1])
+            birth.hand_over()
             self._asked[birth.ticket] = birth
 
     def born(self, ticket: int, pid: int) -> tuple[int | None, Newborn | None] | None:
@@ -113,8 +122,7 @@ class Births:
                 return birth.slot, Newborn(pid, pidfd, birth.link, birth.output[0], psutil.Process(pid))
             except psutil.Error:
                 os.close(pidfd)
-        birth.link.close()
-        os.close(birth.output[0])
+        birth.give_up()
         return birth.slot, None
 
     def failed(self, ticket: int) -> int | None:
@@ -122,8 +130,7 @@ class Births:
         birth = self._told_of(ticket)
         if birth is None:
             return None
-        birth.link.close()
-        os.close(birth.output[0])
+        birth.give_up()
         return birth.slot
 
     def _told_of(self, ticket: int) -> _Birth | None:
@@ -135,10 +142,8 @@ class Births:
     def forget(self) -> None:
         """The nursery is gone: whom it forked already finds its link closed, and leaves."""
         for birth in (*self._asked.values(), *self._waiting):
-            birth.link.close()
-            os.close(birth.output[0])
+            birth.give_up()
         for birth in self._waiting:
-            birth.worker_end.close()
-            os.close(birth.output[1])
+            birth.hand_over()
         self._asked.clear()
         self._waiting.clear()

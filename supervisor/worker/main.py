@@ -257,14 +257,14 @@ class Worker:
                 self._consumer.leave(Cause.MAX_TASKS, f"--max-tasks {self._settings.max_tasks} reached")
         if isinstance(outcome, _FAILED):
             error = outcome.error if isinstance(outcome, Raised) else outcome.why
-            self._log.warning("task.failed", **_about(delivery, seconds), because=error)
+            self._log.warning("task.failed", **_about(delivery, attempt, seconds), because=error)
         try:
             self._tell_broker(delivery, settlement)
         except (Gone, PublishError) as error:
             self._pen.settled("unsettled", seconds)
             self.is_unsettled = True
             why = "the outcome could not be settled, so the broker gives the message to a worker again"
-            self._log.warning("task.unsettled", **_about(delivery, seconds), because=f"{error}: {why}")
+            self._log.warning("task.unsettled", **_about(delivery, attempt, seconds), because=f"{error}: {why}")
             if isinstance(error, Gone):
                 raise
             kind = error.trouble.kind if error.trouble else Kind.OTHER
@@ -272,11 +272,11 @@ class Worker:
         if isinstance(settlement, Acknowledge):
             self._pen.settled("succeeded", seconds)
             if self._tells_tasks:
-                logs.tell("info", "task.succeeded", _about(delivery, seconds))
+                logs.tell("info", "task.succeeded", _about(delivery, attempt, seconds))
         else:
             failed = isinstance(outcome, _FAILED)
             self._pen.settled(settlement.counter, seconds, more="failed" if failed else "")
-            self._log.warning(settlement.event, **_about(delivery, seconds), because=settlement.because)
+            self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because)
         if self._sink.dropped != self._dropped:
             self._pen.count("log_lines_dropped", self._sink.dropped - self._dropped)
             self._dropped = self._sink.dropped
@@ -405,10 +405,10 @@ class Worker:
         self._link.send(DeadDepth(ready))
 
 
-def _about(delivery: Delivery, seconds: float) -> dict[str, object]:
+def _about(delivery: Delivery, attempt: int, seconds: float) -> dict[str, object]:
     return {
         "message_id": delivery.name,
-        "attempt": delivery.attempt,
+        "attempt": attempt,
         "seconds": round(seconds, 6),
         **delivery.trace,
     }
