@@ -82,30 +82,52 @@ class Ledger:
         )
 
 
+@dataclass(slots=True)
+class _Question:
+    key: str
+    returns: int
+    has_waited: bool = False
+    """Over one sample already."""
+
+
 class Suspects:
     """Workers that have asked whether a message may run, and wait for the answer."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._waiting: dict[int, tuple[str, int]] = {}
-        """By slot: the key and the returns of a message that another worker seems to hold."""
+        self._waiting: dict[int, _Question] = {}
+        """By slot: about a message that another worker seems to hold."""
 
     def ask(self, slot: int, suspect: Suspect) -> list[Tell]:
         """The worker of this slot asks."""
         if suspect.is_held:
-            # Whoever holds it may be dying of it this instant; if so, the next sample comes after its death.
-            self._waiting[slot] = (suspect.key, suspect.delivery_count)
+            # Whoever holds it may be dying of it this instant: its connection is closed before its pidfd tells.
+            self._waiting[slot] = _Question(suspect.key, suspect.delivery_count)
             return []
         return [self._tell(slot, suspect.key, suspect.delivery_count)]
 
-    def answer(self, key: str | None = None) -> list[Tell]:
-        """Those who asked about this key, or all."""
-        due = [slot for slot, (asked, _) in self._waiting.items() if key is None or asked == key]
-        return [self._tell(slot, *self._waiting.pop(slot)) for slot in due]
+    def died(self, key: str) -> list[Tell]:
+        """Whoever held this message is dead: answer those who asked about it."""
+        return self._answer([slot for slot, question in self._waiting.items() if question.key == key])
+
+    def sampled(self) -> list[Tell]:
+        """Answer those whose holder lives on: who have waited from one sample to the next.
+
+        Not at the first: a sample may fall into the milliseconds of a death.
+        """
+        due = [slot for slot, question in self._waiting.items() if question.has_waited]
+        answers = self._answer(due)
+        for question in self._waiting.values():
+            question.has_waited = True
+        return answers
 
     def forget(self, slot: int) -> None:
         """Its worker is gone."""
         self._waiting.pop(slot, None)
+
+    def _answer(self, slots: list[int]) -> list[Tell]:
+        questions = [(slot, self._waiting.pop(slot)) for slot in slots]
+        return [self._tell(slot, question.key, question.returns) for slot, question in questions]
 
     def _tell(self, slot: int, key: str, returns: int) -> Tell:
         verdict = self._ledger.verdict(key, returns)

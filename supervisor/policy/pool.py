@@ -567,7 +567,7 @@ class Pool:
         self._looks.all_idle = False
         self._suspects.forget(slot.number)
         unblocked = self._broker.block(slot.number, False)
-        actions: list[Action] = [*self._suspects.answer(died.hand.key)] if died.hand else []
+        actions: list[Action] = [*self._suspects.died(died.hand.key)] if died.hand else []
         actions += unblocked
         if is_trial and self._state is not State.DRAINING:
             failed = died.said if isinstance(died.said, LoadFailed) else None
@@ -674,7 +674,7 @@ class Pool:
         held_up = self._sampled_at is not None and now - self._sampled_at > hung.SAMPLE_GAP
         self._sampled_at = now
         self._looks.sampled(readings, now)
-        actions: list[Action] = [*self._suspects.answer()]
+        actions: list[Action] = [*self._suspects.sampled()]
         for reading in readings:
             slot = self._slots[reading.slot]
             if slot.pid == reading.pid and slot.phase in (Seat.READY, Seat.DRAINING):

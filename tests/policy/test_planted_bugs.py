@@ -198,6 +198,13 @@ BUGS = [
         SCENES,
     ),
     Bug(
+        "a message may run again because a sample fell into the death of its holder",
+        "poison.py",
+        "_Question(suspect.key, suspect.delivery_count)",
+        "_Question(suspect.key, suspect.delivery_count, has_waited=True)",
+        SCENES,
+    ),
+    Bug(
         "a reload replaces everybody at once",
         "pool.py",
         "elif all(slot.phase is Seat.READY for slot in seats):",
@@ -241,7 +248,7 @@ BUGS = [
     Bug(
         "a message is judged while whoever holds it may be dying of it",
         "poison.py",
-        "            self._waiting[slot] = (suspect.key, suspect.delivery_count)\n            return []\n",
+        "            self._waiting[slot] = _Question(suspect.key, suspect.delivery_count)\n            return []\n",
         "            return [self._tell(slot, suspect.key, suspect.delivery_count)]\n",
         SCENES,
     ),

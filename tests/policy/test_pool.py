@@ -1054,19 +1054,44 @@ def test_a_message_is_judged_after_the_death_of_whoever_still_held_it() -> None:
     assert (verdict.key, verdict.run, verdict.crashes) == ("k", False, 1)
 
 
-def test_a_message_whose_holder_lives_on_without_a_connection_is_judged_at_the_next_sample() -> None:
+def test_a_sample_in_the_midst_of_a_death_does_not_let_the_message_run_once_more() -> None:
+    world = _up(max_crashes=1)
+    holder = _working(world, 0, "k")
+    _suspecting(world, 1, "k")
+    world.sample()
+    assert not _verdicts(world)
+    world.die(holder, "SIGSEGV")
+    [verdict] = _verdicts(world)
+    assert (verdict.run, verdict.crashes) == (False, 1)
+
+
+def test_a_message_whose_holder_lives_on_without_a_connection_is_judged_after_one_whole_sample() -> None:
     world = _up(max_crashes=1)
     _working(world, 0, "k")
     _suspecting(world, 1, "k")
     world.sample()
+    world.sample()
     [verdict] = _verdicts(world)
     assert verdict.run
+
+
+def test_a_suspect_does_not_inherit_how_long_the_one_before_it_in_its_seat_had_waited() -> None:
+    world = _up(max_crashes=1)
+    _working(world, 0, "k")
+    _suspecting(world, 1, "k")
+    world.sample()
+    world.die(world.workers[1], "SIGKILL")
+    world.live(30.0, until_well=True)
+    _suspecting(world, 1, "k")
+    world.sample()
+    assert not _verdicts(world)
 
 
 def test_a_suspect_that_dies_while_it_waits_is_not_answered() -> None:
     world = _up(max_crashes=1)
     _working(world, 0, "k")
     world.die(_suspecting(world, 1, "k"), "SIGKILL")
+    world.sample()
     world.sample()
     assert not _verdicts(world)
 

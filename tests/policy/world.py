@@ -417,13 +417,14 @@ class World:
             assert worker.generation != self.incoming.generation, "it consumes, and its generation is not adopted"
 
     def deliver(self, worker: Worker, message: Message, is_held: bool = False) -> None:
-        """The broker gives it a message; it runs, or is quarantined at once. `is_held`: after the next sample."""
+        """The broker gives it a message; it runs, or is quarantined at once. `is_held`: after two samples."""
         self.queue.remove(message)
         worker.message, worker.since, worker.is_settling = message, self.now, False
         if message.is_redelivered:
             before = len(self.log)
             self.tell(WorkerSaid(worker.slot, Suspect(message.key, is_held=is_held)))
             if is_held:
+                self.sample()
                 self.sample()
             assert any(isinstance(a, Tell) and isinstance(a.order, Verdict) for a in self.log[before:]), "no verdict"
 
