@@ -1,4 +1,5 @@
-"""The consuming side of pika, and the only file that knows it (with `undecodable`, for what pika cannot read).
+"""The consuming side of pika, and the only file that knows it (with two beside it: `deliveries`, for what pika reads
+slowly, and `undecodable`, for what it cannot read).
 
 One connection, one life: whatever ends the connection, the channel or the consumer ends this object, with a `Gone`
 that says why. Nothing here reconnects; the supervisor starts another worker.
@@ -28,7 +29,7 @@ from supervisor.endpoint import Endpoint
 from supervisor.policy import advice
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause, Kind
-from supervisor.worker import undecodable
+from supervisor.worker import deliveries
 from supervisor.worker.ioloop import IOLoop, Services
 
 KEEPER_AFTER: Final = 1.0
@@ -338,7 +339,7 @@ class Consumer:
             parameters = amqp.parameters(endpoint, heartbeat=self._settings.heartbeat, name=self._name)
         except ValueError as error:
             raise Gone(Cause.CONFIG, str(error), Kind.SETTINGS) from error
-        self._connection = undecodable.Connection(
+        self._connection = deliveries.Connection(
             parameters,
             on_open_callback=_nothing,
             on_open_error_callback=lambda this, error: self._lose(amqp.opening_error(this, error)),
@@ -356,6 +357,8 @@ class Consumer:
                 self._end(Cause.BROKER, f"no connection to {endpoint} in time: {wrong}", Kind.TIMEOUT)
                 raise self._gone  # type: ignore[misc]
         self._ioloop.remove_timeout(timer)
+        if not endpoint.tls:
+            connection.read_once()
 
     def _take_queue(self) -> None:
         """Take the queue as it is, or declare it. Raises Gone."""
