@@ -14,6 +14,7 @@ its own, and its messages are in its own format.
 
 from __future__ import annotations
 
+import compileall
 import fcntl
 import hashlib
 import json
@@ -34,6 +35,7 @@ from uuid import uuid4
 
 import pika
 
+import supervisor
 from supervisor import Publisher
 from supervisor.clock import now
 from supervisor.parent.leftovers import children
@@ -49,6 +51,9 @@ PINS: Final = HERE / "requirements.txt"
 INSTALL: Final = "apt-get install --no-install-recommends gcc libc6-dev librabbitmq-dev pkgconf"
 MARK: Final = "BENCH_POOL"
 """Every process of a pool has this in its environment: so it is found when its parents are gone."""
+OTHERS: Final = ("WORKQ_", "BENCH_", "PYTHON")
+"""What begins so in our environment is not meant for a pool: PYTHONDONTWRITEBYTECODE would have it compile at each
+start what was changed last."""
 STOP_SECONDS: Final = 8.0
 """How long a pool may take to leave on SIGTERM before it is killed."""
 PATIENCE: Final = 30.0
@@ -227,7 +232,7 @@ class Contender(ABC):
         place.mkdir(parents=True, exist_ok=True)
         mark = uuid4().hex
         log = place / f"{self.slug}-{mark[:6]}.log"
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("WORKQ_", "BENCH_"))}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(OTHERS)}
         mine = {"BENCH_URL": url, "BENCH_QUEUE": self.queue(name), MARK: mark, "PYTHONPATH": str(SCRIPTS)}
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -289,6 +294,10 @@ class Workq(Contender):
     def __init__(self, level: str = "warning") -> None:
         self._level = level
         self.name = "workq" if level == "warning" else f"workq {level}"
+
+    def prepare(self) -> None:
+        # pip does so with what it installs, but for `--editable`.
+        compileall.compile_dir(Path(supervisor.__file__).parent, quiet=1)
 
     def version(self) -> str:
         return f"workq-supervise {__version__}"
