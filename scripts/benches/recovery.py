@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from .contenders import BarePika, Celery, Contender, Dramatiq, Pool, Supervisord, Workq, chosen, rounds_of
+from .contenders import BarePika, CClient, Celery, Contender, Dramatiq, Pool, Supervisord, Workq, chosen, rounds_of
 from .measure import median, rank
 from .notes import Note, Notes, Run, runs
 from .progress import say
@@ -575,7 +575,7 @@ def short(options: Options) -> list[Row]:
     total, workers, task = (500 if options.quick else 2000), 4, 0.010
     tasks = [task] * total
     ours = Workq()
-    everybody = chosen(options, ours, BarePika(), Dramatiq(), Celery(), Supervisord())
+    everybody = chosen(options, ours, BarePika(), Dramatiq(), Celery(), Supervisord(), CClient())
     found = trials(everybody, options, lambda c, n: attempt(c, options, f"short-{n}", tasks, workers))
     ideal = total * task / workers
     # Against what the tasks themselves take: a sleep of 10 ms takes longer, and whoever calls it cannot help that.

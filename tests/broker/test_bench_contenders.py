@@ -68,7 +68,8 @@ def test_nothing_of_a_pool_is_left_after_its_block_whatever_happened(
         os.kill(pool.root, signal.SIGKILL)
         raise ZeroDivisionError
     assert len(family) >= 3
-    assert all(gone(pid, timeout=0) for pid in family)
+    # Who follows its parent may be dying by itself, too far gone to be known by its environment. Nobody stopped is.
+    assert all(gone(pid, timeout=PATIENCE) for pid in family)
 
 
 class Scattering(BarePika):

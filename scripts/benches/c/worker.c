@@ -1,17 +1,23 @@
 /* One worker with librabbitmq: what the broker and the network can do when the consumer costs next to nothing.
  *
- *     BENCH_URL=amqp://... BENCH_QUEUE=name worker
+ *     BENCH_URL=amqp://... BENCH_QUEUE=name [BENCH_NOTES=FILE] worker
  *
- * Durable queue, prefetch 1, acknowledged after the work. The work is that of tasks.py: a body that begins with a
- * number is seconds to sleep. Made by: cc -O2 -o worker worker.c -lrabbitmq
+ * Durable queue, prefetch 1, acknowledged after the work. The work and the notes are those of tasks.py and notes.py: a
+ * body that begins with a number is seconds to sleep; its second word is the task's number. Made by:
+ * cc -O2 -o worker worker.c -lrabbitmq
  */
 #include <errno.h>
 #include <amqp.h>
 #include <amqp_tcp_socket.h>
+#include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
+
+static int notes = -1;
 
 static void die(const char *what) {
     fprintf(stderr, "worker: %s failed\n", what);
@@ -22,6 +28,19 @@ static void demand(amqp_connection_state_t connection, const char *what) {
     if (amqp_get_rpc_reply(connection).reply_type != AMQP_RESPONSE_NORMAL) die(what);
 }
 
+static void note(uint32_t has_ended, uint64_t number) {
+    if (notes < 0) return;
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    struct {
+        uint32_t pid, has_ended;
+        uint64_t number;
+        double at;
+        char padding[8];
+    } record = {(uint32_t)getpid(), has_ended, number, (double)at.tv_sec + 1e-9 * (double)at.tv_nsec, {0}};
+    if (write(notes, &record, sizeof record) != sizeof record) die("a note");
+}
+
 static void work(amqp_bytes_t body) {
     char text[32];
     size_t length = body.len < sizeof text - 1 ? body.len : sizeof text - 1;
@@ -29,9 +48,13 @@ static void work(amqp_bytes_t body) {
     memcpy(text, body.bytes, length);
     text[length] = '\0';
     if (text[0] < '0' || text[0] > '9') return;
-    double seconds = strtod(text, NULL);
+    char *rest_of_it;
+    double seconds = strtod(text, &rest_of_it);
+    uint64_t number = strtoull(rest_of_it, NULL, 10);
     struct timespec rest = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    note(0, number);
     while (nanosleep(&rest, &rest) != 0 && errno == EINTR) continue;
+    note(1, number);
 }
 
 int main(void) {
@@ -40,6 +63,10 @@ int main(void) {
     char *url = strdup(getenv("BENCH_URL"));
     if (amqp_parse_url(url, &broker) != AMQP_STATUS_OK) die("the url");
     amqp_bytes_t queue = amqp_cstring_bytes(getenv("BENCH_QUEUE"));
+    if (getenv("BENCH_NOTES")) {
+        notes = open(getenv("BENCH_NOTES"), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+        if (notes < 0) die("opening the notes");
+    }
 
     amqp_connection_state_t connection = amqp_new_connection();
     amqp_socket_t *socket = amqp_tcp_socket_new(connection);
