@@ -53,6 +53,12 @@ class Account:
         words = f'{binary(self.vhost)}, [{{<<"max-connections">>, {connections}}}], <<"test">>'
         self._node.eval(f"rabbit_vhost_limit:set({words}).")
 
+    def connections(self) -> int:
+        """As the broker counts them for the limit."""
+        return int(
+            self._node.eval(f"rabbit_connection_tracking:count_tracked_items_in({{vhost, {binary(self.vhost)}}}).")
+        )
+
     def open(self) -> Account:
         """All of it, and the tests' own user let in as well."""
         self.add_user()
@@ -381,8 +387,11 @@ def test_f40_a_limit_on_connections_keeps_one_worker_out_and_the_others_go_on(
     account: Account, queue: str, runs: Runs
 ) -> None:
     account.open().limit(2)
-    with supervised("handlers:work", "--workers", "3", url=account.url(), queue=queue, env=runs.env) as pool:
+    with supervised("handlers:work", "--workers", "2", url=account.url(), queue=queue, env=runs.env) as pool:
         pool.ready(2)
+        # Of three that come at once it may let in all: it counts a connection a little after it has opened it.
+        eventually(lambda: account.connections() == 2)
+        pool.send(signal.SIGTTIN)
         refused = pool.hear("broker.refused", kind="limit")
         assert "takes no more connections" in refused["because"]
         readyz(pool, 200, "2 of 3 workers consume; ", "takes no more connections")
