@@ -84,8 +84,7 @@ class Ledger:
 
 @dataclass(slots=True)
 class _Question:
-    key: str
-    returns: int
+    suspect: Suspect
     has_waited: bool = False
     """Over one sample already."""
 
@@ -102,13 +101,13 @@ class Suspects:
         """The worker of this slot asks."""
         if suspect.is_held:
             # Whoever holds it may be dying of it this instant: its connection is closed before its pidfd tells.
-            self._waiting[slot] = _Question(suspect.key, suspect.delivery_count)
+            self._waiting[slot] = _Question(suspect)
             return []
-        return [self._tell(slot, suspect.key, suspect.delivery_count)]
+        return [self._tell(slot, suspect)]
 
     def died(self, key: str) -> list[Tell]:
         """Whoever held this message is dead: answer those who asked about it."""
-        return self._answer([slot for slot, question in self._waiting.items() if question.key == key])
+        return self._answer([slot for slot, question in self._waiting.items() if question.suspect.key == key])
 
     def sampled(self) -> list[Tell]:
         """Answer those whose holder lives on: who have waited from one sample to the next.
@@ -126,11 +125,10 @@ class Suspects:
         self._waiting.pop(slot, None)
 
     def _answer(self, slots: list[int]) -> list[Tell]:
-        questions = [(slot, self._waiting.pop(slot)) for slot in slots]
-        return [self._tell(slot, question.key, question.returns) for slot, question in questions]
+        return [self._tell(slot, self._waiting.pop(slot).suspect) for slot in slots]
 
-    def _tell(self, slot: int, key: str, returns: int) -> Tell:
-        verdict = self._ledger.verdict(key, returns)
+    def _tell(self, slot: int, suspect: Suspect) -> Tell:
+        verdict = self._ledger.verdict(suspect.key, suspect.delivery_count)
         if not verdict.crashes and not verdict.run:
             return Tell(slot, verdict, f"it was {verdict.cause}, and the broker drops such messages")
         if not verdict.crashes:

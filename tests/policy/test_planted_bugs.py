@@ -200,8 +200,8 @@ BUGS = [
     Bug(
         "a message may run again because a sample fell into the death of its holder",
         "poison.py",
-        "_Question(suspect.key, suspect.delivery_count)",
-        "_Question(suspect.key, suspect.delivery_count, has_waited=True)",
+        "_Question(suspect)",
+        "_Question(suspect, has_waited=True)",
         SCENES,
     ),
     Bug(
@@ -248,8 +248,8 @@ BUGS = [
     Bug(
         "a message is judged while whoever holds it may be dying of it",
         "poison.py",
-        "            self._waiting[slot] = _Question(suspect.key, suspect.delivery_count)\n            return []\n",
-        "            return [self._tell(slot, suspect.key, suspect.delivery_count)]\n",
+        "            self._waiting[slot] = _Question(suspect)\n            return []\n",
+        "            return [self._tell(slot, suspect)]\n",
         SCENES,
     ),
     Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),

@@ -95,6 +95,7 @@ class Seen:
         connection = self.connection
         return (
             self.deliveries,
+            self.sent,
             self.error,
             connection.bytes_received,
             connection.frames_received,
