@@ -62,9 +62,12 @@ class Parking:
         # Each time: somebody may have deleted it.
         self._open().declare(declaration, timeout=CONFIRM_TIMEOUT)
         headers = {queues.FIRST_SEEN: _first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
-        self._publish(delivery, headers, declaration["queue"])
+        # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it has
+        # its arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): what another worker puts there
+        # meanwhile would never expire, and at the head it would hold back all behind it, for ever.
+        self._publish(delivery, headers, declaration["queue"], expiration=str(settlement.ms))
 
-    def _publish(self, delivery: Delivery, headers: dict[str, Any], queue: str) -> None:
+    def _publish(self, delivery: Delivery, headers: dict[str, Any], queue: str, expiration: str | None = None) -> None:
         # A message that expires while it is parked is evidence, or work, lost; a user id other than our own is refused
         # (406, https://www.rabbitmq.com/docs/validated-user-id). RabbitMQ's own dead-lettering drops the first
         # likewise.
@@ -74,7 +77,7 @@ class Parking:
         if (copies := (delivery.properties.headers or {}).get("CC")) is not None:
             headers[queues.COPIES] = copies
         properties = labelled(delivery.properties, headers)
-        properties.expiration = properties.user_id = None
+        properties.expiration, properties.user_id = expiration, None
         self._open().publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
         if self._is_blocked:
             self._is_blocked = False

@@ -109,6 +109,28 @@ def test_two_delays_do_not_block_each_other(broker_url: str, queue: str, env: di
         assert pool.stop() == 0
 
 
+def test_a_delay_queue_that_has_not_got_its_time_to_live_yet_gives_the_task_back_all_the_same(
+    broker_url: str, queue: str, env: dict[str, str], runs: Runs
+) -> None:
+    """As a quorum queue is in its first milliseconds, when one worker declares it and another publishes already: a
+    message that cannot expire would hold back all that come after it."""
+    with amqp.connection(broker_url) as link:
+        channel = link.channel()
+        for name in (queue, f"{queue}.dead"):
+            channel.queue_declare(name, durable=True)
+        back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
+        channel.queue_declare(f"{queue}.delay.100", durable=True, arguments={"x-queue-type": "quorum", **back})
+    sent = {"expiration": "3600000"}
+    amqp.publish(broker_url, queue, [json.dumps({"good": 99, "delay": 0.1})], ids=["again"], **sent)
+    options = ("--workers", "1", "--no-declare", "--retries", "2")
+    with supervised("fails:work", *options, url=broker_url, queue=queue, env=env) as pool:
+        pool.hear("task.dead_lettered", message_id="again", attempt=3)
+        assert pool.stop() == 0
+    assert [runs.lines(f"try-{n}") for n in (1, 2, 3)] == [["again"]] * 3
+    [(_, properties, _)] = amqp.drain(broker_url, f"{queue}.dead")
+    assert (properties.headers or {})["x-workq-expiration"] == "3600000"  # the producer's, not the delay's
+
+
 def test_f31_a_dead_letter_queue_that_refuses_leaves_the_message_unacknowledged_and_says_so(
     broker_url: str, typed_queue: str, env: dict[str, str], runs: Runs
 ) -> None:

@@ -39,6 +39,11 @@ def test_f33_tasks_that_wait_for_another_try_survive_the_brokers_end(
     with supervised("handlers:weather", *options, url=own_node.url, queue=queue, env=runs.env) as pool:
         pool.hear("task.retried", count=TASKS)
         outage(own_node)
-        eventually(lambda: set(runs.lines("done")) >= set(names), timeout=60)
+        try:
+            eventually(lambda: set(runs.lines("done")) >= set(names), timeout=60)
+        except AssertionError:
+            missing = sorted(set(names) - set(runs.lines("done")))
+            held = own_node.ctl("list_queues", "name", "type", "state", "messages", "consumers")
+            raise AssertionError(f"{len(missing)} of {TASKS} not done: {missing[:9]}; the queues:\n{held}") from None
         assert pool.stop() == 0
     assert amqp.depth(own_node.url, f"{queue}.dead") == 0
