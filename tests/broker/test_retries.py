@@ -120,8 +120,8 @@ def test_a_delay_queue_that_has_not_got_its_time_to_live_yet_gives_the_task_back
             channel.queue_declare(name, durable=True)
         back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
         channel.queue_declare(f"{queue}.delay.100", durable=True, arguments={"x-queue-type": "quorum", **back})
-    sent = {"expiration": "3600000"}
-    amqp.publish(broker_url, queue, [json.dumps({"good": 99, "delay": 0.1})], ids=["again"], **sent)
+    body = json.dumps({"good": 99, "delay": 0.1})
+    amqp.publish(broker_url, queue, [body], ids=["again"], expiration="3600000")
     options = ("--workers", "1", "--no-declare", "--retries", "2")
     with supervised("fails:work", *options, url=broker_url, queue=queue, env=env) as pool:
         pool.hear("task.dead_lettered", message_id="again", attempt=3)

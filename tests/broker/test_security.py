@@ -74,17 +74,17 @@ def family(pid: int) -> list[psutil.Process]:
     return [supervisor, *supervisor.children(recursive=True)]
 
 
-def readable(family: list[psutil.Process]) -> tuple[list[psutil.Process], dict[str, str]] | None:
-    """The family, and what anybody of our user can read of it; None when one of them is no more: a worker's birth has
-    a process between that lives for a millisecond."""
+def readable(relatives: list[psutil.Process]) -> tuple[list[psutil.Process], dict[str, str]] | None:
+    """They, and what anybody of our user can read of them; None when one of them is no more: a worker's birth has a
+    process between that lives for a millisecond."""
     found = {}
-    for process in family:
+    for process in relatives:
         for name in ("cmdline", "environ"):
             try:
                 found[f"{name} of {process.pid}"] = Path(f"/proc/{process.pid}/{name}").read_text()
             except (ProcessLookupError, FileNotFoundError):
                 return None
-    return family, found
+    return relatives, found
 
 
 def test_f55_a_secret_that_came_by_argv_and_environment_is_found_nowhere(
