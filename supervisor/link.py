@@ -28,6 +28,10 @@ _KINDS: Final[dict[str, type[Any]]] = {
         v.Verdict,
     )
 }  # fmt: skip
+_FIELDS: Final = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _KINDS.values()}
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+_TO_SEND, _TO_RECEIVE, _AT_ONCE = map(int, (socket.MSG_NOSIGNAL, socket.MSG_CMSG_CLOEXEC, socket.MSG_DONTWAIT))
+"""As plain numbers: an enum's are put together by a page of Python each time."""
 
 
 class Link:
@@ -61,11 +65,12 @@ class Link:
         `wait=False` never blocks. Returns False when the other side is gone, or (not waiting) has not read for so long
         that the buffer is full.
         """
-        data = json.dumps([type(message).__name__, _fields(message)], separators=(",", ":")).encode()
+        fields = {name: getattr(message, name) for name in _FIELDS[type(message)]}
+        data = _encode([type(message).__name__, fields]).encode()
         if len(data) > MAX_BYTES:
             raise ValueError(f"a {type(message).__name__} of {len(data)} bytes is too long for a link")
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
+        flags = _TO_SEND | (0 if wait else _AT_ONCE)
         try:
             self._socket.sendmsg([data], extra, flags)
         except (BlockingIOError, BrokenPipeError, ConnectionError):
@@ -84,7 +89,7 @@ class Link:
 
         Raises BlockingIOError when not waiting and nothing is there.
         """
-        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        flags = _TO_RECEIVE | (0 if wait else _AT_ONCE)
         room = socket.CMSG_SPACE(4 * array.array("i").itemsize)
         try:
             data, ancillary, _, _ = self._socket.recvmsg(MAX_BYTES, room, flags)
@@ -100,9 +105,5 @@ class Link:
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        name, fields = json.loads(data)
+        name, fields = json.loads(data.decode())
         return _KINDS[name](**fields), list(fds)
-
-
-def _fields(message: Any) -> dict[str, Any]:
-    return {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}

@@ -125,6 +125,11 @@ class Sink:
             self._out = self.fd
             self.renew()
 
+    def hand_over(self, on_long: Callable[[bytes], object]) -> None:
+        """Be another process's, which has lost no line yet."""
+        self.dropped = 0
+        self._on_long = on_long
+
     def renew(self) -> None:
         """Begin with nothing under way: at first, and in a forked child, whose parent's other threads are not there."""
         # POSIX record locks belong to a process, so its threads need a lock of their own. Re-entrant: see `write`.
@@ -571,9 +576,8 @@ def configure(
         identity["slot"] = slot
     identity["queue"] = queue
 
-    former, _PIPELINE.sink = _PIPELINE.sink, Sink(fd, lock_fd, on_long)
-    if former is not None:
-        former.close()
+    close()
+    _PIPELINE.sink = Sink(fd, lock_fd, on_long)
     _PIPELINE.floor = floor
     _PIPELINE.identity = identity
     _PIPELINE.reserved = frozenset(identity) | {"timestamp", "level", "event"}
@@ -591,6 +595,23 @@ def configure(
     )
     _configure_logging(floor)
     return _PIPELINE.sink
+
+
+def inherit(role: str, on_long: Callable[[bytes], object]) -> Sink:
+    """The same as `configure`, in a fork of a process that has called it: another role, and its long lines go another
+    way; the rest is as it was there."""
+    sink = _PIPELINE.sink
+    assert sink is not None
+    sink.hand_over(on_long)
+    _PIPELINE.identity |= {"role": role}
+    return sink
+
+
+def close() -> None:
+    """Give back what `configure` opened: before it is called again, or all descriptors are closed."""
+    former, _PIPELINE.sink = _PIPELINE.sink, None
+    if former is not None:
+        former.close()
 
 
 def sit(slot: int) -> None:

@@ -90,14 +90,14 @@ def run(settings: Settings, reread: Reread) -> int:
     try:
         supervisor = Supervisor(settings, board, log_fd, sink, lambda: _resolved(reread(), log_fd))
         supervisor.start()  # the handler is imported while we import what serves
-        if health is not None or listener is not None:
-            from supervisor.parent import web
-
-            web.serve(supervisor, health, listener)
         if settings.reload:
             from supervisor.parent.changes import Changes
 
             changes = Changes(settings.app_dir, supervisor)
+        if health is not None or listener is not None:
+            from supervisor.parent import web
+
+            web.serve(supervisor, health, listener)
         return supervisor.run()
     finally:
         if changes is not None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from importlib import resources
+from pathlib import Path
 from typing import Final
 
-HTML: Final = resources.files("supervisor.parent").joinpath("page.html").read_bytes()
+HTML: Final = Path(__file__).with_suffix(".html").read_bytes()
 
 
 def _hashes(tag: bytes) -> str:

@@ -22,6 +22,7 @@ from supervisor import logs
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.parent import cgroup, leftovers
+from supervisor.parent import nursery as nursery_process
 from supervisor.parent.births import Births, Newborn
 from supervisor.parent.output import Output
 from supervisor.scoreboard import Scoreboard
@@ -159,24 +160,15 @@ class Processes:
         """Start the process that imports the handler and forks workers, which work by these settings."""
         ours, theirs = Link.pair()
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)  # it waits there
         fds = (theirs.fileno(), self._board.fd, self._log_fd)
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "supervisor.worker.nursery", *map(str, fds)],
-            stdin=subprocess.DEVNULL,
-            stdout=writer,
-            stderr=writer,
-            pass_fds=fds,
-            env={name: value for name, value in os.environ.items() if name not in _SECRETS},
-            start_new_session=True,
-        )
+        pid = nursery_process.start(fds, writer)
         theirs.close()
         os.close(writer)
-        process.returncode = 0  # reaped here, by its pidfd; Popen shall not try
-        cgroup.make_expendable(process.pid)
-        output = Output(reader, self._log, source="nursery", pid=process.pid)
-        nursery = _Nursery(generation, process.pid, os.pidfd_open(process.pid), ours, output, Births(ours))
+        cgroup.make_expendable(pid)
+        output = Output(reader, self._log, source="nursery", pid=pid)
+        nursery = _Nursery(generation, pid, os.pidfd_open(pid), ours, output, Births(ours))
         self._nurseries[generation] = nursery
-        ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)
         self.watch(nursery.link, lambda: self._hear_nursery(nursery))
         self.watch(nursery.output.fd, lambda: self._nursery_output(nursery))
         self.watch(nursery.pidfd, lambda: self._nursery_exited(nursery))

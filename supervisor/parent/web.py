@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from supervisor import logs
 from supervisor.clock import now
+from supervisor.light import without
 from supervisor.parent import control, page
 from supervisor.policy.status import readiness
 from supervisor.vocabulary import Wish
@@ -178,7 +179,8 @@ def serve(supervisor: Supervisor, health: socket.socket | None, listener: contro
 
 
 def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
-    import uvicorn
+    with without("watchfiles"), without("uvicorn.supervisors", "ChangeReload", "Multiprocess"):
+        import uvicorn
 
     from supervisor.parent.clients import AT_ONCE, Client
 

@@ -25,6 +25,7 @@ NO_LIMIT: Final = 10 * 365 * 86400 * 1000
 """Milliseconds: ten years. There is no value for "never": 0 is at once."""
 MARGIN: Final = 3600
 """Seconds beyond what tasks may take, for parking a message while the broker has an alarm."""
+_RELEASE: Final = re.compile(r"(\d+)\.(\d+)\.")
 _SAFE: Final = 2**31 - 1
 """Milliseconds, 24 days: what every version and every hosting accepts."""
 
@@ -70,5 +71,5 @@ def remedy(version: str, settings: Settings) -> str:
 
 def release_of(version: str) -> tuple[int, int] | None:
     """`3.10.8` -> (3, 10); None when it is no RabbitMQ's."""
-    found = re.match(r"(\d+)\.(\d+)\.", version)
+    found = _RELEASE.match(version)
     return (int(found[1]), int(found[2])) if found else None

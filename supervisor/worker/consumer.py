@@ -191,7 +191,9 @@ class Consumer:
         """
         refusals: list[Gone] = []
         deadline = now() + CONNECT_TIMEOUT
-        for endpoint in random.sample(self._settings.url, len(self._settings.url)):
+        endpoints = list(self._settings.url)
+        random.shuffle(endpoints)
+        for endpoint in endpoints:
             try:
                 self._connect(endpoint, deadline)
                 break
@@ -213,8 +215,11 @@ class Consumer:
             self._arguments = {}
             self._consume()
         self._has_arrived = True
-        threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
         return str(endpoint)
+
+    def start_keeper(self) -> None:
+        """From now on a handler may run for long."""
+        threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
 
     @property
     def endpoint(self) -> Endpoint:

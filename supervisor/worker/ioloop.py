@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import heapq
 import os
+import socket
 import weakref
 from collections import deque
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
-from typing import Any
+from typing import Any, Final
 
 from pika.adapters.utils.selector_ioloop_adapter import AbstractSelectorIOLoop, SelectorIOServicesAdapter
 
 from supervisor.clock import now
+
+
+_NUMERIC: Final = int(socket.AI_NUMERICHOST)
 
 
 class Timer:
@@ -134,6 +138,23 @@ class Services(SelectorIOServicesAdapter):
         """Whether the kernel has all that was written. False when the connection has failed, of which pika tells in a
         later turn."""
         return self._is_flushed and bool(self._connected)
+
+    def getaddrinfo(
+        self,
+        host: str,
+        port: int,
+        on_done: Callable[[Any], None],
+        family: int = 0,
+        socktype: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        """Without pika's thread where there is nothing to look up."""
+        try:
+            found = socket.getaddrinfo(host, port, family, socktype, proto, flags | _NUMERIC)
+        except socket.gaierror:  # a name, and not an address
+            return super().getaddrinfo(host, port, on_done, family, socktype, proto, flags)
+        return self.call_later(0, lambda: on_done(found))
 
     def set_reader(self, fd: int, on_readable: Callable[[], None]) -> None:
         self._connected.add(fd)

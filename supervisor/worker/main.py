@@ -100,7 +100,7 @@ def live(birth: Birth) -> NoReturn:
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     settings = birth.settings
-    sink = _configure_logs(birth)
+    sink = logs.inherit("worker", lambda line: _record(birth.link, line))
     received = birth.link.receive()
     if received is None or not isinstance(received[0], Begin):
         os._exit(EXIT_DONE)  # the supervisor is gone, or did not want this worker after all
@@ -125,7 +125,7 @@ def live(birth: Birth) -> NoReturn:
     _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
 
 
-def _configure_logs(birth: Birth, slot: int | None = None) -> logs.Sink:
+def _configure_logs(birth: Birth, slot: int) -> logs.Sink:
     return logs.configure(
         role="worker",
         slot=slot,
@@ -186,11 +186,13 @@ class Worker:
     def run(self) -> Gone:
         """Consume until there is a reason not to, and return it."""
         consumer = self._consumer
-        self._listen()
+        consumer.watch(self._link.fileno(), self._hear)
+        self._be_a_process()
         self._link.send(Connecting())
         self._pen.phase(Phase.CONNECTING)
         try:
             broker = consumer.open()
+            self._start_keeper()
             self._tracing = self._open_tracing()
             self._pen.phase(Phase.IDLE)
             self._link.send(Ready(broker, consumer.version, consumer.has_declared))
@@ -349,9 +351,8 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------------- the link
 
-    def _listen(self) -> None:
-        """Hear the supervisor's orders wherever the loop turns, and SIGTERM as a request to leave."""
-        self._consumer.watch(self._link.fileno(), self._hear)
+    def _be_a_process(self) -> None:
+        """Hear SIGTERM as a request to leave, and go on in no process that a handler forks."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # pika's loop resumes its poll after a signal (PEP 475); a byte in a pipe is noticed.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -359,6 +360,9 @@ class Worker:
         signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: what a handler executes would inherit that
         self._handler = forked.contain(self._handler)
         self._consumer.watch(reader, lambda: self._signalled(os.read(reader, 64)))
+
+    def _start_keeper(self) -> None:
+        self._consumer.start_keeper()
 
     def _signalled(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers:

@@ -11,8 +11,8 @@ children, and the nursery's death is nobody's.
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401 - getaddrinfo() imports it when first called; once here, not in each worker (3 ms)
 import faulthandler
+import functools
 import gc
 import mmap
 import os
@@ -39,7 +39,7 @@ from supervisor.vocabulary import (
     Record,
     Threaded,
 )
-from supervisor.worker import comm, deathsig
+from supervisor.worker import comm, deathsig, rehearsal
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.main import Birth, live
 from supervisor.worker.task import Task
@@ -47,9 +47,8 @@ from supervisor.worker.task import Task
 _PID_BYTES = 8
 
 
-def main() -> int:
+def main(link_fd: int, board_fd: int, log_fd: int) -> int:
     """Load, then fork on request until the supervisor closes the link."""
-    link_fd, board_fd, log_fd = (int(arg) for arg in sys.argv[1:4])
     for fd in (link_fd, board_fd, log_fd):
         os.set_inheritable(fd, False)
     link = Link.of(link_fd)
@@ -65,15 +64,8 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     settings = Settings.from_wire(order.settings)
-    logs.configure(
-        role="nursery",
-        queue=settings.queue,
-        fd=log_fd,
-        lock_fd=board_fd,
-        format=settings.log_format,
-        level=settings.log_level,
-        on_long=lambda line: link.send_record(Record(line.decode())),
-    )
+    _configure_logs(settings, link, board_fd, log_fd)
+    rehearse()  # before there is anything of the handler's: it may change what it finds
     if trace.is_wanted(os.environ):
         _prepare_tracing()
     begun = now()
@@ -88,6 +80,8 @@ def main() -> int:
         if len(threads) > 1:
             link.send(Threaded(threads[1:]))
             return EXIT_DONE
+        # The import may have set up logging in its own way; workers' lines must stay whole.
+        _configure_logs(settings, link, board_fd, log_fd)
     # What is alive now is alive for good: workers share its pages as long as the collector does not write to them.
     gc.collect()
     gc.freeze()
@@ -95,6 +89,27 @@ def main() -> int:
     board = Scoreboard(board_fd)
     _serve(link, lambda worker_link: Birth(order.parent, settings, worker_link, board, log_fd, handler))
     return EXIT_DONE
+
+
+def _configure_logs(settings: Settings, link: Link, board_fd: int, log_fd: int) -> None:
+    logs.configure(
+        role="nursery",
+        queue=settings.queue,
+        fd=log_fd,
+        lock_fd=board_fd,
+        format=settings.log_format,
+        level=settings.log_level,
+        on_long=lambda line: link.send_record(Record(line.decode())),
+    )
+
+
+@functools.cache
+def rehearse() -> None:
+    """Once for all workers, and before this process is forked, if it is."""
+    try:
+        rehearsal.perform()
+    except OSError:
+        pass  # a sandbox without a loopback: workers take some milliseconds longer
 
 
 def _prepare_tracing() -> None:
@@ -192,4 +207,4 @@ def _become(link: Link, birth: Callable[[Link], Birth], worker_fd: int, output_f
 __all__ = ["Task", "main"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(int, sys.argv[1:])))

@@ -17,6 +17,13 @@ def test_neither_parent_nor_worker_brings_rich_along(room: str) -> None:
     assert ask(f"import sys, {room}; print('structlog' in sys.modules, 'rich' in sys.modules)") == "True False"
 
 
+def test_uvicorn_comes_without_its_supervisors_and_whoever_asks_for_them_later_gets_them() -> None:
+    serve = "from supervisor.parent import web; web._serve([])"
+    assert ask(f"import sys; {serve}; print('uvicorn' in sys.modules, 'multiprocessing' in sys.modules)") == "True False"
+    assert ask(f"{serve}; from uvicorn.supervisors import Multiprocess; print(Multiprocess.__name__)") == "Multiprocess"
+    assert ask(f"{serve}; import watchfiles; print(watchfiles.__name__)") == "watchfiles"
+
+
 def test_who_imports_rich_afterwards_gets_it_and_structlog_colours_as_ever_for_who_had_it_before() -> None:
     assert ask("import supervisor.logs, rich.table; print(rich.table.Table.__name__)") == "Table"
     colours = "import structlog.dev; print(structlog.dev.rich is not None)"

@@ -1,0 +1,135 @@
+"""How a nursery comes to be: the first is forked from this process, those that follow are executed.
+
+When the first one is wanted, this process has one thread, and has imported little that a nursery does not import, too.
+Forked, it shares those pages, a fifth of a small pool's memory, and is there sooner by the start of an interpreter.
+Later there is a thread that serves HTTP, and forking beside it would not be safe (fork(2)): then it is another
+interpreter. In both ways it has nothing of ours but the descriptors that it is given: docs/decisions/0023.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Final, NoReturn
+
+from supervisor import logs
+
+_MODULE: Final = "supervisor.worker.nursery"
+"""By its name: the parent does not know the rooms where workers live, and runs nothing of them but `rehearse`."""
+_SECRETS: Final = frozenset({"WORKQ_URL"})
+"""Variables that no child gets: /proc/PID/environ is a place where secrets are found."""
+_NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.parent")
+"""Modules that a nursery does not import, with what is below them. A handler that wants one shall have it anew."""
+
+
+def start(fds: Sequence[int], output: int) -> int:
+    """Start one in a session of its own, which inherits `fds`, is told their numbers, and says what it says to
+    `output`. Returns its pid; the caller reaps it. Raises OSError when there can be no further process."""
+    is_alone = len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 - threads of C libraries count, too
+    return _fork(fds, output) if is_alone else _execute(fds, output)
+
+
+def _execute(fds: Sequence[int], output: int) -> int:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", _MODULE, *map(str, fds)],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=fds,
+        env={name: value for name, value in os.environ.items() if name not in _SECRETS},
+        start_new_session=True,
+    )
+    process.returncode = 0  # reaped by the caller; Popen shall not try
+    return process.pid
+
+
+def _fork(fds: Sequence[int], output: int) -> int:
+    nursery = import_module(_MODULE)
+    nursery.rehearse()
+    below = tuple(f"{name}." for name in _NOT_ITS_OWN)
+    ours = [name for name in sys.modules if name in _NOT_ITS_OWN or name.startswith(below)]
+    # What is alive now is alive for good: pages stay shared as long as the collector does not write to them.
+    gc.collect()
+    gc.freeze()
+    # A signal that finds the child with our handlers would be told to our loop.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(nursery, ours, fds, output, mask)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return pid
+
+
+def _become(
+    nursery: ModuleType, ours: Sequence[str], fds: Sequence[int], output: int, mask: set[signal.Signals]
+) -> NoReturn:
+    """The child: let go of all that is the parent's, and be what `python -P -m` would have made."""
+    code = 70  # EX_SOFTWARE
+    try:
+        _let_go_of_signals(mask)
+        os.setsid()
+        _keep_only(fds, output)
+        _forget(nursery, ours)
+        try:
+            code = nursery.main(*fds)
+        except BaseException:  # noqa: BLE001 - the interpreter's own last resort
+            sys.excepthook(*sys.exc_info())
+            code = 1
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _let_go_of_signals(mask: set[signal.Signals]) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in range(1, signal.NSIG):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _keep_only(fds: Sequence[int], output: int) -> None:
+    """Close every other descriptor. Whatever here owns one is referred to from frames that nobody returns to, so none is
+    closed a second time, when it is another's."""
+    logs.close()
+    for fd, number in ((os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0), (output, 1), (output, 2)):
+        os.dup2(fd, number)
+    for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if fd > 2 and fd not in fds:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the listing's own
+    # Those that are there may be for a terminal, or None (`>&-`).
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = sys.__stdout__ = _writer(1, "strict")
+    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace")
+
+
+def _writer(fd: int, errors: str) -> io.TextIOWrapper:
+    return open(fd, "w", errors=errors, closefd=False)  # noqa: PTH123, SIM115
+
+
+def _forget(nursery: ModuleType, ours: Sequence[str]) -> None:
+    """What the command line said, and what was imported to read it."""
+    for name in _SECRETS:
+        os.environ.pop(name, None)
+    sys.argv[:] = [str(nursery.__file__)]
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the script's directory, or the working directory
+    sys.modules["__main__"] = nursery
+    for name in ours:
+        del sys.modules[name]
