@@ -1,4 +1,4 @@
-"""What ps shows of this process's URLs.
+"""What ps shows of this process: no URLs, and a name.
 
 The command line is readable by every user (/proc/PID/cmdline), the environment by every process of our own, workers
 included (/proc/PID/environ). Both are windows on the process's own stack (proc(5)), so a URL that was given there can
@@ -9,15 +9,44 @@ as long as an interpreter takes to start. A file has no such moment: --url-file,
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 from pathlib import Path
 from typing import Final
 
 _URL: Final = re.compile(rb"amqps?://([^\0]*)@", re.IGNORECASE)
 _ARG_START: Final = 48
+_ARG_END: Final = 49
 _ENV_END: Final = 51
 _FIRST_AFTER_NAME: Final = 3
 """Numbers of fields of /proc/PID/stat, as proc_pid_stat(5) counts them; the second is a name that may hold blanks."""
+
+
+def title(text: str) -> None:
+    """Be called this where ps, pgrep -f and top show the command line, as far as there is room: a process that was
+    forked has that of who forked it."""
+    window = _arguments()
+    if window is not None:
+        start, end = window
+        # The last byte stays zero: else the kernel takes the environment for more of it (fs/proc/base.c,
+        # get_mm_cmdline).
+        ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
+
+
+@functools.cache
+def _arguments() -> tuple[int, int] | None:
+    """From where to where this process, and what it forks, has its arguments."""
+    return _window(_ARG_START, _ARG_END)
+
+
+def _window(first: int, last: int) -> tuple[int, int] | None:
+    """What these fields of /proc/self/stat say; None where they are not told."""
+    try:
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None  # no /proc, and nothing to be seen in it
+    start, end = (int(fields[number - _FIRST_AFTER_NAME]) for number in (first, last))
+    return (start, end) if 0 < start < end else None  # a sandbox does not tell
 
 
 def hide_urls() -> None:
@@ -25,12 +54,9 @@ def hide_urls() -> None:
 
     os.environ and sys.argv keep what they have. A child that is given no environment of its own inherits the stars.
     """
-    try:
-        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return  # no /proc, and nothing to be seen in it
-    start, end = (int(fields[number - _FIRST_AFTER_NAME]) for number in (_ARG_START, _ENV_END))
-    if not 0 < start < end:
-        return  # a sandbox that does not tell
+    window = _window(_ARG_START, _ENV_END)
+    if window is None:
+        return
+    start, end = window
     for found in _URL.finditer(ctypes.string_at(start, end - start)):
         ctypes.memset(start + found.start(1), ord("*"), len(found[1]))

@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -67,8 +66,9 @@ Reread = Callable[[], Settings]
 
 def run(settings: Settings, reread: Reread) -> int:
     """Supervise until asked to leave. Returns the exit code."""
+    _open_standard_streams()
     board = Scoreboard.create()
-    log_fd = os.dup(sys.stderr.fileno())
+    log_fd = os.dup(2)
     # Settled here, where the terminal is: a worker's own stderr is a pipe.
     settings = _resolved(settings, log_fd)
     sink = logs.configure(
@@ -104,6 +104,14 @@ def run(settings: Settings, reread: Reread) -> int:
             changes.end()
         if listener is not None:
             listener.remove()
+
+
+def _open_standard_streams() -> None:
+    """Whoever started us may have closed some (`<&-`): what is opened next would get their numbers, and be taken for
+    them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _resolved(settings: Settings, log_fd: int) -> Settings:

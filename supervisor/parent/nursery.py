@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import io
 import os
 import signal
 import subprocess
@@ -71,7 +70,7 @@ def _fork(fds: Sequence[int], output: int) -> int:
 
 
 def _become(
-    nursery: ModuleType, ours: Sequence[str], fds: Sequence[int], output: int, mask: set[signal.Signals]
+    nursery: ModuleType, ours: Sequence[str], fds: Sequence[int], output: int, mask: set[int | signal.Signals]
 ) -> NoReturn:
     """The child: let go of all that is the parent's, and be what `python -P -m` would have made."""
     code = 70  # EX_SOFTWARE
@@ -92,7 +91,7 @@ def _become(
         os._exit(code)
 
 
-def _let_go_of_signals(mask: set[signal.Signals]) -> None:
+def _let_go_of_signals(mask: set[int | signal.Signals]) -> None:
     signal.set_wakeup_fd(-1)
     for number in range(1, signal.NSIG):
         if callable(signal.getsignal(number)):
@@ -102,8 +101,8 @@ def _let_go_of_signals(mask: set[signal.Signals]) -> None:
 
 
 def _keep_only(fds: Sequence[int], output: int) -> None:
-    """Close every other descriptor. Whatever here owns one is referred to from frames that nobody returns to, so none is
-    closed a second time, when it is another's."""
+    """Close every other descriptor. Whatever owns one here is referred to from frames that nobody returns to, so none
+    is closed a second time, when it is another's."""
     logs.close()
     for fd, number in ((os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0), (output, 1), (output, 2)):
         os.dup2(fd, number)
@@ -113,14 +112,10 @@ def _keep_only(fds: Sequence[int], output: int) -> None:
                 os.close(fd)
             except OSError:
                 pass  # the listing's own
-    # Those that are there may be for a terminal, or None (`>&-`).
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: PTH123, SIM115
-    sys.stdout = sys.__stdout__ = _writer(1, "strict")
-    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace")
-
-
-def _writer(fd: int, errors: str) -> io.TextIOWrapper:
-    return open(fd, "w", errors=errors, closefd=False)  # noqa: PTH123, SIM115
+    # They read and write 0 to 2, whatever is there; where we were started without one (`>&-`) Python has none.
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def _forget(nursery: ModuleType, ours: Sequence[str]) -> None:

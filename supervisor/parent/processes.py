@@ -10,8 +10,6 @@ import ctypes
 import os
 import selectors
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final

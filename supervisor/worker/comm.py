@@ -1,12 +1,15 @@
-"""What `ps -o comm`, `top` and `pkill` call a process of ours."""
+"""What `ps`, `top` and `pkill`, with and without `-f`, call a process of ours."""
 
 from __future__ import annotations
 
 import os
 
+from supervisor import argv
+
 
 def name(title: str) -> None:
     """Set the name of this process; the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)."""
+    argv.title(title)
     try:
         fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:

@@ -321,6 +321,10 @@ class Consumer:
         """Have the loop call `readable` when `fd` has something to read, whoever pumps."""
         self._ioloop.add_handler(fd, lambda *_: readable(), self._ioloop.READ)
 
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Have the loop call this later, whoever pumps."""
+        self._ioloop.call_later(seconds, call)
+
     def unwatch(self, fd: int) -> None:
         self._ioloop.remove_handler(fd)
 

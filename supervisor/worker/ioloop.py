@@ -20,7 +20,6 @@ from pika.adapters.utils.selector_ioloop_adapter import AbstractSelectorIOLoop, 
 
 from supervisor.clock import now
 
-
 _NUMERIC: Final = int(socket.AI_NUMERICHOST)
 
 

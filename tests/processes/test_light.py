@@ -19,7 +19,9 @@ def test_neither_parent_nor_worker_brings_rich_along(room: str) -> None:
 
 def test_uvicorn_comes_without_its_supervisors_and_whoever_asks_for_them_later_gets_them() -> None:
     serve = "from supervisor.parent import web; web._serve([])"
-    assert ask(f"import sys; {serve}; print('uvicorn' in sys.modules, 'multiprocessing' in sys.modules)") == "True False"
+    assert (
+        ask(f"import sys; {serve}; print('uvicorn' in sys.modules, 'multiprocessing' in sys.modules)") == "True False"
+    )
     assert ask(f"{serve}; from uvicorn.supervisors import Multiprocess; print(Multiprocess.__name__)") == "Multiprocess"
     assert ask(f"{serve}; import watchfiles; print(watchfiles.__name__)") == "watchfiles"
 
