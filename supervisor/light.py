@@ -1,7 +1,7 @@
 """Libraries without what they import only because it might be wanted.
 
 structlog imports rich, for tracebacks in colour; uvicorn imports watchfiles, for its own --reload, and multiprocessing,
-for its own supervisors. Nobody here asks for any of it, and it takes 4 MB of every process and 30 ms of every start, and
+for its own supervisors. Nobody here asks for any of it. It takes 4 MB of every process and 30 ms of every start, and
 2 MB more of the supervisor. Who imports it later gets it.
 """
 
