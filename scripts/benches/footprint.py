@@ -78,14 +78,14 @@ def memory(options: Options) -> list[Row]:
     further: dict[str, list[float]] = {each.name: [] for each in everybody}
     for turn in progress(options.rounds, "memory"):
         for each in (each for each in everybody if turn < rounds_of(each, options)):
-            whole[each.name].append(_pool_pss(each, options, f"pss-{each.slug}-{turn}", 4))
+            whole[each.name].append(pool_pss(each, options, f"pss-{each.slug}-{turn}", 4))
             env = with_numpy(each, options.place)
-            four, eight = (_pool_pss(each, options, f"numpy-{each.slug}-{size}-{turn}", size, env) for size in (4, 8))
+            four, eight = (pool_pss(each, options, f"numpy-{each.slug}-{size}-{turn}", size, env) for size in (4, 8))
             further[each.name].append((eight - four) / 4)
     return [whole_row(whole), further_row(further)]
 
 
-def _pool_pss(contender: Contender, options: Options, name: str, workers: int, env: Mapping[str, str] = {}) -> int:
+def pool_pss(contender: Contender, options: Options, name: str, workers: int, env: Mapping[str, str] = {}) -> int:
     with warm(contender, options, name, workers, env) as pool:
         return sum(pss(pid) for pid in pool.family())
 

@@ -18,6 +18,7 @@ from supervisor import Publisher
 from supervisor.clock import now
 
 from .contenders import BarePika, Workq
+from .footprint import mib, pool_pss
 from .measure import median
 from .rates import BARE, INFO, OURS, Rates, a_second, a_task, measure_rounds
 from .recovery import FINISHED, TASK, Shooting, ms
@@ -30,6 +31,8 @@ PARENT: Final = 0.05
 """CPU that the parent may need for a task, beyond what it needs at rest, by the CPU of bare pika for one."""
 RECOVERY: Final = 5.0
 """Times a fork, a connection and a task, that a recovery may take: 100 ms where those take 20 ms."""
+MEMORY: Final = 1.0
+"""The pool's, by that of as many bare pika processes; sharing pages is what makes it less."""
 SECONDS: Final = 2.0
 KILLS: Final = 24
 BIRTHS: Final = 12
@@ -37,10 +40,11 @@ BIRTHS: Final = 12
 
 
 def guard(options: Options) -> list[Row]:
-    """CPU and pace beside bare pika, the parent's share, the price of a log line, the recovery."""
+    """CPU and pace beside bare pika, the parent's share, the price of a log line, the recovery, the memory."""
     everybody = [BarePika(), Workq(), Workq("info")]
     measured = measure_rounds(options, everybody, seconds=SECONDS, rest=SECONDS)
-    return [*rate_rows(measured), recovery_row(*_recovery(options))]
+    memory = {each.name: pool_pss(each, options, f"guard-pss-{each.slug}", 4) for each in (BarePika(), Workq())}
+    return [*rate_rows(measured), recovery_row(*_recovery(options)), memory_row(memory[OURS], memory[BARE])]
 
 
 def rate_rows(measured: Rates) -> list[Row]:
@@ -65,6 +69,17 @@ def recovery_row(recoveries: Sequence[float], births: Sequence[float]) -> Row:
         f"{ms(ours)}, {ours / bare:.1f}x the fork, connection and first task of a bare worker ({ms(bare)})",
         f"at most {RECOVERY:g}x",
         ours <= RECOVERY * bare,
+    )
+
+
+def memory_row(ours: float, bare: float) -> Row:
+    """Both in bytes."""
+    ratio = ours / bare
+    return _row(
+        "memory (PSS), the supervisor and 4 workers",
+        f"{mib(ours)}, {ratio:.2f}x four bare pika workers ({mib(bare)})",
+        f"at most {MEMORY:g}x",
+        ratio <= MEMORY,
     )
 
 

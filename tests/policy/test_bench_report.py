@@ -250,6 +250,11 @@ def test_a_recovery_is_judged_by_what_a_fork_and_a_connection_take_here() -> Non
     assert guard.recovery_row([0.400] * 5, [0.100] * 5).met  # a slow machine is slow for both
 
 
+def test_the_guard_notices_a_pool_that_shares_its_pages_no_more() -> None:
+    assert guard.memory_row(56e6, 66e6).met
+    assert not guard.memory_row(72e6, 66e6).met
+
+
 @pytest.mark.parametrize(
     ("findings", "code"),
     [([[MET]], 0), ([[MISSED], [MET]], 0), ([[MISSED], [MET, MISSED]], 1), ([[], [MISSED]], 1)],
