@@ -85,7 +85,7 @@ class Seen:
         for number in (1, 2):
             channel: Any = Channel(self.connection, number, lambda _: None)  # type: ignore[no-untyped-call]
             channel._set_state(channel.OPEN)
-            channel._consumers[TAG] = self._deliver
+            channel._consumers[TAG] = channel._consumers["gone"] = self._deliver
             channel._cancelled.add("gone")
             self.connection._channels[number] = channel
 
@@ -295,8 +295,19 @@ def test_nothing_is_sent_by_a_connection_that_has_failed_and_has_not_said_so_yet
             assert (each.arrived(), each.io.has_written) == (b"", False)
 
 
-def test_pika_has_the_limits_on_reading_that_are_set() -> None:
-    from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
-
-    assert _AsyncPlaintextTransport._MAX_RECV_BYTES == 4096
-    assert _AsyncPlaintextTransport._MAX_CONSUME_BYTES == 100 * 1024
+@pytest.mark.parametrize("is_reset", [False, True])
+@pytest.mark.parametrize("last", [b"", b"\1\0", frame.Heartbeat().marshal(), b"AMQP\0\0\x09\1", b"\xff" * 30])
+def test_a_connection_comes_to_its_end_as_it_does_with_pika(last: bytes, is_reset: bool) -> None:
+    whole = method(1, TAG, 7, True, "", "q") + content(1, b"\0\0", b"body" * 3000, 1)
+    with wired() as (quick, slow):
+        seen = []
+        for each in (quick, slow):
+            each.peer.sendall(whole * 2 + last)
+            if is_reset:
+                each.mine.send(b"not read")  # which has the peer's end say so
+            each.peer.close()
+            each.turn()
+            seen.append((each.deliveries, each.error, each.io.has_written))
+        assert seen[0] == seen[1]
+        assert len(quick.deliveries) == 2
+        assert quick.error
