@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pika import spec
-from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.channel import Channel
 from pika.frame import Header, Method
 
@@ -59,7 +58,7 @@ class Connection(undecodable.Connection):
         transport: Any = self._transport
         self._send = transport._sock.send
         self._receive = transport._sock.recv
-        transport._consume = self._consume
+        self._nbio.read_directly(transport._sock.fileno(), self._read)
 
     def ack(self, channel: Channel, tag: int) -> None:
         """`channel.basic_ack(tag)` on a channel that is open, in one step when nothing waits to be sent before it.
@@ -85,12 +84,20 @@ class Connection(undecodable.Connection):
         if sent < len(frame):
             transport.write(frame[sent:])
 
-    def _consume(self) -> None:
-        """In place of the transport's own, which has its callers look after whatever is raised."""
-        read = self._receive(_READ)
-        if not read:
-            raise _AsyncPlaintextTransport.RxEndOfFile
-        self._on_data_available(read)
+    def _read(self) -> None:
+        """What pika's transport does when there is something to read, but once; the end is left to it."""
+        transport: Any = self._transport
+        try:
+            read = self._receive(_READ)
+            if read:
+                self._on_data_available(read)
+                return
+        except BlockingIOError:
+            return
+        except Exception as error:  # noqa: BLE001 - the socket's, or what pika raises about what has come
+            transport._initiate_abort(error)
+            return
+        transport._on_socket_readable()
 
     def _on_data_available(self, data_in: bytes) -> None:
         at = 0

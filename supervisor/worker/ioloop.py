@@ -90,6 +90,9 @@ class IOLoop(AbstractSelectorIOLoop):
     def update_handler(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
 
+    def replace_handler(self, fd: int, handler: Callable[[int, int], None]) -> None:
+        self._handlers[fd] = handler
+
     def remove_handler(self, fd: int) -> None:
         del self._handlers[fd]
         self._epoll.unregister(fd)
@@ -143,6 +146,20 @@ class Services(SelectorIOServicesAdapter):
         self._connected.add(fd)
         self._update()
         super().set_reader(fd, on_readable)
+
+    def read_directly(self, fd: int, on_readable: Callable[[], None]) -> None:
+        """Of a socket that is read already: call this when there is something to read and nothing else, past pika's
+        event map, which is for all the rest."""
+        mapped = self._on_reader_writer_fd_events
+
+        def happened(fd: int, events: int) -> None:
+            if events == EPOLLIN:
+                on_readable()
+            else:
+                mapped(fd, events)
+
+        loop: Any = self._loop
+        loop.replace_handler(fd, happened)
 
     def remove_reader(self, fd: int) -> bool:
         self._connected.discard(fd)

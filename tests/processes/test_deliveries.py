@@ -311,3 +311,36 @@ def test_a_connection_comes_to_its_end_as_it_does_with_pika(last: bytes, is_rese
         assert seen[0] == seen[1]
         assert len(quick.deliveries) == 2
         assert quick.error
+
+
+@pytest.mark.parametrize(
+    "error", [None, BlockingIOError(errno.EAGAIN, "no"), ConnectionResetError(errno.ECONNRESET, "")]
+)
+def test_what_the_socket_says_to_a_reader_is_taken_as_pika_takes_it(error: OSError | None) -> None:
+    def receive(_: int) -> bytes:
+        if error is not None:
+            raise error
+        return b""
+
+    with wired() as (quick, slow):
+        seen = []
+        for each in (quick, slow):
+            each.connection._transport._sock.recv = receive
+            if each is quick:
+                each.connection.shorten()
+            each.peer.sendall(b"something")
+            each.loop.turn(0.0)
+            each.loop.turn(0.0)
+            seen.append((each.error, each.io.has_written))
+        assert seen[0] == seen[1]
+        assert quick.io.has_written == isinstance(error, BlockingIOError)
+
+
+def test_a_socket_that_can_be_written_and_read_is_written_and_read() -> None:
+    whole = method(1, TAG, 7, True, "", "q") + content(1, b"\0\0", b"body", 1)
+    with wired([0, 0]) as (quick, _):
+        quick.ack(1, 7)
+        assert not quick.io.has_written
+        quick.peer.sendall(whole)
+        quick.loop.turn(0.0)
+        assert (quick.arrived(), len(quick.deliveries)) == (frame.Method(1, spec.Basic.Ack(7)).marshal(), 1)
