@@ -105,7 +105,7 @@ class Connection(undecodable.Connection):
             while (delivery := whole(data_in, at)) is not None:
                 end, frames, number, method, properties, body = delivery
                 channel: Any = self._channels.get(number)
-                if channel is None:
+                if channel is None or _is_expecting(channel._content_assembler):
                     break
                 self.frames_received += frames
                 self.bytes_received += end - at
@@ -118,6 +118,11 @@ class Connection(undecodable.Connection):
                     deliver(channel, method, properties, body)
         if at < len(data_in):
             super()._on_data_available(data_in[at:] if at else data_in)
+
+
+def _is_expecting(content: Any) -> bool:
+    """Whether there was a method or a header, and not yet the body that belongs to it."""
+    return content._method_frame is not None or content._header_frame is not None
 
 
 def whole(read: bytes, at: int) -> Whole | None:

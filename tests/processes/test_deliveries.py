@@ -68,6 +68,9 @@ parts = wholes | wholes | st.builds(bytes.__add__, methods, contents) | methods 
 streams = st.lists(parts, max_size=8).map(b"".join)
 
 
+WHOLE = method(1, TAG, 7, True, "", "q") + content(1, b"\0\0", b"body", 1)
+
+
 class Seen:
     """What came by a connection that nobody has connected, with two channels, a consumer on each, and one
     that is being cancelled."""
@@ -131,6 +134,8 @@ cuts = st.lists(st.floats(0, 1), max_size=4)
 
 @settings(max_examples=500)
 @given(streams, cuts)
+@example(method(1, TAG, 7, False, "", "q") + WHOLE + content(1, b"\0\0", b"", 1), [])
+@example(content(1, b"\0\0", b"cut", 3)[:-10] + WHOLE + frame.Body(1, b"c").marshal(), [])
 @example(method(1, "gone", 7, False, "", "q") + content(1, b"\0\0", b"body", 1), [])
 def test_what_is_read_at_once_is_what_pika_reads_frame_by_frame(stream: bytes, at: list[float]) -> None:
     with both() as (quick, slow):
@@ -337,10 +342,9 @@ def test_what_the_socket_says_to_a_reader_is_taken_as_pika_takes_it(error: OSErr
 
 
 def test_a_socket_that_can_be_written_and_read_is_written_and_read() -> None:
-    whole = method(1, TAG, 7, True, "", "q") + content(1, b"\0\0", b"body", 1)
     with wired([0, 0]) as (quick, _):
         quick.ack(1, 7)
         assert not quick.io.has_written
-        quick.peer.sendall(whole)
+        quick.peer.sendall(WHOLE)
         quick.loop.turn(0.0)
         assert (quick.arrived(), len(quick.deliveries)) == (frame.Method(1, spec.Basic.Ack(7)).marshal(), 1)
