@@ -163,7 +163,8 @@ class Consumer:
         self._lost = lost
         self._stash: deque[Delivery] = deque()
         self._gone: Gone | None = None
-        self._leaving: Gone | None = None
+        self.leaving: Gone | None = None
+        """Why it comes to its end, once it is asked to."""
         self._finish = False
         self._endpoint: Endpoint | None = None
         self._connection: Any = None
@@ -238,7 +239,7 @@ class Consumer:
         while True:
             if self._gone is not None:
                 raise self._gone
-            if self._leaving is not None:
+            if self.leaving is not None:
                 return self._next_of_the_last()
             if self._stash:
                 return self._stash.popleft()
@@ -254,7 +255,7 @@ class Consumer:
         """Turn the loop for a while, or until asked to leave. Raises Gone."""
         until = now() + seconds
         self._ioloop.call_later(seconds, _nothing)
-        while now() < until and self._leaving is None:
+        while now() < until and self.leaving is None:
             self.turn()
 
     @property
@@ -265,28 +266,24 @@ class Consumer:
     def catch_up(self) -> None:
         """Hear what came while a handler ran: a cancel, after which there may be no ack, or an order. After a short
         task there is nothing, nearly always, and to look costs as much as such a task."""
-        if self._stash or self.unattended.spent > SHORT:
+        if self._stash or (self.unattended.spent > SHORT and self._ioloop.has_news()):
             self._pump(0.0)
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge, and hand that to the kernel. Raises Gone: then the broker will not hear of it."""
         if self._gone is not None:
             raise self._gone
-        self._channel.basic_ack(delivery.tag)
+        self._connection.ack(self._channel, delivery.tag)
         while not self._io.has_written:
             self.turn()
 
     def leave(self, cause: Cause, detail: str, *, finish: bool = False) -> None:
         """Take nothing more: `next()` cancels the consumer and comes to its end. `finish`: run what has been delivered
         already."""
-        if self._leaving is None:
-            self._leaving = Gone(cause, detail)
+        if self.leaving is None:
+            self.leaving = Gone(cause, detail)
             self._finish = finish
             self._wake()
-
-    @property
-    def leaving(self) -> Gone | None:
-        return self._leaving
 
     def cancel(self) -> None:
         """Stop the deliveries: after this returns, nothing more comes.
@@ -367,7 +364,7 @@ class Consumer:
                 raise self._gone  # type: ignore[misc]
         self._ioloop.remove_timeout(timer)
         if not endpoint.tls:
-            connection.read_once()
+            connection.shorten()
 
     def _take_queue(self) -> None:
         """Take the queue as it is, or declare it. Raises Gone."""
@@ -425,7 +422,7 @@ class Consumer:
 
     def _wait(self, what: str, happened: Callable[[], bool]) -> None:
         patience = ANSWER_TIMEOUT
-        if self._leaving is not None:
+        if self.leaving is not None:
             # The supervisor waits for no longer than the grace, and what is in hand may yet be acknowledged.
             patience = min(ANSWER_TIMEOUT, self._settings.grace / 2)
         deadline = now() + patience
@@ -461,8 +458,8 @@ class Consumer:
         self._pump()
         if self._gone is not None:
             raise self._gone
-        if self._leaving is not None and not self._has_arrived:
-            raise self._leaving
+        if self.leaving is not None and not self._has_arrived:
+            raise self.leaving
 
     def _keep(self) -> None:
         """The keeper: pump in the main thread's stead while a handler keeps it."""

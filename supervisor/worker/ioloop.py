@@ -71,6 +71,10 @@ class IOLoop(AbstractSelectorIOLoop):
         if self._timers:
             self._call_due()
 
+    def has_news(self) -> bool:
+        """Whether a turn would have something to do at once, timers aside."""
+        return bool(self._epoll.poll(0, 1))
+
     def _call_due(self) -> None:
         due = now()
         timers = []
@@ -88,6 +92,9 @@ class IOLoop(AbstractSelectorIOLoop):
 
     def update_handler(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
+
+    def replace_handler(self, fd: int, handler: Callable[[int, int], None]) -> None:
+        self._handlers[fd] = handler
 
     def remove_handler(self, fd: int) -> None:
         del self._handlers[fd]
@@ -131,12 +138,12 @@ class Services(SelectorIOServicesAdapter):
         """Sockets that are read. To call on_writable for one that is being connected would mean that it is."""
         self._is_flushed = True
         self._is_trying = False
-
-    @property
-    def has_written(self) -> bool:
+        self.has_written = False
         """Whether the kernel has all that was written. False when the connection has failed, of which pika tells in a
         later turn."""
-        return self._is_flushed and bool(self._connected)
+
+    def _update(self) -> None:
+        self.has_written = self._is_flushed and bool(self._connected)
 
     def getaddrinfo(
         self,
@@ -157,14 +164,31 @@ class Services(SelectorIOServicesAdapter):
 
     def set_reader(self, fd: int, on_readable: Callable[[], None]) -> None:
         self._connected.add(fd)
+        self._update()
         super().set_reader(fd, on_readable)
+
+    def read_directly(self, fd: int, on_readable: Callable[[], None]) -> None:
+        """Of a socket that is read already: call this when there is something to read and nothing else, past pika's
+        event map, which is for all the rest."""
+        mapped = self._on_reader_writer_fd_events
+
+        def happened(fd: int, events: int) -> None:
+            if events == EPOLLIN:
+                on_readable()
+            else:
+                mapped(fd, events)
+
+        loop: Any = self._loop
+        loop.replace_handler(fd, happened)
 
     def remove_reader(self, fd: int) -> bool:
         self._connected.discard(fd)
+        self._update()
         return super().remove_reader(fd)
 
     def set_writer(self, fd: int, on_writable: Callable[[], None]) -> None:
         self._is_flushed = False
+        self._update()
         if self.is_eager and fd in self._connected:
             self._is_trying = True
             on_writable()  # calls remove_writer() when there is nothing left, or no hope
@@ -175,4 +199,5 @@ class Services(SelectorIOServicesAdapter):
 
     def remove_writer(self, fd: int) -> bool:
         self._is_flushed = True
+        self._update()
         return not self._is_trying and super().remove_writer(fd)

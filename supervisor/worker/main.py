@@ -284,22 +284,28 @@ class Worker:
             self._dropped = self._sink.dropped
 
     def _tell_broker(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Raises Gone, and PublishError."""
         consumer = self._consumer
         consumer.catch_up()
-        if consumer.gone is not None:
-            raise consumer.gone
+        if not isinstance(settlement, Acknowledge):
+            self._put_elsewhere(delivery, settlement)
+        if self._pen.is_called() or consumer.leaving is not None:
+            self._hear()
+            consumer.cancel()
+        consumer.ack(delivery)
+
+    def _put_elsewhere(self, delivery: Delivery, settlement: DeadLetter | Later) -> None:
+        """Among the dead letters, or in a delay queue. Raises Gone, and PublishError."""
+        if self._consumer.gone is not None:
+            raise self._consumer.gone
         if isinstance(settlement, DeadLetter):
             self._park(delivery, lambda: self._parking.park(delivery, settlement))
             # For the live page alone, so not worth a wait. Before the ack: should that get lost, there it lies all the
             # same.
             self._link.send(_parked(delivery, settlement), wait=False)
-        elif isinstance(settlement, Later):
+        else:
             self._park(delivery, lambda: self._parking.delay(delivery, settlement))
             self._pen.owe(now() + settlement.ms / 1000)
-        if self._pen.is_called() or consumer.leaving is not None:
-            self._hear()
-            consumer.cancel()
-        consumer.ack(delivery)
 
     def _park(self, delivery: Delivery, park: Callable[[], None]) -> None:
         """Park until it is confirmed. Raises PublishError only when there is no time to try again.
