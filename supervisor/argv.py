@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from typing import Final
 _URL: Final = re.compile(rb"amqps?://([^\0]*)@", re.IGNORECASE)
 _ARG_START: Final = 48
 _ARG_END: Final = 49
+_ENV_START: Final = 50
 _ENV_END: Final = 51
 _FIRST_AFTER_NAME: Final = 3
 """Numbers of fields of /proc/PID/stat, as proc_pid_stat(5) counts them; the second is a name that may hold blanks."""
@@ -47,6 +49,19 @@ def _window(first: int, last: int) -> tuple[int, int] | None:
         return None  # no /proc, and nothing to be seen in it
     start, end = (int(fields[number - _FIRST_AFTER_NAME]) for number in (first, last))
     return (start, end) if 0 < start < end else None  # a sandbox does not tell
+
+
+def hide_removed_variables() -> None:
+    """Write zeros over the variables that this process was started with and has no more: unsetenv(3) only forgets where
+    they are."""
+    window = _window(_ENV_START, _ENV_END)
+    if window is None:
+        return
+    at, end = window
+    for entry in ctypes.string_at(at, end - at).split(b"\0"):
+        if entry and entry.partition(b"=")[0] not in os.environb:
+            ctypes.memset(at, 0, len(entry))
+        at += len(entry) + 1
 
 
 def hide_urls() -> None:

@@ -19,7 +19,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Final, NoReturn
 
-from supervisor import logs
+from supervisor import argv, logs
 
 _MODULE: Final = "supervisor.worker.nursery"
 """By its name: the parent does not know the rooms where workers live, and runs nothing of them but `rehearse`."""
@@ -122,6 +122,7 @@ def _forget(nursery: ModuleType, ours: Sequence[str]) -> None:
     """What the command line said, and what was imported to read it."""
     for name in _SECRETS:
         os.environ.pop(name, None)
+    argv.hide_removed_variables()
     sys.argv[:] = [str(nursery.__file__)]
     if not sys.flags.safe_path:
         del sys.path[0]  # the script's directory, or the working directory

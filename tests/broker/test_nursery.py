@@ -30,7 +30,7 @@ def tell(task):
     with open("/proc/self/status") as status:
         masks = [line for line in status if line.startswith(("Sig", "Shd", "Thr"))]
     told = {
-        "environment": dict(os.environ),
+        "environment": [dict(os.environ), sorted(filter(None, open("/proc/self/environ").read().split(chr(0))))],
         "arguments": [os.path.basename(word) for word in sys.argv][:1],
         "path": sys.path,
         "main": sys.modules["__main__"].__spec__.name if sys.modules["__main__"].__spec__ else None,
