@@ -5,7 +5,7 @@ costs a task 4 us in all, needs no parent and no second process, outlives SIGKIL
 matters is over. Times are CLOCK_MONOTONIC, which is one clock for all processes. Standard library only: the peers'
 environment imports this, too.
 
-    task = notes.Pen(path); task.begin(17); ...; task.end(17)
+    task = notes.Pen(path); task.begin(17, time.monotonic()); ...; task.end(17)
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class Pen:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def begin(self, number: int) -> None:
-        os.write(self._fd, RECORD.pack(os.getpid(), 0, number, time.monotonic()))
+    def begin(self, number: int, at: float) -> None:
+        """`at`: when the task was called, before it knew its number."""
+        os.write(self._fd, RECORD.pack(os.getpid(), 0, number, at))
 
     def end(self, number: int) -> None:
         os.write(self._fd, RECORD.pack(os.getpid(), 1, number, time.monotonic()))

@@ -27,9 +27,10 @@ def work(body: bytes) -> None:
 
 def noted(body: bytes) -> None:
     """`work`, with a note before and after, by the number that is the body's second word: 4 us."""
+    began = time.monotonic()
     words = body.split(maxsplit=2)
     number = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
-    _pen.begin(number)
+    _pen.begin(number, began)
     work(body)
     _pen.end(number)
 

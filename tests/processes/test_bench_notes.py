@@ -42,7 +42,7 @@ def fork_writer(file: Path) -> int:
     try:
         pen = notes.Pen(str(file))
         for number in range(10_000_000):
-            pen.begin(number)
+            pen.begin(number, time.monotonic())
             pen.end(number)
     finally:
         os._exit(1)

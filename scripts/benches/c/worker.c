@@ -28,10 +28,14 @@ static void demand(amqp_connection_state_t connection, const char *what) {
     if (amqp_get_rpc_reply(connection).reply_type != AMQP_RESPONSE_NORMAL) die(what);
 }
 
-static void note(uint32_t has_ended, uint64_t number) {
-    if (notes < 0) return;
+static struct timespec now(void) {
     struct timespec at;
     clock_gettime(CLOCK_MONOTONIC, &at);
+    return at;
+}
+
+static void note(uint32_t has_ended, uint64_t number, struct timespec at) {
+    if (notes < 0) return;
     struct {
         uint32_t pid, has_ended;
         uint64_t number;
@@ -42,6 +46,7 @@ static void note(uint32_t has_ended, uint64_t number) {
 }
 
 static void work(amqp_bytes_t body) {
+    struct timespec began = now();
     char text[32];
     size_t length = body.len < sizeof text - 1 ? body.len : sizeof text - 1;
     if (length == 0) return;
@@ -52,9 +57,9 @@ static void work(amqp_bytes_t body) {
     double seconds = strtod(text, &rest_of_it);
     uint64_t number = strtoull(rest_of_it, NULL, 10);
     struct timespec rest = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
-    note(0, number);
+    note(0, number, began);
     while (nanosleep(&rest, &rest) != 0 && errno == EINTR) continue;
-    note(1, number);
+    note(1, number, now());
 }
 
 int main(void) {
