@@ -51,8 +51,6 @@ from supervisor.vocabulary import (
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 _STILL_AFTER: Final = 5.0
 """Seconds without a turn of a worker's loop after which the kernel is asked whether it is stopped."""
-_SECRETS: Final = frozenset({"WORKQ_URL"})
-"""Variables that no child gets: /proc/PID/environ is a place where secrets are found."""
 
 Callback = Callable[[], Iterator[Event]]
 

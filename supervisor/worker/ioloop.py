@@ -158,7 +158,7 @@ class Services(SelectorIOServicesAdapter):
         """Without pika's thread where there is nothing to look up."""
         try:
             found = socket.getaddrinfo(host, port, family, socktype, proto, flags | _NUMERIC)
-        except socket.gaierror:  # a name, and not an address
+        except (OSError, UnicodeError):  # a name, and not an address; or neither, as pika will find
             return super().getaddrinfo(host, port, on_done, family, socktype, proto, flags)
         return self.call_later(0, lambda: on_done(found))
 
