@@ -1,9 +1,9 @@
 """The nursery: import the handler, fork workers, nothing else.
 
-A process of its own, single-threaded, so that forking is safe and the handler is imported once however many workers come
-and go. It forks twice: the one in the middle leaves at once, and its child, the worker, falls to the
-nearest subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)), which is the supervisor. So workers are the supervisor's own
-children, and the nursery's death is nobody's.
+A process of its own, single-threaded, so that forking is safe and the handler is imported once however many workers
+come and go. It forks twice: the one in the middle leaves at once, and its child, the worker, falls to the nearest
+subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)), which is the supervisor. So workers are the supervisor's own children, and
+the nursery's death is nobody's.
 
     python -P -m supervisor.worker.nursery LINK SCOREBOARD LOG     three inherited descriptors; everything else comes
     by the link. Or a fork of the supervisor that calls `main` (supervisor.parent.nursery)

@@ -28,7 +28,7 @@ AT_IMPORT = signals()
 
 def tell(task):
     with open("/proc/self/status") as status:
-        masks = [line for line in status if line.startswith(("Sig", "Shd", "Thr"))]
+        masks = [line for line in status if line.startswith(("SigBlk", "SigIgn", "SigCgt", "Threads"))]
     told = {
         "environment": [dict(os.environ), sorted(filter(None, open("/proc/self/environ").read().split(chr(0))))],
         "arguments": [os.path.basename(word) for word in sys.argv][:1],
