@@ -129,6 +129,7 @@ class _Broker:
         if not read:
             self._consumer.unwatch(self._line.fileno())
             self._line.close()
+            return
         self._heard += read
         self._line.sendall(b"".join(self._answers()))
 
