@@ -24,9 +24,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import pika
 from pika.exceptions import ChannelClosedByBroker
 
+from scripts.benches.queues import channel
 from supervisor import Publisher
 from supervisor.clock import now
 from supervisor.commands.node import NodeError, PrivateNode
@@ -215,19 +215,16 @@ class Runs:
 
 def waiting(url: str, queue: str) -> list[str]:
     """The ids of the messages in a queue; they stay there. Empty when there is no such queue."""
-    connection = pika.BlockingConnection(pika.URLParameters(url))
     try:
-        channel = connection.channel()
-        found: list[str] = []
-        while True:
-            method, properties, _ = channel.basic_get(queue)
-            if method is None or properties is None:
-                return found
-            found.append(properties.message_id or "?")
+        with channel(url) as link:
+            found: list[str] = []
+            while True:
+                method, properties, _ = link.basic_get(queue)
+                if method is None or properties is None:
+                    return found
+                found.append(properties.message_id or "?")
     except ChannelClosedByBroker:
         return []
-    finally:
-        connection.close()
 
 
 @dataclass(slots=True)

@@ -42,6 +42,7 @@ from supervisor.parent.leftovers import children
 from supervisor.publisher import Message
 from supervisor.version import __version__
 
+from .queues import connection
 from .row import BenchError, Options
 
 HERE: Final = Path(__file__).resolve().parent
@@ -100,8 +101,7 @@ class Pool:
         consumers = self._contender.consumers(self.size)
         deadline = now() + timeout
         queue = self._contender.queue(self._name)
-        link = pika.BlockingConnection(pika.URLParameters(self._url))
-        try:
+        with connection(self._url) as link:
             channel = link.channel()
             while True:
                 try:
@@ -114,8 +114,6 @@ class Pool:
                 if now() > deadline:
                     raise BenchError(f"{self._contender.name} is not ready after {timeout:g} s:\n{self.tail()}")
                 time.sleep(0.02)
-        finally:
-            link.close()
 
     def demand_alive(self) -> None:
         """Raises BenchError when the top process has left."""

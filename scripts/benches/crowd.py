@@ -17,8 +17,9 @@ from supervisor.clock import now
 
 from .contenders import Pool, Workq
 from .footprint import PATIENCE, REST, WARM, mib
-from .measure import channel, cpu, median, private, pss, wait_depth
+from .measure import cpu, median, private, pss
 from .progress import progress
+from .queues import channel, wait_depth
 from .row import BenchError, Options, Row
 
 MANY: Final = 256

@@ -29,9 +29,10 @@ from .contenders import (
     peers_venv,
     rounds_of,
 )
-from .measure import channel, cpu, median, pss, wait_depth, wakeups
+from .measure import cpu, median, pss, wakeups
 from .notes import Notes
 from .progress import progress
+from .queues import channel, wait_depth
 from .row import BenchError, Options, Row
 
 MIB: Final = 1 << 20

@@ -11,14 +11,11 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-import pika
-from pika.adapters.blocking_connection import BlockingChannel
 
 from supervisor.clock import now
 from supervisor.commands.node import Installation, find_installation
@@ -92,38 +89,6 @@ def wakeups(pid: int) -> int:
                     if "ctxt_switches" in line:
                         switches += int(line.split()[1])
     return switches
-
-
-# --------------------------------------------------------------------------------------------------------- queue
-
-
-@contextmanager
-def channel(url: str) -> Iterator[BlockingChannel]:
-    """A channel to look at queues with."""
-    parameters = pika.URLParameters(url)
-    parameters.heartbeat = 0  # nobody serves it while something else is measured
-    link = pika.BlockingConnection(parameters)
-    try:
-        yield link.channel()
-    finally:
-        link.close()
-
-
-def depth(link: BlockingChannel, queue: str) -> int:
-    """Messages ready to be delivered; those in workers' hands are not counted."""
-    method: Any = link.queue_declare(queue, passive=True).method
-    return int(method.message_count)
-
-
-def wait_depth(link: BlockingChannel, queue: str, at_most: int, timeout: float, every: float = 0.01) -> int:
-    """Until no more than `at_most` messages are ready; how many there are. `timeout` and `every` in seconds. Raises
-    BenchError."""
-    deadline = now() + timeout
-    while (ready := depth(link, queue)) > at_most:
-        if now() > deadline:
-            raise BenchError(f"{ready} messages are left in {queue} after {timeout:g} s")
-        time.sleep(every)
-    return ready
 
 
 # ------------------------------------------------------------------------------------------------------- readings

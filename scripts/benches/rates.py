@@ -18,8 +18,9 @@ from uuid import uuid4
 from supervisor.clock import now
 
 from .contenders import Contender, Pool, chosen, contenders, rounds_of
-from .measure import Reading, channel, cpu, depth, median
+from .measure import Reading, cpu, median
 from .progress import say
+from .queues import channel, depth
 from .row import BenchError, Options, Row
 
 WORKERS: Final = 4

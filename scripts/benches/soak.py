@@ -16,9 +16,10 @@ from supervisor.clock import now
 
 from .contenders import Contender, Pool, Workq, comm, descendants
 from .footprint import MIB, PATIENCE, mib
-from .measure import channel, depth, rss
+from .measure import rss
 from .notes import RECORD
 from .progress import say
+from .queues import channel, depth
 from .row import BenchError, Options, Row
 
 MILLION: Final = 1_000_000

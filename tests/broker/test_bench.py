@@ -72,6 +72,35 @@ def test_a_bench_that_is_stopped_ends_all_it_has_started(place: Path) -> None:
         end(bench, place)
 
 
+INTERRUPTED = """
+import pika.connection, signal, sys
+from scripts.benches.queues import connection
+
+with connection(sys.argv[1]) as link:
+    channel = link.channel()
+    arrives = pika.connection.Connection._on_data_available
+
+    def interrupted(self, data):
+        pika.connection.Connection._on_data_available = arrives
+        signal.raise_signal(signal.SIGINT)  # what was read of the answer is lost
+        arrives(self, data)
+
+    pika.connection.Connection._on_data_available = interrupted
+    channel.queue_declare("", exclusive=True)
+"""
+
+
+def test_f127_ctrl_c_in_the_middle_of_an_answer_ends_the_program_that_asked(broker_url: str) -> None:
+    asking = subprocess.Popen([sys.executable, "-c", INTERRUPTED, broker_url], stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = asking.communicate(timeout=PATIENCE)
+        assert asking.returncode == -signal.SIGINT
+        assert "KeyboardInterrupt" in errors
+    finally:
+        asking.kill()
+        asking.wait()
+
+
 def comm(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text()
