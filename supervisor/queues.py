@@ -37,6 +37,7 @@ __all__ = [
     "delayed",
     "digest",
     "inquiry",
+    "key",
 ]
 
 ATTEMPT: Final = "x-workq-attempt"
@@ -109,6 +110,17 @@ def digest(identity: bytes, routing_key: str) -> str:
     the same task. Workers' logs, the ledger and `workq dead` all name it so."""
     key = routing_key.encode("utf-8", "replace")[:64]
     return "digest:" + hashlib.blake2b(identity, digest_size=16, key=key).hexdigest()
+
+
+def key(name: str, checksum: int) -> str:
+    """A task across its deliveries, for the ledger alone: its name and the CRC-32 of its body; 0 adds nothing.
+
+    Senders give one id to different bodies, and one that kills must not be taken for the others. Not a cryptographic
+    digest: whoever can publish can send the same body too, and CRC-32 reads 1 MB in 0.3 ms where BLAKE2b takes 1.5.
+    Not Adler-32 (two numbers in a text, each with two digits swapped, have the same), not a part of the body, and not
+    hash(), which is another one in each nursery.
+    """
+    return f"{name} {checksum:08x}" if checksum else name
 
 
 def declaration(queue: str, queue_type: str = "default") -> Declaration:

@@ -16,6 +16,7 @@ import os
 import struct
 from typing import Final
 
+from supervisor import queues
 from supervisor.clock import now
 from supervisor.vocabulary import Counts, InHand, Phase, Reading
 
@@ -40,13 +41,13 @@ _PID_AT: Final = 4
 _BEAT: Final = struct.Struct("=d")
 _BEAT_AT: Final = 8
 _HAND: Final = struct.Struct(
-    "<dQIBBH"
-)  # since, delivery tag, attempt, redelivered, what is known (the two below), length of key
+    "<dQIIBBH"
+)  # since, delivery tag, attempt, checksum of the body, redelivered, what is known (the two below), length of name
 _IS_ID: Final = 1
 _IS_TRACED: Final = 2
 _HAND_AT: Final = 16
-_KEY_AT: Final = _HAND_AT + _HAND.size
-_KEY_MAX: Final = 255  # AMQP 0-9-1: a message-id is a short string, 255 octets at most
+_NAME_AT: Final = _HAND_AT + _HAND.size
+_NAME_MAX: Final = 255  # AMQP 0-9-1: a message-id is a short string, 255 octets at most
 _TRACE_AT: Final = 304
 _TRACE_SIZE: Final = 16
 
@@ -143,17 +144,26 @@ class Pen:
         """The loop turns: said at least every few seconds while idle."""
         self._floats[_BEAT_AT // 8] = now()
 
-    def take(self, key: bytes, is_id: bool, tag: int, attempt: int, redelivered: bool, trace_id: str = "") -> float:
+    def take(
+        self,
+        name: bytes,
+        is_id: bool,
+        tag: int,
+        attempt: int,
+        redelivered: bool,
+        trace_id: str = "",
+        checksum: int = 0,
+    ) -> float:
         """Note the delivery before its handler runs. Returns the instant noted."""
         since = now()
-        key = key[:_KEY_MAX]
+        name = name[:_NAME_MAX]
         page = self._page
         known = _IS_ID if is_id else 0
         if trace_id:
             known |= _IS_TRACED
             page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE] = bytes.fromhex(trace_id)
-        _HAND.pack_into(page, _HAND_AT, since, tag, attempt, redelivered, known, len(key))
-        page[_KEY_AT : _KEY_AT + len(key)] = key
+        _HAND.pack_into(page, _HAND_AT, since, tag, attempt, checksum, redelivered, known, len(name))
+        page[_NAME_AT : _NAME_AT + len(name)] = name
         page[_PHASE_AT] = Phase.BUSY
         return since
 
@@ -192,11 +202,11 @@ def _start(slot: int) -> int:
 
 
 def _hand(page: bytes, phase: Phase) -> InHand:
-    since, tag, attempt, redelivered, known, length = _HAND.unpack_from(page, _HAND_AT)
-    key = page[_KEY_AT : _KEY_AT + length].decode("utf-8", "replace")
+    since, tag, attempt, checksum, redelivered, known, length = _HAND.unpack_from(page, _HAND_AT)
+    name = page[_NAME_AT : _NAME_AT + length].decode("utf-8", "replace")
     return InHand(
-        key=key,
-        message_id=key if known & _IS_ID else None,
+        key=queues.key(name, checksum),
+        message_id=name if known & _IS_ID else None,
         delivery_tag=tag,
         attempt=attempt,
         redelivered=bool(redelivered),

@@ -6,7 +6,8 @@
     slot                     a seat for a worker, 0..N-1
     task                     what a message asks for
     delivery                 the message in hand
-    key                      a task across its deliveries: the message id, else a digest of body and routing key
+    name                     what people call a task: the message id, else a digest of body and routing key
+    key                      what the ledger calls it: the name and a checksum of the body, since ids are not unique
 
 An *event* is something that happened, told to the pool. An *action* is something the pool wants done; each says
 `because`. A *report* goes up a link (worker or nursery to parent), an *order* goes down.
@@ -115,6 +116,11 @@ class InHand:
     """The handler had returned; the acknowledgement may or may not have reached the broker."""
     trace_id: str = ""
     """Of the trace that the message belongs to; empty when its sender named none."""
+
+    @property
+    def name(self) -> str:
+        """For people. (A key without a message id begins with a digest, which has no spaces.)"""
+        return self.message_id or self.key.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +234,10 @@ class Suspect:
 
     key: str
     delivery_count: int = 0
+    """`x-delivery-count`: how often a quorum queue has had it back."""
     is_held: bool = False
     """Filled in by the parent: another worker's page still shows this very message in hand. It may be dying of it."""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +366,7 @@ class Verdict:
     cause: str = ""
     evidence: str = ""
     first_seen: str = ""
+    name: str = ""
 
 
 # ---------------------------------------------------------------------------------------- events, to the pool

@@ -304,8 +304,8 @@ class Supervisor:
                 self._remember("supervisor.stopped", because, {"code": code})
             case Tell(slot, Measure(), because):
                 self._log.debug("worker.measure", slot=slot, because=because)
-            case Tell(slot, Verdict(key=key, run=may_run), because):
-                self._log.debug("task.verdict", slot=slot, message_id=key, run=may_run, because=because)
+            case Tell(slot, Verdict(name=name, run=may_run), because):
+                self._log.debug("task.verdict", slot=slot, message_id=name, run=may_run, because=because)
             case Tell(slot, _, because):
                 self._note("info", "worker.drain", because, slot=slot)
             case Signal(slot, name, because):

@@ -74,7 +74,7 @@ def obituary(slot: int, died: Exited, cause: str, fault: Fault, follows: str, no
         "next": follows,
     }
     if died.hand is not None:
-        fields["message_id"] = died.hand.message_id or died.hand.key
+        fields["message_id"] = died.hand.name
         fields["busy_seconds"] = round(now - died.hand.since, 3)
         fields["attempt"] = died.hand.attempt
         fields["redelivered"] = died.hand.redelivered

@@ -41,7 +41,7 @@ def examine(reading: Reading, limits: Settings, *, is_ready: bool, held_up: bool
     if reading.hand is not None:
         busy = now - reading.hand.since
         if limits.task_timeout is not None and busy > limits.task_timeout and reading.phase is Phase.BUSY:
-            because = f"task {reading.hand.key} runs for {busy:.1f} s, --task-timeout is {limits.task_timeout:g} s"
+            because = f"task {reading.hand.name} runs for {busy:.1f} s, --task-timeout is {limits.task_timeout:g} s"
             return Finding(Cause.TIMEOUT, because)
         if limits.max_memory is not None and reading.rss > 2 * limits.max_memory:
             because = f"{reading.rss} bytes resident, more than twice --max-memory, in the middle of a task"

@@ -8,7 +8,7 @@ supervisor. What other supervisors saw of it is not known here; a quorum queue's
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from supervisor.vocabulary import Suspect, Tell, Verdict
@@ -128,7 +128,7 @@ class Suspects:
         return [self._tell(slot, self._waiting.pop(slot).suspect) for slot in slots]
 
     def _tell(self, slot: int, suspect: Suspect) -> Tell:
-        verdict = self._ledger.verdict(suspect.key, suspect.delivery_count)
+        verdict = replace(self._ledger.verdict(suspect.key, suspect.delivery_count), name=suspect.name)
         if not verdict.crashes and not verdict.run:
             return Tell(slot, verdict, f"it was {verdict.cause}, and the broker drops such messages")
         if not verdict.crashes:

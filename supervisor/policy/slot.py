@@ -102,7 +102,7 @@ class Slot:
 
     def vacate(self, died: Exited, cause: str, now: float) -> None:
         """The process is gone; remember how."""
-        self.last_exit = LastExit(cause, died.hand.message_id or died.hand.key if died.hand else None, now)
+        self.last_exit = LastExit(cause, died.hand.name if died.hand else None, now)
         self.pid = None
         self.ready_since = None
         self.condemned = None

@@ -157,7 +157,7 @@ def _worker(
         "slot": slot.slot,
         "pid": slot.pid,
         "state": state_of(slot, page),
-        "message_id": (hand.message_id or hand.key) if hand else None,
+        "message_id": hand.name if hand else None,
         "busy_seconds": round(now - hand.since, 3) if hand else None,
         "rss_bytes": rss.get((slot.slot, slot.pid or 0), 0),
         "restarts": slot.restarts,

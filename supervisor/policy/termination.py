@@ -53,7 +53,7 @@ def abort_hung(slot: Slot, cause: str, because: str, reading: Reading, now: floa
     """The same, of a worker whose page (`reading`) has given it away."""
     fields = {"slot": slot.number, "pid": slot.pid, "cause": cause}
     if reading.hand is not None:
-        fields["message_id"] = reading.hand.message_id or reading.hand.key
+        fields["message_id"] = reading.hand.name
         if reading.hand.trace_id:
             fields["trace_id"] = reading.hand.trace_id
     return [Say("worker.hung", "error", because, fields), *abort(slot, cause, because, now)]

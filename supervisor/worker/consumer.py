@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ class Delivery:
     redelivered: bool
     properties: BasicProperties
     body: bytes
-    key: str
-    """The task across its deliveries: the message id, else a digest of body and routing key."""
+    name: str
+    """The message id, else a digest of body and routing key."""
     exchange: str = ""
     trace_id: str = ""
     """Of the trace that it belongs to, as 32 hexadecimal digits; empty when its sender named none."""
@@ -91,13 +92,19 @@ class Delivery:
         return {"trace_id": self.trace_id} if self.trace_id else self._UNTRACED
 
     @property
-    def name(self) -> str:
-        return self.key
+    def is_named(self) -> bool:
+        """Whether its name is the message id."""
+        return bool(self.name == self.properties.message_id)
 
     @property
-    def is_named(self) -> bool:
-        """Whether the key is the message id."""
-        return bool(self.key == self.properties.message_id)
+    def checksum(self) -> int:
+        """Of the body; 0 when the name is a digest of that already."""
+        return zlib.crc32(self.body) if self.properties.message_id else 0
+
+    @property
+    def key(self) -> str:
+        """See `queues.key`."""
+        return queues.key(self.name, self.checksum)
 
     @property
     def attempt(self) -> int:
@@ -494,9 +501,9 @@ class Consumer:
         routing_key = method.routing_key
         if type(routing_key) is bytes:  # as pika gives a short string that is not UTF-8
             routing_key = routing_key.decode("utf-8", "backslashreplace")
-        key = properties.message_id
-        if not key or type(key) is bytes:
-            key = queues.digest(key or body, routing_key)
+        name = properties.message_id
+        if not name or type(name) is bytes:
+            name = queues.digest(name or body, routing_key)
         self._stash.append(
             Delivery(
                 method.delivery_tag,
@@ -504,7 +511,7 @@ class Consumer:
                 method.redelivered,
                 properties,
                 body,
-                key,
+                name,
                 method.exchange,
                 trace.trace_id(properties.headers),
             )

@@ -209,7 +209,6 @@ class Worker:
     def _serve(self, delivery: Delivery) -> None:
         """Note it, run it, settle it, count it."""
         pen = self._pen
-        is_id = delivery.is_named
         if delivery.redelivered:
             pen.count("redelivered")
             verdict = self._ask(delivery)
@@ -226,7 +225,15 @@ class Worker:
         tracing = self._tracing
         if tracing is not None:
             tracing.begin(delivery, attempt)
-        begun = pen.take(delivery.key.encode(), is_id, delivery.tag, attempt, delivery.redelivered, delivery.trace_id)
+        begun = pen.take(
+            delivery.name.encode(),
+            delivery.is_named,
+            delivery.tag,
+            attempt,
+            delivery.redelivered,
+            delivery.trace_id,
+            delivery.checksum,
+        )
         self._task = task = Task(delivery, attempt, begun)
         if self._tells_starts:
             self._log.debug(
@@ -336,8 +343,9 @@ class Worker:
 
     def _ask(self, delivery: Delivery) -> Verdict:
         """This message was somebody's before: may it run? Only the supervisor knows who died of it. Raises Gone."""
-        self._link.send(Suspect(delivery.key, delivery.delivery_count))
-        while (verdict := self._verdicts.pop(delivery.key, None)) is None:
+        key = delivery.key
+        self._link.send(Suspect(key, delivery.delivery_count, name=delivery.name))
+        while (verdict := self._verdicts.pop(key, None)) is None:
             self._consumer.turn()
         return verdict
 

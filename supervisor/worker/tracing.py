@@ -119,7 +119,7 @@ class Tracing:
             "workq.attempt": attempt,
         }
         if delivery.is_named:
-            attributes["messaging.message.id"] = delivery.key
+            attributes["messaging.message.id"] = delivery.name
         if delivery.routing_key:
             attributes["messaging.rabbitmq.destination.routing_key"] = delivery.routing_key
         if isinstance(properties.correlation_id, str):

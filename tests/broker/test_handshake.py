@@ -60,7 +60,7 @@ def consume(url: str, queue: str, each: Callable[[Consumer, Delivery], None]) ->
     try:
         consuming.open()
         while (delivery := consuming.next()) is not None:
-            assert (delivery.key, delivery.body) == ("whole", BODY.encode())
+            assert (delivery.name, delivery.body) == ("whole", BODY.encode())
             each(consuming, delivery)
     except Gone as gone:
         return End(gone.cause, gone.kind, gone.detail)

@@ -10,10 +10,12 @@ import signal
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pika
 import pytest
 
+from supervisor import queues
 from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
 from tests.supervision import Runs, Supervision, eventually, supervised
@@ -222,6 +224,64 @@ def test_a_message_that_a_quorum_queue_is_about_to_drop_is_quarantined_unrun(
     assert not runs.lines("began")
     headers = dead_letters(broker_url, queue)["much-travelled"].headers or {}
     assert (headers["x-workq-reason"], headers["x-workq-cause"]) == ("crash", "returned 18 times")
+
+
+TWINS = """
+import os, signal
+from handlers import note
+
+def work(task):
+    if task.headers.get("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    note("done", task.headers["name"])
+"""
+
+
+@pytest.mark.parametrize("message_id", ["same", "schlüssel"], ids=["an id", "an id that is not UTF-8"])
+def test_f120_one_id_for_different_bodies_and_only_the_one_that_kills_is_quarantined(
+    broker_url: str, typed_queue: str, tmp_path: Path, runs: Runs, message_id: str
+) -> None:
+    queue = typed_queue
+    handler_modules.write(tmp_path, "twins", TWINS)
+    page = bytes(range(256)) * 800
+    half = len(page) // 2
+    killer = page[:half] + b"K 12 21" + page[half:]
+    innocent = {
+        "another first byte": b"!" + killer[1:],
+        "another byte in the middle": page[:half] + b"k 12 21" + page[half:],
+        "another last byte": killer[:-1] + b"!",
+        "digits swapped twice": killer.replace(b"12 21", b"21 12"),
+        "one byte more": killer + b"\0",
+        "the beginning": killer[:1024],
+        "nothing": b"",
+    }
+    # Latin-1 on the wire: pika encodes text as UTF-8, and bytes as they are.
+    identity: Any = message_id if message_id.isascii() else message_id.encode("latin-1")
+    with amqp.connection(broker_url) as link:
+        channel = link.channel()
+        for name, body in {"killer": killer, **innocent}.items():
+            headers = {"name": name, "kill": name == "killer"}
+            properties = pika.BasicProperties(message_id=identity, headers=headers, delivery_mode=2)
+            channel.basic_publish("", queue, body, properties)
+        # Delivered before, all of them: else nobody asks whether they may run.
+        for _ in range(1 + len(innocent)):
+            eventually(lambda: channel.basic_get(queue)[0])
+        channel.basic_nack(0, multiple=True, requeue=True)
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    options = ("--workers", "2", "--max-crashes", "2", "--log-level", "debug")
+    with supervised("twins:work", *options, url=broker_url, queue=queue, env=env) as pool:
+        runs.hear("done", len(innocent))
+        pool.hear("task.quarantined")
+        eventually(lambda: pool.status()["totals"]["succeeded"] == len(innocent))
+        assert pool.stop() == 0
+        shown = {line["message_id"] for line in pool.events if line.get("message_id")}
+        assert len(pool.named("worker.exited", cause="SIGKILL")) == 2
+        assert pool.named("task.verdict")
+    # People see the id, or the digest that `workq dead` shows for one that is not text.
+    assert shown == {message_id if message_id.isascii() else queues.digest(message_id.encode("latin-1"), queue)}
+    assert set(runs.lines("done")) == set(innocent)
+    [(_, _, body)] = amqp.drain(broker_url, f"{queue}.dead")
+    assert body == killer
 
 
 @pytest.mark.parametrize("end", ["supervisor killed", "grace", "connection lost"])

@@ -77,3 +77,9 @@ def test_a_declaration_with_a_type_is_sent_at_once_for_the_broker_to_compare(que
 @pytest.mark.parametrize("queue_type", queues.TYPES)
 def test_without_leave_to_declare_every_attempt_is_passive(queue_type: str) -> None:
     assert [each["passive"] for each in queues.attempts(queues.declaration("q", queue_type), declare=False)] == [True]
+
+
+def test_f120_a_key_is_the_same_in_every_process_and_tells_bodies_apart() -> None:
+    assert queues.key("invoice-7", 0xCBF43926) == "invoice-7 cbf43926"
+    assert queues.key("invoice-7", 7) == "invoice-7 00000007"
+    assert queues.key("digest:0123", 0) == "digest:0123"

@@ -6,11 +6,12 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from supervisor.scoreboard import BOUNDS, SLOTS, Scoreboard
-from supervisor.vocabulary import Phase
+from supervisor.vocabulary import InHand, Phase
 
 
 def forked(child: Callable[[], None]) -> int:
@@ -107,6 +108,19 @@ def test_a_message_without_an_id_is_known_by_its_key_only() -> None:
     hand = board.read(0).hand
     assert hand is not None
     assert (hand.key, hand.message_id) == ("digest:0123", None)
+
+
+def test_f120_who_is_blamed_is_the_id_with_the_checksum_and_who_is_shown_is_the_id() -> None:
+    board = Scoreboard.create()
+    named, unnamed = (
+        InHand("a b 0000abcd", "a b", 1, 1, False, 0.0),
+        InHand("digest:01 0000abcd", None, 1, 1, False, 0.0),
+    )
+    for slot, hand in enumerate((named, unnamed)):
+        pen = board.pen(slot)
+        since = pen.take(hand.name.encode(), hand is named, 1, 1, False, "", 0xABCD)
+        assert board.read(slot).hand == replace(hand, since=since)
+    assert (named.name, unnamed.name) == ("a b", "digest:01")
 
 
 @pytest.mark.parametrize("key", [b"x" * 255, b"x" * 4000, "schöne-Grüße".encode(), b"\xff\xfe", b""])
