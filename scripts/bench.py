@@ -64,6 +64,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "recovery": Bench("recovery:recovery", 100, 10, "from the SIGKILL of a worker to the next finished task", peers=20),
     "kills": Bench("recovery:kills", 3, 1, "800 tasks of 50 ms while a worker is killed every 100 ms", peers=1),
     "short": Bench("recovery:short", 3, 1, "tasks of 10 ms, against what is possible", peers=1),
+    "deadly": Bench("deadly:deadly", 1, 0, "how many workers one message kills, and whether the others are done"),
     "fair": Bench("recovery:fair", 3, 1, "long and short tasks in turns: is every worker busy?", peers=1),
     "memory": Bench("footprint:memory", 2, 1, "memory of a pool, and of each further worker", peers=1),
     "idle": Bench("footprint:idle", 1, 1, "CPU and wake-ups of a pool that has nothing to do"),

@@ -187,7 +187,7 @@ class Contender(ABC):
     @property
     def slug(self) -> str:
         """Its name where there may be no blank."""
-        return self.name.lower().replace(" ", "-")
+        return re.sub(r"\W+", "-", self.name.lower())
 
     def prepare(self) -> None:  # noqa: B027 - most need nothing
         """Make ready what it needs on this machine; nothing to do the second time. Raises BenchError."""
@@ -387,6 +387,15 @@ class Celery(Peer):
     def environment(self, url: str) -> dict[str, str]:
         # Celery warns when it runs as root, unless it is told that this is meant.
         return {**super().environment(url), "C_FORCE_ROOT": "1"}
+
+
+class RetryingCelery(Celery):
+    """Celery with `task_retry_on_worker_lost` in the place of `task_reject_on_worker_lost`."""
+
+    name = "Celery, retrying"
+
+    def environment(self, url: str) -> dict[str, str]:
+        return {**super().environment(url), "BENCH_CELERY_LOST": "retry"}
 
 
 class Supervisord(Contender):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import signal
 import time
 from typing import Any
 
@@ -18,8 +19,10 @@ NUMBER = re.compile(rb"\d+(?:\.\d+)?")
 
 
 def work(body: bytes) -> None:
-    """Sleep for as many seconds as the body begins with; do nothing when it does not begin with a number."""
+    """Sleep for as many seconds as the body begins with, segfault when it begins with `die`, else do nothing."""
     if body:
+        if body.startswith(b"die"):
+            os.kill(os.getpid(), signal.SIGSEGV)
         number = NUMBER.match(body)
         if number:
             time.sleep(float(number[0]))

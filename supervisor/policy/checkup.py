@@ -43,6 +43,10 @@ class Finding:
     """One line for a shell that mends it, or shows more where there is no such line; empty where nothing is to do."""
 
 
+FORGETS: Final = "a node that is killed forgets recent acknowledgements, and those tasks run again"
+"""Of a classic queue: docs/reliability.md has the measurement."""
+
+
 def ok(subject: str, what: str) -> Finding:
     return Finding(Level.OK, subject, what)
 
@@ -389,7 +393,12 @@ class _Case:
             what = f"--queue-type is {asked}, and {self.queue.name} is {actual}: workers refuse to start"
             yield Finding(Level.PROBLEM, "queue type", what, "export WORKQ_QUEUE_TYPE=default")
         elif actual == "classic" and len(self.broker.nodes) > 1:
-            what = f"{self.queue.name} is classic: it lives on one node of the cluster and is away when that is"
+            what = (
+                f"{self.queue.name} is classic: it lives on one node of the cluster and is away when that is; {FORGETS}"
+            )
+            yield Finding(Level.NOTE, "queue type", what, f"{self._anew()} && export WORKQ_QUEUE_TYPE=quorum")
+        elif actual == "classic":
+            what = f"{self.queue.name} is classic: {FORGETS}"
             yield Finding(Level.NOTE, "queue type", what, f"{self._anew()} && export WORKQ_QUEUE_TYPE=quorum")
         else:
             yield ok("queue type", actual)
