@@ -16,7 +16,7 @@ import click
 from supervisor.argv import hide_urls
 from supervisor.settings import OPTIONS, Option, Settings, SettingsError, load
 from supervisor.version import __version__
-from supervisor.vocabulary import EXIT_CONFIG
+from supervisor.vocabulary import EXIT_CONFIG, EXIT_KILLED
 
 __all__ = ["main"]
 
@@ -84,8 +84,12 @@ def _supervise(**given: Any) -> None:
     handler = given.pop("handler")
     command_line = {name: value for name, value in given.items() if value not in (None, ())}
     settings = _settings(handler, command_line)
-    # Imported late: a usage error or --help need not pay for the supervisor.
-    from supervisor.parent.loop import run
+    try:
+        # Imported late: a usage error or --help need not pay for the supervisor.
+        from supervisor.parent.loop import run
+    except OSError as error:
+        click.echo(f"{NAME}: the supervisor cannot start: {error.filename}: {error.strerror}", err=True)
+        sys.exit(EXIT_KILLED)
 
     # A reload reads the files again; the command line and the environment are what they were.
     sys.exit(run(settings, lambda: load(handler, command_line, os.environ)))

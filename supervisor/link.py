@@ -57,7 +57,10 @@ class Link:
         return self._socket.fileno()
 
     def close(self) -> None:
-        self._socket.close()
+        try:
+            self._socket.close()
+        except OSError:
+            pass  # the descriptor is gone all the same (close(2))
 
     def send(self, message: object, fds: tuple[int, ...] = (), *, wait: bool = True) -> bool:
         """Send one message, with descriptors if there are any.

@@ -249,7 +249,11 @@ def _directory(value: object) -> str:
     path = _path(value)
     if not _holds(path.is_dir):
         raise ValueError("a directory that exists")
-    return str(path.absolute())
+    try:
+        return str(path.absolute())
+    except FileNotFoundError:
+        # It can still be looked at as `.`, and has no name any more.
+        raise ValueError("a directory that exists; the working directory has been deleted") from None
 
 
 def _control(value: object) -> str | None:

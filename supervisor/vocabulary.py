@@ -209,6 +209,8 @@ class ForkFailed:
 
     ticket: int
     error: str
+    errno: int = 0
+    """What the kernel said; 0 when something else is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +407,14 @@ class NurserySaid:
 
 
 @dataclass(frozen=True, slots=True)
+class NurseryFailed:
+    """The process that forks workers could not be started."""
+
+    generation: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class NurseryGone:
     generation: int
     cause: str
@@ -455,7 +465,7 @@ class Sampled:
     readings: tuple[Reading, ...]
 
 
-Event = Asked | NurserySaid | NurseryGone | Started | StartFailed | WorkerSaid | Exited | Sampled
+Event = Asked | NurserySaid | NurseryFailed | NurseryGone | Started | StartFailed | WorkerSaid | Exited | Sampled
 
 # ---------------------------------------------------------------------------------------- actions, to the loop
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ import psutil
 
 from supervisor.link import Link
 from supervisor.parent import leftovers
+from supervisor.parent.descriptors import close
 from supervisor.vocabulary import Begin, Fork
 
 _FORKS_AT_ONCE: Final = 16
@@ -35,45 +37,42 @@ class Newborn:
     process: psutil.Process
 
     def begin(self, slot: int) -> bool:
-        """Have it work. False when it is gone."""
+        """Have it work. False when it is gone; raises OSError."""
         leftovers.mark(self.pid)
         return self.link.send(Begin(slot), wait=False)
 
     def let_go(self) -> None:
         """Close what we have of it: it finds its link closed, and leaves."""
         self.link.close()
-        for fd in (self.output, self.pidfd):
-            os.close(fd)
+        close(self.output)
+        close(self.pidfd)
 
 
 @dataclass(slots=True)
 class _Birth:
-    ticket: int
+    """The nursery has been asked, and has the other ends."""
+
     slot: int | None
     """None for the spare."""
     link: Link
-    worker_end: Link
-    output: tuple[int, int]
+    output: int
 
     def give_up(self) -> None:
         """Close our ends: if there is somebody at the others, it leaves."""
         self.link.close()
-        os.close(self.output[0])
-
-    def hand_over(self) -> None:
-        """Close the worker's ends: the nursery has them, or never will."""
-        self.worker_end.close()
-        os.close(self.output[1])
+        close(self.output)
 
 
 class Births:
-    """The births of one nursery."""
+    """The births of one nursery. `refused` is told of each seat that gets no worker for a reason of the machine's."""
 
     _tickets = itertools.count(1)  # over all nurseries, so that no late answer fits another's question
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, refused: Callable[[int, Exception], None]) -> None:
         self._link = link
-        self._waiting: deque[_Birth] = deque()
+        self._refused = refused
+        self._waiting: deque[int | None] = deque()
+        """Seats, without a descriptor yet: of a hundred, sixteen are being filled at a time."""
         self._asked: dict[int, _Birth] = {}
         self.spare: Newborn | None = None
 
@@ -82,48 +81,75 @@ class Births:
         """Whether the nursery has been asked for any that it has not told us of."""
         return bool(self._asked)
 
+    def __len__(self) -> int:
+        """How many workers are on their way, the spare included."""
+        return len(self._waiting) + len(self._asked) + (self.spare is not None)
+
     def ask(self, slot: int) -> None:
-        """A worker for this seat; `born` or `failed` follows, or the nursery's end."""
-        self._want(slot)
+        """A worker for this seat; `born` or `failed` follows, or the nursery's end; or it is refused."""
+        self._waiting.append(slot)
+        self._pass_on()
 
     def ask_ahead(self) -> None:
-        """A spare, unless there is one, or the nursery has more urgent things to do."""
+        """A spare, unless there is one, or the nursery has more urgent things to do. Where no descriptor is left for
+        it, the next worker takes some milliseconds longer."""
         if self.spare is None and not self._asked and not self._waiting:
-            try:
-                self._want(None)
-            except OSError:
-                pass  # no descriptor is left for one: the next worker takes some milliseconds longer
-
-    def _want(self, slot: int | None) -> None:
-        link, worker_end = Link.pair()
-        self._waiting.append(_Birth(next(self._tickets), slot, link, worker_end, os.pipe2(os.O_CLOEXEC)))
-        self._pass_on()
+            self._waiting.append(None)
+            self._pass_on()
 
     def _pass_on(self) -> None:
         while self._waiting and len(self._asked) < _FORKS_AT_ONCE:
-            birth = self._waiting.popleft()
-            # If this fails the nursery is dead or stuck, and its exit or the seat's deadline says so.
-            self._link.send(Fork(birth.ticket), (birth.worker_end.fileno(), birth.output[1]), wait=False)
-            birth.hand_over()
-            self._asked[birth.ticket] = birth
+            slot = self._waiting.popleft()
+            try:
+                self._request(slot)
+            except OSError as error:
+                self._refuse(slot, error)
 
-    def born(self, ticket: int, pid: int) -> tuple[int | None, Newborn | None] | None:
-        """Whose seat it is for, and the newborn, or None when it was gone before it was seen. None for one that was
-        forgotten meanwhile: it finds its link closed, leaves, and is reaped like any orphan."""
+    def _request(self, slot: int | None) -> None:
+        link, worker_end = Link.pair()
+        try:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            link.close()
+            worker_end.close()
+            raise
+        ticket = next(self._tickets)
+        try:
+            # If it does not take it, the nursery is dead or stuck, and its exit or the seat's deadline says so.
+            self._link.send(Fork(ticket), (worker_end.fileno(), writer), wait=False)
+        except OSError:
+            link.close()
+            close(reader)
+            raise
+        finally:
+            # The nursery has them, or never will.
+            worker_end.close()
+            close(writer)
+        self._asked[ticket] = _Birth(slot, link, reader)
+
+    def _refuse(self, slot: int | None, error: Exception) -> None:
+        if slot is not None:
+            self._refused(slot, error)
+
+    def born(self, ticket: int, pid: int) -> tuple[int | None, Newborn] | None:
+        """Whose seat it is for, and the newborn. None for one that was forgotten meanwhile, or that cannot be watched,
+        or is gone before it was seen: it finds its link closed, leaves, and is reaped like any orphan."""
         birth = self._told_of(ticket)
         if birth is None:
             return None
         try:
             pidfd = os.pidfd_open(pid)
-        except OSError:
-            pass
-        else:
-            try:
-                return birth.slot, Newborn(pid, pidfd, birth.link, birth.output[0], psutil.Process(pid))
-            except psutil.Error:
-                os.close(pidfd)
-        birth.give_up()
-        return birth.slot, None
+        except OSError as error:
+            birth.give_up()
+            self._refuse(birth.slot, error)
+            return None
+        try:
+            return birth.slot, Newborn(pid, pidfd, birth.link, birth.output, psutil.Process(pid))
+        except (psutil.Error, OSError) as error:
+            close(pidfd)
+            birth.give_up()
+            self._refuse(birth.slot, error)
+            return None
 
     def failed(self, ticket: int) -> int | None:
         """The seat whose worker could not be forked; None when it was for none."""
@@ -141,9 +167,7 @@ class Births:
 
     def forget(self) -> None:
         """The nursery is gone: whom it forked already finds its link closed, and leaves."""
-        for birth in (*self._asked.values(), *self._waiting):
+        for birth in self._asked.values():
             birth.give_up()
-        for birth in self._waiting:
-            birth.hand_over()
         self._asked.clear()
         self._waiting.clear()

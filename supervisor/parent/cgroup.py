@@ -1,4 +1,4 @@
-"""The kernel's OOM killer: whom it shall take, and whether it did.
+"""Control groups: whom the kernel's OOM killer shall take, and whether it did; whether processes are used up.
 
 A process that it kills dies by SIGKILL like any other; only the counter of its memory cgroup tells the difference:
 `oom_kill` in `memory.events` (cgroup v2, Documentation/admin-guide/cgroup-v2.rst) or in `memory.oom_control` (v1,
@@ -9,6 +9,7 @@ before sending signal"), so whoever sees the death sees the count.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -71,27 +72,47 @@ class OomKills:
 def find_counter(proc: Path = Path("/proc/self")) -> Path | None:
     """The file that counts the OOM kills of this process's memory cgroup; None where there is none: no memory
     controller, the root of cgroup v2, a kernel before 4.13."""
+    for directory, _, is_v2 in _own(proc, "memory"):
+        counter = directory / (_V2 if is_v2 else _V1)
+        try:
+            if _oom_kills(counter.read_text()) is not None:
+                return counter
+        except OSError:
+            continue
+    return None
+
+
+def full_of_processes(proc: Path = Path("/proc/self")) -> tuple[Path, int] | None:
+    """The cgroup of this process, or above it, that has all the processes it may have, and how many that is. None
+    when there is none, or it does not say."""
+    for own, top, _ in _own(proc, "pids"):
+        for directory in (own, *own.parents):
+            try:
+                most = (directory / "pids.max").read_text().strip()
+                if most != "max" and int((directory / "pids.current").read_text()) >= int(most):
+                    return directory, int(most)
+            except (OSError, ValueError):
+                pass  # the root has neither file
+            if directory == top:
+                break
+    return None
+
+
+def _own(proc: Path, controller: str) -> Iterator[tuple[Path, Path, bool]]:
+    """The directories of this process's cgroups that may have this controller, where that hierarchy is mounted, and
+    whether it is cgroup v2."""
     try:
         memberships = (proc / "cgroup").read_text().splitlines()
         mounts = (proc / "mountinfo").read_text().splitlines()
     except OSError:
-        return None
+        return
     for membership in memberships:
         _, controllers, path = membership.split(":", 2)  # cgroups(7)
-        if not controllers:
-            name, filesystem, option = _V2, "cgroup2", ""
-        elif "memory" in controllers.split(","):
-            name, filesystem, option = _V1, "cgroup", "memory"
-        else:
+        is_v2 = not controllers
+        if not is_v2 and controller not in controllers.split(","):
             continue
-        for root, directory in _mounted(mounts, filesystem, option):
-            counter = _below(directory, root, path) / name
-            try:
-                if _oom_kills(counter.read_text()) is not None:
-                    return counter
-            except OSError:
-                continue
-    return None
+        for root, directory in _mounted(mounts, "cgroup2" if is_v2 else "cgroup", "" if is_v2 else controller):
+            yield _below(directory, root, path), Path(directory), is_v2
 
 
 def _mounted(mounts: list[str], filesystem: str, option: str) -> list[tuple[str, str]]:

@@ -42,10 +42,10 @@ class Changes:
         self._thread.join(_LEAVES_WITHIN)
 
     def _watch(self) -> None:
-        import watchfiles
-
-        logging.getLogger("watchfiles").setLevel(logging.WARNING)
         try:
+            import watchfiles
+
+            logging.getLogger("watchfiles").setLevel(logging.WARNING)
             for changes in watchfiles.watch(
                 self._directory,
                 watch_filter=watchfiles.PythonFilter(),

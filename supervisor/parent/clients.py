@@ -9,7 +9,7 @@ heard. That also bounds descriptors and memory: the supervisor needs its own to 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import ClassVar, Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -20,8 +20,8 @@ PATIENCE: Final = 10.0
 not read by then goes with its connection. More than `web.STUCK_AFTER`, for which a wish may wait."""
 
 MOST: Final = 96
-"""Connections at a time, to each of the sockets. With both full, three quarters of the descriptors that
-`loop._FDS_BESIDE` sets aside."""
+"""Connections at a time, to each of the sockets, where the limit on descriptors is as high as usual; fewer where it is
+not. With both full, three quarters of what `descriptors.BESIDE` sets aside."""
 
 AT_ONCE: Final = 16
 """Connections taken from the kernel in one turn of the thread's loop. By default asyncio takes as many as wait, all of
@@ -31,13 +31,14 @@ them with their descriptors, before the first of them can be sent away."""
 class Client(H11Protocol):
     """One connection."""
 
+    most: ClassVar[int] = MOST
     _since = 0.0
     _is_sent_away = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         held = [client for client in self.connections if isinstance(client, Client) and not client._is_sent_away]
-        if len(held) >= MOST:
+        if len(held) >= self.most:
             min(held, key=lambda client: client._since).send_away()
         super().connection_made(transport)
         self._since = now()

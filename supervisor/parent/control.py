@@ -182,10 +182,16 @@ class Wishes:
         return self._wakeup
 
     def make(self, wish: Wish, by: str, workers: int = 0) -> Future[Answer]:
-        """Have the loop do something. From any thread; the answer is never given if the loop has ended."""
+        """Have the loop do something. From any thread; the answer is never given if the loop has ended. Raises
+        OSError."""
         answer: Future[Answer] = Future()
-        self._made.append((Asked(wish, by, workers), answer))
-        os.eventfd_write(self._wakeup, 1)
+        entry = (Asked(wish, by, workers), answer)
+        self._made.append(entry)
+        try:
+            os.eventfd_write(self._wakeup, 1)
+        except OSError:
+            self._made.remove(entry)
+            raise
         return answer
 
     def take(self) -> Iterator[Event]:

@@ -54,6 +54,7 @@ def kill(living: Collection[int]) -> None:
     """SIGKILL what descends from workers that are not among the living: 50 us when there is nothing.
 
     What is forked during this call by what it kills falls to us when its parent dies, and is found by the next call.
+    Raises OSError when it cannot look.
     """
     for child in children(os.getpid()):
         worker = owner(child)
@@ -64,7 +65,7 @@ def kill(living: Collection[int]) -> None:
 
 def kill_all(spared: Collection[int]) -> bool:
     """SIGKILL everything below this process but these children. Returns False when there is nothing, not even a
-    zombie."""
+    zombie. Raises OSError when it cannot look."""
     found = [child for child in children(os.getpid()) if child not in spared]
     for child in found:
         _kill_tree(child)
@@ -95,5 +96,5 @@ def _kill_tree(root: int) -> None:
     for pid in tree:
         try:
             os.kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+        except OSError:
+            pass  # gone, or another user's

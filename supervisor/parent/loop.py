@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import resource
 import signal
 import socket
 from collections import deque
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from supervisor import logs
 from supervisor.clock import now
-from supervisor.parent import control
+from supervisor.parent import control, descriptors, refusals
 from supervisor.parent.control import Listener, Wishes
 from supervisor.parent.processes import Processes
+from supervisor.parent.serving import Serving
 from supervisor.parent.wakeups import Wakeups, asked
 from supervisor.policy import status
 from supervisor.policy.pool import Pool
@@ -33,6 +33,7 @@ from supervisor.settings import OPTIONS, Settings, SettingsError, unreloadable
 from supervisor.version import __version__
 from supervisor.vocabulary import (
     EXIT_CONFIG,
+    EXIT_KILLED,
     Action,
     Asked,
     Drain,
@@ -52,13 +53,11 @@ from supervisor.vocabulary import (
 )
 
 if TYPE_CHECKING:
+    from supervisor.parent.changes import Changes
     from supervisor.parent.notify import Systemd
 
 SAMPLE_EVERY: Final = 1.0
 RECENT: Final = 50
-_FDS_PER_WORKER: Final = 3
-_FDS_BESIDE: Final = 256
-
 
 Reread = Callable[[], Settings]
 """Read the settings anew. Raises SettingsError."""
@@ -66,21 +65,25 @@ Reread = Callable[[], Settings]
 
 def run(settings: Settings, reread: Reread) -> int:
     """Supervise until asked to leave. Returns the exit code."""
-    _open_standard_streams()
-    board = Scoreboard.create()
-    log_fd = os.dup(2)
-    # Settled here, where the terminal is: a worker's own stderr is a pipe.
-    settings = _resolved(settings, log_fd)
-    sink = logs.configure(
-        role="supervisor",
-        queue=settings.queue,
-        fd=log_fd,
-        lock_fd=board.fd,
-        format=settings.log_format,
-        level=settings.log_level,
-    )
+    try:
+        _open_standard_streams()
+        board = Scoreboard.create()
+        log_fd = os.dup(2)
+        # Settled here, where the terminal is: a worker's own stderr is a pipe.
+        settings = _resolved(settings, log_fd)
+        sink = logs.configure(
+            role="supervisor",
+            queue=settings.queue,
+            fd=log_fd,
+            lock_fd=board.fd,
+            format=settings.log_format,
+            level=settings.log_level,
+        )
+    except OSError as error:
+        because, code = _cannot_start(error)
+        _write_last(f"workq-supervise: {because}\n")
+        return code
     log = logs.get_logger()
-    _raise_descriptor_limit(settings.workers.most)
     try:
         health, listener = _listen(settings, log)
     except _CannotListen as error:
@@ -88,16 +91,16 @@ def run(settings: Settings, reread: Reread) -> int:
         return EXIT_CONFIG
     changes = None
     try:
-        supervisor = Supervisor(settings, board, log_fd, sink, lambda: _resolved(reread(), log_fd))
+        try:
+            supervisor = Supervisor(settings, board, log_fd, sink, lambda: _resolved(reread(), log_fd))
+        except OSError as error:
+            because, code = _cannot_start(error)
+            log.error("supervisor.stopped", because=because, code=code)
+            return code
         supervisor.start()  # the handler is imported while we import what serves
         if settings.reload:
-            from supervisor.parent.changes import Changes
-
-            changes = Changes(settings.app_dir, supervisor)
-        if health is not None or listener is not None:
-            from supervisor.parent import web
-
-            web.serve(supervisor, health, listener)
+            changes = _changes(settings.app_dir, supervisor, log)
+        supervisor.serve(health, listener)
         return supervisor.run()
     finally:
         if changes is not None:
@@ -106,12 +109,38 @@ def run(settings: Settings, reread: Reread) -> int:
             listener.remove()
 
 
+def _cannot_start(error: OSError) -> tuple[str, int]:
+    """The one line, and the exit code."""
+    hint = "; mount /proc" if str(error.filename or "").startswith("/proc") else ""
+    code = EXIT_KILLED if error.errno in refusals.RESTART_MAY_HELP else EXIT_CONFIG
+    return f"{refusals.because('the supervisor cannot start', error)}{hint}", code
+
+
+def _write_last(line: str) -> None:
+    """Before there is a log."""
+    try:
+        os.write(2, line.encode())
+    except OSError:
+        pass
+
+
+def _changes(directory: str, supervisor: Supervisor, log: Any) -> Changes | None:
+    try:
+        from supervisor.parent.changes import Changes
+
+        return Changes(directory, supervisor)
+    except (OSError, ImportError, RuntimeError) as error:
+        because = refusals.because(f"{directory} is not watched", error)
+        log.error("reload.not_watching", because=f"{because}; there are SIGHUP and workq reload")
+        return None
+
+
 def _open_standard_streams() -> None:
     """Whoever started us may have closed some (`<&-`): what is opened next would get their numbers, and be taken for
     them."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
-    os.close(fd)
+    descriptors.close(fd)
 
 
 def _resolved(settings: Settings, log_fd: int) -> Settings:
@@ -126,9 +155,9 @@ def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listene
     """The health port and the control socket, where they are wanted."""
     health = control_socket = None
     if settings.health is not None:
-        from supervisor.parent import listen
-
         try:
+            from supervisor.parent import listen
+
             health = listen.bind(settings.health, settings.health_explicit, log)
         except OSError as error:
             where = f"the health port {settings.health} cannot be had: {error.strerror}"
@@ -140,14 +169,6 @@ def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listene
             where = f"the control socket {settings.control} cannot be had: {error.strerror}"
             raise _CannotListen(f"{where}; choose another with --control, or off") from None
     return health, control_socket
-
-
-def _raise_descriptor_limit(workers: int) -> None:
-    """Room for three descriptors a worker, where the hard limit allows; the usual soft limit is 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, workers * _FDS_PER_WORKER + _FDS_BESIDE)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _systemd() -> Systemd | None:
@@ -180,6 +201,7 @@ class Supervisor:
         self._processes.watch(self.wishes, self.wishes.take)
         self._log: Any = logs.get_logger()
         self._systemd = _systemd()
+        self._serving: Serving | None = None
         self._code = 0
 
     def start(self) -> None:
@@ -196,6 +218,11 @@ class Supervisor:
         )
         self._perform(self._pool.start(now()))
 
+    def serve(self, health: socket.socket | None, listener: Listener | None) -> None:
+        """Have these sockets answered, beside the loop."""
+        self._serving = Serving(self, health, listener)
+        self._serving.tend()
+
     def run(self) -> int:
         """The loop, once started. Returns the exit code."""
         pool = self._pool
@@ -207,6 +234,8 @@ class Supervisor:
             if now() >= sample_at:
                 sample_at = now() + SAMPLE_EVERY
                 self._perform(pool.handle(self._sample(), now()))
+                if self._serving is not None:
+                    self._serving.tend()
             self._perform(pool.overdue(now()))
             self.view = pool.view(now())
             if self._systemd is not None:
@@ -245,7 +274,6 @@ class Supervisor:
         if settings.log_level != former.log_level:
             logs.set_level(settings.log_level)
             self._log = logs.get_logger()
-        _raise_descriptor_limit(settings.workers.most)
         changed = [name for name in OPTIONS if getattr(former, name, None) != getattr(settings, name, None)]
         if changed:
             self._note("info", "reload.settings", f"changed: {', '.join(changed)}", generation=self.view.generation)

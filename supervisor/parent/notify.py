@@ -158,6 +158,8 @@ def summary(view: PoolView, readings: Iterable[Reading]) -> str:
     else:
         restarting = sum(1 for seat in seats if seat in _WAITING)
         line = f"{_workers(len(seats))}, {busy} busy, {restarting} restarting, {_broker(view)}"
+        if view.shortage:
+            line = f"{view.shortage}; {line}"
         if view.state is State.DEGRADED:
             line = f"degraded ({view.because}); {line}"
         if view.is_reloading:

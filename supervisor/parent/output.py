@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
+from supervisor.parent.descriptors import close
+
 TAIL: Final = 16 * 1024
 """Bytes kept as evidence."""
 LINE_MAX: Final = 8 * 1024
@@ -49,7 +51,8 @@ class Output:
         self._lines = self._bytes = self._suppressed = 0
 
     def read(self) -> bool:
-        """Read what is there, a chunk at most. False at the end of the file, and when there is nothing."""
+        """Read what is there, a chunk at most. False at the end of the file, and when there is nothing. Raises
+        OSError."""
         try:
             data = os.read(self.fd, _CHUNK)
         except BlockingIOError:
@@ -71,13 +74,16 @@ class Output:
     def drain(self) -> None:
         """Read to the end, when the writer is dead: what a pipe can hold, and no more if somebody else still writes."""
         for _ in range(32):
-            if not self.read():
+            try:
+                if not self.read():
+                    break
+            except OSError:
                 break
         self._flush()
         self.refill()
 
     def close(self) -> None:
-        os.close(self.fd)
+        close(self.fd)
 
     def _flush(self) -> None:
         if self._rest:

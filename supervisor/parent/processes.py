@@ -7,11 +7,15 @@ inherited, unlike a pipe's end-of-file, which a grandchild can keep open.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import selectors
 import signal
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import psutil
@@ -19,9 +23,10 @@ import psutil
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.link import Link
-from supervisor.parent import cgroup, leftovers
+from supervisor.parent import cgroup, leftovers, refusals
 from supervisor.parent import nursery as nursery_process
 from supervisor.parent.births import Births, Newborn
+from supervisor.parent.descriptors import Descriptors, close
 from supervisor.parent.output import Output
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
@@ -35,6 +40,8 @@ from supervisor.vocabulary import (
     Load,
     Loaded,
     LoadFailed,
+    Measure,
+    NurseryFailed,
     NurseryGone,
     NurserySaid,
     Reading,
@@ -51,6 +58,8 @@ from supervisor.vocabulary import (
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 _STILL_AFTER: Final = 5.0
 """Seconds without a turn of a worker's loop after which the kernel is asked whether it is stopped."""
+_UNKNOWN: Final = "unknown"
+"""How a child died that somebody else has reaped."""
 
 Callback = Callable[[], Iterator[Event]]
 
@@ -78,7 +87,6 @@ class _Worker:
     process: psutil.Process
     finished_before: int
     said: Leaving | LoadFailed | None = None
-    has_output: bool = True
 
 
 class Processes:
@@ -96,7 +104,14 @@ class Processes:
         self._pending: list[Event] = []
         """What has happened outside `wait`."""
         self._workers: dict[int, _Worker] = {}
+        self._paused: list[selectors.SelectorKey] = []
+        """What is not watched until the next sample: it has written too much, or the kernel has refused us there."""
+        self._owed: list[tuple[str, Callable[[], bool]]] = []
+        """Orders and signals that the kernel has not taken, for the next sample to try again."""
+        self._said = refusals.Said()
         self._has_orphans = False
+        self._has_leftovers = False
+        self._descriptors = Descriptors()
         self._not_ours = frozenset(leftovers.children(os.getpid()))
         """Whom a shell had started before it became this process."""
         self._oom_kills = cgroup.OomKills(cgroup.find_counter())
@@ -113,17 +128,63 @@ class Processes:
     def wait(self, until: float) -> list[Event]:
         """What has happened; at `until` (monotonic seconds) an empty list."""
         events, self._pending = self._pending, []
-        ready = self._selector.select(0.0 if events else max(0.0, until - now()))
+        try:
+            ready = self._selector.select(0.0 if events else max(0.0, until - now()))
+        except OSError as error:
+            self._say_refused("waiting for the workers", error)
+            time.sleep(0.02)  # it may go on to refuse: not a hundred thousand times a second
+            ready = []
         # Deaths first: what another worker asks in the same round may be about a message that just killed one.
         deaths = {worker.pidfd for worker in self._workers.values()} if len(ready) > 1 else set()
         for key, _ in sorted(ready, key=lambda found: found[0].fd not in deaths):
             # A callback earlier in this round may have closed what a later one was for, and something else may have got
             # the number of its descriptor since.
             if self._selector.get_map().get(key.fd) is key:
-                events += key.data()
+                events += self._call(key)
         if self._has_orphans:
             self._reap_orphans()
         return events
+
+    def _call(self, key: selectors.SelectorKey) -> Iterator[Event]:
+        """What a callback has to tell. One that the kernel refuses something is called again after the next sample: a
+        descriptor that stays readable would have the loop do nothing else."""
+        try:
+            yield from key.data()
+        except OSError as error:
+            self._say_refused(f"reading descriptor {key.fd}", error)
+            self._pause(key.fileobj)
+
+    def _pause(self, fileobj: Any) -> None:
+        """Do not watch this until the next sample."""
+        key = self._selector.get_key(fileobj)
+        self._forget(fileobj)
+        self._paused.append(key)
+
+    def _resume(self) -> None:
+        paused, self._paused = self._paused, []
+        for key in paused:
+            try:
+                self.watch(key.fileobj, key.data)
+            except OSError as error:
+                self._say_refused("watching a descriptor", error)
+                self._paused.append(key)
+
+    def _deliver(self, what: str, deliver: Callable[[], bool]) -> None:
+        """Do what the kernel may refuse, now or at a later sample. `deliver` returns False when it must be tried
+        again."""
+        try:
+            if deliver():
+                return
+        except ProcessLookupError:
+            return  # a zombie: its exit is on the way
+        except OSError as error:
+            self._say_refused(what, error)
+        self._owed.append((what, deliver))
+
+    def _say_refused(self, doing: str, error: OSError) -> None:
+        because = refusals.because(doing, error, self._descriptors.needed)
+        if self._said.is_news(because, now()):
+            self._log.warning("supervisor.refused", because=f"{because}; it is tried again within a second")
 
     def child_died(self) -> None:
         """SIGCHLD came: perhaps for an orphan, somebody's grandchild that fell to us."""
@@ -131,11 +192,14 @@ class Processes:
 
     def sample(self) -> Sampled:
         """Every worker's page and memory. Once a second."""
+        self._resume()
+        owed, self._owed = self._owed, []
+        for what, deliver in owed:
+            self._deliver(what, deliver)
+        if self._has_leftovers:
+            self._kill_leftovers(self._living())
         for worker in self._workers.values():
-            was_over = worker.output.is_over_budget
             worker.output.refill()
-            if was_over and worker.has_output:
-                self.watch(worker.output.fd, lambda worker=worker: self._output(worker))  # type: ignore[misc]
         for nursery in (*self._spent, *self._nurseries.values()):
             nursery.output.refill()
         self._oom_kills.look(now())
@@ -146,7 +210,7 @@ class Processes:
         try:
             rss = worker.process.memory_info().rss
             is_stopped = now() - page.beat > _STILL_AFTER and worker.process.status() == psutil.STATUS_STOPPED
-        except psutil.Error:
+        except (psutil.Error, OSError):
             rss, is_stopped = 0, False
         return replace(page, rss=rss, is_stopped=is_stopped)
 
@@ -154,20 +218,48 @@ class Processes:
 
     def start_nursery(self, generation: int, preload: bool, settings: Settings) -> None:
         """Start the process that imports the handler and forks workers, which work by these settings."""
-        ours, theirs = Link.pair()
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)  # it waits there
-        fds = (theirs.fileno(), self._board.fd, self._log_fd)
-        pid = nursery_process.start(fds, writer)
-        theirs.close()
-        os.close(writer)
-        cgroup.make_expendable(pid)
-        output = Output(reader, self._log, source="nursery", pid=pid)
-        nursery = _Nursery(generation, pid, os.pidfd_open(pid), ours, output, Births(ours))
-        self._nurseries[generation] = nursery
-        self.watch(nursery.link, lambda: self._hear_nursery(nursery))
-        self.watch(nursery.output.fd, lambda: self._nursery_output(nursery))
-        self.watch(nursery.pidfd, lambda: self._nursery_exited(nursery))
+        try:
+            self._nurseries[generation] = self._start_nursery(generation, preload, settings)
+        except (OSError, ImportError) as error:  # the first one imports a module or two
+            doing = "the process that forks workers cannot be started"
+            self._pending.append(NurseryFailed(generation, refusals.because(doing, error, self._descriptors.needed)))
+
+    def _start_nursery(self, generation: int, preload: bool, settings: Settings) -> _Nursery:
+        self._descriptors.make_room(len(self._workers))
+        with ExitStack() as undo, ExitStack() as theirs:
+            ours, its = Link.pair()
+            theirs.callback(its.close)
+            undo.callback(ours.close)
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            theirs.callback(close, writer)
+            undo.callback(close, reader)
+            ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)  # it waits there
+            pid = nursery_process.start((its.fileno(), self._board.fd, self._log_fd), writer)
+            undo.callback(self._abandon, pid)
+            cgroup.make_expendable(pid)
+            pidfd = os.pidfd_open(pid)
+            undo.callback(close, pidfd)
+            output = Output(reader, self._log, source="nursery", pid=pid)
+            nursery = _Nursery(generation, pid, pidfd, ours, output, Births(ours, self._refuse))
+            for fileobj, callback in (
+                (ours, self._hear_nursery),
+                (reader, self._nursery_output),
+                (pidfd, self._nursery_exited),
+            ):
+                self.watch(fileobj, partial(callback, nursery))
+                undo.callback(self._forget, fileobj)
+            undo.pop_all()
+        return nursery
+
+    def _abandon(self, pid: int) -> None:
+        """A child that cannot be watched: it is killed, and reaped like any orphan."""
+        os.kill(pid, signal.SIGKILL)
+        self._has_orphans = True
+
+    def _refuse(self, slot: int, error: Exception) -> None:
+        """No worker for this seat, for a reason of the machine's."""
+        because = refusals.because("no worker can be started", error, self._descriptors.needed)
+        self._pending.append(StartFailed(slot, because))
 
     def stop_nursery(self, generation: int, *, stack: bool = False) -> None:
         """End the nursery of a generation, and hear no more of it.
@@ -179,7 +271,8 @@ class Processes:
             self._forget_births(nursery)
             nursery.is_spent = True
             self._spent.append(nursery)
-            signal.pidfd_send_signal(nursery.pidfd, signal.SIGABRT if stack else signal.SIGKILL)
+            number = signal.SIGABRT if stack else signal.SIGKILL
+            self._deliver("ending a nursery", lambda: nursery not in self._spent or _send(nursery.pidfd, number))
 
     def _hear_nursery(self, nursery: _Nursery) -> Iterator[Event]:
         for report in self._receive(nursery.link):
@@ -192,10 +285,10 @@ class Processes:
                     self._record(line.encode())
                 case Forked(ticket, pid):
                     yield from self._born(nursery, ticket, pid)
-                case ForkFailed(ticket, error):
+                case ForkFailed(ticket, error, number):
                     slot = nursery.births.failed(ticket)
                     if slot is not None:
-                        yield StartFailed(slot, error)
+                        yield StartFailed(slot, refusals.process_because(error, number))
 
     def _nursery_output(self, nursery: _Nursery) -> Iterator[Event]:
         if not nursery.output.read():
@@ -210,7 +303,7 @@ class Processes:
             self._forget(fileobj)
         nursery.link.close()
         nursery.output.close()
-        os.close(nursery.pidfd)
+        close(nursery.pidfd)
         if nursery in self._spent:
             self._spent.remove(nursery)
         if nursery is self._nurseries.get(nursery.generation):
@@ -226,37 +319,58 @@ class Processes:
         nursery = self._nurseries.get(generation)
         if nursery is None:
             return  # its end is told already, or about to be
+        births = sum(len(other.births) for other in self._nurseries.values())
+        self._descriptors.make_room(len(self._workers) + births + 1)
         spare = self._take_spare(nursery)
         if spare is not None:
-            if spare.begin(slot):
-                self._pending.append(self._seat(spare, slot, generation))
+            started = self._seat(spare, slot, generation)
+            if isinstance(started, Started):
+                self._pending.append(started)
                 return
-            self._dismiss(spare)
         nursery.births.ask(slot)
 
     def _born(self, nursery: _Nursery, ticket: int, pid: int) -> Iterator[Event]:
         match nursery.births.born(ticket, pid):
-            case int(slot), Newborn() as newborn if newborn.begin(slot):
-                yield self._seat(newborn, slot, nursery.generation)
             case int(slot), newborn:
-                if newborn is not None:
-                    self._dismiss(newborn)
-                yield StartFailed(slot, "the new worker was gone before it was seen")
-            case None, Newborn() as spare:
-                nursery.births.spare = spare
-                self.watch(spare.pidfd, lambda: self._spare_exited(nursery))
+                yield self._seat(newborn, slot, nursery.generation)
+            case None, spare:
+                try:
+                    self.watch(spare.pidfd, partial(self._spare_exited, nursery))
+                except OSError:
+                    self._dismiss(spare)
+                else:
+                    nursery.births.spare = spare
 
-    def _seat(self, newborn: Newborn, slot: int, generation: int) -> Started:
-        output = Output(newborn.output, self._log, slot=slot, pid=newborn.pid)
-        finished_before = self._board.read(slot).counts.finished
-        worker = _Worker(
-            slot, generation, newborn.pid, newborn.pidfd, newborn.link, output, newborn.process, finished_before
-        )
-        self._workers[slot] = worker
-        self.watch(worker.pidfd, lambda: self._exited(worker))
-        self.watch(worker.link, lambda: self._hear(worker))
-        self.watch(worker.output.fd, lambda: self._output(worker))
-        return Started(slot, newborn.pid)
+    def _seat(self, newborn: Newborn, slot: int, generation: int) -> Started | StartFailed:
+        """Watch a newborn, and then have it begin. Where that cannot be it is dismissed, and has run nothing."""
+        refusal: Exception | None = None
+        begun = False
+        watched: list[Any] = []
+        try:
+            output = Output(newborn.output, self._log, slot=slot, pid=newborn.pid)
+            finished_before = self._board.read(slot).counts.finished
+            worker = _Worker(
+                slot, generation, newborn.pid, newborn.pidfd, newborn.link, output, newborn.process, finished_before
+            )
+            for fileobj, callback in (
+                (worker.pidfd, self._exited),
+                (worker.link, self._hear),
+                (output.fd, self._output),
+            ):
+                self.watch(fileobj, partial(callback, worker))
+                watched.append(fileobj)
+            begun = newborn.begin(slot)
+        except OSError as error:
+            refusal = error
+        if begun:
+            self._workers[slot] = worker
+            return Started(slot, newborn.pid)
+        for fileobj in watched:
+            self._forget(fileobj)
+        self._dismiss(newborn)
+        if refusal is None:
+            return StartFailed(slot, "the new worker was gone before it was seen")
+        return StartFailed(slot, refusals.because("no worker can be started", refusal, self._descriptors.needed))
 
     def _take_spare(self, nursery: _Nursery) -> Newborn | None:
         spare, nursery.births.spare = nursery.births.spare, None
@@ -286,8 +400,18 @@ class Processes:
     def tell(self, slot: int, order: object) -> None:
         """Send a worker an order; one that does not read any more is found out by other means."""
         worker = self._workers.get(slot)
-        if worker is not None:
-            worker.link.send(order, wait=False)
+        if worker is None:
+            return
+        if isinstance(order, Measure):
+            try:
+                worker.link.send(order, wait=False)
+            except OSError:
+                pass  # it is asked again soon
+            return
+        self._deliver("an order to a worker", lambda: not self._is_ours(worker) or worker.link.send(order, wait=False))
+
+    def _is_ours(self, worker: _Worker) -> bool:
+        return self._workers.get(worker.slot) is worker
 
     def drain(self, slot: int, order: object) -> None:
         """Send a worker the order to leave, and mark its page so that it sees it before its next ack."""
@@ -297,10 +421,7 @@ class Processes:
     def signal(self, slot: int, number: int) -> None:
         worker = self._workers.get(slot)
         if worker is not None:
-            try:
-                signal.pidfd_send_signal(worker.pidfd, number)
-            except ProcessLookupError:
-                pass  # it is a zombie already; its exit is on the way
+            self._deliver("a signal to a worker", lambda: not self._is_ours(worker) or _send(worker.pidfd, number))
 
     def signal_all(self, number: int) -> None:
         for slot in list(self._workers):
@@ -332,10 +453,9 @@ class Processes:
 
     def _output(self, worker: _Worker) -> Iterator[Event]:
         if not worker.output.read():
-            worker.has_output = False
             self._forget(worker.output.fd)
         elif worker.output.is_over_budget:
-            self._forget(worker.output.fd)
+            self._pause(worker.output.fd)
         return iter(())
 
     def _exited(self, worker: _Worker) -> Iterator[Event]:
@@ -345,18 +465,18 @@ class Processes:
         try:
             # Its process group, while the zombie still keeps the number from being anybody else's.
             os.killpg(worker.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
+        except OSError:
             pass
-        del self._workers[worker.slot]
-        leftovers.kill(self._living())
+        self._kill_leftovers(self._living() - {worker.pid})
         status = self._reap(worker.pidfd)
+        del self._workers[worker.slot]
         reading = self._board.read(worker.slot)
         self._board.vacate(worker.slot)
         for fileobj in (worker.link, worker.output.fd, worker.pidfd):
             self._forget(fileobj)
         worker.link.close()
         worker.output.close()
-        os.close(worker.pidfd)
+        close(worker.pidfd)
         self._has_orphans = True
         yield Exited(
             slot=worker.slot,
@@ -378,8 +498,10 @@ class Processes:
                 received = link.receive(wait=False)
             except BlockingIOError:
                 return
-            except OSError:
-                return  # closed by us earlier in the same round
+            except OSError as error:
+                if error.errno == errno.EBADF:
+                    return  # closed by us earlier in the same round
+                raise
             if received is None:
                 self._forget(link)
                 return
@@ -389,7 +511,7 @@ class Processes:
         try:
             self._selector.unregister(fileobj)
         except (KeyError, ValueError):
-            pass
+            self._paused = [key for key in self._paused if key.fileobj != fileobj]
 
     def _reap_orphans(self) -> None:
         """Reap grandchildren that fell to us. Not ours: a worker just forked whose pid is not known yet."""
@@ -404,15 +526,27 @@ class Processes:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 found = None
+            except OSError:
+                break  # at the next turn
             if found is None:
                 self._has_orphans = False
                 break
             if found.si_pid in ours:
                 break  # its pidfd has its turn first; then we are called again
-            os.waitid(os.P_PID, found.si_pid, os.WEXITED)
+            try:
+                os.waitid(os.P_PID, found.si_pid, os.WEXITED)
+            except OSError:
+                break
             found_any = True
         if found_any:
-            leftovers.kill(self._living())  # its own children have fallen to us, and may be leftovers, too
+            self._kill_leftovers(self._living())  # its own children have fallen to us, and may be leftovers, too
+
+    def _kill_leftovers(self, living: set[int]) -> None:
+        try:
+            leftovers.kill(living)
+            self._has_leftovers = False
+        except OSError:
+            self._has_leftovers = True  # at the next sample
 
     def _living(self) -> set[int]:
         return {worker.pid for worker in self._workers.values()}
@@ -429,21 +563,39 @@ class Processes:
         until = now() + 2.0
         while self._spent and now() < until:
             self.wait(until)
-        for nursery in self._spent:
-            signal.pidfd_send_signal(nursery.pidfd, signal.SIGKILL)
-        self.signal_all(signal.SIGKILL)
         until = now() + 5.0
         while (self._spent or self._workers) and now() < until:
-            self.wait(until)
+            children = [*(nursery.pidfd for nursery in self._spent), *(w.pidfd for w in self._workers.values())]
+            for pidfd in children:
+                try:
+                    _send(pidfd, signal.SIGKILL)
+                except OSError:
+                    pass
+            self.wait(min(until, now() + 1.0))
+            self._resume()
         self._reap_orphans()
-        while leftovers.kill_all(self._not_ours) and now() < until:
+        while now() < until:
+            try:
+                if not leftovers.kill_all(self._not_ours):
+                    break
+            except OSError:
+                pass
             self._has_orphans = True
-            self.wait(until)
+            self.wait(min(until, now() + 0.1))
+
+
+def _send(pidfd: int, number: int) -> bool:
+    """Send a signal. Raises OSError."""
+    signal.pidfd_send_signal(pidfd, number)
+    return True
 
 
 def _reap(pidfd: int) -> str:
-    """How it died, as the kernel tells: `exit 3`, `SIGKILL`."""
-    found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    """How it died, as the kernel tells: `exit 3`, `SIGKILL`. Raises OSError."""
+    try:
+        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        return _UNKNOWN
     assert found is not None
     if found.si_code == os.CLD_EXITED:
         return f"exit {found.si_status}"

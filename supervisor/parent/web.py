@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
+import select
 import socket
-import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.light import without
-from supervisor.parent import control, page
+from supervisor.parent import control, page, refusals
 from supervisor.policy.status import readiness
 from supervisor.vocabulary import Wish
 
@@ -59,7 +60,10 @@ class Site:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         if scope["type"] != "http":
             return
-        status, kind, body = await self._respond(scope, receive)
+        try:
+            status, kind, body = await self._respond(scope, receive)
+        except (OSError, ImportError) as error:  # out of descriptors, most likely
+            status, kind, body = _refused(503, refusals.because("this cannot be answered now", error))
         headers = [
             (b"content-type", kind.encode()),
             (b"content-length", str(len(body)).encode()),
@@ -171,18 +175,28 @@ def _refused(status: int, because: str) -> Answer:
 
 
 def serve(supervisor: Supervisor, health: socket.socket | None, listener: control.Listener | None) -> None:
-    """Answer on these sockets, on one thread of its own, for as long as the process lives."""
-    sites = [(health, Site(supervisor))] if health is not None else []
+    """Answer on these sockets, for as long as the process lives. Raises what keeps it from that."""
+    sites: list[tuple[socket.socket, Site]] = []
+    # asyncio closes what it was given when it fails; the next attempt needs the sockets.
+    if health is not None:
+        sites.append((health.dup(), Site(supervisor)))
     if listener is not None:
-        sites.append((listener.socket, ControlSite(supervisor)))
-    threading.Thread(target=_serve, args=(sites,), name="workq-http", daemon=True).start()
+        sites.append((listener.socket.dup(), ControlSite(supervisor)))
+    try:
+        _serve(sites)
+    finally:
+        for sock, _ in sites:
+            sock.close()
 
 
 def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
     with without("watchfiles"), without("uvicorn.supervisors", "ChangeReload", "Multiprocess"):
         import uvicorn
 
-    from supervisor.parent.clients import AT_ONCE, Client
+    from supervisor.parent.clients import AT_ONCE, MOST, Client
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    Client.most = min(MOST, max(4, soft // 8))
 
     class Server(uvicorn.Server):
         async def main_loop(self) -> None:
@@ -217,7 +231,25 @@ def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
         )
         return Server(config)
 
+    said = refusals.Said()
+
+    def cannot(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError):
+            loop.default_exception_handler(context)
+            return
+        # accept(2), most likely; asyncio tries again in a second.
+        because = refusals.because("a client of the health port or the control socket is turned away", error)
+        if said.is_news(because, now()):
+            logs.get_logger().warning("supervisor.refused", because=because)
+
+    # asyncio's loop, when it cannot have its own three descriptors, prints a traceback from its destructor.
+    one, other = socket.socketpair()
+    with one, other, select.epoll():
+        pass
+
     async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(cannot)
         await asyncio.gather(*(server(site).serve(sockets=[listener]) for listener, site in sites))
 
     asyncio.run(run())

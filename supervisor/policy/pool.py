@@ -21,6 +21,7 @@ from supervisor.policy.nursery import THREADS, Nursery, NurseryState
 from supervisor.policy.poison import Ledger, Suspects
 from supervisor.policy.reload import Reloads, Stage
 from supervisor.policy.restart import STEADY, Fault
+from supervisor.policy.shortage import NURSERY, Shortage
 from supervisor.policy.slot import ALIVE, ARRIVING, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat, Slot
 from supervisor.policy.view import PoolView, Restarts, SlotView, State
 from supervisor.settings import WORKERS_MOST, Settings
@@ -42,6 +43,7 @@ from supervisor.vocabulary import (
     Loaded,
     LoadFailed,
     Lost,
+    NurseryFailed,
     NurseryGone,
     NurserySaid,
     Parked,
@@ -93,6 +95,7 @@ class Pool:
         self._exits: Counter[str] = Counter()
         self._restarts = Restarts()
         self._broker = Broker()
+        self._shortage = Shortage()
         self._looks = Looks(settings.workers)
         self._sampled_at: float | None = None
 
@@ -140,6 +143,7 @@ class Pool:
             broker=self._broker.address,
             trouble=self._broker.trouble or self._broker.blockade or (doubt.because if doubt else None),
             is_starved=self._looks.is_starved,
+            shortage=self._shortage.because,
             ready=len(ready),
             steady=sum(1 for s in ready if s.ready_since is not None and now - s.ready_since >= STEADY),
             wanted=self._wanted,
@@ -166,6 +170,8 @@ class Pool:
                 actions += self._asked(event, now)
             case NurserySaid(generation, report):
                 actions += self._nursery_said(generation, report, now)
+            case NurseryFailed(generation, error):
+                actions += self._nursery_failed(generation, error, now)
             case NurseryGone(generation, cause):
                 actions += self._nursery_gone(generation, cause, now)
             case Started(number, pid):
@@ -258,6 +264,7 @@ class Pool:
         actions: list[Action] = [Say("supervisor.resized", "info", because, {"workers": wanted})]
         for slot in self._slots:
             if slot.number >= wanted:
+                self._shortage.fill(slot.number)
                 actions += termination.drain(slot, because, None)
             elif slot.phase is Seat.EMPTY:
                 slot.enter(Seat.WAITING, now)
@@ -272,6 +279,7 @@ class Pool:
             return []
         match report:
             case Loaded(seconds, preloaded):
+                self._shortage.fill(NURSERY)
                 return [self._nursery.has_loaded(seconds, preloaded, now)]
             case Threaded(threads):
                 fields = {"threads": threads, "preloaded": False}
@@ -310,6 +318,25 @@ class Pool:
             error = f"the process that imports it died three times, the last by {cause}"
             return [said, *self._cannot_load(error, "", now)]
         return [said, *self._nursery.retry(now, self._roll(0))]
+
+    def _nursery_failed(self, generation: int, error: str, now: float) -> list[Action]:
+        """The machine refuses the process that forks workers."""
+        if self._incoming is not None and generation == self._incoming.generation:
+            return self._reload_failed(error, now)
+        if generation != self._nursery.generation:
+            return []
+        self._nursery.has_died(now)
+        if self._state is State.DRAINING:
+            return []
+        if not self._worked and self._nursery.failures >= 2:
+            # Not for ever, as after a start: a service manager, or a person, looks at a start that fails.
+            said = Say("nursery.start_failed", "error", error, {"next": "none: it was refused three times"})
+            return [said, *self._stop(error, now, EXIT_KILLED)]
+        roll = self._roll(0)
+        self._shortage.refuse(NURSERY, error, now, now, roll)
+        retry = self._nursery.retry(now, roll)
+        delay = max(0.0, (self._nursery.deadline or now) - now) if not retry else 0.0
+        return [Say("nursery.start_failed", "error", error, {"next": f"tried again in {delay:.2f} s"}), *retry]
 
     def _unfork(self, phase: Seat, deadline: float | None) -> None:
         """What the nursery was asked for will not come."""
@@ -466,6 +493,7 @@ class Pool:
             assert self._incoming is not None
             nursery = self._incoming
         nursery.failures = 0
+        self._shortage.fill(slot.number)
         slot.pid = pid
         slot.enter(Seat.BOOTING, now + nursery.settings.boot_timeout)
         said = Say("worker.started", "info", slot.why_started, {"slot": slot.number, "pid": pid})
@@ -481,12 +509,12 @@ class Pool:
             return []
         if self._is_on_trial(slot):
             return self._trial_failed(slot, error, now)
-        streak = slot.count(Fault.UNEXPLAINED, recovered=False)
-        again = restart.decide(
-            Fault.UNEXPLAINED, streak=streak + 1, was_ready=False, now=now, roll=self._roll(slot.number)
-        )
-        slot.enter(Seat.WAITING, again.at)
-        return [Say("worker.start_failed", "error", error, {"slot": slot.number, "next": again.because})]
+        slot.enter(Seat.WAITING, now)
+        delay = self._shortage.refuse(slot.number, error, slot.spawned_at, now, self._roll(slot.number))
+        if delay is None:
+            return []
+        follows = f"one worker tries again in {delay:.2f} s, the others wait for it"
+        return [Say("worker.start_failed", "error", error, {"slot": slot.number, "next": follows})]
 
     def _worker_said(self, slot: Slot, report: object, now: float) -> list[Action]:
         match report:
@@ -768,12 +796,13 @@ class Pool:
             return -math.inf
         if self._nursery_for(slot).state is not NurseryState.READY:
             return math.inf
+        refused = self._shortage.turn(self._count(Seat.FORKING) > 0)
         if self._state is not State.DEGRADED and slot.fault not in broker.FAULTS:
-            return -math.inf
+            return refused
         begun = [other.spawned_at for other in self._slots if other.phase in ARRIVING]
         if self._state is State.DEGRADED:
-            return math.inf if begun else -math.inf
-        return broker.turn(begun, self._count(Seat.READY))
+            return math.inf if begun else refused
+        return max(refused, broker.turn(begun, self._count(Seat.READY)))
 
     def _nursery_for(self, slot: Slot) -> Nursery:
         """The one that is to fork for this seat."""

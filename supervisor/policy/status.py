@@ -61,14 +61,12 @@ def readiness(view: PoolView) -> tuple[bool, str]:
     if view.state is State.DEGRADED and not view.steady:
         return False, f"degraded: {view.because}"
     if not view.ready:
-        return (
-            False,
-            f"no worker consumes: {view.trouble}" if view.trouble else f"no worker consumes yet ({view.state})",
-        )
+        why = view.shortage or view.trouble
+        return False, f"no worker consumes: {why}" if why else f"no worker consumes yet ({view.state})"
     if view.is_starved:
         return False, f"no worker is given anything: {view.trouble}"
     consuming = f"{view.ready} of {len(view.slots)} workers consume"
-    return True, f"{consuming}; {view.trouble}" if view.trouble else consuming
+    return True, "; ".join(filter(None, (consuming, view.shortage, view.trouble)))
 
 
 def status(
@@ -94,7 +92,7 @@ def status(
         "readiness": because,
         "handler": settings.handler,
         "broker": view.broker,
-        "trouble": view.trouble,
+        "trouble": view.trouble or view.shortage,
         "queue": {
             "name": settings.queue,
             "type": settings.queue_type,

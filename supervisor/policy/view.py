@@ -56,6 +56,8 @@ class PoolView:
     """Why a worker could not consume, for as long as one waits for that; or why the broker's truth is not ours."""
     is_starved: bool
     """Every worker believes it consumes, and is given nothing while messages wait."""
+    shortage: str | None
+    """What the machine refuses a worker, or the process that forks them, and what to do."""
     ready: int
     steady: int
     wanted: int

@@ -11,6 +11,7 @@ the nursery's death is nobody's.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import functools
 import gc
@@ -155,11 +156,17 @@ def _serve(link: Link, birth: Callable[[Link], Birth]) -> None:
     while (received := link.receive()) is not None:
         order, fds = received
         assert isinstance(order, Fork)
+        if len(fds) != 2:
+            # The kernel drops those that this process has no room for (unix(7), MSG_CTRUNC).
+            for fd in fds:
+                os.close(fd)
+            link.send(ForkFailed(order.ticket, "the nursery has no descriptor left for it", errno.EMFILE))
+            continue
         worker_fd, output_fd = fds
         try:
             pid = _fork_twice(note, lambda: _become(link, birth, worker_fd, output_fd))  # noqa: B023 - called at once
         except OSError as error:
-            link.send(ForkFailed(order.ticket, f"fork: {error.strerror}"))
+            link.send(ForkFailed(order.ticket, f"no worker can be forked: {error.strerror}", error.errno or 0))
         else:
             link.send(Forked(order.ticket, pid))
         finally:

@@ -1,0 +1,43 @@
+"""The supervisor's own descriptors: room for as many as its workers need, and how one is closed."""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import Final
+
+PER_WORKER: Final = 3
+"""Its link, its pidfd, the reading end of its output."""
+BESIDE: Final = 256
+"""For everything else: two sockets' clients (`clients.MOST`), nurseries, births under way, the loop's own."""
+
+
+class Descriptors:
+    """The soft limit, which is raised as workers are added and the hard limit allows. Raises OSError without /proc."""
+
+    def __init__(self) -> None:
+        inherited = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number
+        self._beside = inherited + BESIDE
+        self.needed = self._beside
+        """The limit with which as many workers as were asked for would all have theirs."""
+
+    def make_room(self, workers: int) -> None:
+        """Have a limit that is high enough for so many workers, if that is possible: if it is not, a start fails and
+        says so (`refusals`)."""
+        self.needed = max(self.needed, self._beside + workers * PER_WORKER)
+        try:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            wanted = self.needed if hard == resource.RLIM_INFINITY else min(hard, self.needed)
+            if soft != resource.RLIM_INFINITY and soft < wanted:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            pass  # a sandbox: what there is has to do
+
+
+def close(fd: int) -> None:
+    """Close a descriptor. Linux has let go of it whatever close(2) returns, so there is nothing to do about an error,
+    and trying again could close another's."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass

@@ -1,0 +1,83 @@
+"""What the kernel refuses, in words: which limit was reached, what it is, and what raises it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from typing import Final
+
+from supervisor.parent import cgroup
+
+RESTART_MAY_HELP: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EINTR})
+"""What is used up now need not be a minute later."""
+REPEAT_AFTER: Final = 60.0
+"""Seconds."""
+
+
+class Said:
+    """What the log has said, so that it is not said each second for as long as it goes on."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, float] = {}
+
+    def is_news(self, because: str, now: float) -> bool:
+        """Whether this has not been said within the last minute. `now` is monotonic seconds."""
+        if now - self._at.get(because, -REPEAT_AFTER) < REPEAT_AFTER:
+            return False
+        if len(self._at) >= 100:
+            self._at.clear()
+        self._at[because] = now
+        return True
+
+
+def because(doing: str, error: Exception, descriptors: int = 0) -> str:
+    """`doing` is what was refused. `descriptors`: the limit that would have done for all workers."""
+    number = error.errno if isinstance(error, OSError) else None
+    return f"{doing}: {_words(error)}{_remedy(number, descriptors)}"
+
+
+def process_because(error: str, number: int) -> str:
+    """The same for a fork that another process has tried, and whose `error` it has put into words."""
+    return f"{error}{_remedy(number, 0)}"
+
+
+def _words(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return f"{type(error).__name__}: {error}"
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _remedy(number: int | None, descriptors: int) -> str:
+    match number:
+        case errno.EMFILE:
+            return f". {_descriptor_limit(descriptors)}"
+        case errno.ENFILE:
+            return ". The machine has no open file left: raise fs.file-max (sysctl)"
+        case errno.EAGAIN:
+            return f". {_process_limit()}"
+        case errno.ENOMEM:
+            return ". The machine, or its cgroup (MemoryMax=, docker --memory), has no memory left for it"
+        case _:
+            return ""
+
+
+def _descriptor_limit(needed: int) -> str:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raised = f" to {needed}" if needed > soft else ""
+    kind = "may have" if soft == hard else f"may have (hard limit: {hard})"
+    return f"All {soft} descriptors that the supervisor {kind} are in use: raise LimitNOFILE= or `ulimit -n`{raised}"
+
+
+def _process_limit() -> str:
+    """A limit on processes: of a cgroup, of the user, or of the machine; the first that is reached."""
+    try:
+        if (full := cgroup.full_of_processes()) is not None:
+            directory, most = full
+            return f"The cgroup {directory} has its {most} processes (pids.max): raise TasksMax= or docker --pids-limit"
+    except (OSError, ValueError):
+        pass
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft != resource.RLIM_INFINITY and os.geteuid() != 0:
+        return f"Processes of this user: {soft} at most, with threads. Raise LimitNPROC= or `ulimit -u`"
+    return "No process is left: raise TasksMax=, `ulimit -u`, or kernel.pid_max and kernel.threads-max (sysctl)"

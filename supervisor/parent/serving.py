@@ -1,0 +1,80 @@
+"""The thread that answers at the health port and the control socket: started, and started again when it has ended.
+
+No thread, no descriptor, no memory for it: none of that is a reason to stop working. Light: what serves (`web`) is
+imported later than the first nursery is forked.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from supervisor import logs
+from supervisor.clock import now
+from supervisor.parent import refusals
+from supervisor.policy.restart import Backoff
+
+if TYPE_CHECKING:
+    from supervisor.parent.control import Listener
+    from supervisor.parent.loop import Supervisor
+
+_BACKOFF: Final = Backoff(free=0, first=1.0, most=30.0)
+_STEADY: Final = 10.0
+"""Seconds that it must have served before the backoff begins anew."""
+
+
+class Serving:
+    """`tend` it once a second."""
+
+    def __init__(self, supervisor: Supervisor, health: socket.socket | None, listener: Listener | None) -> None:
+        self._supervisor = supervisor
+        self._health = health
+        self._listener = listener
+        self._log: Any = logs.get_logger()
+        self._thread: threading.Thread | None = None
+        self._failed: Exception | None = None
+        """Why the thread has ended; written by it as its last act."""
+        self._failures = 0
+        self._due = 0.0
+        self._started_at = 0.0
+
+    def tend(self) -> None:
+        """See that it serves."""
+        if self._health is None and self._listener is None:
+            return
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return
+            self._thread = None
+            self._give_up(self._failed or RuntimeError("its thread has ended"))
+        if now() >= self._due:
+            self._start()
+
+    def _start(self) -> None:
+        self._failed = None
+        thread = threading.Thread(target=self._serve, name="workq-http", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # pthread_create(3) has failed, and Python does not say why: a process limit
+            self._give_up(BlockingIOError(errno.EAGAIN, str(error)))
+            return
+        self._thread, self._started_at = thread, now()
+
+    def _serve(self) -> None:
+        try:
+            from supervisor.parent import web
+
+            web.serve(self._supervisor, self._health, self._listener)
+        except SystemExit:
+            self._failed = RuntimeError("uvicorn has given up")
+        except Exception as error:  # noqa: BLE001 - whatever it is, work goes on without
+            self._failed = error
+
+    def _give_up(self, error: Exception) -> None:
+        self._failures = 1 if now() - self._started_at > _STEADY else self._failures + 1
+        delay = _BACKOFF.delay(self._failures, 0.0)
+        self._due = now() + delay
+        because = refusals.because("nothing answers at the health port and the control socket", error)
+        self._log.error("health.failed", because=because, next=f"tried again in {delay:g} s; the workers work on")
