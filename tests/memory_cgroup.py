@@ -68,10 +68,10 @@ def memory_cgroup() -> Iterator[MemoryCgroup]:
             pytest.skip(f"{directory} has no {counter}")
         yield MemoryCgroup(directory, counter)
     finally:
-        eventually(lambda: _removed(directory))
+        eventually(lambda: removed(directory))
 
 
-def _removed(directory: Path) -> bool:
+def removed(directory: Path) -> bool:
     try:
         directory.rmdir()
     except OSError:  # EBUSY as long as somebody in it is not reaped

@@ -17,7 +17,7 @@ import psutil
 
 from supervisor.link import Link
 from supervisor.parent import leftovers
-from supervisor.parent.descriptors import close
+from supervisor.parent.descriptors import Descriptors, close
 from supervisor.vocabulary import Begin, Fork
 
 _FORKS_AT_ONCE: Final = 16
@@ -68,8 +68,9 @@ class Births:
 
     _tickets = itertools.count(1)  # over all nurseries, so that no late answer fits another's question
 
-    def __init__(self, link: Link, refused: Callable[[int, Exception], None]) -> None:
+    def __init__(self, link: Link, descriptors: Descriptors, refused: Callable[[int, Exception], None]) -> None:
         self._link = link
+        self._descriptors = descriptors
         self._refused = refused
         self._waiting: deque[int | None] = deque()
         """Seats, without a descriptor yet: of a hundred, sixteen are being filled at a time."""
@@ -106,6 +107,7 @@ class Births:
                 self._refuse(slot, error)
 
     def _request(self, slot: int | None) -> None:
+        self._descriptors.claim(len(self._asked))
         link, worker_end = Link.pair()
         try:
             reader, writer = os.pipe2(os.O_CLOEXEC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from typing import Final
@@ -10,6 +11,11 @@ PER_WORKER: Final = 3
 """Its link, its pidfd, the reading end of its output."""
 BESIDE: Final = 256
 """For everything else: two sockets' clients (`clients.MOST`), nurseries, births under way, the loop's own."""
+
+
+_KEPT: Final = 16
+_OF_A_BIRTH: Final = 4
+"""Both ends of a link and of a pipe, until the nursery has them."""
 
 
 class Descriptors:
@@ -32,6 +38,16 @@ class Descriptors:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError):
             pass  # a sandbox: what there is has to do
+
+    def claim(self, births: int) -> None:
+        """Raises OSError when another birth, beside so many under way, would take what is kept for everything else: an
+        operator who must scale down, a nursery that must be replaced, can still do so."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY or soft >= self.needed:
+            return
+        free = soft - len(os.listdir("/proc/self/fd")) + 1  # noqa: PTH208 - the listing has one of its own
+        if free < min(_KEPT, soft // 8) + _OF_A_BIRTH + births:  # each of them will have its pidfd
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def close(fd: int) -> None:

@@ -87,8 +87,8 @@ def run(settings: Settings, reread: Reread) -> int:
     try:
         health, listener = _listen(settings, log)
     except _CannotListen as error:
-        log.error("supervisor.stopped", because=str(error), code=EXIT_CONFIG)
-        return EXIT_CONFIG
+        log.error("supervisor.stopped", because=str(error), code=error.code)
+        return error.code
     changes = None
     try:
         try:
@@ -150,6 +150,12 @@ def _resolved(settings: Settings, log_fd: int) -> Settings:
 class _CannotListen(Exception):
     """Its text says where, and what to do."""
 
+    def __init__(self, where: str, error: OSError, otherwise: str) -> None:
+        is_used_up = error.errno in refusals.RESTART_MAY_HELP
+        because = refusals.because(where, error) if is_used_up else f"{where}: {error.strerror}; {otherwise}"
+        super().__init__(because)
+        self.code = EXIT_KILLED if is_used_up else EXIT_CONFIG
+
 
 def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listener | None]:
     """The health port and the control socket, where they are wanted."""
@@ -160,14 +166,14 @@ def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listene
 
             health = listen.bind(settings.health, settings.health_explicit, log)
         except OSError as error:
-            where = f"the health port {settings.health} cannot be had: {error.strerror}"
-            raise _CannotListen(f"{where}; choose another with --health, or off") from None
+            where = f"the health port {settings.health} cannot be had"
+            raise _CannotListen(where, error, "choose another with --health, or off") from None
     if settings.control is not None:
         try:
             control_socket = control.bind(settings.control, settings.control_explicit, log)
         except OSError as error:
-            where = f"the control socket {settings.control} cannot be had: {error.strerror}"
-            raise _CannotListen(f"{where}; choose another with --control, or off") from None
+            where = f"the control socket {settings.control} cannot be had"
+            raise _CannotListen(where, error, "choose another with --control, or off") from None
     return health, control_socket
 
 

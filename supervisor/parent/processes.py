@@ -240,7 +240,7 @@ class Processes:
             pidfd = os.pidfd_open(pid)
             undo.callback(close, pidfd)
             output = Output(reader, self._log, source="nursery", pid=pid)
-            nursery = _Nursery(generation, pid, pidfd, ours, output, Births(ours, self._refuse))
+            nursery = _Nursery(generation, pid, pidfd, ours, output, Births(ours, self._descriptors, self._refuse))
             for fileobj, callback in (
                 (ours, self._hear_nursery),
                 (reader, self._nursery_output),

@@ -65,8 +65,8 @@ def _remedy(number: int | None, descriptors: int) -> str:
 def _descriptor_limit(needed: int) -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raised = f" to {needed}" if needed > soft else ""
-    kind = "may have" if soft == hard else f"may have (hard limit: {hard})"
-    return f"All {soft} descriptors that the supervisor {kind} are in use: raise LimitNOFILE= or `ulimit -n`{raised}"
+    limit = f"{soft}" if soft == hard else f"{soft} (at most {hard})"
+    return f"The supervisor's limit is {limit} descriptors: raise LimitNOFILE= or `ulimit -n`{raised}"
 
 
 def _process_limit() -> str:

@@ -77,7 +77,7 @@ def perform() -> None:
 def _live(door: socket.socket, board: Scoreboard, nowhere: int) -> None:
     here = Endpoint("127.0.0.1", door.getsockname()[1])
     supervisor, link = Link.pair()
-    birth = Birth(os.getpid(), Settings("", url=(here,), queue=_QUEUE), link, board, nowhere, None)
+    birth = Birth(os.getpid(), Settings("", url=(here,), queue=_QUEUE, app_dir="/"), link, board, nowhere, None)
 
     def handler(_: Task) -> Outcome:
         supervisor.send(Drain(False, Cause.DRAINED))

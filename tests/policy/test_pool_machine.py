@@ -59,7 +59,7 @@ class PoolMachine(RuleBasedStateMachine):
     # ---------------------------------------------------------------------------------------------- the nursery
 
     @precondition(lambda self: self.world.nursery and not self.world.nursery.is_ready)
-    @rule(what=st.sampled_from(["loads", "loads", "loads", "threads", "fails", "dies", "sticks"]))
+    @rule(what=st.sampled_from(["loads", "loads", "loads", "threads", "fails", "dies", "sticks", "refused"]))
     def nursery_loads(self, what: str) -> None:
         nursery = self.world.nursery
         assert nursery is not None
@@ -71,6 +71,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.nursery_finds_threads()
         elif what == "fails":
             self.world.nursery_cannot_load()
+        elif what == "refused":
+            self.world.nursery_is_refused()
         elif what == "dies":
             self.world.nursery_dies()
         else:
@@ -109,7 +111,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.world.ask(Wish.RELOAD)
 
     @precondition(lambda self: self.world.incoming is not None)
-    @rule(what=st.sampled_from(["loads", "loads", "loads", "threads", "fails", "dies", "sticks"]))
+    @rule(what=st.sampled_from(["loads", "loads", "loads", "threads", "fails", "dies", "sticks", "refused"]))
     def reload_loads(self, what: str) -> None:
         world = self.world
         assert world.incoming is not None
@@ -127,7 +129,7 @@ class PoolMachine(RuleBasedStateMachine):
         elif what == "sticks":
             world.incoming.is_stuck = True
         else:
-            world.reload_fails(dies=what == "dies")
+            world.reload_fails(dies=what == "dies", is_refused=what == "refused")
 
     # ---------------------------------------------------------------------------------------------- the workers
 

@@ -38,6 +38,7 @@ from supervisor.vocabulary import (
     LoadFailed,
     Lost,
     Measure,
+    NurseryFailed,
     NurseryGone,
     NurserySaid,
     Phase,
@@ -167,6 +168,8 @@ class World:
         self.is_finishing = False
         self.is_unsettled = False
         """Something had to be killed, or died with a message in hand, after the stop began."""
+        self.is_refused = False
+        """The latest nursery could not be started."""
         self.is_broken = False
         """A promise was broken already: what follows from that proves nothing."""
         self._pids = iter(range(100, 10**9))
@@ -208,6 +211,7 @@ class World:
         match action:
             case StartNursery(generation, preload):
                 assert not self.is_stopping, "a nursery is started while stopping"
+                self.is_refused = False
                 if generation > self.pool.view(self.now).generation:
                     assert self.incoming is None, "two reloads"
                     self.incoming = NurseryProcess(generation, preload)
@@ -307,7 +311,7 @@ class World:
         if self.is_finishing and not self.is_stopping:
             assert not [message for message in self.queue if message.is_redelivered], "burst left unsettled work behind"
         if self.is_stopping and not self.was_asked_to_stop:
-            assert code == EXIT_CONFIG, "the exit code when it gave up"
+            assert code == (EXIT_KILLED if self.is_refused else EXIT_CONFIG), "the exit code when it gave up"
         elif code != EXIT_CONFIG or self.has_worked:
             assert code == (EXIT_KILLED if self.is_unsettled else EXIT_DONE), "the exit code"
         self.left = leave
@@ -335,12 +339,13 @@ class World:
         view = self.pool.view(self.now)
         is_degraded = view.state is State.DEGRADED
         since, self._vacant_since = self._vacant_since, {}
-        if view.trouble and not view.ready:
+        if view.shortage or (view.trouble and not view.ready):
             # One probes for all.
-            is_tried = not can_fork or is_degraded or self.workers or self.births
+            # A worker that is there proves nothing of the machine.
+            is_tried = not can_fork or is_degraded or self.births or (self.workers and not view.shortage)
             if is_tried:
                 self._tried_at = self.now
-            assert self.now - self._tried_at <= LONGEST_BACKOFF, "nobody tries the broker"
+            assert self.now - self._tried_at <= LONGEST_BACKOFF, "nobody tries the broker, or the machine"
             return
         self._tried_at = self.now
         for slot in range(self.wanted):
@@ -365,6 +370,13 @@ class World:
         generation, self.nursery = self.nursery.generation, None
         self.tell(NurserySaid(generation, LoadFailed("ImportError: no module named tasks", "Traceback ...")))
 
+    def nursery_is_refused(self) -> None:
+        """The process could not be started."""
+        assert self.nursery is not None
+        generation, self.nursery = self.nursery.generation, None
+        self.is_refused = True
+        self.tell(NurseryFailed(generation, "fork: Resource temporarily unavailable"))
+
     def nursery_dies(self, status: str = "SIGKILL") -> None:
         assert self.nursery is not None
         generation, self.nursery = self.nursery.generation, None
@@ -379,10 +391,12 @@ class World:
         assert self.incoming is not None and self.incoming.preload
         self.tell(NurserySaid(self.incoming.generation, Threaded(["pool-1"])))
 
-    def reload_fails(self, dies: bool) -> None:
+    def reload_fails(self, dies: bool, is_refused: bool = False) -> None:
         assert self.incoming is not None
         generation, self.incoming = self.incoming.generation, None
-        if dies:
+        if is_refused:
+            self.tell(NurseryFailed(generation, "fork: Resource temporarily unavailable"))
+        elif dies:
             self.tell(NurseryGone(generation, "SIGKILL"))
         else:
             self.tell(NurserySaid(generation, LoadFailed("SyntaxError: invalid syntax", "Traceback ...")))
