@@ -31,10 +31,10 @@ def asked_again_within(world: World, seconds: float) -> None:
         world.advance(0.1)
 
 
-def test_f74_a_hundred_refusals_at_once_are_one_line_and_one_seat_asks_again() -> None:
-    world = refused_pool(100)
+def test_f74_forty_refusals_at_once_are_one_line_and_one_seat_asks_again() -> None:
+    world = refused_pool(40)
     assert len(said(world, "worker.start_failed")) == 1
-    assert started(world) == 100
+    assert started(world) == 40
     world.advance(0.3)
     assert len(world.births) == 1
     for _ in range(20):
