@@ -72,8 +72,12 @@ class Scoreboard:
     def create(cls) -> Scoreboard:
         """A new one, all zero, in anonymous memory (memfd_create(2))."""
         fd = os.memfd_create("workq-scoreboard", os.MFD_CLOEXEC)
-        os.ftruncate(fd, _HEADER + SLOTS * _PAGE)
-        return cls(fd)
+        try:
+            os.ftruncate(fd, _HEADER + SLOTS * _PAGE)
+            return cls(fd)
+        except OSError:
+            os.close(fd)
+            raise
 
     def pen(self, slot: int) -> Pen:
         """The writing end of one slot's page."""

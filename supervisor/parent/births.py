@@ -76,6 +76,7 @@ class Births:
         """Seats, without a descriptor yet: of a hundred, sixteen are being filled at a time."""
         self._asked: dict[int, _Birth] = {}
         self.spare: Newborn | None = None
+        self._owes_a_spare = False
 
     @property
     def are_due(self) -> bool:
@@ -95,6 +96,7 @@ class Births:
         """A spare, unless there is one, or the nursery has more urgent things to do. Where no descriptor is left for
         it, the next worker takes some milliseconds longer."""
         if self.spare is None and not self._asked and not self._waiting:
+            self._owes_a_spare = False
             self._waiting.append(None)
             self._pass_on()
 
@@ -130,8 +132,15 @@ class Births:
         self._asked[ticket] = _Birth(slot, link, reader)
 
     def _refuse(self, slot: int | None, error: Exception) -> None:
-        if slot is not None:
+        if slot is None:
+            self._owes_a_spare = True
+        else:
             self._refused(slot, error)
+
+    def sampled(self) -> None:
+        """A second has passed: a spare that was refused may come now."""
+        if self._owes_a_spare:
+            self.ask_ahead()
 
     def born(self, ticket: int, pid: int) -> tuple[int | None, Newborn] | None:
         """Whose seat it is for, and the newborn. None for one that was forgotten meanwhile, or that cannot be watched,
@@ -159,6 +168,7 @@ class Births:
         if birth is None:
             return None
         birth.give_up()
+        self._owes_a_spare = self._owes_a_spare or birth.slot is None
         return birth.slot
 
     def _told_of(self, ticket: int) -> _Birth | None:

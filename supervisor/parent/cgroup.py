@@ -47,8 +47,10 @@ class OomKills:
     def look(self, now: float) -> None:
         """See what is new, and forget what is old."""
         count = self._read()
-        self._unclaimed.extend([now] * (count - self._seen))
-        self._seen = count
+        if count is not None:
+            # Those from before the first look are nobody's.
+            self._unclaimed.extend([now] * (count - (count if self._seen is None else self._seen)))
+            self._seen = count
         while self._unclaimed and self._unclaimed[0] < now - UNCLAIMED_FOR:
             self._unclaimed.popleft()
 
@@ -60,13 +62,14 @@ class OomKills:
         self._unclaimed.popleft()
         return True
 
-    def _read(self) -> int:
+    def _read(self) -> int | None:
+        """None when the kernel does not tell just now."""
         if self._counter is None:
-            return 0
+            return None
         try:
-            return _oom_kills(self._counter.read_text()) or 0
+            return _oom_kills(self._counter.read_text())
         except OSError:
-            return self._seen
+            return None
 
 
 def find_counter(proc: Path = Path("/proc/self")) -> Path | None:

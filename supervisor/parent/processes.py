@@ -202,6 +202,8 @@ class Processes:
             worker.output.refill()
         for nursery in (*self._spent, *self._nurseries.values()):
             nursery.output.refill()
+            if not nursery.is_spent:
+                nursery.births.sampled()
         self._oom_kills.look(now())
         return Sampled(tuple(self._read(worker) for worker in self._workers.values()))
 

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import resource
-import select
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -174,6 +173,11 @@ def _refused(status: int, because: str) -> Answer:
     return status, _JSON, json.dumps({"ok": False, "because": because}).encode() + b"\n"
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    def __del__(self, *_: object) -> None:
+        """Not asyncio's: of a loop that was refused its descriptors it prints a traceback. `Runner` closes others."""
+
+
 def serve(supervisor: Supervisor, health: socket.socket | None, listener: control.Listener | None) -> None:
     """Answer on these sockets, for as long as the process lives. Raises what keeps it from that."""
     sites: list[tuple[socket.socket, Site]] = []
@@ -243,13 +247,10 @@ def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
         if said.is_news(because, now()):
             logs.get_logger().warning("supervisor.refused", because=because)
 
-    # asyncio's loop, when it cannot have its own three descriptors, prints a traceback from its destructor.
-    one, other = socket.socketpair()
-    with one, other, select.epoll():
-        pass
-
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(cannot)
         await asyncio.gather(*(server(site).serve(sockets=[listener]) for listener, site in sites))
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        runner.get_loop()  # else a loop that cannot be had leaves a coroutine that nobody has awaited, and a warning
+        runner.run(run())

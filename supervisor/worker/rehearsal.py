@@ -11,6 +11,7 @@ import codecs
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from typing import Any, Final
 
 from pika import frame
@@ -63,20 +64,24 @@ _ANSWERS: Final[dict[type[Any], Callable[[Any], Any]]] = {
 def perform() -> None:
     """Live that life some times. Raises OSError where there is no loopback to live it by."""
     codecs.lookup("idna")  # getaddrinfo() encodes with it what is no address
-    board = Scoreboard.create()
-    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    try:
+    with ExitStack() as undo:
+        board = Scoreboard.create()
+        undo.callback(os.close, board.fd)
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        undo.callback(os.close, nowhere)
         for _ in range(TIMES):
             with socket.create_server(("127.0.0.1", 0)) as door:
                 _live(door, board, nowhere)
-    finally:
-        os.close(nowhere)
-        os.close(board.fd)
 
 
 def _live(door: socket.socket, board: Scoreboard, nowhere: int) -> None:
     here = Endpoint("127.0.0.1", door.getsockname()[1])
     supervisor, link = Link.pair()
+    with closing(supervisor), closing(link):
+        _play(door, here, supervisor, link, board, nowhere)
+
+
+def _play(door: socket.socket, here: Endpoint, supervisor: Link, link: Link, board: Scoreboard, nowhere: int) -> None:
     birth = Birth(os.getpid(), Settings("", url=(here,), queue=_QUEUE, app_dir="/"), link, board, nowhere, None)
 
     def handler(_: Task) -> Outcome:
@@ -85,8 +90,6 @@ def _live(door: socket.socket, board: Scoreboard, nowhere: int) -> None:
 
     worker = _Understudy(birth, 0, board.pen(0), logs.Sink(nowhere, board.fd), handler)
     worker.play(door)
-    supervisor.close()
-    link.close()
 
 
 class _Understudy(Worker):
