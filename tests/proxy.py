@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -25,6 +26,62 @@ LINGER_ZERO = struct.pack("ii", 1, 0)
 WITHIN = 30.0
 """Seconds that the proxy's thread has to do what it is asked for."""
 
+Method = tuple[int, int]
+"""Class and method of AMQP 0-9-1."""
+ACK: Method = (60, 80)
+"""To the broker: of a delivery. To the client: the confirm of a publish."""
+DELIVER: Method = (60, 60)
+METHOD = 1
+PROTOCOL_HEADER = 8
+FRAME_HEADER = 7
+FRAME_OVERHEAD = 8
+"""With the octet at a frame's end."""
+
+
+class Frames:
+    """Where the frames are in a stream of AMQP: chunks go in, the method frames that begin in each come out."""
+
+    def __init__(self, skip: int = 0) -> None:
+        self._left = skip
+        """Bytes until the next frame begins."""
+        self._head = b""
+        """The beginning of a frame that is not known yet."""
+
+    def feed(self, chunk: bytes) -> list[tuple[int, Method, int]]:
+        """The offset in this chunk, the method and the size of each. One whose first bytes came with the chunk before
+        is passed over: it cannot be cut before them any more."""
+        shift = len(self._head)
+        data, self._head = self._head + chunk, b""
+        found, at = [], self._left
+        while at < len(data):
+            head = data[at : at + FRAME_HEADER + 4]
+            if len(head) < FRAME_HEADER + 4 * (head[0] == METHOD):
+                self._head, at = head, len(data)
+                break
+            if head[0] == METHOD and at >= shift:
+                found.append((at - shift, struct.unpack_from(">HH", head, FRAME_HEADER), _size(head)))
+            at += _size(head)
+        self._left = at - len(data)
+        return found
+
+
+def _size(head: bytes) -> int:
+    return int(struct.unpack_from(">I", head, 3)[0]) + FRAME_OVERHEAD
+
+
+@dataclass(eq=False, slots=True)
+class Cut:
+    """An order to end one connection at one frame: the next such frame that goes this way."""
+
+    method: Method
+    to_broker: bool
+    at: int
+    """Bytes of the frame that still arrive; 0: none of it."""
+    after_confirm: bool = False
+    """Only of a client, by its connections' name, that has had a publish confirmed since: on another connection."""
+    confirmed: set[bytes] = field(default_factory=set)
+    done: threading.Event = field(default_factory=threading.Event)
+
 
 @dataclass(eq=False, slots=True)
 class Connection:
@@ -37,6 +94,10 @@ class Connection:
     to_client: int = 0
     is_over: bool = False
     is_forgotten: bool = False
+    name: bytes = b""
+    """As the client has named it (`connection_name`); empty unless frames are seen."""
+    frames: tuple[Frames, Frames] = field(default_factory=lambda: (Frames(PROTOCOL_HEADER), Frames()))
+    """To the broker, to the client."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def carried(self, way: Way, size: int) -> None:
@@ -83,14 +144,17 @@ class Proxy:
         target: int,
         *,
         host: str = "127.0.0.1",
+        sees_frames: bool = False,
     ) -> None:
-        """`target` is a port on 127.0.0.1. `host` is where the proxy listens."""
+        """`target` is a port on 127.0.0.1. `host` is where the proxy listens. `cut_at` needs `sees_frames`."""
         self.host = host
         self.connections: list[Connection] = []
         """Every one that ever was, oldest first."""
         self._target = ("127.0.0.1", target)
         self._port = Port()  # claimed: nobody else takes it while the proxy refuses connections
         self._ways = (Way(leads_to_broker=True), Way(leads_to_broker=False))
+        self._sees_frames = sees_frames
+        self._armed: Cut | None = None
         self._accepting: tuple[socket.socket, asyncio.Task[None]] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -165,6 +229,17 @@ class Proxy:
 
         self._each(True, True, change)
 
+    def cut_at(self, method: Method, *, to_broker: bool, at: int = 0, after_confirm: bool = False) -> Cut:
+        """Reset the connection that carries the next such frame, when `at` bytes of it have been forwarded. Once; until
+        `heal`. `Cut.done` is set when it has happened."""
+        cut = Cut(method, to_broker, at, after_confirm)
+
+        def arm() -> None:
+            self._armed = cut
+
+        self._do(arm)
+        return cut
+
     def refuse(self) -> None:
         """Refuse new connections (ECONNREFUSED) until `heal`; those that run go on."""
         self._do(self._stop_listening)
@@ -176,7 +251,11 @@ class Proxy:
             way.latency, way.slice, way.pause, way.cut = 0.0, CHUNK, 0.0, None
             way.is_open.set()
 
+        def disarm() -> None:
+            self._armed = None
+
         self._each(True, True, change)
+        self._do(disarm)
         self._do(self._listen)
 
     # -------------------------------------------------------------------------------- on the thread of the loop
@@ -274,8 +353,12 @@ class Proxy:
 
     async def _send(self, connection: Connection, way: Way, target: socket.socket, chunk: bytes) -> None:
         at = 0
+        end = self._look(connection, way, chunk) if self._sees_frames else None
         while at < len(chunk):
-            piece = chunk[at : at + max(0, min(way.slice, connection.left(way)))]
+            if at == end:
+                self._cut(connection, reset=True)
+                await asyncio.sleep(0)  # we are cancelled, and end here
+            piece = chunk[at : min(at + max(0, min(way.slice, connection.left(way))), end or CHUNK)]
             await self._loop.sock_sendall(target, piece)
             connection.carried(way, len(piece))
             at += len(piece)
@@ -285,6 +368,28 @@ class Proxy:
             if at < len(chunk) and way.slice < CHUNK:
                 await asyncio.sleep(way.pause)
                 await self._open(connection, way)
+
+    def _look(self, connection: Connection, way: Way, chunk: bytes) -> int | None:
+        """Where in this chunk the connection is to be cut."""
+        if not connection.name and way.leads_to_broker:
+            found = re.search(rb"connection_nameS....([\w.-]+-\d+-\d+)", chunk, re.DOTALL)
+            connection.name = found[1] if found else b""
+        frames = connection.frames[0 if way.leads_to_broker else 1].feed(chunk)
+        cut = self._armed
+        if cut is None:
+            return None
+        for offset, method, size in frames:
+            if cut.after_confirm and method == ACK and not way.leads_to_broker and connection.name:
+                cut.confirmed.add(connection.name)
+            elif method == cut.method and way.leads_to_broker is cut.to_broker:
+                if cut.after_confirm and connection.name not in cut.confirmed:
+                    continue
+                end = offset + min(cut.at, size - 1)
+                if end < len(chunk):
+                    self._armed = None
+                    cut.done.set()
+                    return end
+        return None
 
     async def _open(self, connection: Connection, way: Way) -> None:
         """Wait until something may be forwarded."""

@@ -41,6 +41,8 @@ class Supervision:
         self.events: list[dict[str, Any]] = []
         self.invalid: list[str] = []
         self._changed = threading.Condition()
+        self._reading = threading.Event()
+        self._reading.set()
         program = str(Path(sys.executable).with_name("workq-supervise"))
         command = [program, "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
@@ -62,14 +64,26 @@ class Supervision:
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
+            self._reading.wait()
             with self._changed:
                 try:
-                    self.events.append(json.loads(line))
+                    event = json.loads(line)
                 except ValueError:
+                    event = None
+                if isinstance(event, dict):
+                    self.events.append(event)
+                else:
                     self.invalid.append(line.decode("utf-8", "replace"))
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
+
+    def stall(self) -> None:
+        """Read its log no more, until `resume`: the pipe fills up."""
+        self._reading.clear()
+
+    def resume(self) -> None:
+        self._reading.set()
 
     def named(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         """The lines with this event and these fields, so far."""
@@ -147,6 +161,7 @@ class Supervision:
 
     def end(self) -> None:
         """Whatever happened: nothing of it is left."""
+        self.resume()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

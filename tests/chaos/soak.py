@@ -1,412 +1,174 @@
 """A long run in bad weather: `scripts/test chaos --minutes 10`.
 
-Workers are killed, stopped and recycled, the broker is killed, frozen, restarted and closes its connections, the
-network resets, goes silent and slows down, at random from a printed seed, while thousands of tasks are published and
-done. At the end the weather clears, and the account must balance, by set arithmetic:
-
-- lost = 0: every task whose publish was confirmed is done, or is a dead letter with its evidence;
-- extra runs <= kills + lost connections: nothing is run again without a death that explains it;
-- every worker consumes, by the broker's own count.
+Two supervisors share a queue behind a misbehaving network. At random, from a printed seed, workers, standbys,
+nurseries, one of the supervisors and brokers are killed, stopped, frozen and restarted, connections are cut where it
+hurts, while thousands of tasks of fifteen kinds are published and run. At the end the weather clears, and the account
+(account.py) must balance, message by message.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import os
-import platform
+import json
 import random
-import re
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import pika
-
-from supervisor.commands.node import NodeError, PrivateNode
-from supervisor.logs import utc
-from supervisor.publisher import Publisher, PublishError
 from tests import amqp
-from tests.proxy import Proxy
-from tests.supervision import Runs, Supervision, eventually, supervised
+from tests.chaos import account, report, workload
+from tests.chaos.nemeses import Nemeses
+from tests.chaos.testbed import QUEUE, Testbed
+from tests.supervision import eventually
 
-WORKERS: Final = 4
-HEARTBEAT: Final = 2
-AHEAD: Final = 300
-"""Tasks that the feeder keeps in the queue."""
-CLEARS_WITHIN: Final = 180.0
-"""Seconds that everything has to be done and well again once the weather has cleared."""
-QUEUE: Final = "soak"
-
-
-class Feeder(threading.Thread):
-    """Publishes tasks, each until its publish is confirmed, and never many more than are done."""
-
-    def __init__(self, url: str, runs: Runs, dice: random.Random) -> None:
-        super().__init__(daemon=True)
-        self.confirmed: list[str] = []
-        self.at: list[tuple[str, str]] = []
-        """When each was confirmed."""
-        self.failing: set[str] = set()
-        """Tasks that are to fail at their first try: retries travel by the parking connection."""
-        self.doubted: set[str] = set()
-        """Published again, because the first confirm never came: there may be two of them."""
-        self._url = url
-        self._runs = runs
-        self._dice = dice
-        self._enough = threading.Event()
-
-    def run(self) -> None:
-        with Publisher(self._url, QUEUE) as publisher:
-            while not self._enough.is_set():
-                if len(self.confirmed) - done(self._runs) > AHEAD:
-                    self._enough.wait(0.1)
-                    continue
-                self._publish(publisher, f"task-{len(self.confirmed)}")
-
-    def _publish(self, publisher: Publisher, name: str) -> None:
-        body = f"{self._seconds():.4f}"
-        if self._dice.random() < 0.01:
-            body += " fails"
-            self.failing.add(name)
-        while not self._enough.is_set():
-            try:
-                publisher.publish(body, message_id=name, timeout=5.0)
-            except PublishError as error:
-                if error.pending:
-                    self.doubted.add(name)
-                self._enough.wait(0.2)
-            else:
-                self.confirmed.append(name)
-                self.at.append((name, utc()))
-                return
-
-    def _seconds(self) -> float:
-        kind = self._dice.random()
-        if kind < 0.85:
-            return self._dice.uniform(0.0, 0.03)
-        return self._dice.uniform(0.05, 0.2) if kind < 0.97 else self._dice.uniform(0.3, 1.5)
-
-    def stop(self) -> None:
-        self._enough.set()
-        self.join()
-
-
-def done(runs: Runs) -> int:
-    """About how many tasks are done, from the size of the notes alone: `began task-N` and `done task-N`."""
-    return runs.path.stat().st_size // 30
-
-
-@dataclass
-class Weather:
-    """What may happen. Every fault ends before the next begins."""
-
-    node: PrivateNode
-    proxy: Proxy
-    pool: Supervision
-    dice: random.Random
-    killed: set[int] = field(default_factory=set)
-    """Workers that were sent a deadly signal here."""
-    happened: Counter[str] = field(default_factory=Counter)
-    diary: list[str] = field(default_factory=list)
-
-    @property
-    def faults(self) -> dict[str, tuple[int, Callable[[], None]]]:
-        """By name: how often, and how."""
-        return {
-            "worker killed": (40, self.kill_worker),
-            "worker stopped": (2, self.stop_worker),
-            "nursery killed": (2, self.kill_nursery),
-            "all workers killed": (2, self.kill_all_workers),
-            "connections reset": (10, self.reset),
-            "connections closed by the operator": (6, self.close_all),
-            "silence, both ways": (2, lambda: self.silence(to_broker=True, to_client=True)),
-            "silence towards the broker": (1, lambda: self.silence(to_broker=True, to_client=False)),
-            "silence towards the workers": (1, lambda: self.silence(to_broker=False, to_client=True)),
-            "latency of 300 ms": (2, self.slow_down),
-            "one byte at a time": (1, self.slice),
-            "new connections refused": (2, self.refuse),
-            "broker killed": (2, self.kill_broker),
-            "broker stopped and started": (2, self.restart_broker),
-            "broker frozen": (1, self.freeze_broker),
-            "memory alarm": (2, self.alarm),
-            "reload": (2, lambda: self.pool.send(signal.SIGHUP)),
-        }
-
-    def strike(self) -> None:
-        faults = self.faults
-        [name] = self.dice.choices(list(faults), [weight for weight, _ in faults.values()])
-        self.diary.append(f"{utc()} {name} ...")
-        faults[name][1]()
-        self.diary.append(f"{utc()} ... {name}")
-        self.happened[name] += 1
-
-    # ---------------------------------------------------------------------------------------------- processes
-
-    def _signal(self, number: int, count: int) -> None:
-        pids = self.pool.pids()
-        for pid in self.dice.sample(pids, min(count, len(pids))):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-                self.killed.add(pid)
-
-    def kill_worker(self) -> None:
-        self._signal(signal.SIGKILL, 1)
-
-    def kill_all_workers(self) -> None:
-        self._signal(signal.SIGKILL, WORKERS)
-
-    def stop_worker(self) -> None:
-        self._signal(signal.SIGSTOP, 1)
-
-    def kill_nursery(self) -> None:
-        children = Path(f"/proc/{self.pool.pid}/task/{self.pool.pid}/children").read_text().split()
-        for pid in map(int, children):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text().strip() == "workq-nursery":
-                    os.kill(pid, signal.SIGKILL)
-
-    # ------------------------------------------------------------------------------------------------- network
-
-    def reset(self) -> None:
-        self.proxy.reset()
-
-    def silence(self, **ways: bool) -> None:
-        self.proxy.silence(**ways)
-        self._pause(1.0, 4.0 * HEARTBEAT)
-        # What a firewall that forgot its connections does: those that were silent never come back.
-        self.proxy.reset()
-        self.proxy.heal()
-
-    def slow_down(self) -> None:
-        self.proxy.latency(0.3)
-        self._pause(1.0, 4.0)
-        self.proxy.heal()
-
-    def slice(self) -> None:
-        self.proxy.slice(1)
-        self._pause(0.5, 2.0)
-        self.proxy.heal()
-
-    def refuse(self) -> None:
-        self.proxy.refuse()
-        self.proxy.reset()
-        self._pause(0.5, 3.0)
-        self.proxy.heal()
-
-    # -------------------------------------------------------------------------------------------------- broker
-
-    def close_all(self) -> None:
-        with contextlib.suppress(NodeError):  # as when one of them has just ended by itself
-            self.node.eval('rabbit_networking:close_all_connections(<<"an operator">>)')
-
-    def kill_broker(self) -> None:
-        self.node.sync()
-        self.node.kill()
-        self._pause(0.0, 3.0)
-        self.node.start()
-
-    def restart_broker(self) -> None:
-        self.node.eval("rabbit:stop()")
-        self._pause(0.0, 2.0)
-        self.node.eval("rabbit:start()")
-
-    def freeze_broker(self) -> None:
-        os.kill(self.node.pid, signal.SIGSTOP)
-        self._pause(1.0, 5.0 * HEARTBEAT)
-        os.kill(self.node.pid, signal.SIGCONT)
-
-    def alarm(self) -> None:
-        alarm = "{{resource_limit, memory, node()}, []}"
-        self.node.eval(f"rabbit_alarm:set_alarm({alarm})")
-        self._pause(0.5, 3.0)
-        self.node.eval("rabbit_alarm:clear_alarm({resource_limit, memory, node()})")
-
-    def _pause(self, least: float, most: float) -> None:
-        time.sleep(self.dice.uniform(least, most))
-
-
-@dataclass(frozen=True)
-class Account:
-    """What is left to say when the weather has cleared."""
-
-    seed: int
-    seconds: float
-    rabbitmq: str
-    queue_type: str
-    happened: Counter[str]
-    confirmed: int
-    done: int
-    dead: int
-    """Quarantined: killed three workers, or was in the hand of three that were killed."""
-    lost: list[str]
-    extra: int
-    """Handlers started beyond once a task, tasks that fail on purpose and doubtful publishes aside."""
-    kills: int
-    connections: int
-    """Workers that left because their connection was lost."""
-    doubted: int
-    exits: dict[str, int]
-    consumers: int
-    story: list[str] = field(default_factory=list)
-    """Of the lost: every event of theirs, and the faults beside them."""
-
-    @property
-    def verdicts(self) -> dict[str, bool]:
-        return {
-            "lost = 0": not self.lost,
-            "extra runs <= kills + lost connections": self.extra <= self.kills + self.connections,
-            "all workers consume at the end": self.consumers == WORKERS,
-        }
-
-    def __str__(self) -> str:
-        faults = "\n".join(f"| {name} | {count} |" for name, count in sorted(self.happened.items()))
-        exits = ", ".join(f"{cause} {count}" for cause, count in sorted(self.exits.items()) if count)
-        verdicts = "\n".join(f"- {'holds' if holds else '**BROKEN**'}: {what}" for what, holds in self.verdicts.items())
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        versions = f"RabbitMQ {self.rabbitmq}, pika {pika.__version__}, Python {platform.python_version()}"
-        run = f"{self.queue_type} queue, {WORKERS} workers, seed {self.seed}, {self.seconds / 60:.1f} minutes"
-        return f"""{today}, {versions}, {run}
-
-| tasks confirmed | done | dead letters | lost | extra runs | workers killed | connections lost |
-|---|---|---|---|---|---|---|
-| {self.confirmed} | {self.done} | {self.dead} | {len(self.lost)} | {self.extra} | {self.kills} | {self.connections} |
-
-{verdicts}
-
-| fault | times |
-|---|---|
-{faults}
-
-Workers' ends by cause: {exits}. Published twice in doubt: {self.doubted}.
-"""
+WORKERS: Final = 3
+"""Of each supervisor."""
+CLEARS_WITHIN: Final = 120.0
+"""Seconds that everything has to be done and well again once the weather has cleared; a task that always hangs may need
+three times the task timeout beyond that."""
+TELLS_EVERY: Final = 30.0
 
 
 def soak(
-    directory: Path, *, minutes: float, tasks: int, seed: int, queue_type: str, say: Callable[[str], None]
-) -> Account:
-    """The whole run. Raises AssertionError when the pool does not get well again, or the log is not JSON."""
+    directory: Path,
+    *,
+    minutes: float,
+    tasks: int,
+    seed: int,
+    queue_type: str = "classic",
+    cluster: bool = False,
+    pace: workload.Pace = workload.FULL,
+    without: tuple[str, ...] = (),
+    syncs: bool = False,
+    first: tuple[str, ...] = (),
+    say: Callable[[str], None] = print,
+) -> tuple[report.Run, list[str]]:
+    """The whole run, and its story for those who look for a fault. `first`: nemeses to strike before the dice are
+    asked."""
     begun = time.monotonic()
     dice = random.Random(seed)
-    runs = Runs(directory / "runs")
-    node = PrivateNode(directory / "node")
-    try:
-        node.start()
-        with amqp.connection(node.url) as link:
-            link.channel().queue_declare(QUEUE, durable=True, arguments={"x-queue-type": queue_type})
-        node.sync()
-        options = ("--workers", str(WORKERS), "--heartbeat", f"{HEARTBEAT}s", "--retry-delay", "100ms")
-        with (
-            Proxy(node.port) as proxy,
-            supervised("handlers:weather", *options, url=proxy.url, queue=QUEUE, env=runs.env) as pool,
-        ):
-            eventually(lambda: is_well(pool))
-            weather = Weather(node, proxy, pool, dice)
-            feeder = Feeder(node.url, runs, random.Random(seed + 1))
-            feeder.start()
-            said = begun
-            while (now := time.monotonic()) < begun + 60 * minutes or len(feeder.confirmed) < tasks:
-                time.sleep(dice.uniform(0.2, 2.0))
-                weather.strike()
-                if now - said > 30:
-                    said = now
-                    struck = weather.happened.total()
-                    say(f"{now - begun:.0f} s: {struck} faults, {len(feeder.confirmed)} tasks, about {done(runs)} done")
-            feeder.stop()
-            say("the weather clears")
-            return settle(node, pool, weather, feeder, runs, queue_type, seed, begun)
-    finally:
-        node.kill()
-
-
-def settle(
-    node: PrivateNode,
-    pool: Supervision,
-    weather: Weather,
-    feeder: Feeder,
-    runs: Runs,
-    queue_type: str,
-    seed: int,
-    begun: float,
-) -> Account:
-    """Wait until everything is done or dead, and every worker consumes; then count."""
-    confirmed = set(feeder.confirmed)
-
-    def is_done() -> bool:
-        waiting = amqp.depth(node.url, QUEUE) + amqp.unacked(node, QUEUE)
-        return not waiting and len(confirmed - set(runs.lines("done"))) <= amqp.depth(node.url, f"{QUEUE}.dead")
-
-    with contextlib.suppress(AssertionError):  # what is not done by then is counted as lost
-        eventually(is_done, CLEARS_WITHIN)
-    eventually(lambda: is_well(pool), CLEARS_WITHIN)
-    eventually(lambda: amqp.consumers(node.url, QUEUE) == WORKERS)
-    dead = {properties.message_id for _, properties, _ in amqp.drain(node.url, f"{QUEUE}.dead")}
-    began, finished = Counter(runs.lines("began")), set(runs.lines("done"))
-    ordinary = {name: count for name, count in began.items() if name not in feeder.failing | feeder.doubted}
-    exits = {
-        match[1]: int(float(match[2]))
-        for match in re.finditer(r'workq_worker_exits_total\{cause="([^"]*)"\} (\S+)', pool.get("/metrics")[1])
-    }
-    account = Account(
+    with Testbed(directory, queue_type=queue_type, workers=WORKERS, pace=pace, is_cluster=cluster) as bed:
+        nemeses = Nemeses(bed, dice, syncs=syncs)
+        feeder = workload.Feeder(
+            [node.url for node in bed.nodes], QUEUE, bed.notes, random.Random(seed + 1), pace, without
+        )
+        feeder.start()
+        said = begun
+        order = list(first)
+        while (now := time.monotonic()) < begun + 60 * minutes or feeder.confirmed < tasks or order:
+            time.sleep(dice.uniform(0.2, 1.5))
+            nemeses.strike(order.pop(0) if order else None)
+            bed.steady.sample()
+            if now - said > TELLS_EVERY:
+                said = now
+                bed.notes.read()
+                struck = nemeses.happened.total()
+                say(f"{now - begun:.0f} s: {struck} faults, {feeder.confirmed} tasks, {len(bed.notes.done)} done")
+        feeder.stop()
+        say("the weather clears")
+        evidence = settle(bed, nemeses, feeder)
+        version, nodes = bed.version, len(bed.nodes)
+    balance = account.judge(evidence)
+    run = report.Run(
+        name="cluster" if cluster else queue_type,
         seed=seed,
         seconds=time.monotonic() - begun,
-        rabbitmq=node.version,
-        queue_type=queue_type,
-        happened=weather.happened,
-        confirmed=len(confirmed),
-        done=len(confirmed & finished),
-        dead=len(confirmed & dead),
-        lost=sorted(confirmed - finished - dead),
-        extra=sum(ordinary.values()) - len(ordinary),
-        kills=len(weather.killed),
-        connections=exits.get("broker", 0),
-        doubted=len(feeder.doubted),
-        exits=exits,
-        consumers=amqp.consumers(node.url, QUEUE),
-        story=story(pool, weather, sorted(confirmed - finished - dead), began, feeder),
+        rabbitmq=version,
+        queue_type=evidence.queue_type,
+        nodes=nodes,
+        workers=WORKERS,
+        happened=nemeses.happened,
+        never_drawn=nemeses.never_drawn,
+        left_out=[kind.name for kind in workload.KINDS if kind.name not in balance.kinds],
+        account=balance,
     )
-    assert pool.stop() == 0, "the exit code"
-    return account
+    return run, story(evidence, nemeses, feeder)
 
 
-def story(pool: Supervision, weather: Weather, lost: list[str], began: Counter[str], feeder: Feeder) -> list[str]:
-    """What is known of tasks that were lost, in the order of time."""
-    if not lost:
-        return []
-    told = [
-        f"{name}: begun {began[name]} times, {'fails once' if name in feeder.failing else 'ordinary'}" for name in lost
-    ]
-    kinds = ("task.succeeded", "task.failed", "worker.ready", "worker.started", "worker.exited")
-    events = [
-        f"{line['timestamp']} {line['event']} {line.get('message_id')} {line.get('because', '')[:150]}"
-        for line in pool.events
-        if line.get("message_id") in lost or line["event"] not in kinds
-    ]
-    return told + sorted(
-        [*events, *weather.diary, *(f"{at} confirmed {name}" for name, at in feeder.at if name in lost)]
+def settle(bed: Testbed, nemeses: Nemeses, feeder: workload.Feeder) -> account.Evidence:
+    """Wait until everything is done or dead, and every worker consumes; then collect what there is to know."""
+    bed.whole()
+    confirmed = set(feeder.at)
+    unwell = []
+    patience = CLEARS_WITHIN + 4 * bed.pace.task_timeout
+    with contextlib.suppress(AssertionError):  # what is not done by then is counted as lost, or left
+        eventually(lambda: bed.is_done(confirmed), patience)
+    for pool in bed.pools:
+        try:
+            eventually(pool.is_well, CLEARS_WITHIN)
+            pool.sample()
+        except AssertionError:
+            states = [worker["state"] for worker in pool.now.workers()]
+            unwell.append(f"{pool.name} supervisor {pool.now.pid}: {pool.now.get('/readyz')}, workers {states}")
+    wanted = sum(pool.workers for pool in bed.pools)
+    try:
+        eventually(lambda: amqp.consumers(bed.asked().url, QUEUE) == wanted)
+    except AssertionError:
+        unwell.append(f"the broker counts {amqp.consumers(bed.asked().url, QUEUE)} consumers, not {wanted}")
+    leftovers = bed.leftovers()
+    letters = bed.letters()
+    metrics = {pool: pool.metrics() for pool in bed.pools}
+    for pool in bed.pools:
+        code = pool.stop()
+        if code != 0:
+            unwell.append(f"{pool.name} supervisor {pool.now.pid}: exit code {code}")
+    survivors = [straggler for pool in bed.pools for straggler in pool.stragglers]
+    survivors += [line for pool in bed.pools for line in pool.sweep()]
+    return account.Evidence(
+        queue_type="quorum" if bed.cluster else bed.queue_type,
+        tasks=dict(feeder.tasks),
+        runs=list(bed.notes.runs()),
+        supervisors=[each for pool in bed.pools for each in pool.evidence(metrics[pool])],
+        faults=nemeses.faults,
+        killed=nemeses.killed,
+        letters=letters,
+        leftovers=leftovers,
+        survivors=survivors,
+        unwell=unwell,
     )
 
 
-def is_well(pool: Supervision) -> bool:
-    states = [worker["state"] for worker in pool.workers()]
-    return pool.get("/readyz")[0] == 200 and len(states) == WORKERS and set(states) <= {"idle", "busy"}
+def story(evidence: account.Evidence, nemeses: Nemeses, feeder: workload.Feeder) -> list[str]:
+    """Everything that happened, in the order of time: faults, runs, and each line of the logs."""
+    told = list(nemeses.diary)
+    told += [f"{_utc(at)} confirmed {name} ({feeder.tasks[name].kind})" for name, at in feeder.at.items()]
+    for run in evidence.runs:
+        told.append(f"{_utc(run.began)} began {run.task}, try {run.attempt}, by {run.pid} of {run.supervisor}")
+        if run.ended is not None:
+            told.append(f"{_utc(run.ended)} ended {run.task}, try {run.attempt}, by {run.pid}: {run.how}")
+    for supervisor in evidence.supervisors:
+        for line in supervisor.log:
+            rest = {name: value for name, value in line.items() if name not in ("timestamp", "queue")}
+            told.append(f"{line['timestamp']} {supervisor.pid} {json.dumps(rest)}")
+    return sorted(told)
+
+
+def _utc(at: float) -> str:
+    fraction = f"{at % 1:.6f}"[1:]
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + fraction + "Z"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/test chaos", description=__doc__.split("\n\n")[1])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long the weather is bad (default: 10)")
-    parser.add_argument("--tasks", type=int, default=20_000, help="at least so many tasks (default: 20000)")
+    parser.add_argument("--tasks", type=int, default=0, help="and at least so many tasks (default: 1000 a minute)")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of an earlier run, to repeat it")
     parser.add_argument("--queue-type", choices=("classic", "quorum"), default="classic")
+    parser.add_argument("--cluster", action="store_true", help="a quorum queue on three nodes")
+    parser.add_argument("--brief", action="store_true", help="what takes 40 s takes 6: for a run of a minute or two")
+    parser.add_argument("--without", action="append", default=[], metavar="KIND", help="a kind of task to leave out")
+    parser.add_argument(
+        "--sync-before-kill", action="store_true", help="have the broker bring its queues to disk before it is killed"
+    )
+    parser.add_argument("--first", action="append", default=[], metavar="FAULT", help="to strike first; repeat it")
     parser.add_argument("--report", type=Path, help="a file to put the account into, between its two marks")
+    parser.add_argument("--name", help="of those marks (default: cluster, or the type of the queue)")
+    parser.add_argument("--story", type=Path, help="a file for everything that happened, in the order of time")
     arguments = parser.parse_args()
 
     def say(line: str) -> None:
@@ -414,31 +176,27 @@ def main() -> int:
 
     say(f"seed {arguments.seed}")
     with tempfile.TemporaryDirectory(prefix="workq-soak-") as directory:
-        account = soak(
+        run, told = soak(
             Path(directory),
             minutes=arguments.minutes,
-            tasks=arguments.tasks,
+            tasks=arguments.tasks or int(1000 * arguments.minutes),
             seed=arguments.seed,
             queue_type=arguments.queue_type,
+            cluster=arguments.cluster,
+            pace=workload.BRIEF if arguments.brief else workload.FULL,
+            without=tuple(arguments.without),
+            syncs=arguments.sync_before_kill,
+            first=tuple(arguments.first),
             say=say,
         )
-    print(account)
-    if account.lost:
-        print("lost:", *account.lost[:50])
-        print("\n".join(account.story))
+    print(run)
+    if not run.account.balances:
+        print(report.findings(run.account))
+    if arguments.story:
+        arguments.story.write_text("\n".join(told) + "\n")
     if arguments.report:
-        write_report(arguments.report, account)
-    return 0 if all(account.verdicts.values()) else 1
-
-
-def write_report(file: Path, account: Account) -> None:
-    """Replace what stands between the marks of this queue type. Raises ValueError when the file has no such marks."""
-    begin, end = (f"<!-- {word} of the {account.queue_type} run -->" for word in ("begin", "end"))
-    before, found, rest = file.read_text().partition(begin)
-    _, also_found, after = rest.partition(end)
-    if not found or not also_found:
-        raise ValueError(f"{file} has no {begin} ... {end}")
-    file.write_text(f"{before}{begin}\n{account}{end}{after}")
+        report.write(arguments.report, replace(run, name=arguments.name or run.name))
+    return 0 if run.account.balances else 1
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.proxy import Proxy
+from tests.proxy import ACK, DELIVER, Frames, Method, Proxy
 
 
 @pytest.fixture
@@ -153,3 +154,30 @@ def test_latency_delays_every_byte_and_slices_keep_their_order(proxy: Proxy) -> 
         client.sendall(data)
         assert received(client, 256) == data
         assert time.monotonic() - begun >= 0.2
+
+
+# ---------------------------------------------------------------------------------------------------------- frames
+
+HEARTBEAT = bytes([8, 0, 0, 0, 0, 0, 0, 0xCE])
+HEADER = b"AMQP\0\0\x09\x01"
+
+
+def frame(method: Method, payload: bytes = b"12345678", kind: int = 1) -> bytes:
+    body = struct.pack(">HH", *method) + payload
+    return struct.pack(">BHI", kind, 1, len(body)) + body + b"\xce"
+
+
+def test_f114_frames_are_found_wherever_the_stream_is_divided() -> None:
+    stream = HEADER + HEARTBEAT + frame(ACK) + frame((0, 0), kind=3) + frame(DELIVER, b"") + HEARTBEAT
+    first, second = stream.index(frame(ACK)), stream.index(frame(DELIVER, b""))
+    for at in range(len(stream)):
+        for chunks in ([stream[:at], stream[at:]], [stream[:at], stream[at : at + 1], stream[at + 1 :]]):
+            frames, begin, found = Frames(len(HEADER)), 0, []
+            for chunk in chunks:
+                found += [(begin + offset, method, size) for offset, method, size in frames.feed(chunk)]
+                begin += len(chunk)
+            # One that is divided before its method is known has begun already: it cannot be cut before it.
+            expected = [(first, ACK, len(frame(ACK))), (second, DELIVER, len(frame(DELIVER, b"")))]
+            assert set(found) <= set(expected)
+            whole = [each for each in expected if not any(each[0] < cut < each[0] + 11 for cut in (at, at + 1))]
+            assert set(whole) <= set(found), chunks
