@@ -16,7 +16,7 @@ import pytest
 from supervisor.commands.node import Port, PrivateNode
 from tests import amqp
 from tests.cluster import NotPermitted, OtherHost
-from tests.proxy import Proxy
+from tests.proxy import ACK, DELIVER, Proxy
 from tests.strangers import HTTP, listening
 from tests.supervision import Runs, Supervision, eventually, supervised
 
@@ -49,6 +49,46 @@ def account(node: PrivateNode, queue: str, runs: Runs, ids: list[str], lost: int
     assert set(runs.lines("done")) == set(ids)
     assert len(runs.lines("began")) - len(ids) <= lost
     assert amqp.depth(node.url, f"{queue}.dead") == 0
+
+
+# -------------------------------------------------------------------------------------------- cut at one frame
+
+
+@pytest.fixture
+def frames(node: PrivateNode) -> Iterator[Proxy]:
+    with Proxy(node.port, sees_frames=True) as between:
+        yield between
+
+
+@pytest.mark.parametrize("arrives", [0, 20])
+def test_f114_a_connection_cut_before_or_inside_an_acknowledgement_has_its_task_run_once_more(
+    frames: Proxy, node: PrivateNode, queue: str, runs: Runs, arrives: int
+) -> None:
+    with supervised("handlers:work", "--workers", "1", url=frames.url, queue=queue, env=runs.env) as pool:
+        pool.ready()
+        cut = frames.cut_at(ACK, to_broker=True, at=arrives)
+        amqp.publish(node.url, queue, ["0"], ids=["task"])
+        assert cut.done.wait(10)
+        pool.hear("worker.exited", cause="broker")
+        runs.hear("done", 2)
+        account(node, queue, runs, ["task"], lost=1)
+        assert len(runs.lines("began")) == 2
+        assert pool.stop() == 0
+
+
+@pytest.mark.parametrize("arrives", [1, 30])
+def test_f114_a_delivery_cut_inside_its_frame_is_run_once(
+    frames: Proxy, node: PrivateNode, queue: str, runs: Runs, arrives: int
+) -> None:
+    with supervised("handlers:work", "--workers", "1", url=frames.url, queue=queue, env=runs.env) as pool:
+        pool.ready()
+        cut = frames.cut_at(DELIVER, to_broker=False, at=arrives)
+        amqp.publish(node.url, queue, ["0"], ids=["task"])
+        assert cut.done.wait(10)
+        pool.hear("worker.exited", cause="broker")
+        runs.hear("done")
+        account(node, queue, runs, ["task"], lost=0)
+        assert pool.stop() == 0
 
 
 # ------------------------------------------------------------------------------------------------------ reset
