@@ -28,9 +28,11 @@ from tests.supervision import eventually
 
 WORKERS: Final = 3
 """Of each supervisor."""
-CLEARS_WITHIN: Final = 120.0
-"""Seconds that everything has to be done and well again once the weather has cleared; a task that always hangs may need
-three times the task timeout beyond that."""
+CLEARS_WITHIN: Final = 90.0
+"""Seconds that everything has to be done once the weather has cleared; a task that always hangs may need three times
+the task timeout beyond that."""
+WELL_WITHIN: Final = 30.0
+"""Seconds that a pool has to be well when it has nothing to do."""
 TELLS_EVERY: Final = 30.0
 
 
@@ -100,7 +102,7 @@ def settle(bed: Testbed, nemeses: Nemeses, feeder: workload.Feeder) -> account.E
         eventually(lambda: bed.is_done(confirmed), patience)
     for pool in bed.pools:
         try:
-            eventually(pool.is_well, CLEARS_WITHIN)
+            eventually(pool.is_well, WELL_WITHIN)
             pool.sample()
         except AssertionError:
             states = [worker["state"] for worker in pool.now.workers()]
@@ -118,7 +120,6 @@ def settle(bed: Testbed, nemeses: Nemeses, feeder: workload.Feeder) -> account.E
         if code != 0:
             unwell.append(f"{pool.name} supervisor {pool.now.pid}: exit code {code}")
     survivors = [straggler for pool in bed.pools for straggler in pool.stragglers]
-    survivors += [line for pool in bed.pools for line in pool.sweep()]
     return account.Evidence(
         queue_type="quorum" if bed.cluster else bed.queue_type,
         tasks=dict(feeder.tasks),

@@ -25,10 +25,14 @@ def note(**fields):
     os.close(fd)
 
 
-def boot():
-    """When this process was started, as the kernel counts it: tells two processes of one pid apart."""
-    with open("/proc/self/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[19]
+def boot(pid="self"):
+    """When this process was started, in ticks: tells two processes of one pid apart. None: it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
 
 
 def run(task):
@@ -107,6 +111,8 @@ def bloats(task, order):
 
 def forks(task, order):
     """Leaves a child behind that has the worker's connection open."""
+    supervisor = os.getppid()
     if not os.fork():
+        note(child=os.getpid(), boot=boot(), parent=supervisor)
         time.sleep(FOR_GOOD)
         os._exit(0)

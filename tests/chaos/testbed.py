@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,8 +29,8 @@ from tests.supervision import Supervision, eventually, gone
 QUEUE: Final = "soak"
 HEARTBEAT: Final = 2
 RETRIES: Final = 2
-MARK: Final = "SOAK_SUPERVISOR"
-"""A variable in the environment of all that a supervisor starts: whose is it?"""
+STOP_WITHIN: Final = 60.0
+"""Seconds from SIGTERM to the supervisor's end: its grace is 30."""
 DEATH_WITHIN: Final = 5.0
 """Seconds that workers may outlive their supervisor; the kernel kills them at once."""
 
@@ -53,8 +54,7 @@ class Pool:
 
     def start(self) -> None:
         bed = self._bed
-        # A mark of this life's own: what it leaves behind is told apart from what the next one starts.
-        environment = {"TEST_RUNS": str(bed.notes.path), MARK: f"{bed.mark}-{self.name}-{len(self.lives)}"}
+        environment = {"TEST_RUNS": str(bed.notes.path)}
         self.lives.append(
             Supervision("chaos.tasks:run", *bed.options(self.workers), url=bed.url, queue=QUEUE, env=environment)
         )
@@ -72,22 +72,34 @@ class Pool:
 
     def kill_host(self) -> None:
         """The supervisor and all its processes at once."""
+        everybody = [self.now.pid, *children(self.now.pid)]
         self.was_killed.add(self.now.pid)
-        self.now.process.kill()
+        for pid in everybody:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.sweep()
         self.now.process.wait()
 
     def stop(self) -> int:
+        """The exit code. What its handlers had forked is to be gone by then."""
         self.count_dropped()
-        return self.now.stop(timeout=60.0)
+        self.now.send(signal.SIGTERM)
+        try:
+            self.now.process.wait(STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.stragglers.append(f"supervisor {self.now.pid}, {STOP_WITHIN:g} s after SIGTERM")
+            self.now.process.kill()
+        forked = self._bed.notes.children(self.now.pid)
+        left = [pid for pid in forked if not gone(pid, DEATH_WITHIN)]
+        self.stragglers += [f"process {pid}, forked by a handler of {self.now.pid}" for pid in left]
+        self.sweep()
+        return self.now.wait()
 
-    def sweep(self) -> list[str]:
-        """SIGKILL to all that this life has started and that is still there. Returns what that was."""
-        found = list(self._bed.marked(f"{self.name}-{len(self.lives) - 1}"))
-        for process in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        return [_tell(process) for process in found]
+    def sweep(self) -> None:
+        """SIGKILL to what handlers of this life have forked, as the unit's cgroup would end it."""
+        for pid in self._bed.notes.children(self.now.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def pids(self) -> list[int]:
         """Of its workers; none while its health does not answer."""
@@ -98,11 +110,10 @@ class Pool:
     def others(self, comm: str) -> list[int]:
         """Children of the supervisor by this name: `workq-nursery`."""
         found = []
-        with contextlib.suppress(OSError):
-            for child in Path(f"/proc/{self.now.pid}/task/{self.now.pid}/children").read_text().split():
-                with contextlib.suppress(OSError):
-                    if Path(f"/proc/{child}/comm").read_text().strip() == comm:
-                        found.append(int(child))
+        for child in children(self.now.pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{child}/comm").read_text().strip() == comm:
+                    found.append(child)
         return found
 
     def is_well(self) -> bool:
@@ -157,7 +168,6 @@ class Testbed:
         self.queue_type = queue_type
         self.pace = pace
         self.notes = workload.Notes(directory / "runs")
-        self.mark = directory.name
         self.cluster = Cluster(directory / "cluster") if is_cluster else None
         self.nodes = self.cluster.nodes if self.cluster else [PrivateNode(directory / "node")]
         self.proxies: list[Proxy] = []
@@ -201,10 +211,11 @@ class Testbed:
     def _end(self) -> None:
         for pool in self.pools:
             for life in pool.lives:
+                life.process.kill()
+                for child in self.notes.children(life.pid):  # it holds the log open
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
                 life.end()
-        for process in self.marked(""):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
 
     @property
     def pools(self) -> tuple[Pool, Pool]:
@@ -225,17 +236,6 @@ class Testbed:
             "--task-timeout", f"{self.pace.task_timeout:g}s", "--max-memory", str(workload.MAX_MEMORY),
             "--control", "off",
         )  # fmt: skip
-
-    def marked(self, whose: str) -> Iterator[psutil.Process]:
-        """Processes whose environment says that this life of a supervisor has started them; of all, when empty."""
-        mark = f"{self.mark}-{whose}" if whose else f"{self.mark}-"
-        for process in psutil.process_iter():
-            try:
-                value = process.environ().get(MARK, "")
-                if (value == mark or (not whose and value.startswith(mark))) and process.status() != "zombie":
-                    yield process
-            except psutil.Error:
-                continue
 
     # ----------------------------------------------------------------------------------------------- the network
 
@@ -294,7 +294,7 @@ class Testbed:
         self.each_proxy(Proxy.heal)
 
 
-def _tell(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):
-        return f"process {process.pid}, {process.name()}, child of {process.ppid()}"
-    return f"process {process.pid}"
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from supervisor.publisher import Blocked, Publisher, PublishError, Refused, Unavailable
+from tests.chaos import tasks
 from tests.chaos.account import Run, Task
 
 AHEAD: Final = 300
@@ -172,8 +173,14 @@ class Notes:
                 self._lines.append(line)
                 if "began" in line:
                     self._tasks[line["began"]] = line["task"]
-                elif line["how"] == "returned":
+                elif "ended" in line and line["how"] == "returned":
                     self.done.add(self._tasks[line["ended"]])
+
+    def children(self, supervisor: int) -> list[int]:
+        """Those that handlers under this supervisor have forked, and that are still there."""
+        self.read()
+        theirs = [line for line in self._lines if line.get("parent") == supervisor and "child" in line]
+        return [line["child"] for line in theirs if tasks.boot(line["child"]) == line["boot"]]
 
     def runs(self) -> Iterator[Run]:
         self.read()
