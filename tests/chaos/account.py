@@ -283,13 +283,13 @@ class _Book:
     # ------------------------------------------------------------------------------------------------ each task
 
     def lost(self) -> list[str]:
-        left = sum(self._evidence.leftovers.values())
-        more = f" (unless it is among the {left} that are left in a queue)" if left else ""
-        return [
-            f"{task.name} ({task.kind}): begun {len(self._of(task.name))} times, neither done nor dead{more}"
+        """Neither done nor dead; unless so many are left in a queue, which is a finding of its own."""
+        missing = [
+            f"{task.name} ({task.kind}): begun {len(self._of(task.name))} times, neither done nor dead"
             for task in self._evidence.tasks.values()
             if task.is_confirmed and task.name not in self.done and task.name not in self.dead
         ]
+        return missing if len(missing) > sum(self._evidence.leftovers.values()) else []
 
     def never_ran(self) -> list[str]:
         """Lines `task.succeeded` that no run goes with."""

@@ -22,7 +22,7 @@ import psutil
 from supervisor.commands.node import NodeError, PrivateNode, answers
 from tests import amqp
 from tests.chaos import account, workload
-from tests.cluster import Cluster
+from tests.cluster import Cluster, lookup
 from tests.proxy import Proxy
 from tests.supervision import Supervision, eventually, gone
 
@@ -257,10 +257,12 @@ class Testbed:
         return [name for name in self.asked().eval(names).strip('"').split("|") if name.startswith(QUEUE)]
 
     def leftovers(self) -> dict[str, int]:
-        """Messages by queue, ready and unacknowledged; not the dead letters."""
+        """Messages by queue: ready, unacknowledged, and on the way from a delay queue; not the dead letters."""
         node = self.asked()
         waiting = [name for name in self.queues() if name != f"{QUEUE}.dead"]
-        return {name: amqp.depth(node.url, name) + amqp.unacked(node, name) for name in waiting}
+        return {
+            name: amqp.depth(node.url, name) + amqp.unacked(node, name) + on_the_way(node, name) for name in waiting
+        }
 
     def is_done(self, confirmed: set[str]) -> bool:
         """Nothing waits anywhere, and what is not done can only be among the dead letters."""
@@ -292,6 +294,16 @@ class Testbed:
             node.start()
             eventually(lambda: answers(node.port))
         self.each_proxy(Proxy.heal)
+
+
+def on_the_way(node: PrivateNode, queue: str) -> int:
+    """Messages that have expired in a quorum queue, and are not known to have arrived where they go. They are neither
+    ready nor unacknowledged, and `messages` leaves them out."""
+    answer = node.eval(
+        f"{{ok, Q}} = {lookup(queue)}, case catch rabbit_amqqueue:info(Q, [messages_dlx]) of "
+        "[{messages_dlx, N}] when is_integer(N) -> N; _ -> 0 end"
+    )
+    return int(answer)
 
 
 def children(pid: int) -> list[int]:
