@@ -106,8 +106,7 @@ def settle(bed: Testbed, nemeses: Nemeses, feeder: workload.Feeder) -> account.E
             eventually(pool.is_well, WELL_WITHIN)
             pool.sample()
         except AssertionError:
-            states = [worker["state"] for worker in pool.now.workers()]
-            unwell.append(f"{pool.name} supervisor {pool.now.pid}: {pool.now.get('/readyz')}, workers {states}")
+            unwell.append(f"{pool.name} supervisor {pool.now.pid}: {pool.state()}")
     wanted = sum(pool.workers for pool in bed.pools)
     try:
         eventually(lambda: amqp.consumers(bed.asked().url, QUEUE) == wanted)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, Self
 
 import psutil
+from pika.exceptions import AMQPError
 
 from supervisor.commands.node import NodeError, PrivateNode, answers
 from tests import amqp
@@ -116,12 +117,15 @@ class Pool:
                     found.append(child)
         return found
 
-    def is_well(self) -> bool:
+    def state(self) -> tuple[int, str, list[str]]:
+        """What /readyz answers, and the workers' states."""
         try:
-            states = [worker["state"] for worker in self.now.workers()]
-            ready = self.now.get("/readyz")[0]
-        except (OSError, AssertionError):
-            return False
+            return *self.now.get("/readyz"), [str(worker["state"]) for worker in self.now.workers()]
+        except (OSError, AssertionError) as error:
+            return 0, str(error), []
+
+    def is_well(self) -> bool:
+        ready, _, states = self.state()
         return ready == 200 and len(states) == self.workers and set(states) <= {"idle", "busy"}
 
     def sample(self) -> None:
@@ -270,8 +274,8 @@ class Testbed:
             self.notes.read()
             dead = amqp.depth(self.asked().url, f"{QUEUE}.dead")
             return len(confirmed - self.notes.done) <= dead and not any(self.leftovers().values())
-        except NodeError:
-            return False
+        except (NodeError, AMQPError, OSError):
+            return False  # a node that has only just come back
 
     def letters(self) -> list[account.Letter]:
         """The dead letters, taken out."""

@@ -15,8 +15,6 @@ from supervisor.publisher import Blocked, Publisher, PublishError, Refused, Unav
 from tests.chaos import tasks
 from tests.chaos.account import Run, Task
 
-AHEAD: Final = 300
-"""Tasks that the feeder keeps in the queue."""
 MIB: Final = 2**20
 MAX_MEMORY: Final = 160 * MIB
 
@@ -29,11 +27,15 @@ class Pace:
     task_timeout: float
     rarely: float = 1.0
     """A factor: how far apart the rare kinds are."""
+    ahead: int = 300
+    """Tasks that the feeder keeps in the queue."""
 
 
 FULL: Final = Pace(very_long=40.0, task_timeout=50.0)
 BRIEF: Final = Pace(very_long=6.0, task_timeout=9.0, rarely=0.3)
 """For a run of a minute or two, where 40 seconds would be most of it: still three heartbeats."""
+SHORT: Final = Pace(very_long=6.0, task_timeout=9.0, rarely=0.3, ahead=50)
+"""For a few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class Feeder(threading.Thread):
         with Publisher(self._urls, self._queue, connect_timeout=5.0, declare=False) as publisher:
             number = 0
             while not self._enough.is_set():
-                if number % 50 == 0 and self._unfinished() > AHEAD:
+                if number % 25 == 0 and self._unfinished() > self._pace.ahead:
                     self._enough.wait(0.1)
                     continue
                 self._publish(publisher, f"task-{number}", self._choose())
