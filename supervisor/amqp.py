@@ -22,7 +22,24 @@ from supervisor.endpoint import Endpoint
 from supervisor.version import __version__
 from supervisor.vocabulary import Kind
 
-__all__ = ["Connection", "Kind", "Trouble", "declare_or_take", "explain", "opening_error", "parameters"]
+__all__ = [
+    "Connection",
+    "Kind",
+    "Trouble",
+    "Unusable",
+    "declare_or_take",
+    "explain",
+    "opening_error",
+    "parameters",
+]
+
+
+class Unusable(ValueError):
+    """What we are told to use cannot be used, as seen before the first connect. The text says why, without secrets.
+
+    A class of its own because pika raises ValueError, too: for a connection that is reset as soon as it is made, for
+    instance. Only this one is an error of settings.
+    """
 
 
 def parameters(endpoint: Endpoint, *, heartbeat: float, name: str, timeout: float = 15.0) -> pika.ConnectionParameters:
@@ -31,7 +48,8 @@ def parameters(endpoint: Endpoint, *, heartbeat: float, name: str, timeout: floa
     `heartbeat` in seconds, rounded up (AMQP knows whole ones; 0 is off). `name` is the connection's name in
     `rabbitmqctl list_connections` and the management UI. `timeout` in seconds bounds TCP, TLS and AMQP handshake
     together; looking up a host name is bounded by the resolver only (resolv.conf(5)), so bound the wait as well.
-    There is one attempt: trying again is the caller's business. Raises ValueError for an unusable certificate file.
+    There is one attempt: trying again is the caller's business. Raises Unusable for a certificate file that is, and
+    OSError when it is this process that cannot read it now: no descriptor is free, for instance.
     """
     tls: Any = _tls(endpoint) if endpoint.tls else None
     return pika.ConnectionParameters(
@@ -69,13 +87,15 @@ def _usable(*paths: str | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise
         what = " or ".join(path for path in paths if path) or "of the system's authorities"
-        raise ValueError(f"certificate file {what} cannot be used: {error.strerror or error}") from error
+        raise Unusable(f"certificate file {what} cannot be used: {error.strerror or error}") from error
 
 
 def _no_passphrase() -> str:
     # Without this OpenSSL asks for it on the terminal, and waits.
-    raise ValueError("the private key is encrypted, and there is no way to give a passphrase: decrypt the key file")
+    raise Unusable("the private key is encrypted, and there is no way to give a passphrase: decrypt the key file")
 
 
 class Heartbeats(HeartbeatChecker):
@@ -154,6 +174,8 @@ _REMEDIES: Final = {
 _SEE_LOG: Final = "the broker's log says why"
 _START: Final = b"\x01\x00\x00"
 """How the first frame begins: a method, on channel 0 (AMQP 0-9-1, 4.2.3)."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_BROKEN_OFF: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ENOTCONN})
 _FAR: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL})
 
 
@@ -161,7 +183,7 @@ def explain(error: BaseException, endpoint: Endpoint | None = None) -> Trouble:
     """Tell what an error from pika, ssl or the OS means for the connection to `endpoint`."""
     cause = _innermost(error)
     who = _Who(endpoint)
-    kind, reason = _closed(cause, who) or _handshake(cause, who) or _network(cause, who)
+    kind, reason = _closed(cause, who) or _local(cause, who) or _handshake(cause, who) or _network(cause, who)
     return Trouble(kind, _one_line(reason), kind in _PERMANENT)
 
 
@@ -220,6 +242,9 @@ def _innermost(error: BaseException) -> BaseException:
             inner = error.exception
         elif isinstance(error, exceptions.AMQPConnectionError) and error.args:
             inner = error.args[0]
+        elif isinstance(error, ValueError) and not isinstance(error, Unusable | OSError):
+            # pika's getpeername() has failed: what the kernel said about it tells more.
+            inner = error.__context__ if isinstance(error.__context__, OSError) else None
         if not isinstance(inner, BaseException):
             return error
         error = inner
@@ -276,6 +301,25 @@ def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
     return Kind.BROKER, f"{broker} closed with an error of its own; see its log ({code} {text})"
 
 
+def _local(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
+    """Neither the broker's nor the network's: it is this process that cannot."""
+    if isinstance(error, Unusable):
+        return Kind.SETTINGS, _text(error, broker)
+    lacking = ""
+    if isinstance(error, socket.gaierror) and error.errno in (socket.EAI_MEMORY, socket.EAI_SYSTEM):
+        lacking = f"looking up its name failed: {error.strerror}"
+    elif isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        lacking = f"{error.strerror}"
+    elif isinstance(error, MemoryError):
+        lacking = "out of memory"
+    elif isinstance(error, RuntimeError) and "new thread" in str(error):
+        lacking = "no thread can be started"
+    if not lacking:
+        return None
+    hint = "see what the handler leaves open, and the limits on files, memory and tasks (LimitNOFILE=, TasksMax=)"
+    return Kind.LOCAL, f"this process has nothing left to reach {broker} with: {lacking}; {hint}"
+
+
 def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
     """TLS and AMQP, before anything was said."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -311,7 +355,7 @@ def _network(error: BaseException, broker: _Who) -> tuple[Kind, str]:
         return Kind.TIMEOUT, f"{broker} does not answer in time: a firewall, or a broker that hangs or is starting"
     if isinstance(error, ConnectionRefusedError):
         return Kind.REFUSED, f"connection refused by {broker}: no broker is running there, or it is still starting"
-    if isinstance(error, ConnectionResetError | BrokenPipeError | ConnectionAbortedError):
+    if isinstance(error, OSError) and error.errno in _BROKEN_OFF:
         return Kind.LOST, f"the connection to {broker} broke off: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _FAR:
         return Kind.UNREACHABLE, f"there is no way to {broker}: {error.strerror}; check the network"
@@ -319,9 +363,9 @@ def _network(error: BaseException, broker: _Who) -> tuple[Kind, str]:
         return Kind.UNREACHABLE, f"connecting to {broker} failed: {error.strerror or type(error).__name__}"
     if isinstance(error, exceptions.AMQPError):
         return Kind.LOST, f"the connection to {broker} is gone ({type(error).__name__}: {_text(error, broker)})"
-    if isinstance(error, ValueError):
-        return Kind.SETTINGS, _text(error, broker)
-    return Kind.OTHER, f"{broker}: {type(error).__name__}: {_text(error, broker)}"
+    # Whatever it is, the connection is of no use and another may be.
+    what = f"{type(error).__name__}: {_text(error, broker)}"
+    return Kind.OTHER, f"the connection to {broker} failed in a way not foreseen: {what}"
 
 
 def _text(error: BaseException, broker: _Who) -> str:

@@ -4,9 +4,11 @@
         publisher.publish("resize 7.jpg")
 
 `publish` returns when the broker has confirmed the message, which for a durable queue means that it is on disk. It
-never returns otherwise. Each way for it to fail is an error of its own, for they call for different things:
+never returns otherwise. Each way for it to fail is a PublishError of its own, for they call for different things, and
+nothing of pika's comes through; ValueError says that a message or a header is nothing that AMQP can carry:
 
-    Unavailable   nothing was sent: the broker is away, or refuses us or our queue
+    Unavailable   nothing was sent: the broker is away, or refuses us or our queue; or this process has no descriptor,
+                  memory or thread left to reach it with
     Unroutable    the broker took the message and had nowhere to put it
     Refused       the broker said no to the message itself
     Unconfirmed   the connection was lost, or no word came in time: the message may or may not be there
@@ -22,7 +24,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self, TypedDict
@@ -35,7 +38,7 @@ from supervisor import amqp, queues
 from supervisor.amqp import Trouble
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
-from supervisor.served import Served
+from supervisor.served import CLOSING, Served
 from supervisor.vocabulary import Kind
 
 __all__ = ["Blocked", "Options", "PublishError", "Publisher", "Refused", "Unavailable", "Unconfirmed", "Unroutable"]
@@ -141,7 +144,11 @@ class _Call:
 
 
 class _Lost(Exception):
-    """The session is over, or an answer was not what was hoped for; `error` is pika's."""
+    """The session is over, or an answer was not what was hoped for; `error` is pika's.
+
+    Nothing of pika's leaves a session but in one of these: pika refuses to open, to use or to close a channel of a
+    connection that the broker is closing this instant, and each refusal is of another class.
+    """
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(repr(error))
@@ -170,19 +177,39 @@ class _Session(Served):
     def open(self, declaration: queues.Declaration, declare: bool, timeout: float) -> None:
         """Connect, take or declare the queue, prepare the channel. Raises _Lost."""
         deadline = now() + timeout
-        self._expect(lambda: self._connection.is_open, deadline)
-        self._connection.add_on_connection_blocked_callback(self._block)
-        self._connection.add_on_connection_unblocked_callback(self._unblock)
-        self._channel = self._take(declaration, declare, deadline)
-        self._channel.add_on_close_callback(self.ended)
-        self._channel.add_on_return_callback(self._returned)
-        confirming: list[Any] = []
-        self._channel.confirm_delivery(self._confirmed, callback=confirming.append)
-        self._expect(lambda: bool(confirming), deadline)
+        with self._alive():
+            self._expect(lambda: self._connection.is_open, deadline)
+            self._connection.add_on_connection_blocked_callback(self._block)
+            self._connection.add_on_connection_unblocked_callback(self._unblock)
+            self._channel = self._take(declaration, declare, deadline)
+            self._channel.add_on_close_callback(self.ended)
+            self._channel.add_on_return_callback(self._returned)
+            confirming: list[Any] = []
+            self._channel.confirm_delivery(self._confirmed, callback=confirming.append)
+            self._expect(lambda: bool(confirming), deadline)
 
     def declare(self, declaration: queues.Declaration, declare: bool, timeout: float) -> None:
         """Take or declare another queue. Raises _Lost; the session lives on if the broker only refused."""
-        self._take(declaration, declare, now() + timeout).close()
+        with self._alive():
+            self._take(declaration, declare, now() + timeout).close()
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """What is asked of pika in here needs a connection that lives. Raises _Lost."""
+        try:
+            yield
+        except _Lost:
+            raise
+        except Exception as error:
+            raise _Lost(self._why(error)) from error
+
+    def _why(self, refusal: Exception) -> BaseException:
+        """Why pika refuses. It does from the broker's goodbye on, and tells us of that only when the socket is closed;
+        that takes a turn or two of its loop."""
+        self.pump(lambda: False, now() + CLOSING)
+        self.ended(None, refusal)  # when nothing else was heard: this session is of no use
+        assert self.error is not None
+        return self.error
 
     def _take(self, declaration: queues.Declaration, declare: bool, deadline: float) -> Any:
         """The open channel on which the queue was taken or declared. Raises _Lost."""
@@ -201,7 +228,14 @@ class _Session(Served):
         return channels[0]
 
     def send(self, exchange: str, sent: _Sent, properties: pika.BasicProperties, body: bytes) -> None:
-        self._channel.basic_publish(exchange, sent.routing_key, body, properties, mandatory=True)
+        """Raises _Lost; and ValueError for what AMQP cannot carry: then nothing was sent, and the session lives on."""
+        try:
+            self._channel.basic_publish(exchange, sent.routing_key, body, properties, mandatory=True)
+        except Exception as error:
+            if self._channel.is_open and not isinstance(error, OSError | MemoryError):
+                # pika encodes all of a message before it sends any of it.
+                raise ValueError(f"AMQP cannot carry this message: {type(error).__name__}: {error}") from error
+            raise _Lost(self._why(error)) from error
         self._tag += 1
         self.pending[self._tag] = sent
         self.bytes += sent.size
@@ -351,7 +385,7 @@ class Publisher:
         `message_id` is made up unless given. `properties` are sent as they are but for delivery mode (persistent),
         headers (`headers` are added) and message id (if given; none is made up, and "" returned, when they have none).
         The routing key is the queue's name unless given. `timeout` in seconds is for the broker's answer; connecting
-        has its own. Raises PublishError.
+        has its own. Raises PublishError, and ValueError.
         """
         options = Options(
             message_id=message_id,
@@ -434,7 +468,7 @@ class Publisher:
                 session = _Session(
                     endpoint, self._heartbeat, self._name, self._connect_timeout, self._on_blocked or _nothing
                 )
-            except ValueError as error:
+            except Exception as error:  # noqa: BLE001 - an unusable file, or this process has nothing left to begin with
                 troubles.append(amqp.explain(error, endpoint))
                 continue
             self._session = session
@@ -467,7 +501,11 @@ class Publisher:
         if session.blocked:
             self._await_unblocked(session, call)
         sent = _Sent(call.sent, properties.message_id, options.get("routing_key") or self.queue, len(data))
-        session.send(options.get("exchange", ""), sent, properties, data)
+        try:
+            session.send(options.get("exchange", ""), sent, properties, data)
+        except _Lost:
+            self._collect(call)
+            raise self._lost(session, call) from None
         call.sent += 1
         if now() - session.served > _LULL:
             session.look()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,8 +31,9 @@ class Connection(amqp.Connection):
 class Served:
     """One connection, begun when this is made. It ends with the first thing that goes wrong, which is `error`.
 
-    pika's callbacks are called in `pump` only. `heartbeat` and `timeout` in seconds are those of `amqp.parameters`, as
-    is the ValueError.
+    pika's callbacks are called in `pump` only, and what they raise ends the connection like anything else.
+    `heartbeat` and `timeout` in seconds are those of `amqp.parameters`, as is what it raises; an OSError, a MemoryError
+    or a RuntimeError says that this process cannot even begin.
     """
 
     def __init__(
@@ -42,24 +44,31 @@ class Served:
         """When last."""
         parameters = amqp.parameters(endpoint, heartbeat=heartbeat, name=name, timeout=timeout)
         self._loop: Any = IOLoop()
-        self._loop.activate_poller()
-        self._connection: Any = kind(
-            parameters,
-            on_open_callback=lambda connection: None,
-            on_open_error_callback=lambda connection, error: self.ended(
-                connection, amqp.opening_error(connection, error)
-            ),
-            on_close_callback=self.ended,
-            custom_ioloop=self._loop,
-        )
+        try:
+            self._loop.activate_poller()
+            self._connection: Any = kind(
+                parameters,
+                on_open_callback=lambda connection: None,
+                on_open_error_callback=lambda connection, error: self.ended(
+                    connection, amqp.opening_error(connection, error)
+                ),
+                on_close_callback=self.ended,
+                custom_ioloop=self._loop,
+            )
+        except BaseException:
+            self._loop.close()
+            raise
 
     def pump(self, until: Callable[[], bool], deadline: float) -> None:
         """Serve the connection until something is the case, or it ends, or the deadline passes."""
         alarm = self._loop.call_later(max(0.0, deadline - now()), lambda: None)
         try:
             while self.error is None and not until():
-                self._loop.poll()
-                self._loop.process_timeouts()
+                try:
+                    self._loop.poll()
+                    self._loop.process_timeouts()
+                except Exception as error:  # noqa: BLE001 - pika lets out here what a reset, or a decoder, raises
+                    self.ended(self._connection, amqp.opening_error(self._connection, error))
                 self.served = now()
                 if self.served >= deadline:
                     break
@@ -75,10 +84,13 @@ class Served:
 
     def drop(self) -> None:
         """Let go of the connection at once."""
-        self._connection.abort()
-        for _ in range(3):
-            # The abort is carried out by the loop's callbacks; none of them waits for the network.
-            self._loop.process_timeouts()
+        # What has failed once may be in no state to be aborted in order; the loop must go in any case, as its
+        # descriptors go with it.
+        with contextlib.suppress(Exception):
+            self._connection.abort()
+            for _ in range(3):
+                # The abort is carried out by the loop's callbacks; none of them waits for the network.
+                self._loop.process_timeouts()
         self._loop.close()
 
     def ended(self, _subject: Any, error: Any) -> None:

@@ -29,7 +29,8 @@ EXIT_KILLED: Final = 1
 EXIT_USAGE: Final = 2
 """The command line cannot be read."""
 EXIT_BROKER: Final = 75
-"""A worker's: the broker is away or sent it away; trying again makes sense (EX_TEMPFAIL, sysexits.h)."""
+"""A worker's: the broker is away or sent it away, or something local is exhausted; trying again makes sense
+(EX_TEMPFAIL, sysexits.h)."""
 EXIT_CONFIG: Final = 78
 """Restarting will not help (EX_CONFIG, sysexits.h)."""
 
@@ -61,6 +62,8 @@ class Cause(StrEnum):
     NOT_CONSUMING = "not consuming"
     """It believed that it consumes, and the broker gave it nothing."""
     CONFIG = "config"
+    LOCAL = "local"
+    """Its own machine had no descriptor, memory or thread left for it."""
     HANDLER = "handler cannot be loaded"
     MAX_TASKS = "max_tasks"
     MEMORY = "memory"
@@ -98,6 +101,8 @@ class Kind(StrEnum):
     BROKER = "broker_error"
     BLOCKED = "blocked"
     SETTINGS = "settings"
+    LOCAL = "local"
+    """Nothing is wrong with the broker: this process has no descriptor, memory or thread left."""
     OTHER = "other"
 
 

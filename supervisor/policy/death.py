@@ -34,6 +34,8 @@ def fault_of(died: Exited, cause: str, *, has_worked: bool) -> Fault:
             return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER
         case Cause.NOT_CONSUMING:
             return Fault.BROKER
+        case Cause.LOCAL:
+            return Fault.LOCAL
         case Cause.CONFIG if has_worked and isinstance(died.said, Leaving):
             # The queue was replaced by one of another type, for instance.
             return Fault.REFUSED

@@ -637,7 +637,9 @@ class Pool:
             return "none: restarting will not help"
         if fault is Fault.UNEXPLAINED:
             self._note_unexplained(now, actions)
-        streak = slot.count(fault, recovered=lived >= STEADY or died.finished > 0)
+        # Where a task's failure is what cannot be parked, each worker finishes one, and proves nothing by it.
+        has_recovered = lived >= STEADY or (died.finished > 0 and fault is not Fault.LOCAL)
+        streak = slot.count(fault, recovered=has_recovered)
         roll = self._roll(slot.number)
         again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=roll).at
         if fault in broker.FAULTS and isinstance(died.said, Leaving) and died.said.cause != Cause.NOT_CONSUMING:

@@ -10,6 +10,7 @@ A decision is a value, made from arithmetic on what has happened (Erlang/OTP's `
 | the broker again before one finished task, or it never got to consume | backoff from 0.2 s up to 5 s, for ever |
 | the same, and only a person can mend it: a login, a permission, a certificate | after 5 s, up to 30 s, for ever |
 | configuration, in a pool that has worked before | the same |
+| its own machine has no descriptor, memory or thread left | backoff from 0.25 s up to 30 s, whatever it had finished |
 | unexplained | at once the first time, then backoff from 0.25 s up to 30 s |
 """
 
@@ -45,6 +46,8 @@ class Fault(StrEnum):
     REFUSED = "refused"
     """By a broker that wants something of ours to be changed first, see `PEOPLE_MEND`."""
     CONFIG = "configuration"
+    LOCAL = "local"
+    """The machine's, or its limits': no descriptor, memory or thread was left."""
     UNEXPLAINED = "unexplained"
 
 
@@ -78,6 +81,7 @@ _BACKOFF: Final = {
     Fault.BROKER: Backoff(free=0, first=0.2, most=5.0),
     Fault.REFUSED: Backoff(free=0, first=5.0, most=30.0),
     Fault.CONFIG: Backoff(free=0, first=5.0, most=30.0),
+    Fault.LOCAL: Backoff(free=0, first=0.25, most=30.0),
     Fault.UNEXPLAINED: Backoff(free=1, first=0.25, most=30.0),
 }
 

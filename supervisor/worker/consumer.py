@@ -17,7 +17,8 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -53,9 +54,11 @@ _EVERYBODY: Final = {"x-priority": 0}
 """What basic.consume is sent in any case. It is every consumer's priority (https://www.rabbitmq.com/docs/consumer-priority)
 and changes nothing; but a stream refuses it (406), and would otherwise let us consume what comes from now on, and
 acknowledge it without end. AMQP 0-9-1 has no way to ask for a queue's type."""
-_HOPELESS: Final = frozenset({Kind.MISMATCH, Kind.STREAM, Kind.SETTINGS})
-"""What only another configuration of ours can mend. A password or a permission is mended on the broker's side, so it
-is worth another try."""
+_CAUSES: Final = {
+    Kind.MISMATCH: Cause.CONFIG, Kind.STREAM: Cause.CONFIG, Kind.SETTINGS: Cause.CONFIG, Kind.LOCAL: Cause.LOCAL,
+}  # fmt: skip
+"""What is not the broker's to mend. `CONFIG` is what only other settings of ours can: a password or a permission is
+mended on the broker's side, so it is worth another try."""
 
 
 class Gone(Exception):
@@ -202,12 +205,14 @@ class Consumer:
         endpoints = list(self._settings.url)
         random.shuffle(endpoints)
         for endpoint in endpoints:
+            self._ioloop.begin()
             try:
                 self._connect(endpoint, deadline)
                 break
             except Gone as gone:
                 if gone.cause is not Cause.BROKER:
                     raise
+                self._ioloop.shed()
                 refusals.append(gone)
                 self._gone = _none_of(refusals)
                 if now() >= deadline:
@@ -226,8 +231,12 @@ class Consumer:
         return str(endpoint)
 
     def start_keeper(self) -> None:
-        """From now on a handler may run for long."""
-        threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
+        """From now on a handler may run for long. Raises Gone."""
+        try:
+            threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
+        except RuntimeError as error:  # so does CPython put a pthread_create(3) that fails
+            self._lose(error)
+            raise self._gone from error  # type: ignore[misc]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -280,7 +289,10 @@ class Consumer:
         """Acknowledge, and hand that to the kernel. Raises Gone: then the broker will not hear of it."""
         if self._gone is not None:
             raise self._gone
-        self._connection.ack(self._channel, delivery.tag)
+        try:
+            self._connection.ack(self._channel, delivery.tag)
+        except Exception as error:  # not `_alive`, which costs a microsecond
+            raise self._refused(error) from error
         while not self._io.has_written:
             self.turn()
 
@@ -338,7 +350,8 @@ class Consumer:
             return
         deadline = now() + CLOSE_TIMEOUT
         self._ioloop.call_later(CLOSE_TIMEOUT, _nothing)
-        self._connection.close()
+        with suppress(Exception):  # it is closing already
+            self._connection.close()
         while not self._connection.is_closed and now() < deadline:
             self._pump()
 
@@ -347,19 +360,21 @@ class Consumer:
     def _connect(self, endpoint: Endpoint, deadline: float) -> None:
         """Raises Gone. After the deadline there must be no other attempt: this one may still end, for all to hear."""
         self._endpoint = endpoint
+        self._connection = None
+        self._io = Services(self._ioloop)
         self._io.is_eager = not endpoint.tls
         try:
-            parameters = amqp.parameters(endpoint, heartbeat=self._settings.heartbeat, name=self._name)
-        except ValueError as error:
-            raise Gone(Cause.CONFIG, str(error), Kind.SETTINGS) from error
-        self._connection = deliveries.Connection(
-            parameters,
-            on_open_callback=_nothing,
-            on_open_error_callback=lambda this, error: self._lose(amqp.opening_error(this, error)),
-            on_close_callback=lambda _, error: self._lose(error),
-            custom_ioloop=self._io,
-        )
-        connection = self._connection
+            connection = deliveries.Connection(
+                amqp.parameters(endpoint, heartbeat=self._settings.heartbeat, name=self._name),
+                on_open_callback=_nothing,
+                on_open_error_callback=lambda this, error: self._lose(amqp.opening_error(this, error)),
+                on_close_callback=lambda _, error: self._lose(error),
+                custom_ioloop=self._io,
+            )
+        except Exception as error:  # a file that cannot be used, or this process has nothing left to begin with
+            self._lose(error)
+            raise self._gone from error  # type: ignore[misc]
+        self._connection = connection
         # pika bounds TCP, TLS and AMQP for each of the host's addresses; how many there are, and how long it takes to
         # look them up, nobody but us.
         timer = self._ioloop.call_later(max(0.0, deadline - now()), _nothing)
@@ -378,13 +393,14 @@ class Consumer:
         taken: list[tuple[Any, queues.Declaration]] = []
         refused: list[BaseException] = []
         settings = self._settings
-        amqp.declare_or_take(
-            self._connection,
-            queues.declaration(settings.queue, settings.queue_type),
-            declare=settings.declare,
-            on_done=lambda channel, _, sent: taken.append((channel, sent)),
-            on_failed=refused.append,
-        )
+        with self._alive():
+            amqp.declare_or_take(
+                self._connection,
+                queues.declaration(settings.queue, settings.queue_type),
+                declare=settings.declare,
+                on_done=lambda channel, _, sent: taken.append((channel, sent)),
+                on_failed=refused.append,
+            )
         self._wait("queue.declare", lambda: bool(taken or refused))
         if refused:
             self._lose(refused[0])
@@ -410,22 +426,43 @@ class Consumer:
         self._call(self._channel.basic_qos, prefetch_count=self._settings.prefetch)
         self._channel.add_on_cancel_callback(self._cancelled)
         consuming: list[Any] = []
-        self._channel.basic_consume(
-            queue=self._settings.queue,
-            on_message_callback=self._delivered,
-            consumer_tag=self._name,
-            arguments=self._arguments | _EVERYBODY,
-            callback=consuming.append,
-        )
+        with self._alive():
+            self._channel.basic_consume(
+                queue=self._settings.queue,
+                on_message_callback=self._delivered,
+                consumer_tag=self._name,
+                arguments=self._arguments | _EVERYBODY,
+                callback=consuming.append,
+            )
         self._wait("basic.consume", lambda: bool(consuming or refused))
         self._is_consuming = not refused
 
     def _call(self, method: Callable[..., Any], **arguments: Any) -> Any:
         """Send a request and wait for its answer. Raises Gone."""
         answers: list[Any] = []
-        method(**arguments, callback=answers.append)
+        with self._alive():
+            method(**arguments, callback=answers.append)
         self._wait(getattr(method, "__name__", "request"), lambda: bool(answers))
         return answers[0]
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """What is asked of pika in here needs a connection that lives. Raises Gone."""
+        try:
+            yield
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> Gone:
+        """pika refuses to write to what is closing, in a way of its own for each request, from the broker's goodbye on;
+        why it closes we are told when the socket is closed, which takes a turn or two of its loop."""
+        deadline = now() + CLOSE_TIMEOUT
+        self._ioloop.call_later(CLOSE_TIMEOUT, _nothing)
+        while self._gone is None and now() < deadline:
+            self._pump(CLOSE_TIMEOUT)
+        self._lose(error)
+        assert self._gone is not None
+        return self._gone
 
     def _wait(self, what: str, happened: Callable[[], bool]) -> None:
         patience = ANSWER_TIMEOUT
@@ -447,8 +484,9 @@ class Consumer:
         self.cancel()
         if self._finish and self._stash:
             return self._stash.popleft()
-        while self._stash:
-            self._channel.basic_nack(self._stash.popleft().tag, requeue=True)
+        with self._alive():
+            while self._stash:
+                self._channel.basic_nack(self._stash.popleft().tag, requeue=True)
         return None
 
     # ------------------------------------------------------------------------------------------------ the pump
@@ -530,11 +568,13 @@ class Consumer:
         if isinstance(error, str):
             self._end(Cause.BROKER, error, Kind.OTHER)
             return
+        if self._connection is not None and not self._has_arrived:
+            error = amqp.opening_error(self._connection, error)
         trouble = amqp.explain(error, self._endpoint)
         reason = trouble.reason
         if trouble.kind is Kind.ACK_TIMEOUT:
             reason += f"; {advice.remedy(self.version, self._settings)}"
-        self._end(Cause.CONFIG if trouble.kind in _HOPELESS else Cause.BROKER, reason, trouble.kind)
+        self._end(_CAUSES.get(trouble.kind, Cause.BROKER), reason, trouble.kind)
 
     def _end(self, cause: Cause, detail: str, kind: Kind) -> None:
         if self._gone is None:

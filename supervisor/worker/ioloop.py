@@ -7,6 +7,7 @@ where pika's loop suits every system and every poller, this one is epoll and a h
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import socket
@@ -50,6 +51,7 @@ class IOLoop(AbstractSelectorIOLoop):
         self._handlers: dict[int, Callable[[int, int], None]] = {}
         self._timers: list[Timer] = []
         self._callbacks: deque[Callable[[], Any]] = deque()
+        self._before: tuple[set[int], list[Timer]] = set(), []
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # A worker's loop lives as long as its process; who has several in one process closes none of them.
         self._end = weakref.finalize(self, os.close, self._bell)
@@ -74,6 +76,22 @@ class IOLoop(AbstractSelectorIOLoop):
     def has_news(self) -> bool:
         """Whether a turn would have something to do at once, timers aside."""
         return bool(self._epoll.poll(0, 1))
+
+    def begin(self) -> None:
+        """Something begins that may fail: `shed` takes back what it has left behind."""
+        self._before = set(self._handlers), list(self._timers)
+
+    def shed(self) -> None:
+        """Forget every descriptor, timer and callback that has come since `begin`. A connection that has failed must
+        not be heard of while the next is tried: pika's timers, for one, would end that in its stead."""
+        handlers, timers = self._before
+        for fd in set(self._handlers) - handlers:
+            del self._handlers[fd]
+            with contextlib.suppress(OSError):  # closed already, and so gone from epoll by itself
+                self._epoll.unregister(fd)
+        self._timers = [timer for timer in self._timers if timer in timers]
+        heapq.heapify(self._timers)
+        self._callbacks.clear()
 
     def _call_due(self) -> None:
         due = now()

@@ -77,7 +77,9 @@ BECAUSE_MAX = 1024
 EVIDENCE_MAX = 4 * 1024
 """Bytes of a dead letter's story that the supervisor is told; all of it is in the dead letter's headers."""
 
-_EXIT_CODES = {Cause.BROKER: EXIT_BROKER, Cause.CONFIG: EXIT_CONFIG}
+_UNFORESEEN = "it failed in this process, in a way not foreseen: the worker leaves, and the message is given to another"
+
+_EXIT_CODES = {Cause.BROKER: EXIT_BROKER, Cause.LOCAL: EXIT_BROKER, Cause.CONFIG: EXIT_CONFIG}
 
 
 @dataclass(slots=True)
@@ -276,8 +278,9 @@ class Worker:
             self._log.warning("task.unsettled", **_about(delivery, attempt, seconds), because=f"{error}: {why}")
             if isinstance(error, Gone):
                 raise
-            kind = error.trouble.kind if error.trouble else Kind.OTHER
-            raise Gone(Cause.BROKER, f"parking failed: {error}", kind) from None
+            kind = _kind(error)
+            cause = Cause.LOCAL if kind is Kind.LOCAL else Cause.BROKER
+            raise Gone(cause, f"parking failed: {error}", kind) from None
         if isinstance(settlement, Acknowledge):
             self._pen.settled("succeeded", seconds)
             if self._tells_tasks:
@@ -315,7 +318,8 @@ class Worker:
             self._pen.owe(now() + settlement.ms / 1000)
 
     def _park(self, delivery: Delivery, park: Callable[[], None]) -> None:
-        """Park until it is confirmed. Raises PublishError only when there is no time to try again.
+        """Park until it is confirmed. Raises PublishError only when there is no time to try again, or no sense: what
+        this process has not got, another may have.
 
         The message stays in hand, unacknowledged, meanwhile: giving it back would run its handler again at once, and
         again.
@@ -328,7 +332,7 @@ class Worker:
                     park()
                 return
             except PublishError as error:
-                if self._consumer.leaving is not None:
+                if self._consumer.leaving is not None or _kind(error) is Kind.LOCAL:
                     raise
                 because = f"{error}; the message stays in hand, next try in {delay:g} s"
                 self._log.error(
@@ -338,6 +342,10 @@ class Worker:
                     because=because,
                     **delivery.trace,
                 )
+            except Exception as error:
+                # Neither the broker's nor the message's: died of it, the message would be blamed.
+                self._log.exception("task.parking_failed", message_id=delivery.name, because=_UNFORESEEN)
+                raise Gone(Cause.LOCAL, f"parking failed: {type(error).__name__}: {error}", Kind.LOCAL) from error
             self._consumer.rest(delay)
             delay = min(2 * delay, PARK_AGAIN_AT_MOST)
 
@@ -421,6 +429,10 @@ class Worker:
 
     def _counted_dead(self, ready: int) -> None:
         self._link.send(DeadDepth(ready))
+
+
+def _kind(error: PublishError) -> Kind:
+    return error.trouble.kind if error.trouble else Kind.OTHER
 
 
 def _about(delivery: Delivery, attempt: int, seconds: float) -> dict[str, object]:
