@@ -206,7 +206,8 @@ class _Session(Served):
     def _why(self, refusal: Exception) -> BaseException:
         """Why pika refuses. It does from the broker's goodbye on, and tells us of that only when the socket is closed;
         that takes a turn or two of its loop."""
-        self.pump(lambda: False, now() + CLOSING)
+        is_open = self._connection.is_open and (self._channel is None or self._channel.is_open)
+        self.pump(lambda: is_open, now() + CLOSING)
         self.ended(None, refusal)  # when nothing else was heard: this session is of no use
         assert self.error is not None
         return self.error

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
+from pika import frame, spec
 
+from supervisor import queues
 from supervisor.endpoint import Endpoint
-from supervisor.publisher import Publisher, PublishError
+from supervisor.publisher import Publisher, PublishError, Unavailable, Unconfirmed
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause, Kind
 from supervisor.worker.consumer import SHORT, Consumer, Delivery, Gone
 from tests import amqp
 from tests.proxy import Proxy
-from tests.strangers import HTTP, listening
+from tests.strangers import HTTP, conversation, listening, resetting
 
 BODY = "x" * 100
 
@@ -198,6 +200,125 @@ def test_what_is_no_broker_is_told_by_what_it_says_within_a_bound(
     assert raised.value.trouble.kind is kind
     assert says in raised.value.reason
     assert "hunter2" not in raised.value.reason
+
+
+# ------------------------------------------------------------------------------ a broker that breaks off, at any point
+
+
+def said(channel: int, method: Any) -> bytes:
+    return bytes(frame.Method(channel, method).marshal())
+
+
+INTRODUCTION = {"product": "RabbitMQ", "version": "3.10.8", "capabilities": {"publisher_confirms": True}}
+START = said(0, spec.Connection.Start(0, 9, INTRODUCTION, "PLAIN", "en_US"))
+TUNE = said(0, spec.Connection.Tune(2047, 131072, 60))
+OPEN = said(0, spec.Connection.OpenOk())
+CHANNEL = said(1, spec.Channel.OpenOk())
+QUEUE = said(1, spec.Queue.DeclareOk("any", 0, 0))
+CONFIRM = said(1, spec.Confirm.SelectOk())
+QOS = said(1, spec.Basic.QosOk())
+GOODBYE = said(0, spec.Connection.Close(320, "CONNECTION_FORCED - as an operator", 0, 0))
+LIFE = [START, TUNE, OPEN, CHANNEL, QUEUE, CONFIRM]
+"""What a broker says to a publisher up to its first message; to a consumer, but for the last."""
+NO_SUCH_METHOD = b"\x01\0\0\0\0\0\x04\0\x63\0\x63\xce"
+NO_END = b"\x01\0\0\0\0\0\x04\0\x0a\0\x0a\0"
+NO_SUCH_FRAME = b"\x77\0\0\0\0\0\x01x\xce"
+BODY_WITHOUT_HEADER = bytes(frame.Body(1, b"xx").marshal())
+HEADER_WITHOUT_METHOD = bytes(frame.Header(1, 5, spec.BasicProperties()).marshal())
+ANSWER_TO_NOTHING = said(1, spec.Basic.GetEmpty())
+TOO_SMALL = said(0, spec.Connection.Tune(2047, 100, 60))
+
+
+def test_f106_a_listener_that_accepts_and_resets_at_once_is_a_lost_connection_and_never_a_setting() -> None:
+    """Sooner or later it resets between pika's connect and its getpeername()."""
+    with resetting() as port:
+        url = f"amqp://dora:hunter2@127.0.0.1:{port}"
+        ends = Counter(consume(url, "any", lambda *_: None)[:2] for _ in range(200))
+        assert set(ends) == {(Cause.BROKER, Kind.LOST)}
+        for _ in range(100):
+            with Publisher(url, "any") as publisher, pytest.raises(Unavailable) as raised:
+                publisher.connect()
+            assert raised.value.trouble is not None
+            assert (raised.value.trouble.kind, raised.value.trouble.permanent) == (Kind.LOST, False)
+
+
+def test_f106_a_node_that_resets_is_forgotten_and_does_not_end_the_connection_to_the_next(
+    broker_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amqp.publish(broker_url, queue, [BODY])
+    monkeypatch.setattr("random.shuffle", lambda _: None)
+    with resetting() as port:
+        away = [Endpoint.parse(f"amqp://dora:hunter2@127.0.0.1:{port}/{number}") for number in range(60)]
+        settings = Settings(handler="any:thing", url=(*away, Endpoint.parse(broker_url)), queue=queue)
+        consuming = Consumer(settings, "sweep", lambda: None, lambda *_: None, lambda _: None)
+        consuming.open()
+        delivery = consuming.next()
+        assert delivery is not None
+        # pika's timers for those that were reset are gone with them: it has two for the heartbeats of this one.
+        assert sum(timer.callback is not None for timer in consuming._ioloop._timers) <= 2
+        consuming.ack(delivery)
+        consuming.close()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("with_goodbye", [False, True])
+@pytest.mark.parametrize("length", range(len(LIFE) + 1))
+def test_f106_f107_a_broker_that_breaks_off_at_any_step_is_told_as_that_and_nothing_of_pikas_comes_through(
+    length: int, with_goodbye: bool, reset: bool
+) -> None:
+    """With the end right behind the last word: then pika knows it before it is asked for the next thing."""
+    script = LIFE[:length]
+    if with_goodbye and script:
+        script[-1] += GOODBYE
+    with conversation(script, reset=reset) as port:
+        url = f"amqp://dora:hunter2@127.0.0.1:{port}"
+        end = consume(url, "any", lambda *_: None)
+        assert (end.cause, end.kind in (Kind.LOST, Kind.OPERATOR)) == (Cause.BROKER, True), end
+        with Publisher(url, "any", connect_timeout=5.0) as publisher:
+            for _ in range(2):
+                with pytest.raises((Unavailable, Unconfirmed)) as raised:
+                    publisher.publish(BODY, timeout=5.0)
+                assert raised.value.trouble is not None
+                assert raised.value.trouble.kind in (Kind.LOST, Kind.OPERATOR)
+            with pytest.raises(Unavailable):
+                publisher.declare(queues.declaration("another"), timeout=5.0)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize(
+    "script",
+    [
+        [START[:20]],
+        [NO_SUCH_METHOD],
+        [START, NO_SUCH_METHOD],
+        [START, NO_END],
+        [START, NO_SUCH_FRAME],
+        [START, START],
+        [START, OPEN],
+        [START, TOO_SMALL],
+        [START, TUNE, TUNE],
+        [START, TUNE, CHANNEL],
+        [START, TUNE, OPEN, BODY_WITHOUT_HEADER],
+        [START, TUNE, OPEN, CHANNEL, BODY_WITHOUT_HEADER],
+        [START, TUNE, OPEN, CHANNEL, HEADER_WITHOUT_METHOD],
+        [START, TUNE, OPEN, CHANNEL, ANSWER_TO_NOTHING],
+        [START, TUNE, OPEN, CHANNEL, QOS],
+        [START, TUNE, OPEN, CHANNEL, QUEUE, QUEUE],
+        [START, TUNE, OPEN, CHANNEL, QUEUE, NO_SUCH_METHOD],
+        [START, TUNE, OPEN, CHANNEL + QUEUE + NO_END],
+    ],
+)
+def test_f106_f107_nonsense_in_the_middle_ends_the_connection_like_any_loss(script: list[bytes], reset: bool) -> None:
+    with conversation(script, reset=reset) as port:
+        url = f"amqp://dora:hunter2@127.0.0.1:{port}"
+        end = consume(url, "any", lambda *_: None)
+        assert end.cause is Cause.BROKER
+        assert end.detail and "\n" not in end.detail and "hunter2" not in end.detail
+        with Publisher(url, "any", connect_timeout=5.0) as publisher:
+            with pytest.raises((Unavailable, Unconfirmed)) as raised:
+                publisher.publish(BODY, timeout=5.0)
+            assert raised.value.trouble is not None and not raised.value.trouble.permanent
+            assert "\n" not in raised.value.reason and "hunter2" not in raised.value.reason
 
 
 def test_a_connection_that_takes_forever_is_given_up_before_the_supervisor_loses_patience(
