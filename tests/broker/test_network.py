@@ -17,7 +17,7 @@ from supervisor.commands.node import Port, PrivateNode
 from tests import amqp
 from tests.cluster import NotPermitted, OtherHost
 from tests.proxy import ACK, DELIVER, Proxy
-from tests.strangers import HTTP, listening
+from tests.strangers import HTTP, listening, resetting
 from tests.supervision import Runs, Supervision, eventually, supervised
 
 SECRET = "hunter2-and-more"
@@ -160,6 +160,26 @@ def test_connections_that_an_operator_closes_are_replaced_and_that_is_said(own_n
         assert "as an operator" in died["because"]
         pool.hear("worker.ready", count=4)
         assert pool.stop() == 0
+
+
+def test_f106_a_front_that_resets_every_connection_keeps_nobody_from_starting_and_from_finding_the_broker(
+    proxy: Proxy, queue: str
+) -> None:
+    """As a load balancer without a backend does. One start tries it often enough to meet the reset at its earliest."""
+    proxy.refuse()
+    with resetting() as port:
+        urls = ",".join(f"amqp://dora:{SECRET}@127.0.0.1:{port}/{number}" for number in range(60))
+        with supervised("handlers:work", "--workers", "2", url=f"{urls},{proxy.url}", queue=queue) as pool:
+            pool.hear("worker.exited", count=2, cause="broker")
+            code, readiness = pool.get("/readyz")
+            assert (code, "no worker consumes" in readiness) == (503, True)
+            assert pool.hear("broker.refused")["next"].startswith("tried again for ever")
+            proxy.heal()
+            pool.ready()
+            assert pool.get("/readyz")[0] == 200
+            assert {line["cause"] for line in pool.named("worker.exited")} == {"broker"}
+            assert SECRET not in json.dumps(pool.events)
+            assert pool.stop() == 0
 
 
 # ---------------------------------------------------------------------------------------------------- silence

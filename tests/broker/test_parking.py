@@ -1,0 +1,88 @@
+"""FAULTS, what stands between a message and the place where it is put away: another queue, or a resource of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.commands.node import PrivateNode
+from tests import amqp, handler_modules
+from tests.supervision import Runs, supervised
+
+EXHAUSTED = """
+import os, resource, threading
+from handlers import note
+
+def work(task):
+    note("began", task.message_id)
+    if not os.path.exists(os.environ["TEST_RELIEF"]):
+        match task.text:
+            case "descriptors":
+                free = os.dup(0)
+                os.close(free)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            case "threads":
+                # There is no room for another thread's stack, of 8 MiB.
+                with open("/proc/self/statm") as statm:
+                    used = int(statm.read().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 1024 * 1024, resource.RLIM_INFINITY))
+    raise ValueError("as told")
+"""
+
+
+@pytest.fixture
+def env(tmp_path: Path, runs: Runs) -> dict[str, str]:
+    handler_modules.write(tmp_path, "exhausted", EXHAUSTED)
+    return runs.env | {"PYTHONPATH": str(tmp_path), "TEST_RELIEF": str(tmp_path / "relief")}
+
+
+# ------------------------------------------------------------------------------------- 78: the reason is our own
+
+
+@pytest.mark.parametrize(("what", "says"), [("descriptors", "Too many open files"), ("threads", "no thread")])
+def test_f78_parking_that_fails_for_want_of_a_resource_costs_a_worker_and_blames_no_message(
+    what: str, says: str, broker_url: str, queue: str, env: dict[str, str], runs: Runs
+) -> None:
+    amqp.publish(broker_url, queue, [what], ids=["innocent"])
+    options = ("--workers", "1", "--retries", "0", "--max-crashes", "1")
+    with supervised("exhausted:work", *options, url=broker_url, queue=queue, env=env) as pool:
+        died = pool.hear("worker.exited", count=2, cause="local")
+        assert says in died["because"]
+        assert died["message_id"] is None  # it is put down, unsettled, before the worker leaves
+        assert "restart in" in died["next"]
+        assert says in pool.hear("task.unsettled", message_id="innocent")["because"]
+        Path(env["TEST_RELIEF"]).touch()
+        pool.hear("task.dead_lettered", message_id="innocent")
+        assert not pool.named("task.quarantined")
+        assert pool.stop() == 0
+    [(_, properties, _)] = amqp.drain(broker_url, f"{queue}.dead")
+    headers: dict[str, Any] = properties.headers or {}
+    assert headers["x-workq-reason"] == "exception"
+    assert "x-workq-crashes" not in headers
+
+
+# ---------------------------------------------------------------------------- 107: the broker hangs up meanwhile
+
+
+def test_f107_connections_that_an_operator_closes_while_messages_are_parked_blame_no_message(
+    own_node: PrivateNode, env: dict[str, str]
+) -> None:
+    ids = [f"task-{number}" for number in range(400)]
+    amqp.publish(own_node.url, "jobs", ["fails"] * len(ids), ids=ids)
+    options = ("--workers", "4", "--retries", "1", "--retry-delay", "50ms", "--max-crashes", "1")
+    with supervised("exhausted:work", *options, url=own_node.url, queue="jobs", env=env) as pool:
+        for closed in range(1, 13):
+            pool.hear("worker.ready", count=closed)
+            own_node.eval('[rabbit_networking:close_connection(C, "") || C <- rabbit_networking:connections()].')
+            pool.hear("worker.exited", count=closed)
+        pool.hear("task.dead_lettered", count=len(ids), timeout=60)
+        assert {line["cause"] for line in pool.named("worker.exited")} == {"broker"}
+        assert not pool.named("task.quarantined")
+        assert not pool.named("worker.output")
+        assert pool.stop() == 0
+    # Twice, when the acknowledgement was lost; and never for another reason.
+    dead = amqp.drain(own_node.url, "jobs.dead")
+    assert {properties.message_id for _, properties, _ in dead} == set(ids)
+    assert {(properties.headers or {})["x-workq-reason"] for _, properties, _ in dead} == {"exception"}
