@@ -344,7 +344,16 @@ class Worker:
                 )
             except Exception as error:
                 # Neither the broker's nor the message's: died of it, the message would be blamed.
-                self._log.exception("task.parking_failed", message_id=delivery.name, because=_UNFORESEEN)
+                import traceback
+
+                self._log.error(
+                    "task.parking_failed",
+                    message_id=delivery.name,
+                    attempt=delivery.attempt,
+                    because=_UNFORESEEN,
+                    exception="".join(traceback.format_exception(error)),
+                    **delivery.trace,
+                )
                 raise Gone(Cause.LOCAL, f"parking failed: {type(error).__name__}: {error}", Kind.LOCAL) from error
             self._consumer.rest(delay)
             delay = min(2 * delay, PARK_AGAIN_AT_MOST)

@@ -116,6 +116,20 @@ BUGS = [
         "    slot.enter(Seat.WAITING, 0.0)\n",
     ),
     Bug(
+        "a message is blamed for what the machine has not got",
+        "death.py",
+        "            return Fault.LOCAL\n",
+        "            return Fault.MESSAGE if died.hand is not None else Fault.UNEXPLAINED\n",
+        SCENES,
+    ),
+    Bug(
+        "a machine that has nothing left is tried without a brake, as each worker finishes a task",
+        "pool.py",
+        "(died.finished > 0 and fault is not Fault.LOCAL)",
+        "died.finished > 0",
+        SCENES,
+    ),
+    Bug(
         "no backoff after unexplained deaths",
         "restart.py",
         "Fault.UNEXPLAINED: Backoff(free=1, first=0.25, most=30.0)",

@@ -28,6 +28,7 @@ from supervisor.vocabulary import (
     Drain,
     Kind,
     Leave,
+    Leaving,
     Measure,
     Parked,
     Ready,
@@ -504,6 +505,30 @@ def test_too_many_unexplained_deaths_and_one_worker_comes_at_a_time() -> None:
     assert not nursery.births
     world.become_ready(worker)
     assert len(nursery.births) == 1
+
+
+def test_f78_what_the_machine_has_not_got_blames_no_message_and_is_tried_with_backoff() -> None:
+    """Each of these workers finishes a task, whose failure it then cannot park."""
+    world = _up(workers=1, max_crashes=1)
+    message = Message("innocent")
+    world.queue.append(message)
+    waits = []
+    for _ in range(6):
+        [worker] = world.workers.values()
+        assert message in world.queue, "it is not run again"
+        world.deliver(worker, message)
+        worker.finished += 1
+        worker.said = Leaving(Cause.LOCAL, "parking failed: Too many open files", Kind.LOCAL)
+        message.kills -= 1  # it had the message in hand, and yet it is not the message's
+        world.die(worker, "exit 75")
+        assert world.pool.view(world.now).exits == {"local": len(waits) + 1}
+        gone_at = world.now
+        world.live(60.0, until_well=True)
+        waits.append(world.now - gone_at)
+    assert waits[-1] > 8 * waits[0] > 0
+    verdicts = [a.order for a in world.log if isinstance(a, Tell) and isinstance(a.order, Verdict)]
+    assert len(verdicts) == 5
+    assert all(verdict.run for verdict in verdicts)
 
 
 def test_it_recovers_from_degraded() -> None:
