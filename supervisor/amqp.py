@@ -293,6 +293,9 @@ def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
         return Kind.ACK_TIMEOUT, f"the task took longer than the broker's consumer_timeout allows ({text})"
     if code == 406:
         return Kind.PRECONDITION, f"{broker} refuses ({text})"
+    if code == 501:
+        hint = "properties and headers of a message must fit into one frame: shorten them, or raise its frame_max"
+        return Kind.PRECONDITION, f"{broker} refuses a frame: {hint} ({text})"
     if code == 530 and "limit" in text:
         return Kind.LIMIT, f"{broker} takes no more connections or channels ({text})"
     if code == 530:

@@ -49,6 +49,9 @@ _LULL: Final = 0.005
 """Seconds after which the connection wants a look again. pika sends nothing outside its loop, and a message must not
 wait for the next one that a slow producer makes; looking after each one costs a fast producer a third of its speed."""
 _PERSISTENT: Final = 2
+FRAME_MAX: Final = 128 * 1024
+"""RabbitMQ's frame_max, unless it was changed; what pika proposes, too."""
+_FRAME_ERROR: Final = 501
 _new_properties: Final[Callable[..., pika.BasicProperties]] = pika.BasicProperties
 """pika 1.4.4 annotates this constructor only in part."""
 
@@ -241,6 +244,10 @@ class _Session(Served):
         self.pending[self._tag] = sent
         self.bytes += sent.size
 
+    @property
+    def frame_max(self) -> int:
+        return int(self._connection.params.frame_max)
+
     def look(self) -> None:
         """Send and receive what can be without waiting."""
         self.pump(lambda: False, now())
@@ -351,6 +358,11 @@ class Publisher:
     def connect(self) -> None:
         """Connect now, and see that the queue is there. Raises Unavailable."""
         self._ready(_Call(window=1, timeout=self._connect_timeout, note=_ignore))
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes of the largest frame that the broker takes, as agreed when connecting; RabbitMQ's default before."""
+        return self._session.frame_max if self._session is not None else FRAME_MAX
 
     def close(self) -> None:
         """End the connection; bounded by 2 seconds. The next use opens another."""
@@ -564,8 +576,9 @@ class Publisher:
         error = session.error or exceptions.ConnectionWrongStateError()
         trouble = amqp.explain(error, self.endpoint)
         self._drop()
-        if isinstance(error, exceptions.ChannelClosedByBroker) and len(pending) == 1:
-            # A channel is closed because of what was sent on it, and there was nothing else.
+        is_too_long = isinstance(error, exceptions.ConnectionClosedByBroker) and error.reply_code == _FRAME_ERROR
+        if (isinstance(error, exceptions.ChannelClosedByBroker) or is_too_long) and len(pending) == 1:
+            # It is closed because of what was sent on it, and there was nothing else.
             return Refused(trouble.reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed, failed=pending)
         reason = f"{trouble.reason}; {_doubt(len(pending))}" if pending else trouble.reason
         kind = Unconfirmed if pending else Unavailable

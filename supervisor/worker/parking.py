@@ -76,9 +76,11 @@ class Parking:
                 headers[header] = value
         if (copies := (delivery.properties.headers or {}).get("CC")) is not None:
             headers[queues.COPIES] = copies
-        properties = labelled(delivery.properties, headers)
+        publisher = self._open()
+        publisher.connect()  # what fits into a frame is agreed upon then
+        properties = labelled(delivery.properties, headers, publisher.frame_max)
         properties.expiration, properties.user_id = expiration, None
-        self._open().publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
+        publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
         if self._is_blocked:
             self._is_blocked = False
             self._blocked(False)

@@ -29,6 +29,11 @@ def work(task):
                     used = int(statm.read().split()[0]) * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 1024 * 1024, resource.RLIM_INFINITY))
     raise ValueError("as told")
+
+def deep(task, depth=400):
+    if depth:
+        return deep(task, depth - 1) + 1
+    raise ValueError("at the bottom: " + 2000 * "x")
 """
 
 
@@ -86,3 +91,35 @@ def test_f107_connections_that_an_operator_closes_while_messages_are_parked_blam
     dead = amqp.drain(own_node.url, "jobs.dead")
     assert {properties.message_id for _, properties, _ in dead} == set(ids)
     assert {(properties.headers or {})["x-workq-reason"] for _, properties, _ in dead} == {"exception"}
+
+
+# ------------------------------------------------------------------------------------- 119: a broker with small frames
+
+
+@pytest.mark.parametrize("frame_max", [4096, 8192])
+def test_f119_where_frames_are_small_what_is_parked_is_cut_to_fit_and_the_end_of_the_traceback_stays(
+    frame_max: int, own_node: PrivateNode, env: dict[str, str]
+) -> None:
+    heavy = {"sent-by": "s" * 1000, "note": "n" * 1500}  # as much as a sender has room for
+    amqp.publish(own_node.url, "jobs", ["plain"], ids=["plain"])
+    amqp.publish(own_node.url, "jobs", ["heavy"], ids=["heavy"], headers=heavy, correlation_id="c" * 255)
+    amqp.publish(own_node.url, "jobs", ["full"], ids=["full"], headers={"sent-by": "me", "note": "f" * 9000})
+    own_node.eval(f"application:set_env(rabbit, frame_max, {frame_max}).")
+    options = ("--workers", "1", "--retries", "1", "--retry-delay", "50ms")
+    with supervised("exhausted:deep", *options, url=own_node.url, queue="jobs", env=env) as pool:
+        pool.hear("task.dead_lettered", count=3, attempt=2)
+        assert not pool.named("worker.exited")
+        assert not pool.named("task.parking_failed")
+        assert pool.stop() == 0
+    own_node.eval("application:set_env(rabbit, frame_max, 131072).")
+    dead = {properties.message_id: properties for _, properties, _ in amqp.drain(own_node.url, "jobs.dead")}
+    assert dead.keys() == {"plain", "heavy", "full"}
+    for properties in dead.values():
+        assert (properties.headers or {})["x-workq-reason"] == "exception"
+        assert (properties.headers or {})["x-workq-attempt"] == 2
+        assert (properties.headers or {})["x-workq-error"].startswith("ValueError: at the bottom")
+    plain, full, loaded = (dead[name].headers or {} for name in ("plain", "full", "heavy"))
+    assert plain["x-workq-traceback"].rstrip().endswith("xxx")
+    assert heavy.items() <= loaded.items()
+    assert dead["heavy"].correlation_id == "c" * 255
+    assert full["sent-by"] == "me" and "note" not in full and "note (9" in full["x-workq-dropped"]
