@@ -9,7 +9,7 @@ import pytest
 
 from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
-from tests.supervision import Runs, supervised
+from tests.supervision import Runs, eventually, supervised
 
 EXHAUSTED = """
 import os, resource, threading
@@ -74,7 +74,7 @@ def test_f78_parking_that_fails_for_want_of_a_resource_costs_a_worker_and_blames
 def test_f107_connections_that_an_operator_closes_while_messages_are_parked_blame_no_message(
     own_node: PrivateNode, env: dict[str, str]
 ) -> None:
-    ids = [f"task-{number}" for number in range(400)]
+    ids = [f"task-{number}" for number in range(300)]
     amqp.publish(own_node.url, "jobs", ["fails"] * len(ids), ids=ids)
     options = ("--workers", "4", "--retries", "1", "--retry-delay", "50ms", "--max-crashes", "1")
     with supervised("exhausted:work", *options, url=own_node.url, queue="jobs", env=env) as pool:
@@ -82,7 +82,11 @@ def test_f107_connections_that_an_operator_closes_while_messages_are_parked_blam
             pool.hear("worker.ready", count=closed)
             own_node.eval('[rabbit_networking:close_connection(C, "") || C <- rabbit_networking:connections()].')
             pool.hear("worker.exited", count=closed)
-        pool.hear("task.dead_lettered", count=len(ids), timeout=60)
+
+        def done() -> bool:
+            return {line["message_id"] for line in pool.named("task.dead_lettered")} == set(ids)
+
+        eventually(done, timeout=60)
         assert {line["cause"] for line in pool.named("worker.exited")} == {"broker"}
         assert not pool.named("task.quarantined")
         assert not pool.named("worker.output")
