@@ -19,7 +19,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Final, NoReturn
 
-from supervisor import argv, logs
+from supervisor import argv, logs, streams
 
 _MODULE: Final = "supervisor.worker.nursery"
 """By its name: the parent does not know the rooms where workers live, and runs nothing of them but `rehearse`."""
@@ -85,8 +85,7 @@ def _become(
             sys.excepthook(*sys.exc_info())
             code = 1
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        streams.flush()
     finally:
         os._exit(code)
 

@@ -37,6 +37,8 @@ class Imported:
     seconds: float = 0.0
     threads: int = 1
     """That it left behind, the main one included."""
+    raised: bool = True
+    """Whether the error is one of the import; else the module is well, and what was named in it is no handler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
         # The same as the nursery does, so that whoever runs the line sees the whole traceback.
         module = shlex.quote(settings.handler.partition(":")[0])
         fix = f"PYTHONPATH={shlex.quote(settings.app_dir)} python -P -c 'import sys; __import__(sys.argv[1])' {module}"
-        yield Finding(Level.PROBLEM, "handler", f"{settings.handler} cannot be loaded: {imported.error}", fix)
+        what = f"{settings.handler} cannot be loaded: {imported.error}"
+        yield Finding(Level.PROBLEM, "handler", what, fix if imported.raised else "")
     elif imported.threads > 1 and settings.preload:
         what = (
             f"importing {settings.handler} leaves {imported.threads - 1} threads behind, so it cannot be imported once "

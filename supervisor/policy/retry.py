@@ -28,6 +28,26 @@ def backoff(attempt: int, first: float) -> float:
     return float(min(LONGEST_BACKOFF, first * 4.0 ** min(attempt - 1, 20)))
 
 
+def checked(delay: object) -> float | None:
+    """The delay that a handler asked for, seconds; more than a day, however much, is as good as a day. None stays.
+
+    Raises ValueError when it is no number of seconds from 0.
+    """
+    if delay is None:
+        return None
+    try:
+        if isinstance(delay, str | bytes | bool):
+            raise TypeError
+        seconds = min(float(delay), LADDER[-1] / 1000.0)  # type: ignore[arg-type]
+    except OverflowError:
+        seconds = LADDER[-1] / 1000.0 if delay > 0 else -1.0  # type: ignore[operator]
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not seconds >= 0:
+        raise ValueError(f"a delay is a number of seconds from 0: got {delay!r}")
+    return seconds
+
+
 def step(seconds: float) -> int:
     """The ladder's step for this delay, milliseconds: the next one up; a day at most."""
     at = bisect.bisect_left(LADDER, seconds * 1000.0)

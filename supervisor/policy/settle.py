@@ -45,11 +45,15 @@ class RetryAsked:
     delay: float | None
     """Seconds; None: as after an exception."""
     why: str
+    traceback: str = ""
+    """Of what went wrong while it was asked why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
     why: str
+    traceback: str = ""
+    """As above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +133,16 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
         case Raised(error, traceback):
             if attempt <= patience.retries:
                 return _later(retry.backoff(attempt, patience.delay), attempt, patience, error)
-            return _dead(
-                "exception",
-                error,
-                {queues.ERROR: clip_start(error, 1024), queues.TRACEBACK: clip_end(traceback, TRACEBACK_MAX)},
-            )
-        case RetryAsked(delay, why):
+            return _dead("exception", error, _evidence(error, traceback))
+        case RetryAsked(delay, why, traceback):
             if attempt <= patience.retries:
                 return _later(
                     retry.backoff(attempt, patience.delay) if delay is None else delay, attempt, patience, why
                 )
             why = f"asked for another try, after {attempt}: {why}"
-            return _dead("exception", why, {queues.ERROR: clip_start(why, 1024)})
-        case Rejected(why):
-            return _dead("rejected", why, {queues.ERROR: clip_start(why, 1024)})
+            return _dead("exception", why, _evidence(why, traceback))
+        case Rejected(why, traceback):
+            return _dead("rejected", why, _evidence(why, traceback))
         case TooLarge(size, limit):
             why = f"the body has {size} bytes, --max-body allows {limit}"
             return _dead("too_large", why, {queues.ERROR: why})
@@ -162,6 +162,11 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
             if not verdict.crashes:
                 because = f"it was {verdict.cause}"
             return DeadLetter("crash", "quarantined", "task.quarantined", because, headers)
+
+
+def _evidence(error: str, traceback: str) -> dict[str, str | int | bytes]:
+    said: dict[str, str | int | bytes] = {queues.ERROR: clip_start(error, 1024)}
+    return said | ({queues.TRACEBACK: clip_end(traceback, TRACEBACK_MAX)} if traceback else {})
 
 
 def _later(delay: float, attempt: int, patience: Patience, why: str) -> Later:

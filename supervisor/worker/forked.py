@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from supervisor import streams
 from supervisor.policy.settle import Outcome, Raised, Returned
 from supervisor.worker.task import Task
 
@@ -53,13 +53,13 @@ def contain(handler: Callable[[Task], Outcome]) -> Callable[[Task], Outcome]:
     def run(task: Task) -> Outcome:
         outcome = handler(task)
         if os.getpid() != worker:
-            _leave(outcome)
+            leave(outcome)
         return outcome
 
     return run
 
 
-def _leave(outcome: Outcome) -> NoReturn:
+def leave(outcome: Outcome) -> NoReturn:
     """End as Python ends a script, but without atexit: those functions are the worker's."""
     code = 0 if isinstance(outcome, Returned) else 1
     try:
@@ -68,8 +68,7 @@ def _leave(outcome: Outcome) -> NoReturn:
             if name == "SystemExit":
                 code = 0 if text in ("", "None") else int(text) & 0xFF if text.lstrip("-").isdecimal() else 1
             else:
-                sys.stderr.write(outcome.traceback)
-        sys.stdout.flush()
-        sys.stderr.flush()
+                streams.complain(outcome.traceback)
+        streams.flush()
     finally:
         os._exit(code)

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
 
+from supervisor.policy import retry
 from supervisor.policy.settle import TRACEBACK_MAX, Outcome, Raised, Rejected, RetryAsked, Returned, clip_end
+from supervisor.worker import contract, forked
 from supervisor.worker.task import Reject, Retry, Task
 
-_RETURNED = Returned()
+if TYPE_CHECKING:
+    import asyncio
+
+_RETURNED: Final = Returned()
+_DEEPEST: Final = 16
+_FUTURES: Final = (
+    ("concurrent.futures", "Future", "result"),
+    ("multiprocessing.pool", "ApplyResult", "get"),
+    ("gevent", "Greenlet", "get"),
+)
+"""Handles of work that runs elsewhere: module, class, and the method that waits for its end."""
 
 
 class CannotLoad(Exception):
@@ -33,32 +46,41 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
     if app_dir not in sys.path:
         sys.path.append(app_dir)
     module_name, _, path = target.partition(":")
+    importer = os.getpid()
     try:
         found: Any = importlib.import_module(module_name)
     except BaseException as error:
+        if os.getpid() != importer:
+            forked.leave(_ended(error))
         raise CannotLoad(_why(error, module_name, app_dir), _traceback(error)) from error
+    if os.getpid() != importer:
+        # What the import forked has come to the end of it, and is no second nursery or worker.
+        forked.leave(_RETURNED)
     try:
         for name in path.split("."):
             found = getattr(found, name)
-    except AttributeError as error:
-        raise CannotLoad(f"module {module_name!r} was imported and has no {path!r}: {error}") from error
-    if not callable(found):
-        raise CannotLoad(
-            f"{target} is a {type(found).__name__}, which cannot be called; name a function of one argument"
-        )
+        if callable(found) and type(found) is not FunctionType:
+            found.__call__  # noqa: B018 - a property that raises does so here rather than at each task
+    except BaseException as error:
+        raise CannotLoad(_why_not_found(error, module_name, path), _traceback(error, or_else="")) from error
+    if (why := contract.refusal(target, found)) is not None:
+        raise CannotLoad(why)
     return adapt(found)
 
 
 def adapt(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
-    """A function that runs the handler and says how it ended, whatever it raises."""
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
-        return _adapt_async(function)
+    """A function that runs the handler, waits for what it handed back, and says how it ended, whatever it raises."""
+    conclude = _Conclusion()
+    if contract.is_async(function):
+        conclude.prepare()
 
     def run(task: Task) -> Outcome:
         # BaseException: a handler that raises SystemExit or KeyboardInterrupt has failed; it must not end the worker
         # with the message seemingly done.
         try:
-            function(task)
+            result = function(task)
+            if result is not None:
+                return conclude(result)
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything
             return _ended(error)
         return _RETURNED
@@ -66,43 +88,92 @@ def adapt(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
     return run
 
 
-def _adapt_async(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
-    import asyncio
-    import contextvars
+class _Conclusion:
+    """What follows from a value that a handler returned: an awaitable or a future is waited for, work that has not
+    begun is a failure, anything else is ignored.
 
-    # One event loop for the worker's life, so that a handler may keep clients open between tasks. Made at the first
-    # task: a loop (its epoll descriptor) must not be shared between forked workers.
-    runner: asyncio.Runner | None = None
+    Not decided from the function: a decorator, a lambda, a partial or an object with `__call__` looks like any other
+    until it returns a coroutine.
+    """
 
-    def run(task: Task) -> Outcome:
-        nonlocal runner
-        if runner is None:
-            runner = asyncio.Runner()
-        try:
-            # Not the runner's own context, which is that of its first task: each task has a span of its own.
-            runner.run(function(task), context=contextvars.copy_context())
-        except BaseException as error:  # noqa: BLE001 - a handler may raise anything
-            return _ended(error)
-        return _RETURNED
+    def __init__(self) -> None:
+        self._runner: asyncio.Runner | None = None
 
-    return run
+    def prepare(self) -> None:
+        """Import what it takes, for all workers."""
+        import asyncio  # noqa: F401
+
+    def __call__(self, result: Any) -> Outcome:
+        """Raises what the awaited work raises."""
+        for _ in range(_DEEPEST):
+            if (why := contract.not_run(result)) is not None:
+                return Raised(why, contract.place(result))
+            former, result = result, self._wait_for(result)
+            # Some objects are what awaiting them returns: a pool of connections, for one.
+            if result is None or result is former:
+                return _RETURNED
+        return Raised(f"the handler returned awaitables within awaitables, more than {_DEEPEST} deep", "")
+
+    def _wait_for(self, result: Any) -> Any:
+        """What came of it; None for a value that nobody has to wait for."""
+        if contract.is_awaitable(result):
+            return self._await(result)
+        for module, name, method in _FUTURES:
+            # Where the module is not imported there are none of its futures.
+            kind = getattr(sys.modules.get(module), name, None)
+            if isinstance(kind, type) and issubclass(type(result), kind):
+                return getattr(result, method)()
+        return None
+
+    def _await(self, result: Any) -> Any:
+        import asyncio
+        import contextvars
+
+        if asyncio.isfuture(result):
+            loop = result.get_loop()
+            if result.done():
+                return result.result()
+            if loop.is_running():  # in a thread of the handler's
+                return asyncio.run_coroutine_threadsafe(_awaited(result), loop).result()
+            return loop.run_until_complete(result)
+        # One event loop for the worker's life, so that a handler may keep clients open between tasks. Made at the first
+        # task: a loop (its epoll descriptor) must not be shared between forked workers.
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        coroutine = result if asyncio.iscoroutine(result) else _awaited(result)
+        # Not the runner's own context, which is that of its first task: each task has a span of its own.
+        return self._runner.run(coroutine, context=contextvars.copy_context())
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
 
 
 def _ended(error: BaseException) -> Outcome:
-    match error:
-        case Reject():
-            return Rejected(str(error))
-        case Retry():
-            return RetryAsked(error.delay, str(error) or "asked for another try")
-        case _:
-            return Raised(_line(error), _traceback(error), _kind(error))
+    """How a handler ended that raised this, whose class may be the handler's own: then anything about it may raise."""
+    try:
+        if isinstance(error, Reject):
+            return Rejected(*_text(error))
+        if isinstance(error, Retry):
+            why, traceback = _text(error)
+            return RetryAsked(retry.checked(error.delay), why or "asked for another try", traceback)
+    except BaseException as second:  # noqa: BLE001 - see above
+        return Raised(_line(second), _traceback(second), _kind(second))
+    return Raised(_line(error), _traceback(error), _kind(error))
+
+
+def _text(error: BaseException) -> tuple[str, str]:
+    """What it says, and the traceback of its failure to say so."""
+    try:
+        return str.__str__(str(error)), ""
+    except BaseException as second:  # noqa: BLE001 - __str__ is theirs, SystemExit included
+        return f"{type(error).__name__}, whose __str__ raises {type(second).__name__}", _traceback(second)
 
 
 def _line(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - __str__ is theirs
-        text = "(its text cannot be had: __str__ raises)"
+    text, unreadable = _text(error)
+    if unreadable:
+        return f"{type(error).__name__} (its text cannot be had: __str__ raises)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -119,17 +190,26 @@ def _why(error: BaseException, module_name: str, app_dir: str) -> str:
     return f"importing {module_name} raised {_line(error)}"
 
 
+def _why_not_found(error: BaseException, module_name: str, path: str) -> str:
+    if isinstance(error, AttributeError):
+        return f"module {module_name!r} was imported and has no {path!r}: {_line(error).partition(': ')[2]}"
+    return f"module {module_name!r} was imported, and looking up {path!r} in it raised {_line(error)}"
+
+
 def _is_ours(filename: str) -> bool:
     return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
 
 
-def _traceback(error: BaseException) -> str:
-    """The traceback from the first frame that is neither ours nor the import system's, its end kept."""
+def _traceback(error: BaseException, or_else: str | None = None) -> str:
+    """The traceback from the first frame that is neither ours nor the import system's, its end kept. `or_else`: what
+    there is to show when all frames are."""
     start = error.__traceback__
     while start is not None and _is_ours(start.tb_frame.f_code.co_filename):
         start = start.tb_next
+    if start is None and or_else is not None:
+        return or_else
     try:
         lines = traceback.format_exception(type(error), error, start)
-    except Exception:  # noqa: BLE001 - __str__ is theirs
-        lines = [_line(error)]
+    except BaseException:  # noqa: BLE001 - __str__ is theirs
+        lines = [f"{type(error).__name__}\n"]
     return clip_end("".join(lines), TRACEBACK_MAX)

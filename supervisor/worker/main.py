@@ -6,13 +6,12 @@ import atexit
 import faulthandler
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from supervisor import logs, queues, trace
+from supervisor import logs, queues, streams, trace
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.policy.settle import (
@@ -153,8 +152,7 @@ def _exit(code: int) -> NoReturn:
         for function in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
             function()
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        streams.flush()
     finally:
         os._exit(code)
 

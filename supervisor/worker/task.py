@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from supervisor import logs
+from supervisor.policy import retry
 
 if TYPE_CHECKING:
     from supervisor.worker.consumer import Delivery
@@ -27,14 +28,15 @@ class Retry(Exception):
         raise supervisor.Retry("the other side is busy")
 
     `delay` in seconds is rounded up to the ladder of delays (0.1 s to 24 h); without it, the wait is that after an
-    exception. Raises ValueError when it is negative.
+    exception. Raises ValueError when it is not a number from 0.
     """
+
+    delay: float | None = None
+    """Of the class, too, for subclasses whose `__init__` does not call this one's."""
 
     def __init__(self, why: str = "", *, delay: float | None = None) -> None:
         super().__init__(why)
-        if delay is not None and not delay >= 0:
-            raise ValueError(f"a delay is a number of seconds from 0: got {delay!r}")
-        self.delay = delay
+        self.delay = retry.checked(delay)
 
 
 class Task:

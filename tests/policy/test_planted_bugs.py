@@ -102,6 +102,20 @@ BUGS = [
             ('        if self._state is State.DRAINING:\n            return "none: the supervisor is stopping"\n', ""),
         ),
     ),
+    Bug(
+        "a delay that is not a number is taken",
+        "retry.py",
+        "    if not seconds >= 0:\n",
+        "    if seconds < 0:\n",
+        "test_retry.py",
+    ),
+    Bug(
+        "True is a delay of a second",
+        "retry.py",
+        "isinstance(delay, str | bytes | bool)",
+        "isinstance(delay, str | bytes)",
+        "test_retry.py",
+    ),
     Bug("the ledger is off by one", "poison.py", "crashes >= self.max_crashes", "crashes > self.max_crashes"),
     Bug(
         "a message under a signal is not blamed",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.policy.retry import LADDER, LONGEST_BACKOFF, backoff, step
+from supervisor.policy.retry import LADDER, LONGEST_BACKOFF, backoff, checked, step
 
 
 def test_the_ladder_is_that_of_the_public_interface() -> None:
@@ -35,3 +39,21 @@ def test_each_wait_is_four_times_the_one_before_up_to_a_quarter_of_an_hour() -> 
 def test_no_attempt_and_no_delay_leads_beyond_the_limit(attempt: int, first: float) -> None:
     assert 0 < backoff(attempt, first) <= LONGEST_BACKOFF
     assert step(backoff(attempt, first)) in LADDER
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [(None, None), (0, 0), (0.5, 0.5), (Decimal("2.5"), 2.5), (1e9, 86_400), (math.inf, 86_400), (10**400, 86_400)],
+)
+def test_f63_a_delay_that_is_a_number_from_0_is_taken_and_is_a_day_at_most(
+    asked: object, seconds: float | None
+) -> None:
+    assert checked(asked) == seconds
+
+
+@pytest.mark.parametrize(
+    "asked", ["soon", "5", b"5", True, math.nan, -math.inf, -0.001, -(10**400), object(), [], timedelta(seconds=5)]
+)
+def test_f63_a_delay_that_is_no_number_from_0_is_refused(asked: object) -> None:
+    with pytest.raises(ValueError, match="a delay is a number of seconds from 0: got "):
+        checked(asked)

@@ -116,3 +116,8 @@ def test_retry_chooses_its_delay_and_counts_as_a_try() -> None:
     assert isinstance(unchosen, Later) and unchosen.ms == 1000
     last = settle(RetryAsked(0.3, "busy"), 2, patience)
     assert isinstance(last, DeadLetter) and last.reason == "exception"
+
+
+@pytest.mark.parametrize("outcome", [Rejected("mute", "Traceback ..."), RetryAsked(None, "mute", "Traceback ...")])
+def test_f63_what_went_wrong_while_it_was_asked_why_is_evidence(outcome: Outcome) -> None:
+    assert _headers(outcome)[queues.TRACEBACK] == "Traceback ..."

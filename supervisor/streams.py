@@ -1,0 +1,25 @@
+"""The standard streams of a process that runs a handler: those are the handler's to replace, close or set to None."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def flush() -> None:
+    """Hand to the kernel what was printed, as far as that can be done. Raises nothing."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            stream.flush()  # type: ignore[union-attr]
+        except Exception:  # noqa: BLE001 - closed, None, detached, or a class of the handler's
+            pass
+
+
+def complain(text: str) -> None:
+    """Write to standard error's descriptor, whatever `sys.stderr` is by now. Raises nothing."""
+    left = text.encode("utf-8", "backslashreplace")
+    try:
+        while left:
+            left = left[os.write(2, left) :]
+    except OSError:
+        pass

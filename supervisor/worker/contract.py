@@ -1,0 +1,178 @@
+"""What can be a handler, and which returned values mean that it has not run.
+
+The first is asked at load: by the nursery, by a worker that imports for itself, by `workq check`. The second is asked
+at each task, for a call may return something that the load cannot foresee (a decorator around a generator function, a
+lambda): nothing is acknowledged that has not run. Both look at types, and never run what is not theirs to run.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from contextlib import AsyncContextDecorator, ContextDecorator
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
+from typing import Any, Final
+
+_MOST_WRAPPERS: Final = 16
+_BY_POSITION: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+_NOT_RUN: Final[tuple[tuple[type | tuple[type, ...], str, str], ...]] = (
+    (Generator, "a generator", ""),
+    (AsyncGenerator, "an async generator", ""),
+    ((map, filter, itertools.starmap), "an iterator that nobody iterates over", ""),
+    ((FunctionType, MethodType, functools.partial), "a function", "; does a decorator lack its parentheses?"),
+)
+"""Type, name, and what may be wrong, of values that stand for work still to be done."""
+
+
+# ------------------------------------------------------------------------------------------------------ at load
+
+
+def refusal(name: str, handler: Any) -> str | None:
+    """Why this cannot be a handler; None when it can. `name` is what the settings call it."""
+    if not callable(handler):
+        return f"{name} is a {type(handler).__name__}, which cannot be called; name a function of one argument"
+    if issubclass(type(handler), type):
+        return (
+            f"{name} is a class: calling it makes an instance and runs nothing; name a function, or an instance "
+            "whose __call__ takes the task"
+        )
+    flags = _flags(handler)
+    if flags & inspect.CO_ASYNC_GENERATOR:
+        return f"{name} is an async generator function (it has a yield): calling it runs nothing; {_INSTEAD}"
+    if flags & inspect.CO_GENERATOR and not flags & inspect.CO_ITERABLE_COROUTINE:
+        return f"{name} is a generator function (it has a yield): calling it runs nothing; {_INSTEAD}"
+    return _signature_refusal(name, handler)
+
+
+_INSTEAD: Final = "name a function that returns when the work is done"
+
+
+def is_async(handler: Any) -> bool:
+    """Whether a call makes a coroutine for sure; when it does not, it may do so all the same."""
+    return bool(_flags(handler) & (inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE))
+
+
+def _flags(handler: Any) -> int:
+    """The flags of the code that a call enters; 0 where it is not Python's, or cannot be seen."""
+    for _ in range(_MOST_WRAPPERS):
+        if _is(handler, FunctionType):
+            return int(handler.__code__.co_flags)
+        if _is(handler, functools.partial):
+            handler = handler.func
+        elif _is(handler, (MethodType, staticmethod, classmethod)):
+            handler = handler.__func__
+        else:
+            handler = inspect.getattr_static(type(handler), "__call__", None)
+            if not isinstance(handler, FunctionType | staticmethod | classmethod):
+                return 0
+    return 0
+
+
+def _signature_refusal(name: str, handler: Any) -> str | None:
+    """Why it cannot be called with one argument. A signature that cannot be read refuses nothing: C functions have
+    none, and what an object says of itself when it is asked is its own code."""
+    try:
+        if isinstance(handler, staticmethod):
+            handler = handler.__func__
+        if getattr(handler, "__signature__", None) is not None:
+            return None  # a decorator's word, which need not be what its wrapper takes
+        # Not `__wrapped__`: what is called is the wrapper, which may well supply what the wrapped function needs.
+        signature = inspect.signature(handler, follow_wrapped=False)
+    except BaseException:  # noqa: BLE001 - theirs: see above
+        return None
+    try:
+        signature.bind(None)
+    except TypeError:
+        parameters = list(signature.parameters.values())
+        function = name.rpartition(":")[2].rpartition(".")[2]
+        return (
+            f"{name} {_takes(parameters)}; a handler is called with one, the task: "
+            f"{function}({_shown(parameters)}) should be {function}(task)"
+        )
+    return None
+
+
+def _takes(parameters: list[inspect.Parameter]) -> str:
+    needed = [each for each in parameters if each.default is each.empty]
+    keywords = [each.name for each in needed if each.kind is each.KEYWORD_ONLY]
+    by_position = [each for each in parameters if each.kind in _BY_POSITION]
+    least = sum(1 for each in needed if each.kind in _BY_POSITION)
+    is_open = len(by_position) > least or any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    if least > 1:
+        return f"takes {'at least ' if is_open else ''}{least} arguments"
+    if keywords:
+        return f"needs {'the argument' if len(keywords) == 1 else 'the arguments'} {', '.join(keywords)} by keyword"
+    return "takes no arguments"
+
+
+def _shown(parameters: list[inspect.Parameter]) -> str:
+    """As it is written, without the defaults, which may be secrets."""
+    words: list[str] = []
+    for each in parameters:
+        if each.kind is each.KEYWORD_ONLY and not any(word.startswith("*") for word in words):
+            words.append("*")
+        star = "*" if each.kind is each.VAR_POSITIONAL else "**" if each.kind is each.VAR_KEYWORD else ""
+        words.append(f"{star}{each.name}{'' if each.default is each.empty else '=...'}")
+    return ", ".join(words)
+
+
+# -------------------------------------------------------------------------------------------------- at each task
+
+
+def is_awaitable(result: Any) -> bool:
+    """Whether it is for an event loop to bring to its end; not a coroutine that has ended already."""
+    if _is(result, CoroutineType):
+        return inspect.getcoroutinestate(result) != inspect.CORO_CLOSED
+    # By its type, as `await` itself does.
+    return hasattr(type(result), "__await__") or _is_generator_coroutine(result) or _is(result, Coroutine)
+
+
+def not_run(result: Any) -> str | None:
+    """Why the task that returned this is not done, if the value says so."""
+    if _is_generator_coroutine(result):
+        return None  # awaitable
+    for kinds, what, hint in _NOT_RUN:
+        if _is(result, kinds):
+            rest = _rest(result)
+            return f"the handler returned {what}: {rest}{hint}" if rest else None
+    if _is(result, (ContextDecorator, AsyncContextDecorator)) and _is(getattr(result, "gen", None), _GENERATORS):
+        return "the handler returned a context manager (its function has a yield): nothing of it has run"
+    return None
+
+
+_GENERATORS: Final = (GeneratorType, AsyncGeneratorType)
+
+
+def _is_generator_coroutine(result: Any) -> bool:
+    """Made by `types.coroutine`."""
+    return _is(result, GeneratorType) and bool(result.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+
+
+def _is(result: Any, kinds: type | tuple[type, ...]) -> bool:
+    try:
+        return isinstance(result, kinds)
+    except BaseException:  # noqa: BLE001 - `__class__` may be a property, and a proxy's raises
+        return False
+
+
+def _rest(result: Any) -> str:
+    """How much of it has not run; empty: it has run to its end."""
+    if _is(result, GeneratorType):
+        match inspect.getgeneratorstate(result):
+            case inspect.GEN_CLOSED:
+                return ""
+            case inspect.GEN_SUSPENDED:
+                return "it has not run to its end"
+    return "nothing of it has run"
+
+
+def place(result: Any) -> str:
+    """Where it comes from, as a traceback's line; empty when that cannot be told."""
+    for name in ("gi_code", "ag_code", "__code__"):
+        code = getattr(result, name, None)
+        if code is not None:
+            return f'  File "{code.co_filename}", line {code.co_firstlineno}, in {code.co_qualname}\n'
+    return ""
