@@ -10,10 +10,10 @@ from __future__ import annotations
 import array
 import dataclasses
 import json
-import select
 import socket
 from typing import Any, Final
 
+from supervisor import originals
 from supervisor import vocabulary as v
 
 MAX_BYTES: Final = 160 * 1024
@@ -84,7 +84,7 @@ class Link:
         """Send one message; when the other side is behind, wait for it, but for a second at most."""
         if self.send(message, wait=False):
             return True
-        select.select([], [self._socket], [], 1.0)
+        originals.select([], [self._socket], [], 1.0)
         return self.send(message, wait=False)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]] | None:

@@ -16,8 +16,6 @@ import re
 import select
 import stat
 import sys
-import threading
-import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable
@@ -28,6 +26,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
+from supervisor import originals
 from supervisor.clock import now
 from supervisor.light import structlog
 
@@ -133,10 +132,10 @@ class Sink:
     def renew(self) -> None:
         """Begin with nothing under way: at first, and in a forked child, whose parent's other threads are not there."""
         # POSIX record locks belong to a process, so its threads need a lock of their own. Re-entrant: see `write`.
-        self._mine = threading.RLock()
+        self._mine = originals.RLock()
         self._shut: set[int] = set()
         # A poll object that a thread of the parent was using refuses to be used by the child, for ever.
-        self._poll = select.poll()
+        self._poll = originals.poll()
         self._poll.register(self._out, select.POLLOUT)
         self._writing = False
         self._later: list[bytes] = []
@@ -173,7 +172,7 @@ class Sink:
         deadline = now() + (0.0 if kind in self._shut else LONG_PATIENCE)
         pause = 0.000_05
         while now() < deadline:
-            time.sleep(pause)
+            originals.sleep(pause)
             pause = min(pause * 2, 0.002)
             try:
                 fcntl.lockf(self._lock_fd, kind | fcntl.LOCK_NB, 1)

@@ -1,9 +1,13 @@
-"""The standard streams of a process that runs a handler: those are the handler's to replace, close or set to None."""
+"""The standard streams of a process that runs a handler: those are the handler's to replace, close or set to None.
+
+Its standard error in the end is descriptor 2, which the supervisor reads as evidence.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 
 def flush() -> None:
@@ -23,3 +27,20 @@ def complain(text: str) -> None:
             left = left[os.write(2, left) :]
     except OSError:
         pass
+
+
+def complain_of(error: BaseException) -> None:
+    """Write its traceback likewise. Raises nothing, whatever the error's class does."""
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 - formatting runs the exception's own code
+        text = f"{type(error).__name__}, and its traceback cannot be made\n"
+    complain(text)
+
+
+def occupy() -> None:
+    """Have all three numbers be in use: whatever is opened next would get one that is free, and be taken for a stream.
+    Raises OSError."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)

@@ -28,6 +28,9 @@ EXIT_KILLED: Final = 1
 """Asked to leave, and something had to be killed; or the pool gave up."""
 EXIT_USAGE: Final = 2
 """The command line cannot be read."""
+EXIT_SOFTWARE: Final = 70
+"""A worker's or a nursery's: an error that nobody foresaw (EX_SOFTWARE, sysexits.h). Its traceback is the last that it
+writes, and so in the evidence."""
 EXIT_BROKER: Final = 75
 """A worker's: the broker is away or sent it away, or something local is exhausted; trying again makes sense
 (EX_TEMPFAIL, sysexits.h)."""
@@ -187,9 +190,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Threaded:
-    """The nursery: the import left threads behind, forking after it would be unsafe. Start me again without preload."""
+    """The nursery: the import left threads behind, or replaced what forks and waits (gevent does), and forking after it
+    would be unsafe. Start me again without preload."""
 
     threads: list[str]
+    replaced: list[str] = field(default_factory=list)
+    """Functions of the standard library: `os.fork`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +429,8 @@ class NurseryFailed:
 class NurseryGone:
     generation: int
     cause: str
+    output: str = ""
+    """The last of what it wrote to stdout and stderr."""
 
 
 @dataclass(frozen=True, slots=True)

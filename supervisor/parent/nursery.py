@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Final, NoReturn
 
 from supervisor import argv, logs, streams
+from supervisor.vocabulary import EXIT_SOFTWARE
 
 _MODULE: Final = "supervisor.worker.nursery"
 """By its name: the parent does not know the rooms where workers live, and runs nothing of them but `rehearse`."""
@@ -73,19 +74,17 @@ def _become(
     nursery: ModuleType, ours: Sequence[str], fds: Sequence[int], output: int, mask: set[int | signal.Signals]
 ) -> NoReturn:
     """The child: let go of all that is the parent's, and be what `python -P -m` would have made."""
-    code = 70  # EX_SOFTWARE
+    code = EXIT_SOFTWARE
     try:
         _let_go_of_signals(mask)
         os.setsid()
         _keep_only(fds, output)
         _forget(nursery, ours)
-        try:
-            code = nursery.main(*fds)
-        except BaseException:  # noqa: BLE001 - the interpreter's own last resort
-            sys.excepthook(*sys.exc_info())
-            code = 1
+        code = nursery.main(*fds)
         atexit._run_exitfuncs()
         streams.flush()
+    except BaseException as error:  # noqa: BLE001 - nothing is swallowed
+        streams.complain_of(error)
     finally:
         os._exit(code)
 

@@ -219,7 +219,9 @@ class Processes:
     # ----------------------------------------------------------------------------------------------- nursery
 
     def start_nursery(self, generation: int, preload: bool, settings: Settings) -> None:
-        """Start the process that imports the handler and forks workers, which work by these settings."""
+        """Start the process that imports the handler and forks workers, which work by these settings. One of this
+        generation that lives is ended."""
+        self.stop_nursery(generation)
         try:
             self._nurseries[generation] = self._start_nursery(generation, preload, settings)
         except (OSError, ImportError) as error:  # the first one imports a module or two
@@ -312,7 +314,7 @@ class Processes:
             del self._nurseries[nursery.generation]
             self._forget_births(nursery)
         if not nursery.is_spent:
-            yield NurseryGone(nursery.generation, status)
+            yield NurseryGone(nursery.generation, status, nursery.output.tail)
 
     # ------------------------------------------------------------------------------------------------ births
 

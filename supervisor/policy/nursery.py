@@ -13,9 +13,13 @@ from typing import Final
 
 from supervisor.policy.restart import STEADY, Backoff
 from supervisor.settings import Settings
-from supervisor.vocabulary import Action, Say, StartNursery, StopNursery
+from supervisor.vocabulary import Action, Say, StartNursery, StopNursery, Threaded
 
 THREADS: Final = "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
+REPLACED: Final = (
+    "the import replaced functions of the standard library ({}), as gevent and eventlet do, and forking with those is "
+    "unsafe: each worker imports for itself"
+)
 _BACKOFF: Final = Backoff(free=1, first=0.25, most=30.0)
 
 
@@ -23,6 +27,11 @@ class NurseryState(StrEnum):
     NONE = "none"
     LOADING = "loading"
     READY = "ready"
+
+
+def why_bare(report: Threaded) -> str:
+    """Why an import cannot be forked from."""
+    return REPLACED.format(", ".join(report.replaced)) if report.replaced else THREADS
 
 
 @dataclass(slots=True)
@@ -46,10 +55,11 @@ class Nursery:
         self.deadline = now + self.settings.boot_timeout
         return StartNursery(self.generation, self.preload, because)
 
-    def load_bare(self, now: float) -> list[Action]:
-        """Its import has left threads behind: start it again without."""
+    def load_bare(self, report: Threaded, now: float) -> list[Action]:
+        """Its import cannot be forked from: start it again without."""
+        because = why_bare(report)
         self.preload = False
-        return [StopNursery(self.generation, THREADS), self.load(now, THREADS)]
+        return [StopNursery(self.generation, because), self.load(now, because)]
 
     def has_loaded(self, seconds: float, preloaded: bool, now: float) -> Say:
         """It can fork from here; `seconds` is what the import took."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from supervisor.policy import advice, broker, death, hung, restart, termination
 from supervisor.policy.broker import Broker
 from supervisor.policy.looks import Looks
-from supervisor.policy.nursery import THREADS, Nursery, NurseryState
+from supervisor.policy.nursery import Nursery, NurseryState, why_bare
 from supervisor.policy.poison import Ledger, Suspects
 from supervisor.policy.reload import Reloads, Stage
 from supervisor.policy.restart import STEADY, Fault
@@ -172,8 +172,8 @@ class Pool:
                 actions += self._nursery_said(generation, report, now)
             case NurseryFailed(generation, error):
                 actions += self._nursery_failed(generation, error, now)
-            case NurseryGone(generation, cause):
-                actions += self._nursery_gone(generation, cause, now)
+            case NurseryGone():
+                actions += self._nursery_gone(event, now)
             case Started(number, pid):
                 actions += self._started(self._slots[number], pid, now)
             case StartFailed(number, error):
@@ -283,7 +283,8 @@ class Pool:
                 return [self._nursery.has_loaded(seconds, preloaded, now)]
             case Threaded(threads):
                 fields = {"threads": threads, "preloaded": False}
-                return [Say("handler.loaded", "warning", THREADS, fields), *self._nursery.load_bare(now)]
+                said = Say("handler.loaded", "warning", why_bare(report), fields)
+                return [said, *self._nursery.load_bare(report, now)]
             case LoadFailed(error, traceback):
                 self._nursery.state = NurseryState.NONE
                 return self._cannot_load(error, traceback, now)
@@ -302,9 +303,10 @@ class Pool:
         self._unfork(Seat.EMPTY, None)
         return [*self._stop(because, now, EXIT_CONFIG), StopNursery(self._nursery.generation, because)]
 
-    def _nursery_gone(self, generation: int, cause: str, now: float) -> list[Action]:
+    def _nursery_gone(self, gone: NurseryGone, now: float) -> list[Action]:
+        generation, cause = gone.generation, gone.cause
         if self._incoming is not None and generation == self._incoming.generation:
-            return self._reload_failed(f"the process that imports it died: {cause}", now)
+            return self._reload_failed(f"the process that imports it died: {cause}", now, gone.output)
         if generation != self._nursery.generation:
             return []
         if self._state is State.DRAINING:
@@ -313,10 +315,11 @@ class Pool:
         self._unfork(Seat.WAITING, now)
         was_loading = self._nursery.state is NurseryState.LOADING
         self._nursery.has_died(now)
-        said = Say("nursery.exited", "warning", f"{cause}; the workers live on, another nursery follows")
+        fields: dict[str, object] = {"output": gone.output} if gone.output else {}
+        said = Say("nursery.exited", "warning", f"{cause}; the workers live on, another nursery follows", fields)
         if was_loading and not self._worked and self._nursery.failures >= 2:
             error = f"the process that imports it died three times, the last by {cause}"
-            return [said, *self._cannot_load(error, "", now)]
+            return [said, *self._cannot_load(error, gone.output, now)]
         return [said, *self._nursery.retry(now, self._roll(0))]
 
     def _nursery_failed(self, generation: int, error: str, now: float) -> list[Action]:
@@ -392,7 +395,7 @@ class Pool:
                 self._reloads.reach(Stage.TRYING)
                 return [incoming.has_loaded(seconds, preloaded, now)]
             case Threaded():
-                return incoming.load_bare(now)
+                return incoming.load_bare(report, now)
             case LoadFailed(error, traceback):
                 return self._reload_failed(error, now, traceback)
 

@@ -12,9 +12,8 @@ thread that owns the connection all the time: docs/decisions/0002.)
 
 from __future__ import annotations
 
+import os
 import random
-import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +24,12 @@ from typing import Any, ClassVar, Final
 from pika.channel import Channel
 from pika.spec import BasicProperties
 
-from supervisor import amqp, queues, trace
+from supervisor import amqp, originals, queues, streams, trace
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice
 from supervisor.settings import Settings
-from supervisor.vocabulary import Cause, Kind
+from supervisor.vocabulary import EXIT_SOFTWARE, Cause, Kind
 from supervisor.worker import deliveries
 from supervisor.worker.ioloop import IOLoop, Services
 
@@ -128,7 +127,7 @@ class Baton:
     __slots__ = ("_since", "_wake", "free_since", "lock", "spent")
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        self.lock = threading.Lock()
+        self.lock = originals.allocate_lock()
         self.lock.acquire()
         self.free_since: float | None = None
         """Since when the main thread is busy with something else; None while it has the baton, or wants it back."""
@@ -233,7 +232,7 @@ class Consumer:
     def start_keeper(self) -> None:
         """From now on a handler may run for long. Raises Gone."""
         try:
-            threading.Thread(target=self._keep, name="workq-keeper", daemon=True).start()
+            originals.start_new_thread(self._keep_or_die, ())
         except RuntimeError as error:  # so does CPython put a pthread_create(3) that fails
             self._lose(error)
             raise self._gone from error  # type: ignore[misc]
@@ -506,10 +505,18 @@ class Consumer:
         if self.leaving is not None and not self._has_arrived:
             raise self.leaving
 
+    def _keep_or_die(self) -> None:
+        """Without its keeper a worker would lose its connection in the middle of a task, and nobody would know why."""
+        try:
+            self._keep()
+        except BaseException as error:  # noqa: BLE001 - nothing is swallowed
+            streams.complain_of(error)
+            os._exit(EXIT_SOFTWARE)
+
     def _keep(self) -> None:
         """The keeper: pump in the main thread's stead while a handler keeps it."""
         while self._gone is None:
-            time.sleep(KEEPER_AFTER)
+            originals.sleep(KEEPER_AFTER)
             baton = self.unattended
             away = baton.free_since
             if away is None or now() - away < KEEPER_AFTER:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from pika.adapters.utils.selector_ioloop_adapter import AbstractSelectorIOLoop, SelectorIOServicesAdapter
 
+from supervisor import originals
 from supervisor.clock import now
 
 _NUMERIC: Final = int(socket.AI_NUMERICHOST)
@@ -145,6 +146,32 @@ def _rung(bell: int, _: int) -> None:
     os.eventfd_read(bell)
 
 
+class _LookUp:
+    """A host's name that is being looked up. `on_done` is told what was found, or the error, by the loop."""
+
+    def __init__(self, loop: Any, on_done: Callable[[Any], None], query: tuple[Any, ...]) -> None:
+        self._on_done: Callable[[Any], None] | None = on_done
+        originals.start_new_thread(self._look_up, (loop, query))
+
+    def cancel(self) -> bool:
+        """Tell nobody. False when it has been told."""
+        is_due, self._on_done = self._on_done is not None, None
+        return is_due
+
+    def _look_up(self, loop: Any, query: tuple[Any, ...]) -> None:
+        found: Any
+        try:
+            found = originals.getaddrinfo(*query)
+        except Exception as error:  # noqa: BLE001 - pika wants to be told of any
+            found = error
+        loop.add_callback(lambda: self._tell(found))
+
+    def _tell(self, found: Any) -> None:
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done(found)
+
+
 class Services(SelectorIOServicesAdapter):
     """What a pika connection asks of a loop, and one thing more: what it writes is written at once, if it can be."""
 
@@ -173,11 +200,11 @@ class Services(SelectorIOServicesAdapter):
         proto: int = 0,
         flags: int = 0,
     ) -> Any:
-        """Without pika's thread where there is nothing to look up."""
+        """Without a thread where there is nothing to look up, and else with a true one: see `originals`."""
         try:
-            found = socket.getaddrinfo(host, port, family, socktype, proto, flags | _NUMERIC)
-        except (OSError, UnicodeError):  # a name, and not an address; or neither, as pika will find
-            return super().getaddrinfo(host, port, on_done, family, socktype, proto, flags)
+            found = originals.getaddrinfo(host, port, family, socktype, proto, flags | _NUMERIC)
+        except (OSError, UnicodeError):  # a name, and not an address; or neither, as pika will be told
+            return _LookUp(self._loop, on_done, (host, port, family, socktype, proto, flags))
         return self.call_later(0, lambda: on_done(found))
 
     def set_reader(self, fd: int, on_readable: Callable[[], None]) -> None:

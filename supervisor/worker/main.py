@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import faulthandler
 import os
 import signal
 import threading
@@ -56,7 +55,7 @@ from supervisor.vocabulary import (
     Suspect,
     Verdict,
 )
-from supervisor.worker import comm, deathsig, forked
+from supervisor.worker import aftermath, comm, deathsig, forked
 from supervisor.worker.consumer import Consumer, Delivery, Gone
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.parking import Parking, PublishError
@@ -98,8 +97,7 @@ def live(birth: Birth) -> NoReturn:
     """A worker's whole life. Ends the process."""
     # What needs no seat is done before there is one.
     comm.name("workq-spare")
-    faulthandler.enable(all_threads=True)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    aftermath.arm()
     settings = birth.settings
     sink = logs.inherit("worker", lambda line: _record(birth.link, line))
     received = birth.link.receive()
@@ -118,6 +116,12 @@ def live(birth: Birth) -> NoReturn:
         except CannotLoad as error:
             birth.link.send(LoadFailed(error.error, error.traceback))
             os._exit(EXIT_CONFIG)
+        try:
+            aftermath.demand((birth.link.fileno(), birth.board.fd, birth.log_fd))
+        except aftermath.DescriptorsClosed as closed:
+            streams.complain(f"{closed}\n")
+            os._exit(EXIT_CONFIG)
+        aftermath.arm()
         sink = _configure_logs(birth, slot)  # the import may have set up logging in its own way; lines must stay whole
     worker = Worker(birth, slot, pen, sink, handler)
     end = worker.run()

@@ -12,9 +12,9 @@ the nursery's death is nobody's.
 from __future__ import annotations
 
 import errno
-import faulthandler
 import functools
 import gc
+import io
 import mmap
 import os
 import signal
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from supervisor import logs, trace
+from supervisor import logs, originals, streams, trace
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.scoreboard import Scoreboard
@@ -31,6 +31,7 @@ from supervisor.settings import Settings
 from supervisor.vocabulary import (
     EXIT_CONFIG,
     EXIT_DONE,
+    EXIT_SOFTWARE,
     Fork,
     Forked,
     ForkFailed,
@@ -40,7 +41,7 @@ from supervisor.vocabulary import (
     Record,
     Threaded,
 )
-from supervisor.worker import comm, deathsig, rehearsal
+from supervisor.worker import aftermath, comm, deathsig, rehearsal
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.main import Birth, live
 from supervisor.worker.task import Task
@@ -49,7 +50,18 @@ _PID_BYTES = 8
 
 
 def main(link_fd: int, board_fd: int, log_fd: int) -> int:
-    """Load, then fork on request until the supervisor closes the link."""
+    """Load, then fork on request until the supervisor closes the link. Returns the exit code."""
+    try:
+        return _nurse(link_fd, board_fd, log_fd)
+    except aftermath.DescriptorsClosed as closed:
+        streams.complain(f"{closed}\n")
+        return EXIT_CONFIG
+    except BaseException as error:  # noqa: BLE001 - nothing is swallowed
+        streams.complain_of(error)
+        return EXIT_SOFTWARE
+
+
+def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     for fd in (link_fd, board_fd, log_fd):
         os.set_inheritable(fd, False)
     link = Link.of(link_fd)
@@ -61,34 +73,49 @@ def main(link_fd: int, board_fd: int, log_fd: int) -> int:
     deathsig.follow(order.parent)
     comm.name("workq-nursery")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.enable(all_threads=True)
+    aftermath.arm()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):  # and not what a sitecustomize has put there
+            stream.reconfigure(line_buffering=True)
     settings = Settings.from_wire(order.settings)
     _configure_logs(settings, link, board_fd, log_fd)
     rehearse()  # before there is anything of the handler's: it may change what it finds
     if trace.is_wanted(os.environ):
         _prepare_tracing()
     begun = now()
-    handler = None
+    handler = undone = None
     if order.preload:
         try:
             handler = load(settings.handler, settings.app_dir)
         except CannotLoad as error:
             link.send(LoadFailed(error.error, error.traceback))
             return EXIT_CONFIG
+        aftermath.demand((link_fd, board_fd, log_fd))
+        undone = aftermath.Undone()
+        if replaced := originals.replaced():
+            link.send(Threaded(_threads()[1:], replaced))
+            return EXIT_DONE
         threads = _threads_after_a_fork()
         if len(threads) > 1:
             link.send(Threaded(threads[1:]))
             return EXIT_DONE
         # The import may have set up logging in its own way; workers' lines must stay whole.
         _configure_logs(settings, link, board_fd, log_fd)
+        if undone.said:
+            because = f"the import of {settings.handler} has changed its process: {undone.said}"
+            logs.get_logger().warning("handler.side_effects", because=because)
     # What is alive now is alive for good: workers share its pages as long as the collector does not write to them.
     gc.collect()
     gc.freeze()
     link.send(Loaded(now() - begun, order.preload))
     board = Scoreboard(board_fd)
-    _serve(link, lambda worker_link: Birth(order.parent, settings, worker_link, board, log_fd, handler))
+
+    def birth(worker_link: Link) -> Birth:
+        if undone is not None:
+            undone.restore()
+        return Birth(order.parent, settings, worker_link, board, log_fd, handler)
+
+    _serve(link, birth)
     return EXIT_DONE
 
 
@@ -133,10 +160,10 @@ def _threads_after_a_fork() -> list[str]:
     numpy: pthread_atfork(3)). Whether one does is seen by trying.
     """
     if len(_threads()) > 1:
-        pid = os.fork()
+        pid = originals.fork()
         if pid == 0:
             os._exit(0)
-        os.waitpid(pid, 0)
+        _wait_for(pid)
     return _threads()
 
 
@@ -180,10 +207,10 @@ def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
     Raises OSError when there can be no further process.
     """
     note[:_PID_BYTES] = bytes(_PID_BYTES)
-    middle = os.fork()
+    middle = originals.fork()
     if middle == 0:
         try:
-            pid = os.fork()
+            pid = originals.fork()
         except OSError as error:
             note[:_PID_BYTES] = (-(error.errno or 1)).to_bytes(_PID_BYTES, "little", signed=True)
             os._exit(1)
@@ -191,11 +218,19 @@ def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
             child()
         note[:_PID_BYTES] = pid.to_bytes(_PID_BYTES, "little", signed=True)
         os._exit(0)
-    os.waitpid(middle, 0)
+    _wait_for(middle)
     pid = int.from_bytes(note[:_PID_BYTES], "little", signed=True)
     if pid <= 0:
         raise OSError(-pid, os.strerror(-pid) if pid else "the process in the middle was killed")
     return pid
+
+
+def _wait_for(child: int) -> None:
+    """Until it is gone."""
+    try:
+        originals.waitpid(child, 0)
+    except ChildProcessError:
+        pass  # it is: somebody else has reaped it, a handler of SIGCHLD in C
 
 
 def _become(link: Link, birth: Callable[[Link], Birth], worker_fd: int, output_fd: int) -> NoReturn:
@@ -207,8 +242,10 @@ def _become(link: Link, birth: Callable[[Link], Birth], worker_fd: int, output_f
         os.dup2(output_fd, 2)
         os.close(output_fd)
         live(birth(Link.of(worker_fd)))
+    except BaseException as error:  # noqa: BLE001 - nothing is swallowed
+        streams.complain_of(error)
     finally:
-        os._exit(70)  # EX_SOFTWARE: live() does not return
+        os._exit(EXIT_SOFTWARE)  # live() does not return
 
 
 __all__ = ["Task", "main"]

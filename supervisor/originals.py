@@ -1,0 +1,50 @@
+"""Functions of the standard library as they were before the import of a handler could replace them.
+
+gevent and eventlet put green ones in their place: threads that run only when somebody else pauses, locks that belong to
+such threads, waits that another loop has to end. A worker's own thread has to run while a handler computes. Whoever
+needs the true ones takes them from here, and this is imported before any handler is.
+"""
+
+from __future__ import annotations
+
+import os
+import select as select_module
+import socket
+import time
+from _thread import RLock, allocate_lock, start_new_thread
+from os import fork, waitpid
+from select import poll, select
+from socket import getaddrinfo
+from time import sleep
+from typing import Final
+
+__all__ = [
+    "RLock",
+    "allocate_lock",
+    "fork",
+    "getaddrinfo",
+    "poll",
+    "replaced",
+    "select",
+    "sleep",
+    "start_new_thread",
+    "waitpid",
+]
+
+_GREEN: Final = ("gevent.", "eventlet.")
+_WATCHED: Final = (
+    (os, "fork", fork),
+    (os, "waitpid", waitpid),
+    (time, "sleep", sleep),
+    (select_module, "select", select),
+    (select_module, "poll", poll),
+)
+
+
+def replaced() -> list[str]:
+    """What the import has replaced, so that a fork, or a wait for one, is not what it was."""
+    found = [f"{module.__name__}.{name}" for module, name, true in _WATCHED if getattr(module, name, None) is not true]
+    # Some replace the socket by something harmless (a proxy's client): by its module it is told apart.
+    if f"{socket.socket.__module__}.".startswith(_GREEN):
+        found.append("socket.socket")
+    return found

@@ -1,0 +1,107 @@
+"""What the import of a handler has done to its process, where that is in the way of forking, of a stack at death, or of
+leaving when asked to.
+
+In the nursery it is undone, and said once; what a worker may have it finds as the import has left it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from supervisor import streams
+
+_PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
+_PR_GET_CHILD_SUBREAPER: Final = 37
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_OURS: Final = (signal.SIGABRT, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+"""Signals by which the supervisor, or an operator, asks a worker for its stacks or to leave."""
+
+
+class DescriptorsClosed(Exception):
+    """The import closed what is ours, the link to the supervisor perhaps."""
+
+
+def arm() -> None:
+    """Have a crash, SIGABRT and SIGUSR1 write the stacks to descriptor 2, whatever `sys.stderr` is by now, and whoever
+    handles or blocks these signals."""
+    # Not enable() alone: what is enabled already installs nothing, and the import may have put handlers over it.
+    faulthandler.disable()
+    faulthandler.enable(2, all_threads=True)
+    faulthandler.unregister(signal.SIGUSR1)
+    faulthandler.register(signal.SIGUSR1, 2, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+    if signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
+        # Or a connection that the broker has closed kills the worker, and the message in hand is blamed.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def demand(fds: Iterable[int]) -> None:
+    """Raises DescriptorsClosed unless these are open still."""
+    streams.occupy()
+    for fd in fds:
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise DescriptorsClosed(
+                "the import closed descriptors that are not its own (os.closerange, a library that makes daemons): "
+                "without them the supervisor cannot be heard; close only what the module has opened"
+            ) from None
+
+
+class Undone:
+    """What is undone in the nursery after the import. `said`: in words, empty when there was nothing."""
+
+    def __init__(self) -> None:
+        self._on_child: Any = signal.getsignal(signal.SIGCHLD)
+        self.said = "; ".join(self._undo())
+
+    def _undo(self) -> Iterator[str]:
+        if self._on_child is not signal.SIG_DFL:
+            # A handler would run between the forks, and reap what is waited for here.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            how = "ignores" if self._on_child is signal.SIG_IGN else "handles"
+            yield f"it {how} SIGCHLD: workers do, and the process that forks them does not"
+        for timer in _TIMERS:
+            if signal.getitimer(timer) != (0.0, 0.0):
+                signal.setitimer(timer, 0.0)
+                yield "it has set a timer, whose signal would end the process that forks workers: stopped"
+        if _is_subreaper():
+            _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+            yield (
+                "it has made its process a child subreaper (prctl(2)): undone, or workers would not be the "
+                "supervisor's children"
+            )
+        if left := _children():
+            count = "a process that it has started lives on" if len(left) == 1 else f"{len(left)} processes live on"
+            yield f"{count} ({', '.join(left)}), beside every worker and until the supervisor ends"
+
+    def restore(self) -> None:
+        """In a worker: what it may have."""
+        if self._on_child is not None and self._on_child is not signal.SIG_DFL:  # None: C's, and not to be had back
+            signal.signal(signal.SIGCHLD, self._on_child)
+
+
+def _is_subreaper() -> bool:
+    is_one = ctypes.c_int(0)
+    _LIBC.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(is_one), 0, 0, 0)
+    return bool(is_one.value)
+
+
+def _children() -> list[str]:
+    """Name and pid of each child that lives."""
+    found = []
+    try:
+        for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            name, _, state = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(") ")
+            if state[0] not in "ZX":
+                found.append(f"{name} {pid}")
+    except OSError:
+        pass  # a kernel without that file, or it ended meanwhile
+    return found
