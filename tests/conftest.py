@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from supervisor.commands.node import NodeError, PrivateNode, find_installation
 from tests import amqp
 from tests.supervision import Runs
+
+# An example that takes long on a machine with something else to do has not failed.
+hypothesis.settings.register_profile("workq", deadline=None)
+hypothesis.settings.load_profile("workq")
 
 
 def pytest_configure(config: pytest.Config) -> None:
