@@ -29,6 +29,7 @@ _UNLIMITED: Final = 2**60
 
 _IMPORT: Final = """
 import json, os, sys, time
+from supervisor import originals
 from supervisor.worker.handler import CannotLoad, load
 target, app_dir, fd = sys.argv[1:]
 begun, error, raised = time.monotonic(), "", False
@@ -37,7 +38,7 @@ try:
 except CannotLoad as refused:
     error, raised = refused.error, bool(refused.traceback)
 threads = len(os.listdir("/proc/self/task"))
-os.write(int(fd), json.dumps([error, time.monotonic() - begun, threads, raised]).encode())
+os.write(int(fd), json.dumps([error, time.monotonic() - begun, threads, raised, originals.replaced()]).encode())
 os._exit(0)
 """
 """As the nursery does it: the same loader, the same sys.path. Then gone, whatever threads or atexit there are."""
@@ -165,7 +166,7 @@ def import_handler(settings: Settings) -> Imported:
             return Imported(f"its import ended the process ({how})")
         # Read after the end, and only what is there: a child of the handler's may hold the other end open.
         os.set_blocking(told.fileno(), False)
-        return Imported(*json.loads(told.read() or b'["its import ended the process (exit 0)", 0, 1, true]'))
+        return Imported(*json.loads(told.read() or b'["its import ended the process (exit 0)", 0, 1, true, []]'))
 
 
 def _end(session: int) -> None:

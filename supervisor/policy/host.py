@@ -39,6 +39,8 @@ class Imported:
     """That it left behind, the main one included."""
     raised: bool = True
     """Whether the error is one of the import; else the module is well, and what was named in it is no handler."""
+    replaced: Sequence[str] = ()
+    """Functions of the standard library that it replaced: gevent and eventlet do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,13 @@ def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
         fix = f"PYTHONPATH={shlex.quote(settings.app_dir)} python -P -c 'import sys; __import__(sys.argv[1])' {module}"
         what = f"{settings.handler} cannot be loaded: {imported.error}"
         yield Finding(Level.PROBLEM, "handler", what, fix if imported.raised else "")
+    elif imported.replaced and settings.preload:
+        replaced = ", ".join(imported.replaced)
+        what = (
+            f"importing {settings.handler} replaces functions of the standard library ({replaced}), so it cannot "
+            "be imported once for all workers: each imports it anew"
+        )
+        yield Finding(Level.NOTE, "handler", what, "export WORKQ_PRELOAD=false")
     elif imported.threads > 1 and settings.preload:
         what = (
             f"importing {settings.handler} leaves {imported.threads - 1} threads behind, so it cannot be imported once "

@@ -25,6 +25,8 @@ _NOT_RUN: Final[tuple[tuple[type | tuple[type, ...], str, str], ...]] = (
     ((FunctionType, MethodType, functools.partial), "a function", "; does a decorator lack its parentheses?"),
 )
 """Type, name, and what may be wrong, of values that stand for work still to be done."""
+PLAIN: Final = frozenset({bool, int, float, str, bytes, dict, list, tuple, set})
+"""Types of values that stand for nothing but themselves: to look at any other takes some microseconds."""
 
 
 # ------------------------------------------------------------------------------------------------------ at load

@@ -105,6 +105,8 @@ class _Conclusion:
 
     def __call__(self, result: Any) -> Outcome:
         """Raises what the awaited work raises."""
+        if type(result) in contract.PLAIN:
+            return _RETURNED
         for _ in range(_DEEPEST):
             if (why := contract.not_run(result)) is not None:
                 return Raised(why, contract.place(result))

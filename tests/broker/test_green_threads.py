@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.commands.surroundings import import_handler
+from supervisor.settings import Settings
 from tests import amqp, handler_modules
 from tests.supervision import Runs, supervised
 
@@ -67,6 +69,12 @@ def test_f66_green_threads_made_at_import_are_noticed_and_tasks_short_long_and_f
         pool.hear("worker.ready", count=3)
         assert pool.stop() == 0
     assert sorted(runs.lines("began")) == ["bad", "bad", "short", "sleeps", "spins"]
+
+
+def test_f66_workq_check_says_that_each_worker_imports_such_a_module(tmp_path: Path) -> None:
+    handler_modules.write(tmp_path, "app", ALL + "def work(task): ...\n")
+    imported = import_handler(Settings(handler="app:work", app_dir=str(tmp_path)))
+    assert not imported.error and "os.fork" in imported.replaced
 
 
 def test_f66_a_greenlet_that_is_returned_is_waited_for(broker_url: str, queue: str, tmp_path: Path, runs: Runs) -> None:
