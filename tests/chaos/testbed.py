@@ -126,7 +126,9 @@ class Pool:
 
     def is_well(self) -> bool:
         ready, _, states = self.state()
-        return ready == 200 and len(states) == self.workers and set(states) <= {"idle", "busy"}
+        # What a pool that was larger for a while leaves behind is empty slots.
+        seated = [state for state in states if state != "empty"]
+        return ready == 200 and len(seated) == self.workers and set(seated) <= {"idle", "busy"}
 
     def sample(self) -> None:
         """Note what the supervisor holds, if all is well."""

@@ -12,6 +12,7 @@ from supervisor.policy import status
 from supervisor.policy.restart import STEADY
 from supervisor.policy.slot import Seat
 from supervisor.policy.view import State
+from supervisor.settings import Span
 from supervisor.vocabulary import Counts, DeadDepth, InHand, Parked, Phase, Reading, Wish, WorkerSaid
 from tests.policy.world import Message, World, settings
 
@@ -51,6 +52,17 @@ def test_ready_with_the_first_worker() -> None:
     world.connect(worker)
     world.become_ready(worker)
     assert status.readiness(world.pool.view(world.now)) == (True, "1 of 2 workers consume")
+
+
+def test_f114_a_pool_that_was_larger_for_a_while_is_ready_with_all_of_its_workers() -> None:
+    world = _up(workers=Span(2, 3))
+    world.ask(Wish.GROW)
+    world.live(30.0, until_well=True)
+    assert status.readiness(world.pool.view(world.now)) == (True, "3 of 3 workers consume")
+    world.ask(Wish.SHRINK)
+    assert status.readiness(world.pool.view(world.now)) == (True, "3 of 3 workers consume"), "it shrinks"
+    world.live(30.0, until_well=True)
+    assert status.readiness(world.pool.view(world.now)) == (True, "2 of 2 workers consume")
 
 
 def test_not_ready_without_a_broker_and_it_says_so() -> None:
