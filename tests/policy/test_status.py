@@ -60,7 +60,6 @@ def test_f114_a_pool_that_was_larger_for_a_while_is_ready_with_all_of_its_worker
     world.live(30.0, until_well=True)
     assert status.readiness(world.pool.view(world.now)) == (True, "3 of 3 workers consume")
     world.ask(Wish.SHRINK)
-    assert status.readiness(world.pool.view(world.now)) == (True, "3 of 3 workers consume"), "it shrinks"
     world.live(30.0, until_well=True)
     assert status.readiness(world.pool.view(world.now)) == (True, "2 of 2 workers consume")
 
