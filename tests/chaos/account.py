@@ -65,6 +65,7 @@ class Why(StrEnum):
     OWN = "it killed its worker itself"
     CONNECTION = "its worker's connection was lost"
     SUPERVISOR = "its supervisor was killed"
+    LOCAL = "its machine had nothing left for its worker"
     LEFT = "its worker left while the network or the broker was at fault"
     UNLOGGED = "its worker's end is among the log lines that were dropped"
     FORGOTTEN = "a classic queue whose node was killed forgot the acknowledgement"
@@ -355,6 +356,8 @@ class _Book:
             return Why.UNLOGGED if self._dropped.get(run.supervisor) else None
         if death.is_connection:
             return Why.CONNECTION
+        if death.cause == "local":
+            return Why.LOCAL
         if run.pid in self._evidence.killed and death.cause in ("SIGKILL", "SIGSTOP", "hung", "SIGABRT"):
             return Why.KILLED
         if re.match(r"SIG|exit |OOM|timeout|hung|grace", death.cause) or (death.cause == "memory" and death.task):
