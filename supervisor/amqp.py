@@ -27,6 +27,7 @@ __all__ = [
     "Kind",
     "Trouble",
     "Unusable",
+    "declare_anyway",
     "declare_or_take",
     "explain",
     "opening_error",
@@ -433,3 +434,44 @@ def declare_or_take(
 
     first = next(remaining)
     attempt(first)
+
+
+def declare_anyway(
+    connection: Any,
+    declaration: queues.Declaration,
+    *,
+    on_done: Callable[[bool], None],
+    on_failed: Callable[[BaseException], None],
+) -> None:
+    """Declare a queue of our own, and learn whether it is new, which queue.declare-ok does not say: ask first.
+
+    One that exists is still compared, where the declaration has arguments: a delay queue without its dead-letter
+    exchange would swallow tasks. Exactly one callback is called, from the connection's loop: `on_done(is_new)`, or
+    `on_failed(error)`, which `explain` knows. The channels are closed again.
+    """
+
+    def found(channel: Any, _ok: Any, _sent: queues.Declaration) -> None:
+        channel.close()
+        if declaration["arguments"]:
+            declare(is_new=False)
+        else:
+            on_done(False)
+
+    def missing(error: BaseException) -> None:
+        if isinstance(error, exceptions.ChannelClosedByBroker) and explain(error).kind is Kind.MISSING:
+            # Later: pika is still taking that channel down.
+            connection.ioloop.call_later(0, lambda: declare(is_new=True))
+        else:
+            on_failed(error)
+
+    def declare(*, is_new: bool) -> None:
+        def done(channel: Any, _ok: Any, sent: queues.Declaration) -> None:
+            channel.close()
+            on_done(is_new and not sent["passive"])
+
+        if connection.is_open:
+            declare_or_take(connection, declaration, on_done=done, on_failed=on_failed)
+        else:
+            on_failed(exceptions.ConnectionWrongStateError())
+
+    declare_or_take(connection, queues.inquiry(declaration["queue"]), declare=False, on_done=found, on_failed=missing)

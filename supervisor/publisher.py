@@ -174,6 +174,8 @@ class _Session(Served):
         """By delivery tag, oldest first."""
         self.bytes = 0
         self.settled: list[_Sent] = []
+        self.has_declared = False
+        """Whether the publisher's queue was sent a declaration, and not only asked for."""
         self._tag = 0
         self._channel: Any = None
 
@@ -191,10 +193,21 @@ class _Session(Served):
             self._channel.confirm_delivery(self._confirmed, callback=confirming.append)
             self._expect(lambda: bool(confirming), deadline)
 
-    def declare(self, declaration: queues.Declaration, declare: bool, timeout: float) -> None:
-        """Take or declare another queue. Raises _Lost; the session lives on if the broker only refused."""
+    def declare(self, declaration: queues.Declaration, declare: bool, timeout: float) -> bool:
+        """Take or declare another queue, and tell whether it is new. Raises _Lost; the session lives on if the broker
+        only refused."""
+        deadline = now() + timeout
         with self._alive():
-            self._take(declaration, declare, now() + timeout).close()
+            if not declare:
+                self._take(declaration, declare, deadline).close()
+                return False
+            answers: list[bool] = []
+            refusals: list[BaseException] = []
+            amqp.declare_anyway(self._connection, declaration, on_done=answers.append, on_failed=refusals.append)
+            self._expect(lambda: bool(answers or refusals), deadline)
+            if refusals:
+                raise _Lost(refusals[0])
+            return answers[0]
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
@@ -219,13 +232,12 @@ class _Session(Served):
         """The open channel on which the queue was taken or declared. Raises _Lost."""
         channels: list[Any] = []
         refusals: list[BaseException] = []
-        amqp.declare_or_take(
-            self._connection,
-            declaration,
-            declare=declare,
-            on_done=lambda channel, _ok, _sent: channels.append(channel),
-            on_failed=refusals.append,
-        )
+
+        def done(channel: Any, _ok: Any, sent: queues.Declaration) -> None:
+            self.has_declared = not sent["passive"]
+            channels.append(channel)
+
+        amqp.declare_or_take(self._connection, declaration, declare=declare, on_done=done, on_failed=refusals.append)
         self._expect(lambda: bool(channels or refusals), deadline)
         if refusals:
             raise _Lost(refusals[0])
@@ -370,12 +382,14 @@ class Publisher:
         if session is not None:
             session.close()
 
-    def declare(self, declaration: queues.Declaration, *, timeout: float = 30.0) -> None:
-        """Declare a further queue, by this connection. `timeout` in seconds. Raises Unavailable."""
+    def declare(self, declaration: queues.Declaration, *, timeout: float = 30.0) -> bool:
+        """Declare a queue by this connection, and tell whether it is new, or may be. `timeout` in seconds. Raises
+        Unavailable."""
         call = _Call(window=1, timeout=timeout, note=_ignore)
         session = self._ready(call)
         try:
-            session.declare(declaration, self._declare, timeout)
+            is_new = session.declare(declaration, self._declare, timeout)
+            return is_new or (session.has_declared and declaration["queue"] == self.queue)
         except _Lost as lost:
             trouble = amqp.explain(lost.error, self.endpoint)
             if session.error is not None:

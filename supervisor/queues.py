@@ -7,6 +7,7 @@ A declaration is data, so that consumer and producer cannot disagree: both send 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any, Final, Literal, TypedDict
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "PROPERTIES",
     "QUEUE",
     "REASON",
+    "SETTLES_IN",
     "TRACEBACK",
     "TYPES",
     "USER_ID",
@@ -38,6 +40,7 @@ __all__ = [
     "digest",
     "inquiry",
     "key",
+    "ours",
 ]
 
 ATTEMPT: Final = "x-workq-attempt"
@@ -66,6 +69,11 @@ HEADERS: Final = (
 )  # fmt: skip
 """Every header of ours."""
 
+SETTLES_IN: Final = 1.5
+"""Seconds after which a queue that was just declared is safe to use. A quorum queue is there before its Raft cluster
+has a leader (what is published meanwhile is refused), and before the node has written down that it exists: a broker
+that is killed in its first second has forgotten the queue, and every confirmed message in it (docs/decisions/0019)."""
+
 QueueType = Literal["default", "quorum", "classic"]
 TYPES: Final[tuple[QueueType, ...]] = ("default", "quorum", "classic")
 
@@ -87,8 +95,8 @@ def dead(queue: str) -> str:
 def delay(queue: str, ms: int) -> str:
     """Where a queue's messages wait `ms` milliseconds for another try.
 
-    One that expires when unused takes with it whatever is still inside. Publishing is no use of a queue, declaring it
-    is (https://www.rabbitmq.com/docs/ttl#queue-ttl): declare it before every publish.
+    Never with an expiry when unused: it takes with it whatever is still inside, and publishing is no use of a queue
+    (https://www.rabbitmq.com/docs/ttl#queue-ttl).
     """
     return f"{queue}.delay.{ms}"
 
@@ -150,6 +158,11 @@ def delayed(queue: str, ms: int) -> Declaration:
         "x-dead-letter-routing-key": queue,
     }
     return Declaration(queue=delay(queue, ms), passive=False, durable=True, arguments=arguments)
+
+
+def ours(queue: str, steps: Iterable[int]) -> list[Declaration]:
+    """What we declare beside `queue`: for its dead letters, and for each step of the delays between tries."""
+    return [declaration(dead(queue)), *(delayed(queue, ms) for ms in steps)]
 
 
 def inquiry(queue: str) -> Declaration:

@@ -239,6 +239,8 @@ class Ready:
     has_declared: bool | None = None
     """Whether there was no queue before; None when the broker compared it with what was asked for, and does not
     tell."""
+    refused: str = ""
+    """Why a queue for retries or dead letters cannot be declared, if so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +351,9 @@ class Begin:
     """To a worker: you are my child, and known, and this is your seat. Until then it waits."""
 
     slot: int
+    has_queues: bool = False
+    """Another worker has declared the queues for retries and dead letters, long enough ago that they are safe to
+    use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,6 +510,8 @@ class Spawn:
     slot: int
     generation: int
     because: str
+    has_queues: bool = False
+    """As in `Begin`."""
 
 
 @dataclass(frozen=True, slots=True)

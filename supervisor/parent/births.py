@@ -36,10 +36,10 @@ class Newborn:
     """Where its output is read."""
     process: psutil.Process
 
-    def begin(self, slot: int) -> bool:
+    def begin(self, order: Begin) -> bool:
         """Have it work. False when it is gone; raises OSError."""
         leftovers.mark(self.pid)
-        return self.link.send(Begin(slot), wait=False)
+        return self.link.send(order, wait=False)
 
     def let_go(self) -> None:
         """Close what we have of it: it finds its link closed, and leaves."""

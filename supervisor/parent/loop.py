@@ -312,8 +312,8 @@ class Supervisor:
                 processes.start_nursery(generation, preload, self._pool.settings_of(generation))
             case StopNursery(generation, stack=stack):
                 processes.stop_nursery(generation, stack=stack)
-            case Spawn(slot, generation):
-                processes.spawn(slot, generation)
+            case Spawn(slot, generation, has_queues=has_queues):
+                processes.spawn(slot, generation, has_queues)
             case Tell(slot, Drain() as order):
                 processes.drain(slot, order)
             case Tell(slot, order):

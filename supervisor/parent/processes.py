@@ -31,6 +31,7 @@ from supervisor.parent.output import Output
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
+    Begin,
     Cause,
     Event,
     Exited,
@@ -103,6 +104,8 @@ class Processes:
         self._spent: list[_Nursery] = []
         self._pending: list[Event] = []
         """What has happened outside `wait`."""
+        self._orders: dict[int, Begin] = {}
+        """By slot: what its next worker is told first."""
         self._workers: dict[int, _Worker] = {}
         self._paused: list[selectors.SelectorKey] = []
         """What is not watched until the next sample: it has written too much, or the kernel has refused us there."""
@@ -318,8 +321,9 @@ class Processes:
 
     # ------------------------------------------------------------------------------------------------ births
 
-    def spawn(self, slot: int, generation: int) -> None:
+    def spawn(self, slot: int, generation: int, has_queues: bool) -> None:
         """Ask the nursery for a worker; `Started` or `StartFailed` follows, or the nursery's end."""
+        self._orders[slot] = Begin(slot, has_queues)
         nursery = self._nurseries.get(generation)
         if nursery is None:
             return  # its end is told already, or about to be
@@ -363,7 +367,7 @@ class Processes:
             ):
                 self.watch(fileobj, partial(callback, worker))
                 watched.append(fileobj)
-            begun = newborn.begin(slot)
+            begun = newborn.begin(self._orders[slot])
         except OSError as error:
             refusal = error
         if begun:

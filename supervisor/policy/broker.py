@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+from supervisor import queues
 from supervisor.policy import restart
 from supervisor.policy.restart import Fault
 from supervisor.settings import Settings
@@ -48,6 +49,10 @@ class Broker:
     """When the next probe is due."""
     has_queue: bool = False
     """A worker has consumed from the queue."""
+    queues_since: float | None = None
+    """Since when the queues for retries and dead letters are known to be declared; None while nobody knows."""
+    refused: str = ""
+    """Why one of them cannot be declared."""
     blocked: set[int] = field(default_factory=set)
     """The slots whose workers cannot park a message because of an alarm."""
 
@@ -57,6 +62,7 @@ class Broker:
         if consuming or self.away_since is not None:
             return []
         self.away_since = now
+        self.queues_since = None  # what comes back may be another broker, or the same without its disk
         return [Say("broker.lost", "error", f"no worker consumes: {detail}", {"kind": kind})]
 
     def fail(
@@ -119,6 +125,20 @@ class Broker:
             return [Say("queue.taken", "info", f"{queue} is durable and of type {settings.queue_type}, as asked for")]
         untold = "AMQP does not tell of which type it is and with which arguments, `workq check` does"
         return [Say("queue.taken", "info", f"{queue} exists and is used as it is; {untold}")]
+
+    def declare(self, refused: str, now: float) -> list[Say]:
+        """A worker has declared the queues for retries and dead letters, or was `refused` one: say so once."""
+        if self.queues_since is None:
+            self.queues_since = now
+        is_news, self.refused = refused != self.refused, refused
+        if not refused or not is_news:
+            return []
+        follows = "a task that fails stays in flight, unacked, until this is fixed"
+        return [Say("queue.not_declared", "warning", f"{refused}; {follows}")]
+
+    def has_queues(self, now: float) -> bool:
+        """Whether a worker that starts now may take them for declared, and safe to use."""
+        return self.queues_since is not None and now - self.queues_since >= queues.SETTLES_IN
 
     @property
     def blockade(self) -> str | None:

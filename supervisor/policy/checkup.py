@@ -699,8 +699,7 @@ def delay_of(settings: Settings) -> str:
 
 def delays_of(settings: Settings) -> list[str]:
     """Every delay queue that failed tasks will want, by our own choice of delays."""
-    steps = {retry.step(retry.backoff(attempt, settings.retry_delay)) for attempt in range(1, settings.retries + 1)}
-    return [queues.delay(settings.queue, ms) for ms in sorted(steps)]
+    return [queues.delay(settings.queue, ms) for ms in retry.steps(settings.retries, settings.retry_delay)]
 
 
 def _seconds(ms: int) -> str:

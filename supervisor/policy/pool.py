@@ -424,6 +424,7 @@ class Pool:
         self._unfork(Seat.WAITING, now)
         former, self._nursery, self._incoming, self._trial = self._nursery, incoming, None, None
         self._past[former.generation] = former.settings
+        self._broker.queues_since = now  # its retries may need other delay queues, which are no older than this
         self._settings = settings = incoming.settings
         self._ledger.max_crashes = settings.max_crashes
         self._is_rolling = True
@@ -564,6 +565,8 @@ class Pool:
                     other.deadline = now
         actions: list[Action] = [*self._broker.reach(report.broker, report.version, advised, now)]
         actions += self._broker.find_queue(self._settings, report.has_declared)
+        if not slot.has_queues:
+            actions += self._broker.declare(report.refused, now)
         if not any(other.phase is Seat.WAITING or other.phase in ARRIVING for other in concerned):
             self._broker.recover()
         fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": report.broker}
@@ -793,7 +796,8 @@ class Pool:
                 slot.enter(Seat.FORKING, now + FORK_TIMEOUT)
                 slot.spawned_at = now
                 slot.generation = self._nursery_for(slot).generation
-                yield Spawn(slot.number, slot.generation, slot.why_started)
+                slot.has_queues = slot.generation == self._nursery.generation and self._broker.has_queues(now)
+                yield Spawn(slot.number, slot.generation, slot.why_started, slot.has_queues)
 
     def _free_at(self, slot: Slot) -> float:
         """When a waiting seat need not wait for others any more; infinite when only an event can tell."""

@@ -52,3 +52,8 @@ def step(seconds: float) -> int:
     """The ladder's step for this delay, milliseconds: the next one up; a day at most."""
     at = bisect.bisect_left(LADDER, seconds * 1000.0)
     return LADDER[min(at, len(LADDER) - 1)]
+
+
+def steps(retries: int, first: float) -> list[int]:
+    """The ladder's steps, milliseconds, that failed tasks wait on by our own choice: `--retries`, `--retry-delay`."""
+    return sorted({step(backoff(attempt, first)) for attempt in range(1, retries + 1)})

@@ -76,6 +76,8 @@ class Slot:
     """The cause the supervisor had in mind when it sent a signal."""
     spawned_at: float = 0.0
     """When its latest worker was asked for."""
+    has_queues: bool = False
+    """Whether that one need not declare the queues for retries and dead letters."""
     streak: int = 0
     fault: Fault | None = None
     """Whose fault the deaths of the streak were."""

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Final
 
 from pika.channel import Channel
@@ -27,7 +28,7 @@ from pika.spec import BasicProperties
 from supervisor import amqp, originals, queues, streams, trace
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
-from supervisor.policy import advice
+from supervisor.policy import advice, retry
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_SOFTWARE, Cause, Kind
 from supervisor.worker import deliveries
@@ -184,6 +185,11 @@ class Consumer:
         """Of basic.consume, beyond `_EVERYBODY`."""
         self.has_declared: bool | None = None
         """Whether the queue was declared because there was none; None when it was declared as a comparison."""
+        self._undeclared: set[str] = set()
+        self.declared: set[str] = set()
+        """Queues for retries and dead letters that are there."""
+        self.refused = ""
+        """Why another of them is not."""
         self._is_consuming = False
         self._has_arrived = False
         self._ioloop = IOLoop()
@@ -194,8 +200,9 @@ class Consumer:
 
     # ---------------------------------------------------------------------------------------------- the story
 
-    def open(self) -> str:
+    def open(self, *, declare_ours: bool = False) -> str:
         """Connect to one of the brokers, in random order, take or declare the queue, consume. Returns which broker.
+        `declare_ours`: meanwhile declare the queues for retries and dead letters, too.
 
         Raises Gone: when none can be used, with what is wrong with each.
         """
@@ -221,11 +228,14 @@ class Consumer:
             self._gone = _none_of(refusals)
             raise self._gone
         self._arguments = advice.consumer_arguments(self.version, self._settings)
+        if declare_ours:
+            self._declare_ours()
         self._consume()
         if not self._is_consuming:
             # Only a quorum queue takes the argument.
             self._arguments = {}
             self._consume()
+        self._wait("queue.declare", lambda: not self._undeclared)
         self._has_arrived = True
         return str(endpoint)
 
@@ -408,6 +418,31 @@ class Consumer:
         self._channel, sent = taken[0]
         if settings.queue_type == "default" or not settings.declare:
             self.has_declared = self.has_declared or not sent["passive"]
+
+    def _declare_ours(self) -> None:
+        """Begin to declare the queues for retries and dead letters; what cannot be declared is `refused`, and tried
+        again when it is needed.
+
+        By this connection, since it is there: the one that publishes is opened when something has failed, and by then a
+        new queue would be too young (`queues.SETTLES_IN`).
+        """
+        steps = retry.steps(self._settings.retries, self._settings.retry_delay)
+        for declaration in queues.ours(self._settings.queue, steps):
+            self._undeclared.add(declaration["queue"])
+            amqp.declare_anyway(
+                self._connection,
+                declaration,
+                on_done=partial(self._has_declared_ours, declaration["queue"]),
+                on_failed=partial(self._refused_ours, declaration["queue"]),
+            )
+
+    def _has_declared_ours(self, queue: str, _is_new: bool) -> None:
+        self._undeclared.discard(queue)
+        self.declared.add(queue)
+
+    def _refused_ours(self, queue: str, error: BaseException) -> None:
+        self._undeclared.discard(queue)
+        self.refused = f"queue {queue} cannot be declared: {amqp.explain(error, self._endpoint).reason}"
 
     def _consume(self) -> None:
         """Take the queue and consume, unless the broker refuses the arguments: then the channel is closed, and nothing

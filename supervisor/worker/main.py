@@ -123,7 +123,7 @@ def live(birth: Birth) -> NoReturn:
             os._exit(EXIT_CONFIG)
         aftermath.arm()
         sink = _configure_logs(birth, slot)  # the import may have set up logging in its own way; lines must stay whole
-    worker = Worker(birth, slot, pen, sink, handler)
+    worker = Worker(birth, received[0], pen, sink, handler)
     end = worker.run()
     pen.phase(Phase.LEAVING)
     birth.link.send(Leaving(end.cause, end.detail, end.kind or "", worker.is_unsettled))
@@ -164,8 +164,11 @@ def _exit(code: int) -> NoReturn:
 class Worker:
     """One worker between Connecting and Leaving."""
 
-    def __init__(self, birth: Birth, slot: int, pen: Pen, sink: logs.Sink, handler: Callable[[Task], Outcome]) -> None:
-        settings = self._settings = birth.settings
+    def __init__(
+        self, birth: Birth, begin: Begin, pen: Pen, sink: logs.Sink, handler: Callable[[Task], Outcome]
+    ) -> None:
+        settings, slot = birth.settings, begin.slot
+        self._settings = settings
         self._link = birth.link
         self._pen = pen
         self._sink = sink
@@ -173,7 +176,8 @@ class Worker:
         self._handler = handler
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{slot}"
         self._consumer = Consumer(settings, name, pen.beat, self._measured, self._lost, self._counted_dead)
-        self._parking = Parking(settings, name, self._blocked)
+        self._parking = Parking(settings, name, self._blocked, has_queues=begin.has_queues)
+        self._has_queues = begin.has_queues
         self._patience = Patience(settings.retries, settings.retry_delay)
         self._verdicts: dict[str, Verdict] = {}
         self.is_unsettled = False
@@ -195,11 +199,12 @@ class Worker:
         self._link.send(Connecting())
         self._pen.phase(Phase.CONNECTING)
         try:
-            broker = consumer.open()
+            broker = consumer.open(declare_ours=self._settings.declare and not self._has_queues)
+            self._parking.learn(consumer.declared)
             self._start_keeper()
             self._tracing = self._open_tracing()
             self._pen.phase(Phase.IDLE)
-            self._link.send(Ready(broker, consumer.version, consumer.has_declared))
+            self._link.send(Ready(broker, consumer.version, consumer.has_declared, consumer.refused))
             while (delivery := consumer.next()) is not None:
                 self._serve(delivery)
         except Gone as gone:

@@ -9,12 +9,14 @@ that publishes, and with it that connection's acknowledgements (https://www.rabb
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from supervisor import logs, queues
+from supervisor.clock import now
 from supervisor.policy.settle import DeadLetter, Later
-from supervisor.publisher import Publisher, PublishError
+from supervisor.publisher import Publisher, PublishError, Unroutable
 from supervisor.settings import Settings
 from supervisor.worker.labels import labelled
 
@@ -29,13 +31,23 @@ meanwhile."""
 class Parking:
     """Where messages go that shall not run now. Closed with the process; reconnects by itself."""
 
-    def __init__(self, settings: Settings, name: str, blocked: Callable[[bool], None]) -> None:
-        """`blocked` is called when the broker takes no messages for now (an alarm), and again when it has taken one."""
+    def __init__(
+        self, settings: Settings, name: str, blocked: Callable[[bool], None], *, has_queues: bool = False
+    ) -> None:
+        """`blocked` is called when the broker takes no messages for now (an alarm), and again when it has taken one.
+        `has_queues` as in `Begin`."""
         self._settings = settings
         self._name = name
         self._dead: Publisher | None = None
+        self._safe_at: dict[str, float] = {}
+        """By queue, of those that are known to be there: when it may be published to, monotonic seconds."""
+        self._has_queues = has_queues
         self._blocked = blocked
         self._is_blocked = False
+
+    def learn(self, declared: Iterable[str]) -> None:
+        """These queues are there, and nobody knows for how long."""
+        self._safe_at.update(dict.fromkeys(declared, now() + queues.SETTLES_IN))
 
     def park(self, delivery: Delivery, settlement: DeadLetter) -> None:
         """Publish the message as it came, with our headers added, to the dead-letter queue, and wait for the confirm.
@@ -51,23 +63,27 @@ class Parking:
             queues.HOST: socket.gethostname(),
             queues.QUEUE: self._settings.queue,
         }
-        self._publish(delivery, headers, queues.dead(self._settings.queue))
+        self._publish(delivery, headers, queues.declaration(queues.dead(self._settings.queue)))
 
     def delay(self, delivery: Delivery, settlement: Later) -> None:
         """Publish the message as it came, with the number of its next try, to a delay queue, and wait for the confirm.
 
         Raises PublishError, as `park` does.
         """
-        declaration = queues.delayed(self._settings.queue, settlement.ms)
-        # Each time: somebody may have deleted it.
-        self._open().declare(declaration, timeout=CONFIRM_TIMEOUT)
         headers = {queues.FIRST_SEEN: _first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
         # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it has
         # its arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): what another worker puts there
         # meanwhile would never expire, and at the head it would hold back all behind it, for ever.
-        self._publish(delivery, headers, declaration["queue"], expiration=str(settlement.ms))
+        delayed = queues.delayed(self._settings.queue, settlement.ms)
+        self._publish(delivery, headers, delayed, expiration=str(settlement.ms))
 
-    def _publish(self, delivery: Delivery, headers: dict[str, Any], queue: str, expiration: str | None = None) -> None:
+    def _publish(
+        self,
+        delivery: Delivery,
+        headers: dict[str, Any],
+        declaration: queues.Declaration,
+        expiration: str | None = None,
+    ) -> None:
         # A message that expires while it is parked is evidence, or work, lost; a user id other than our own is refused
         # (406, https://www.rabbitmq.com/docs/validated-user-id). RabbitMQ's own dead-lettering drops the first
         # likewise.
@@ -80,10 +96,28 @@ class Parking:
         publisher.connect()  # what fits into a frame is agreed upon then
         properties = labelled(delivery.properties, headers, publisher.frame_max)
         properties.expiration, properties.user_id = expiration, None
-        publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
+        queue = declaration["queue"]
+        self._await_safe(publisher, declaration)
+        try:
+            publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
+        except Unroutable:
+            # Somebody has deleted it since it was declared.
+            del self._safe_at[queue]
+            self._await_safe(publisher, declaration)
+            publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
         if self._is_blocked:
             self._is_blocked = False
             self._blocked(False)
+
+    def _await_safe(self, publisher: Publisher, declaration: queues.Declaration) -> None:
+        """Have the queue there, and old enough that what it confirms survives the broker's end."""
+        queue = declaration["queue"]
+        if queue not in self._safe_at:
+            is_new = publisher.declare(declaration, timeout=CONFIRM_TIMEOUT)
+            is_safe = not self._settings.declare or (self._has_queues and not is_new)
+            self._safe_at[queue] = now() + (0.0 if is_safe else queues.SETTLES_IN)
+        # The keeper serves the consuming connection meanwhile, as during a long confirm.
+        time.sleep(max(0.0, self._safe_at[queue] - now()))
 
     def _block(self) -> None:
         if not self._is_blocked:

@@ -23,7 +23,7 @@ from supervisor.link import Link
 from supervisor.policy.settle import Outcome, Returned
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
-from supervisor.vocabulary import Cause, Drain
+from supervisor.vocabulary import Begin, Cause, Drain
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.main import Birth, Worker
 from supervisor.worker.task import Task
@@ -88,7 +88,7 @@ def _play(door: socket.socket, here: Endpoint, supervisor: Link, link: Link, boa
         supervisor.send(Drain(False, Cause.DRAINED))
         return Returned()
 
-    worker = _Understudy(birth, 0, board.pen(0), logs.Sink(nowhere, board.fd), handler)
+    worker = _Understudy(birth, Begin(0, has_queues=True), board.pen(0), logs.Sink(nowhere, board.fd), handler)
     worker.play(door)
 
 

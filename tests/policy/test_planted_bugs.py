@@ -280,6 +280,27 @@ BUGS = [
         "            return [self._tell(slot, suspect)]\n",
         SCENES,
     ),
+    Bug(
+        "a queue is used as soon as it is declared",
+        "broker.py",
+        "now - self.queues_since >= queues.SETTLES_IN",
+        "now >= self.queues_since",
+        SCENES,
+    ),
+    Bug(
+        "the queues are taken for declared at a broker that comes back",
+        "broker.py",
+        "self.queues_since = None  # what",
+        "pass  # what",
+        SCENES,
+    ),
+    Bug(
+        "a reload's first worker takes the queues for declared",
+        "pool.py",
+        "slot.has_queues = slot.generation == self._nursery.generation and ",
+        "slot.has_queues = ",
+        SCENES,
+    ),
     Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),
     Bug("killing somebody is no reason for exit code 1", "pool.py", "self._code = EXIT_KILLED", "pass"),
 ]

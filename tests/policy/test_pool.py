@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from supervisor import queues
 from supervisor.policy import reload
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
@@ -439,6 +440,57 @@ def test_a_queue_that_was_deleted_and_is_declared_anew_is_a_warning() -> None:
     world.tell(WorkerSaid(0, Ready("127.0.0.1:5672", has_declared=True)))
     [said] = [action for action in _of(world, Say) if action.event == "queue.declared"]
     assert said.level == "warning" and "deleted, with what was in it" in said.because
+
+
+def _spawned(world: World) -> list[bool]:
+    """Of the workers since the last look, whether each may take our queues for declared."""
+    spawned = [action.has_queues for action in world.log if isinstance(action, Spawn)]
+    world.log.clear()
+    return spawned
+
+
+def test_f108_workers_declare_our_queues_until_one_of_them_has_and_they_have_settled() -> None:
+    world = World(settings(workers=2, max_tasks=1))
+    world.nursery_loads()
+    assert _spawned(world) == [False, False]
+    for slot in (0, 1):
+        worker = world.fork(slot)
+        world.connect(worker)
+        world.become_ready(worker)
+    world.leave(world.workers[0], Cause.MAX_TASKS)
+    world.be_gone(world.workers[0])
+    assert _spawned(world) == [False], "the queues are younger than what a killed broker remembers"
+    world.advance(queues.SETTLES_IN)
+    world.leave(world.workers[1], Cause.MAX_TASKS)
+    world.be_gone(world.workers[1])
+    assert _spawned(world) == [True]
+
+
+def test_f108_a_broker_that_comes_back_may_have_none_of_our_queues() -> None:
+    world = _up(workers=2)
+    _lose_the_broker(world)
+    world.log.clear()
+    world.live(60.0, until_well=True)
+    assert _spawned(world) == [False, False]
+
+
+def test_f108_the_workers_of_a_reload_declare_what_its_settings_need() -> None:
+    world = _up(workers=1)
+    world.ask(Wish.RELOAD)
+    world.live(60.0, until_well=True)
+    assert _spawned(world) == [False]
+
+
+def test_f108_a_queue_of_ours_that_may_not_be_declared_is_said_once() -> None:
+    world = World(settings(workers=2))
+    world.nursery_loads()
+    for slot in (0, 1):
+        worker = world.fork(slot)
+        world.connect(worker)
+        worker.stage = Stage.CONSUMING
+        world.tell(WorkerSaid(slot, Ready("127.0.0.1:5672", refused="queue q.delay.1000 cannot be declared: no")))
+    [said] = [action for action in _of(world, Say) if action.event == "queue.not_declared"]
+    assert said.level == "warning" and "q.delay.1000" in said.because and "unacked" in said.because
 
 
 # ------------------------------------------------------------------------------------------- the broker's truth

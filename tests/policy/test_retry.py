@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.policy.retry import LADDER, LONGEST_BACKOFF, backoff, checked, step
+from supervisor.policy.retry import LADDER, LONGEST_BACKOFF, backoff, checked, step, steps
 
 
 def test_the_ladder_is_that_of_the_public_interface() -> None:
@@ -33,6 +33,16 @@ def test_a_delay_is_rounded_up_to_the_next_step(seconds: float, ms: int) -> None
 
 def test_each_wait_is_four_times_the_one_before_up_to_a_quarter_of_an_hour() -> None:
     assert [backoff(attempt, 1.0) for attempt in range(1, 8)] == [1, 4, 16, 64, 256, 900, 900]
+
+
+@pytest.mark.parametrize(
+    ("retries", "delay", "ms"),
+    [(0, 1.0, []), (3, 1.0, [1000, 5000, 20_000]), (3, 900.0, [900_000]), (1000, 60.0, [60_000, 300_000, 900_000])],
+)
+def test_f108_the_steps_that_failed_tasks_will_want_are_known_beforehand(
+    retries: int, delay: float, ms: list[int]
+) -> None:
+    assert steps(retries, delay) == ms
 
 
 @given(st.integers(1, 2**63), st.floats(0.001, 1e6))
