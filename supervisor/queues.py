@@ -22,13 +22,16 @@ __all__ = [
     "FIRST_SEEN",
     "HEADERS",
     "HOST",
+    "OURS",
     "PROPERTIES",
     "QUEUE",
     "REASON",
+    "RECORDS",
     "SETTLES_IN",
     "TRACEBACK",
     "TYPES",
     "USER_ID",
+    "WAS",
     "Declaration",
     "QueueType",
     "arguments",
@@ -37,10 +40,12 @@ __all__ = [
     "declaration",
     "delay",
     "delayed",
+    "demoted",
     "digest",
     "inquiry",
     "key",
     "ours",
+    "waited_only",
 ]
 
 ATTEMPT: Final = "x-workq-attempt"
@@ -63,6 +68,15 @@ COPIES: Final = "x-workq-cc"
 """The original's `CC`, which is an order to the broker and has been carried out."""
 DROPPED: Final = "x-workq-dropped"
 """Headers of the sender's for which there was no room beside ours, by name and size."""
+OURS: Final = "x-workq-"
+"""How the names of our headers begin."""
+WAS: Final = "x-workq-was-"
+"""Put before the name of a header that must not be obeyed where the message goes next; evidence, read by nobody. The
+broker's record of what it did with the message, and headers that have our names and are not known to be ours."""
+RECORDS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+"""How the names of the broker's record begin (https://www.rabbitmq.com/docs/dlx#effects). RabbitMQ before 4.0 believes
+it of whoever publishes: a message that says it was dead-lettered from a queue before is thrown away when a delay would
+bring it back there, as a cycle."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
     PROPERTIES, DROPPED, COPIES,
@@ -158,6 +172,19 @@ def delayed(queue: str, ms: int) -> Declaration:
         "x-dead-letter-routing-key": queue,
     }
     return Declaration(queue=delay(queue, ms), passive=False, durable=True, arguments=arguments)
+
+
+def waited_only(deaths: object, queue: str) -> bool:
+    """Whether this value of `x-death` records nothing but our own delays between tries of `queue`: no news."""
+    prefix = delay(queue, 0)[:-1]
+    return isinstance(deaths, list) and all(
+        isinstance(death, dict) and str(death.get("queue", "")).startswith(prefix) for death in deaths
+    )
+
+
+def demoted(name: bytes) -> bytes:
+    """The name under which a header is kept as evidence: as much of it as fits."""
+    return name if name.startswith(WAS.encode()) else (WAS.encode() + name)[:255]
 
 
 def ours(queue: str, steps: Iterable[int]) -> list[Declaration]:

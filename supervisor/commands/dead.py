@@ -146,9 +146,15 @@ def show(urls: tuple[str, ...], url_file: Path | None, queue: str, body_only: bo
 @dead.command()
 @_at_a_queue
 @click.option("--all", "everything", is_flag=True, help="All that are there now.")
+@click.option("--to", metavar="QUEUE", help="Put them into this queue instead of their own.")
 @click.argument("identities", nargs=-1, metavar="[ID]...")
 def requeue(
-    urls: tuple[str, ...], url_file: Path | None, queue: str, everything: bool, identities: tuple[str, ...]
+    urls: tuple[str, ...],
+    url_file: Path | None,
+    queue: str,
+    everything: bool,
+    to: str | None,
+    identities: tuple[str, ...],
 ) -> None:
     """Put dead letters back into their queue as they were, to be tried again.
 
@@ -159,7 +165,7 @@ def requeue(
     with _reported("requeue"), DeadQueue(_endpoints(urls, url_file, queue), queue) as letters, _stoppable() as stop:
         if letters.count:
             letters.prepare()
-        _Requeueing(letters, identities, stop).run()
+        _Requeueing(letters, identities, stop, to or queue).run()
 
 
 @dead.command()
@@ -208,7 +214,7 @@ class _Sweep:
     def __init__(self, letters: DeadQueue, identities: Sequence[str], stop: _Stop) -> None:
         """No `identities`: all are meant."""
         self.done: Counter[str] = Counter()
-        """How many, by the queue they came from."""
+        """How many, by the queue they went to."""
         self.problems: list[str] = []
         self.letters = letters
         self._wanted = set(identities)
@@ -270,17 +276,21 @@ class _Requeueing(_Sweep):
     name = "requeue"
     done_word = "requeued"
 
+    def __init__(self, letters: DeadQueue, identities: Sequence[str], stop: _Stop, to: str) -> None:
+        super().__init__(letters, identities, stop)
+        self._to = to
+
     def act(self, chosen: list[DeadLetter]) -> list[DeadLetter]:
         aimed = [(letter, target) for letter in chosen if (target := self._target(letter)) is not None]
         homeless = self.letters.publish(aimed, self.done)
         for letter in homeless:
-            self.problems.append(f"{plain(letter.id)} stays: there is no queue {plain(letter.queue)} to take it")
+            self.problems.append(f"{plain(letter.id)} stays: there is no queue {plain(self._to)} to take it")
         going = {letter.tag for letter, _ in aimed} - {letter.tag for letter in homeless}
         return [letter for letter in chosen if letter.tag not in going]
 
     def _target(self, letter: DeadLetter) -> Target | None:
         try:
-            return Target(letter.queue, original(letter, self.letters.endpoint.user))
+            return Target(self._to, original(letter, self.letters.endpoint.user))
         except ValueError as error:
             self.problems.append(f"{plain(letter.id)} stays: {error}; `workq dead drop` deletes it")
             return None
@@ -292,7 +302,7 @@ class _Dropping(_Sweep):
 
     def act(self, chosen: list[DeadLetter]) -> list[DeadLetter]:
         self.letters.acknowledge(chosen)
-        self.done.update(letter.queue for letter in chosen)
+        self.done[self.letters.name] += len(chosen)
         return []
 
 
@@ -330,7 +340,7 @@ def _row(letter: DeadLetter) -> dict[str, Any]:
     age = (datetime.datetime.now(datetime.UTC) - seen).total_seconds() if seen else None
     return {
         "id": letter.id,
-        "reason": letter.text(queues.REASON)[:ERROR_KEPT],
+        "reason": letter.reason[:ERROR_KEPT],
         "cause": letter.text(queues.CAUSE)[:ERROR_KEPT],
         "error": letter.text(queues.ERROR)[:ERROR_KEPT] or letter.trouble,
         "attempts": letter.number(queues.ATTEMPT),
@@ -452,7 +462,8 @@ def _print_letter(letter: DeadLetter, title: str) -> None:
     )
     names = [name for name in letter.parts if name != "headers"]
     _print_section("properties", {name: letter.part(name) for name in names})
-    ours = [each for each in letter.fields if each.name.startswith(b"x-workq-")]
+    prefix = queues.OURS.encode()
+    ours = [each for each in letter.fields if letter.is_ours and each.name.startswith(prefix)]
     _print_section("headers", {_text(each.name): decoded(each.value) for each in letter.fields if each not in ours})
     told = {queues.ERROR: "error", queues.TRACEBACK: "traceback", queues.EVIDENCE: "evidence"}
     for header, heading in told.items():

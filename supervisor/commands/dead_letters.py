@@ -85,9 +85,9 @@ _COUNTS: Final = (b"x-delivery-count", b"x-acquired-count")
 """What a quorum queue writes into the headers of what it delivers."""
 _COPIES: Final = (b"CC", b"BCC")
 """What makes the broker route a message to further queues (https://www.rabbitmq.com/docs/sender-selected)."""
-_OURS: Final = b"x-workq-"
-_DEATHS: Final = (b"x-death", b"x-first-death-", b"x-last-death-")
-"""What the broker records when it dead-letters (https://www.rabbitmq.com/docs/dlx#effects)."""
+_OURS: Final = queues.OURS.encode()
+_WAS: Final = queues.WAS.encode()
+_RECORDS: Final = tuple(name.encode() for name in queues.RECORDS)
 
 
 def split(raw: bytes) -> dict[str, bytes]:
@@ -202,13 +202,17 @@ class DeadLetter:
         except ValueError as error:
             self.trouble = str(error)
         self._values = dict(self.fields)
+        self._queue = queue
         came_from = self.header(queues.QUEUE)
         usable = isinstance(came_from, str) and 0 < len(came_from.encode()) <= 255
         self.queue = came_from if usable else queue
+        """Where it says that it came from."""
         self.id = self._identity()
 
     def header(self, name: str) -> Any:
-        """The header's value; None when there is none."""
+        """The header's value; None when there is none, or when it has one of our names and is not ours."""
+        if name.startswith(queues.OURS) and not self.is_ours:
+            return None
         value = self._values.get(name.encode())
         return None if value is None else decoded(value)
 
@@ -231,9 +235,25 @@ class DeadLetter:
         return int.from_bytes(part) if name in NUMBERS else data.decode_short_string(part, 0)[0]
 
     @property
+    def reason(self) -> str:
+        """Why a worker, or the broker, put it here."""
+        if self.is_ours:
+            return self.text(queues.REASON)
+        deaths = decoded(self._values[b"x-death"])
+        latest = deaths[0] if isinstance(deaths, list) and deaths else None
+        return str(latest.get("reason", "")) if isinstance(latest, dict) else ""
+
+    @property
     def returns(self) -> int:
         """How often a quorum queue has had it back; a classic one does not count."""
         return self.number("x-delivery-count") or 0
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a worker may have put it here. What the broker has dead-lettered by itself has a record of that,
+        which workers take off; the `x-workq-*` headers in it are the sender's."""
+        deaths = self._values.get(b"x-death")
+        return deaths is None or queues.waited_only(decoded(deaths), self._queue)
 
     def _identity(self) -> str:
         identity = self.part("message_id")
@@ -259,11 +279,8 @@ def original(letter: DeadLetter, user: str) -> Raw:
             headers = fields(parts.get("headers", b""))
         except ValueError:
             parts, headers = letter.parts, letter.fields  # cut to fit; then what could be read has to do
+    parts, kept = dict(parts), list(_kept(letter, headers))
     expiration, user_id = letter.header(queues.EXPIRATION), letter.header(queues.USER_ID)
-    kept = [each for each in headers if not each.name.startswith(_OURS) and each.name not in _COUNTS + _COPIES]
-    if _waited_only(headers, queues.delay(letter.queue, 0)[:-1]):
-        kept = [each for each in kept if not each.name.startswith(_DEATHS)]
-    parts = dict(parts)
     if isinstance(expiration, str):
         parts["expiration"] = _short(expiration.encode())
     if isinstance(user_id, str):
@@ -275,12 +292,15 @@ def original(letter: DeadLetter, user: str) -> Raw:
     return Raw.outgoing(parts, kept)
 
 
-def _waited_only(headers: Sequence[Field], prefix: str) -> bool:
-    """Whether the broker's record of dead-lettering holds nothing but our own delays between tries."""
-    deaths = decoded(dict(headers).get(b"x-death", b""))
-    return isinstance(deaths, list) and all(
-        isinstance(death, dict) and str(death.get("queue", "")).startswith(prefix) for death in deaths
-    )
+def _kept(letter: DeadLetter, headers: Sequence[Field]) -> Iterator[Field]:
+    """Those of its headers that go with it, the broker's record under another name: RabbitMQ before 4.0 would take it
+    for its own, and throw the message away when it has to wait for another try (`queues.RECORDS`)."""
+    for each in headers:
+        if each.name.startswith(_RECORDS):
+            if not letter.is_ours and each.name not in _COUNTS:
+                yield Field(queues.demoted(each.name), each.value)
+        elif each.name.startswith(_WAS) or (not each.name.startswith(_OURS) and each.name not in _COPIES):
+            yield each
 
 
 def _anew(letter: DeadLetter, user: str) -> Raw | None:

@@ -7,7 +7,7 @@ UTF-8 becomes binary, and of two headers with one name the first is gone. The se
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import pika
@@ -56,13 +56,26 @@ class Labelled(pika.BasicProperties):
         return pieces
 
 
-def labelled(properties: pika.BasicProperties, headers: Mapping[str, Any], frame_max: int = 131072) -> Labelled:
+def labelled(
+    properties: pika.BasicProperties,
+    headers: Mapping[str, Any],
+    frame_max: int = 131072,
+    *,
+    queue: str = "",
+    is_ours: bool = False,
+    user_id: str = "",
+) -> Labelled:
     """A copy with these headers added, in the place of any with the same names, and all of it in one frame of
-    `frame_max` bytes: properties cannot be split, and the broker closes a connection that sends a larger one (501)."""
+    `frame_max` bytes: properties cannot be split, and the broker closes a connection that sends a larger one (501).
+
+    What the broker has recorded, and what has our names although it was not us who published it (`is_ours`), is kept
+    under other names: `queues.WAS`. Delays of `queue` are not worth a record. There is room for
+    `user_id`, whatever it came with.
+    """
     new = Labelled()  # type: ignore[no-untyped-call]
     vars(new).update(vars(properties))
-    entries = [(name, entry) for name, entry in _entries(properties) if name not in headers and name not in _ADDRESSES]
-    new.headers = None
+    entries = list(_kept(properties, headers, queue, is_ours))
+    new.headers, new.user_id = None, user_id or None
     others: list[bytes] = pika.BasicProperties.encode(new)  # type: ignore[no-untyped-call]
     new.headers, kept = fit(headers, entries, frame_max - _OVERHEAD - _EXPIRATION - len(b"".join(others)))
     new.kept = b"".join(entry for _, entry in kept)
@@ -128,6 +141,22 @@ def _cut(name: str, value: Any, excess: int) -> str | bytes | None:
     if isinstance(value, bytes):
         return value[:size]
     return clip_end(value, size) if name in _ENDS else clip_start(value, size)
+
+
+def _kept(properties: pika.BasicProperties, headers: Mapping[str, Any], queue: str, is_ours: bool) -> Iterator[Entry]:
+    """What stays of the headers that it came with, under the name that they have from here."""
+    has_only_waited = queues.waited_only((properties.headers or {}).get("x-death"), queue)
+    for name, entry in _entries(properties):
+        text = name if isinstance(name, str) else ""
+        if text.startswith(queues.RECORDS):
+            if has_only_waited and "death" in text:
+                continue
+        elif not text.startswith(queues.OURS) or is_ours:
+            if name not in headers and name not in _ADDRESSES:
+                yield name, entry
+            continue
+        demoted = queues.demoted(entry[1 : 1 + entry[0]])
+        yield demoted.decode("utf-8", "replace"), bytes([len(demoted)]) + demoted + entry[1 + entry[0] :]
 
 
 def _entries(properties: Any) -> list[Entry]:

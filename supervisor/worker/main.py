@@ -179,6 +179,7 @@ class Worker:
         self._parking = Parking(settings, name, self._blocked, has_queues=begin.has_queues)
         self._has_queues = begin.has_queues
         self._patience = Patience(settings.retries, settings.retry_delay)
+        self._tries = settings.retries + 1
         self._verdicts: dict[str, Verdict] = {}
         self.is_unsettled = False
         """A task came to its end, and the broker cannot be told."""
@@ -230,7 +231,7 @@ class Worker:
         if isinstance(delivery.properties, Remains):
             self._put_away(delivery, Undecodable(delivery.properties.error, delivery.properties.raw))
             return
-        attempt = delivery.attempt
+        attempt = self._attempt(delivery)
         tracing = self._tracing
         if tracing is not None:
             tracing.begin(delivery, attempt)
@@ -260,10 +261,15 @@ class Worker:
         self._task = None
         self._settle(delivery, attempt, outcome, begun)
 
+    def _attempt(self, delivery: Delivery) -> int:
+        """Which try this is, of as many as there may be: the sender can write that header, too, and so give up tries of
+        its own."""
+        return min(delivery.attempt, self._tries)
+
     def _put_away(self, delivery: Delivery, outcome: Outcome) -> None:
         """Settle what is not run. Raises Gone."""
         self._pen.phase(Phase.PARKING)
-        self._settle(delivery, delivery.attempt, outcome, now())
+        self._settle(delivery, self._attempt(delivery), outcome, now())
 
     def _settle(self, delivery: Delivery, attempt: int, outcome: Outcome, begun: float) -> None:
         """Tell the broker; log and count what it was told. Raises Gone."""
@@ -319,7 +325,7 @@ class Worker:
             self._park(delivery, lambda: self._parking.park(delivery, settlement))
             # For the live page alone, so not worth a wait. Before the ack: should that get lost, there it lies all the
             # same.
-            self._link.send(_parked(delivery, settlement), wait=False)
+            self._link.send(_parked(delivery, self._attempt(delivery), settlement), wait=False)
         else:
             self._park(delivery, lambda: self._parking.delay(delivery, settlement))
             self._pen.owe(now() + settlement.ms / 1000)
@@ -345,7 +351,7 @@ class Worker:
                 self._log.error(
                     "task.parking_failed",
                     message_id=delivery.name,
-                    attempt=delivery.attempt,
+                    attempt=self._attempt(delivery),
                     because=because,
                     **delivery.trace,
                 )
@@ -460,14 +466,14 @@ def _about(delivery: Delivery, attempt: int, seconds: float) -> dict[str, object
     }
 
 
-def _parked(delivery: Delivery, settlement: DeadLetter) -> Parked:
+def _parked(delivery: Delivery, attempt: int, settlement: DeadLetter) -> Parked:
     headers = settlement.headers
     evidence = str(headers.get(queues.EVIDENCE) or headers.get(queues.TRACEBACK) or "")
     return Parked(
         delivery.name,
         settlement.reason,
         clip_start(logs.redact(settlement.because), BECAUSE_MAX),
-        delivery.attempt,
+        attempt,
         logs.utc(),
         cause=str(headers.get(queues.CAUSE, "")),
         crashes=int(headers.get(queues.CRASHES, 0)),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor import logs, queues
 from supervisor.clock import now
 from supervisor.policy.settle import DeadLetter, Later
-from supervisor.publisher import Publisher, PublishError, Unroutable
+from supervisor.publisher import Publisher, PublishError, Refused, Unroutable
 from supervisor.settings import Settings
 from supervisor.worker.labels import labelled
 
@@ -44,6 +44,7 @@ class Parking:
         self._has_queues = has_queues
         self._blocked = blocked
         self._is_blocked = False
+        self._signs = True
 
     def learn(self, declared: Iterable[str]) -> None:
         """These queues are there, and nobody knows for how long."""
@@ -57,9 +58,9 @@ class Parking:
         headers: dict[str, Any] = {
             # An exception, or the line that raised it, may quote a URL with its password.
             **{name: logs.redact(said) if isinstance(said, str) else said for name, said in settlement.headers.items()},
-            queues.FIRST_SEEN: _first_seen(delivery, settlement.headers),
+            queues.FIRST_SEEN: self._first_seen(delivery, settlement.headers),
             queues.REASON: settlement.reason,
-            queues.ATTEMPT: delivery.attempt,
+            queues.ATTEMPT: min(delivery.attempt, self._settings.retries + 1),
             queues.HOST: socket.gethostname(),
             queues.QUEUE: self._settings.queue,
         }
@@ -70,12 +71,19 @@ class Parking:
 
         Raises PublishError, as `park` does.
         """
-        headers = {queues.FIRST_SEEN: _first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
+        headers = {queues.FIRST_SEEN: self._first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
         # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it has
         # its arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): what another worker puts there
         # meanwhile would never expire, and at the head it would hold back all behind it, for ever.
         delayed = queues.delayed(self._settings.queue, settlement.ms)
-        self._publish(delivery, headers, delayed, expiration=str(settlement.ms))
+        try:
+            self._publish(delivery, headers, delayed, expiration=str(settlement.ms))
+        except Refused as error:
+            if not self._signs or "user_id" not in error.reason:
+                raise
+            # The broker knows us by another name than the URL's (OAuth 2).
+            self._signs = False
+            self._publish(delivery, headers, delayed, expiration=str(settlement.ms))
 
     def _publish(
         self,
@@ -87,16 +95,19 @@ class Parking:
         # A message that expires while it is parked is evidence, or work, lost; a user id other than our own is refused
         # (406, https://www.rabbitmq.com/docs/validated-user-id). RabbitMQ's own dead-lettering drops the first
         # likewise.
+        is_ours = self._is_ours(delivery)
         for name, header in (("expiration", queues.EXPIRATION), ("user_id", queues.USER_ID)):
-            if (value := getattr(delivery.properties, name)) is not None:
+            if (value := getattr(delivery.properties, name)) is not None and not (is_ours and name == "user_id"):
                 headers[header] = value
         if (copies := (delivery.properties.headers or {}).get("CC")) is not None:
             headers[queues.COPIES] = copies
-        publisher = self._open()
+        publisher, queue = self._open(), declaration["queue"]
         publisher.connect()  # what fits into a frame is agreed upon then
-        properties = labelled(delivery.properties, headers, publisher.frame_max)
-        properties.expiration, properties.user_id = expiration, None
-        queue = declaration["queue"]
+        # Our signature, while a message waits to come back: the broker refuses it from whoever has another login.
+        user_id = publisher.endpoint.user if expiration is not None and self._signs else ""
+        frame_max, main = publisher.frame_max, self._settings.queue
+        properties = labelled(delivery.properties, headers, frame_max, queue=main, is_ours=is_ours, user_id=user_id)
+        properties.expiration = expiration
         self._await_safe(publisher, declaration)
         try:
             publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
@@ -108,6 +119,22 @@ class Parking:
         if self._is_blocked:
             self._is_blocked = False
             self._blocked(False)
+
+    def _is_ours(self, delivery: Delivery) -> bool:
+        """Whether it has come back from a delay queue into which one of us put it, so that its `x-workq-*` headers are
+        ours. Anybody can write such headers, into a delay queue, too; but nobody our user id, unless he has our
+        login (https://www.rabbitmq.com/docs/validated-user-id)."""
+        properties = delivery.properties
+        has_tried = queues.ATTEMPT in (properties.headers or {})
+        return has_tried and properties.user_id in {endpoint.user for endpoint in self._settings.url}
+
+    def _first_seen(self, delivery: Delivery, ours: Mapping[str, object]) -> str:
+        """When this message first went wrong: as it says itself, else as the supervisor says, else now."""
+        own = delivery.properties.headers if self._is_ours(delivery) else None
+        for headers in (own or {}, ours):
+            if isinstance(seen := headers.get(queues.FIRST_SEEN), str):
+                return seen
+        return logs.utc()
 
     def _await_safe(self, publisher: Publisher, declaration: queues.Declaration) -> None:
         """Have the queue there, and old enough that what it confirms survives the broker's end."""
@@ -135,14 +162,6 @@ class Parking:
                 on_blocked=self._block,
             )
         return self._dead
-
-
-def _first_seen(delivery: Delivery, ours: Mapping[str, object]) -> str:
-    """When this message first went wrong: as it says itself, else as the supervisor says, else now."""
-    for headers in (delivery.properties.headers or {}, ours):
-        if isinstance(seen := headers.get(queues.FIRST_SEEN), str):
-            return seen
-    return logs.utc()
 
 
 __all__ = ["Parking", "PublishError"]

@@ -329,17 +329,13 @@ def test_ids_that_are_not_there_are_named_and_the_others_done(broker_url: str, b
     assert sorted(row["id"] for row in rows(broker_url, buried)) == ["a", "c"]
 
 
-def test_a_message_for_a_queue_that_is_gone_stays_and_the_others_go(broker_url: str, buried: str) -> None:
-    bury(broker_url, buried, ["a", "b"])
-    bury(broker_url, buried, ["lost", "\u00fc"], headers={"x-workq-queue": f"{buried}-gone"})
-    amqp.publish(broker_url, f"{buried}.dead", ["0"], headers={"x-workq-queue": f"{buried}-gone"})
-    gone = wire.table({b"x-workq-queue": (b"S", wire.long(f"{buried}-gone".encode()))})
-    wire.publish(broker_url, f"{buried}.dead", wire.properties(headers=gone, message_id=wire.short(b"\xff")))
-    bury(broker_url, buried, ["c"])
-    out, err = dead("requeue", "--all", url=broker_url, queue=buried, code=1)
-    assert "requeued 3 of 7" in out
+def test_messages_for_a_queue_that_is_gone_stay(broker_url: str, buried: str) -> None:
+    bury(broker_url, buried, ["a", "\u00fc"])
+    amqp.publish(broker_url, f"{buried}.dead", ["0"])
+    wire.publish(broker_url, f"{buried}.dead", wire.properties(message_id=wire.short(b"\xff")))
+    out, err = dead("requeue", "--all", "--to", f"{buried}-gone", url=broker_url, queue=buried, code=1)
+    assert "requeued 0 of 4" in out
     assert err.count(f"there is no queue {buried}-gone") == 4
-    assert ids(amqp.drain(broker_url, buried)) == ["a", "b", "c"]
     assert amqp.depth(broker_url, f"{buried}.dead") == 4
 
 
@@ -499,7 +495,7 @@ def test_two_at_once_and_new_dead_letters_meanwhile_disturb_nobody(broker_url: s
 def test_a_requeue_takes_what_was_there_when_it_came_and_ends(broker_url: str, queue: str) -> None:
     """Its queue is its own dead-letter queue: without a snapshot this would go round for ever."""
     declare(broker_url, queue, "classic")
-    bury(broker_url, queue, [f"m{n}" for n in range(300)], headers={"x-workq-queue": f"{queue}.dead"})
-    out, _ = dead("requeue", "--all", url=broker_url, queue=queue)
+    bury(broker_url, queue, [f"m{n}" for n in range(300)])
+    out, _ = dead("requeue", "--all", "--to", f"{queue}.dead", url=broker_url, queue=queue)
     assert "requeued 300 of 300" in out
     assert amqp.depth(broker_url, f"{queue}.dead") == 300
