@@ -412,7 +412,7 @@ class Publisher:
         `message_id` is made up unless given. `properties` are sent as they are but for delivery mode (persistent),
         headers (`headers` are added) and message id (if given; none is made up, and "" returned, when they have none).
         The routing key is the queue's name unless given. `timeout` in seconds is for the broker's answer; connecting
-        has its own. Raises PublishError, and ValueError.
+        has its own. Raises PublishError; ValueError for an id, a routing key or an exchange that AMQP has no room for.
         """
         options = Options(
             message_id=message_id,
@@ -524,12 +524,16 @@ class Publisher:
     def _send(self, call: _Call, body: bytes | str, options: Options) -> None:
         data = body.encode() if isinstance(body, str) else body
         properties = _properties(options)
+        routing_key, exchange = options.get("routing_key") or self.queue, options.get("exchange", "")
+        for what, text in (("message id", properties.message_id), ("routing key", routing_key), ("exchange", exchange)):
+            if text:
+                queues.check_short(what, text)
         session = self._ready(call)
         if session.blocked:
             self._await_unblocked(session, call)
-        sent = _Sent(call.sent, properties.message_id, options.get("routing_key") or self.queue, len(data))
+        sent = _Sent(call.sent, properties.message_id, routing_key, len(data))
         try:
-            session.send(options.get("exchange", ""), sent, properties, data)
+            session.send(exchange, sent, properties, data)
         except _Lost:
             self._collect(call)
             raise self._lost(session, call) from None

@@ -36,6 +36,7 @@ __all__ = [
     "QueueType",
     "arguments",
     "attempts",
+    "check_short",
     "dead",
     "declaration",
     "delay",
@@ -87,6 +88,9 @@ SETTLES_IN: Final = 1.5
 """Seconds after which a queue that was just declared is safe to use. A quorum queue is there before its Raft cluster
 has a leader (what is published meanwhile is refused), and before the node has written down that it exists: a broker
 that is killed in its first second has forgotten the queue, and every confirmed message in it (docs/decisions/0019)."""
+
+SHORT_MOST: Final = 255
+"""Bytes of a short string: a name, an id, a routing key (AMQP 0-9-1, 4.2.5.3)."""
 
 QueueType = Literal["default", "quorum", "classic"]
 TYPES: Final[tuple[QueueType, ...]] = ("default", "quorum", "classic")
@@ -145,11 +149,22 @@ def key(name: str, checksum: int) -> str:
     return f"{name} {checksum:08x}" if checksum else name
 
 
+def check_short(what: str, text: str | bytes) -> None:
+    """Raises ValueError for what is no short string (AMQP 0-9-1, 4.2.5.3): more than 255 bytes, or no UTF-8."""
+    try:
+        size = len(text.encode() if isinstance(text, str) else text)
+    except UnicodeEncodeError:
+        raise ValueError(f"the {what} is not UTF-8") from None
+    if size > SHORT_MOST:
+        raise ValueError(f"the {what} has {size} bytes, AMQP allows {SHORT_MOST}")
+
+
 def declaration(queue: str, queue_type: str = "default") -> Declaration:
     """A durable queue: the main one, or one for dead letters. Raises ValueError for another type, or no name."""
     if not queue:
         # The broker would make up a name for it (queue.declare, AMQP 0-9-1).
         raise ValueError("the queue has no name")
+    check_short("queue's name", queue)
     return Declaration(queue=queue, passive=False, durable=True, arguments=arguments(queue_type))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +20,17 @@ from supervisor.endpoint import Endpoint
 from supervisor.queues import TYPES, dead
 
 __all__ = [
-    "OPTIONS", "Address", "Option", "Settings", "SettingsError", "Span", "Whereabouts", "load", "locate",
-    "parse_duration", "parse_size", "unreloadable",
+    "OPTIONS", "Address", "Option", "Settings", "SettingsError", "Span", "Whereabouts", "has_settings",
+    "load", "locate", "parse_duration", "parse_size", "read", "unreloadable",
 ]  # fmt: skip
 
 ENVIRONMENT_PREFIX: Final = "WORKQ_"
 CREDENTIAL: Final = "amqp-url"
 """The name under which systemd's LoadCredential= is expected to hold the URL."""
+UNITS: Final = Path("/etc/workq")
+"""Where the unit workq-supervise@NAME has NAME.toml and NAME.amqp-url."""
+UNITS_RUN: Final = Path("/run/workq")
+"""Where it has its control socket, in a directory of its own."""
 
 _OTHERS_VARIABLES: Final = ("rabbitmq_", "test_")
 """`WORKQ_RABBITMQ_HOME` and the like are read elsewhere and never a misspelt option."""
@@ -525,26 +529,13 @@ def load(
     several places only the value that counts is checked.
     """
     problems: list[str] = []
-    named = _from_command_line(handler, command_line)
-    variables = _from_environment(environ, problems)
-    file, file_read = _from_file(named.get("config") or variables.get("config"), problems)
-    sources = [named, variables, file]
-
-    values: dict[str, Any] = {}
-    for name, option in OPTIONS.items():
-        if name in ("url", "url_file", "config"):
-            continue
-        given = next((source[name] for source in sources if name in source), None)
-        if given is None and option.default:
-            # Checked as well: `.` may be a directory that has been removed.
-            given = _Given(option.default, f"{option.flag} (the default)")
-        if given is not None:
-            _take(values, option, given, problems)
-    _take_urls(values, sources, environ, problems)
+    found = _look(handler, command_line, environ, problems)
+    sources, file_read = found.sources, found.file_read
+    values = _take_all([name for name in OPTIONS if name not in ("url_file", "config")], found, problems)
     values["health_explicit"] = any("health" in source for source in sources)
     values["control_explicit"] = values.get("control") != AUTO and any("control" in source for source in sources)
     if values.get("control") == AUTO and "queue" in values:
-        values["control"] = _default_control(values["queue"], environ)
+        values["control"] = _default_control(values["queue"], found.runtime, environ)
     if values.get("reload") and not _has_watchfiles():
         problems.append("reload: needs the library watchfiles: pip install 'workq-supervise[reload]'")
 
@@ -555,6 +546,23 @@ def load(
     if problems:
         raise SettingsError(problems, handler_missing=missing)
     return Settings(**values)
+
+
+def read(
+    names: Sequence[str], command_line: Mapping[str, str | tuple[str, ...] | bool], environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """These settings by name, for a command that needs no others: from the places where `load` finds them; with `unit`
+    in the command line, from those of that unit.
+
+    What is wrong with other settings is not looked at, but for names that nobody knows: a misspelt `queue` would have
+    the command act on another one. Raises SettingsError.
+    """
+    problems: list[str] = []
+    found = _look(None, command_line, environ, problems)
+    values = _take_all(names, found, problems)
+    if problems:
+        raise SettingsError(problems)
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -578,16 +586,13 @@ def locate(
     Only these three are looked at: what else is wrong with the settings is the supervisor's business. Of sources that
     `names` leaves out the default counts. Raises SettingsError.
     """
-    problems: list[str] = []
-    named = _from_command_line(None, command_line)
-    variables = _from_environment(environ, [])
     unread: list[str] = []
-    file, file_read = _from_file(named.get("config") or variables.get("config"), unread)
-    problems += [] if file_read else unread
+    found = _look(None, command_line, environ, unread)
+    problems = [] if found.file_read else [problem for problem in unread if problem not in found.misspelt]
     values: dict[str, Any] = {}
     explicit = set()
     for name in ("queue", "control", "health"):
-        sources = [named, variables, file] if name in names else []
+        sources = found.sources if name in names else []
         given = next((source[name] for source in sources if name in source), None)
         if given is not None and given.value != AUTO:
             explicit.add(name)
@@ -598,7 +603,7 @@ def locate(
     if problems:
         raise SettingsError(problems)
     if values["control"] == AUTO:
-        values["control"] = _default_control(values["queue"], environ)
+        values["control"] = _default_control(values["queue"], found.runtime, environ)
     return Whereabouts(values["queue"], values["control"], values["health"], frozenset(explicit))
 
 
@@ -606,10 +611,9 @@ def _anywhere(value: object) -> str | None:
     return None if value == "off" else AUTO if value == AUTO else str(_path(value).absolute())
 
 
-def _default_control(queue: str, environ: Mapping[str, str]) -> str | None:
+def _default_control(queue: str, runtime: str, environ: Mapping[str, str]) -> str | None:
     """Where the control socket is unless somebody says so. Nothing is checked: whoever binds it says what is wrong."""
-    # systemd names several directories, with colons between, if the unit has several (systemd.exec(5)).
-    if runtime := environ.get("RUNTIME_DIRECTORY", "").split(":")[0]:
+    if runtime:
         return str(Path(runtime).absolute() / "workq.sock")
     if user := environ.get("XDG_RUNTIME_DIR"):
         from urllib.parse import quote
@@ -628,6 +632,69 @@ def unreloadable(former: Settings, settings: Settings) -> list[str]:
     """The names of the options that differ, and that a reload cannot change."""
     fixed = (option.name for option in OPTIONS.values() if not option.reloadable)
     return [name for name in fixed if getattr(former, name) != getattr(settings, name)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What all sources hold."""
+
+    sources: list[_Source]
+    """The one that counts most first."""
+    file_read: bool
+    misspelt: list[str]
+    """Problems with variables that nobody knows."""
+    credential: _Given | None
+    """Where the URL is when none of them has it."""
+    runtime: str
+    """The directory for what is there while a supervisor runs; empty where there is none."""
+
+
+def _look(
+    handler: str | None,
+    command_line: Mapping[str, str | tuple[str, ...] | bool],
+    environ: Mapping[str, str],
+    problems: list[str],
+) -> _Found:
+    named = dict(command_line)
+    unit = named.pop("unit", None)
+    if unit is not None:
+        return _look_at_unit(str(unit), _from_command_line(handler, named), problems)
+    given = _from_command_line(handler, named)
+    misspelt: list[str] = []
+    variables = _from_environment(environ, misspelt)
+    problems += misspelt
+    file, file_read = _from_file(given.get("config") or variables.get("config"), problems)
+    credential = Path(environ.get("CREDENTIALS_DIRECTORY") or os.devnull) / CREDENTIAL
+    # systemd names several directories, with colons between, if the unit has several (systemd.exec(5)).
+    runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return _Found(
+        [given, variables, file], file_read, misspelt, _credential(credential, "$CREDENTIALS_DIRECTORY/"), runtime
+    )
+
+
+def _look_at_unit(unit: str, given: _Source, problems: list[str]) -> _Found:
+    """The variables of whoever asks are not the unit's: one that names another queue would win over its file."""
+    name = _instance(unit)
+    if "config" in given or not re.fullmatch(r"[\w.:\\-]+", name):
+        wrong = "and --config: give one of them" if "config" in given else "expected the NAME of workq-supervise@NAME"
+        problems.append(f"--unit {wrong}")
+        return _Found([given], False, [], None, "")
+    file, file_read = _from_file(_Given(str(UNITS / f"{name}.toml"), "--unit"), problems)
+    credential = _credential(UNITS / f"{name}.{CREDENTIAL}", f"{UNITS}/{name}.")
+    return _Found([given, file], file_read, [], credential, str(UNITS_RUN / name))
+
+
+def _instance(unit: str) -> str:
+    return unit.removeprefix("workq-supervise@").removesuffix(".service")
+
+
+def has_settings(unit: str) -> bool:
+    """Whether this is a unit of ours, with settings where those have them."""
+    return _holds((UNITS / f"{_instance(unit)}.toml").exists)
+
+
+def _credential(path: Path, where: str) -> _Given | None:
+    return _Given(str(path), f"{where}{CREDENTIAL}") if _holds(path.exists) else None
 
 
 def _from_command_line(handler: str | None, command_line: Mapping[str, str | tuple[str, ...] | bool]) -> _Source:
@@ -688,6 +755,22 @@ def _from_document(document: dict[str, Any], file: str, problems: list[str]) -> 
             problems.append(f"{source}: unknown key" + (f", did you mean {nearest}?" if nearest else ""))
 
 
+def _take_all(names: Sequence[str], found: _Found, problems: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in names:
+        option = OPTIONS[name]
+        if name == "url":
+            _take_urls(values, found, problems)
+            continue
+        given = next((source[name] for source in found.sources if name in source), None)
+        if given is None and option.default:
+            # Checked as well: `.` may be a directory that has been removed.
+            given = _Given(option.default, f"{option.flag} (the default)")
+        if given is not None:
+            _take(values, option, given, problems)
+    return values
+
+
 def _take(values: dict[str, Any], option: Option, given: _Given, problems: list[str]) -> None:
     try:
         values[option.name] = option.parse(given.value)
@@ -695,9 +778,9 @@ def _take(values: dict[str, Any], option: Option, given: _Given, problems: list[
         problems.append(_problem(given, str(error), secret=option.secret))
 
 
-def _take_urls(values: dict[str, Any], sources: list[_Source], environ: Mapping[str, str], problems: list[str]) -> None:
+def _take_urls(values: dict[str, Any], found: _Found, problems: list[str]) -> None:
     """`url` and `url_file` are two ways to say one thing: the first source that has either decides."""
-    for source in sources:
+    for source in found.sources:
         url, file = source.get("url"), source.get("url_file")
         if url and file:
             problems.append(f"{url.source} and {file.source}: give one of them")
@@ -707,9 +790,10 @@ def _take_urls(values: dict[str, Any], sources: list[_Source], environ: Mapping[
             _take_url_file(values, file, problems)
         if url or file:
             return
-    credential = Path(environ.get("CREDENTIALS_DIRECTORY") or os.devnull) / CREDENTIAL
-    if _holds(credential.exists):
-        _take_url_file(values, _Given(str(credential), f"$CREDENTIALS_DIRECTORY/{CREDENTIAL}"), problems)
+    if found.credential is not None:
+        _take_url_file(values, found.credential, problems)
+    else:
+        values["url"] = OPTIONS["url"].parse(OPTIONS["url"].default)
 
 
 def _take_url_file(values: dict[str, Any], given: _Given, problems: list[str]) -> None:

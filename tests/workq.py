@@ -12,7 +12,9 @@ from typing import Any
 PROGRAM = str(Path(sys.executable).with_name("workq"))
 
 
-def run(*args: str, url: str = "", queue: str = "", code: int = 0, env: dict[str, str] | None = None) -> tuple[str, str]:
+def run(
+    *args: str, url: str = "", queue: str = "", code: int = 0, env: dict[str, str] | None = None
+) -> tuple[str, str]:
     """Its standard output and error. Nothing of this process's own WORKQ_* variables is seen by it."""
     said = {"WORKQ_URL": url, "WORKQ_QUEUE": queue} | (env or {})
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}

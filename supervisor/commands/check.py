@@ -23,7 +23,7 @@ from supervisor.commands.plain import plain
 from supervisor.endpoint import Endpoint
 from supervisor.policy import checkup, host
 from supervisor.policy.checkup import Broker, Finding, Level, Managed
-from supervisor.settings import OPTIONS, Option, Settings, SettingsError, load
+from supervisor.settings import OPTIONS, Option, Settings, SettingsError, has_settings, load
 from supervisor.vocabulary import EXIT_CONFIG
 
 __all__ = ["check"]
@@ -73,6 +73,8 @@ def _check(
         except ValueError as error:
             raise click.UsageError(f"--management: {error}.") from None
     command_line = {name: value for name, value in given.items() if value not in (None, ())}
+    if len(unit_names) == 1 and "config" not in command_line and has_settings(unit_names[0]):
+        command_line["unit"] = unit_names[0]
     settings, has_handler = _settings(handler, command_line)
     try:
         broker = examine_broker(settings, api, rabbitmqctl)
@@ -204,7 +206,12 @@ check = click.Command(
         *(_parameter(option) for option in OPTIONS.values()),
         click.Option(["--management", "api"], metavar="URL", help="The management API, or off."),
         click.Option(["--rabbitmqctl"], metavar="COMMAND", help='How to run rabbitmqctl: "sudo rabbitmqctl".'),
-        click.Option(["--unit", "unit_names"], multiple=True, metavar="UNIT", help="A systemd unit to look at."),
+        click.Option(
+            ["--unit", "unit_names"],
+            multiple=True,
+            metavar="UNIT",
+            help="A systemd unit to look at; of workq-supervise@NAME the settings, too: /etc/workq/NAME.toml.",
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="One JSON object a line for each finding, ok or not."),
         click.Option(["--verbose", "-v"], is_flag=True, help="Tell what is ok, too."),
         click.Option(["--strict"], is_flag=True, help="Warnings fail as well."),

@@ -18,19 +18,19 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, Final
 
 import click
-from click.core import ParameterSource
 from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from supervisor import queues
+from supervisor.commands import sources
 from supervisor.commands.dead_letters import DeadLetter, DeadQueue, Lost, Target, Unreachable, decoded, original
 from supervisor.commands.plain import plain
+from supervisor.commands.sources import Sources
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import PublishError
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
@@ -69,33 +69,18 @@ def dead() -> None:
     """
 
 
-def _at_a_queue(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say where."""
-    for option in (
-        click.option("--queue", default="task_queue", envvar="WORKQ_QUEUE", show_default=True, help="The queue."),
-        click.option(
-            "--url-file",
-            type=click.Path(dir_okay=False, path_type=Path),
-            envvar="WORKQ_URL_FILE",
-            help="Read the URLs from a file, one a line.",
-        ),
-        click.option(
-            "--url", "urls", multiple=True, metavar="URL", envvar="WORKQ_URL", help="A broker node; may be repeated."
-        ),
-    ):
-        command = option(command)
-    return command
+_at_a_queue: Final = sources.options("url", "queue")
 
 
 @dead.command("list")
 @_at_a_queue
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The N oldest only.")
-def list_(urls: tuple[str, ...], url_file: Path | None, queue: str, as_json: bool, limit: int | None) -> None:
+def list_(sources: Sources, as_json: bool, limit: int | None) -> None:
     """List the dead letters, oldest first. None is consumed."""
     # First all is noted and handed back, then it is printed: a pager keeps nothing from anybody.
     with tempfile.SpooledTemporaryFile(SPOOL) as spool, _reported("list"):
-        with DeadQueue(_endpoints(urls, url_file, queue), queue) as letters, _stoppable() as stop:
+        with DeadQueue(*sources.place()) as letters, _stoppable() as stop:
             noted = _note(letters, spool, limit, stop)
         spool.seek(0)
         if as_json:
@@ -113,11 +98,11 @@ def list_(urls: tuple[str, ...], url_file: Path | None, queue: str, as_json: boo
 @_at_a_queue
 @click.option("--body", "body_only", is_flag=True, help="Write the body, and nothing else, to standard output.")
 @click.argument("identity", metavar="ID")
-def show(urls: tuple[str, ...], url_file: Path | None, queue: str, body_only: bool, identity: str) -> None:
+def show(sources: Sources, body_only: bool, identity: str) -> None:
     """Show a dead letter: what it died of, the evidence, properties, headers and body."""
     with _reported("show"):
         found: list[DeadLetter] = []
-        with DeadQueue(_endpoints(urls, url_file, queue), queue) as letters, _stoppable() as stop:
+        with DeadQueue(*sources.place()) as letters, _stoppable() as stop:
             for window in _progress(letters.windows(size=LOOKING), letters.count, "looking"):
                 found += [letter for letter in window if _meant(letter, {identity})]
                 letters.keep(window)
@@ -146,14 +131,14 @@ def show(urls: tuple[str, ...], url_file: Path | None, queue: str, body_only: bo
 @dead.command()
 @_at_a_queue
 @click.option("--all", "everything", is_flag=True, help="All that are there now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--to", metavar="QUEUE", help="Put them into this queue instead of their own.")
 @click.argument("identities", nargs=-1, metavar="[ID]...")
 def requeue(
-    urls: tuple[str, ...],
-    url_file: Path | None,
-    queue: str,
+    sources: Sources,
     everything: bool,
     to: str | None,
+    yes: bool,
     identities: tuple[str, ...],
 ) -> None:
     """Put dead letters back into their queue as they were, to be tried again.
@@ -162,10 +147,14 @@ def requeue(
     loses nothing. If this or the broker is killed, up to 200 may be in both queues.
     """
     _either(everything, identities)
-    with _reported("requeue"), DeadQueue(_endpoints(urls, url_file, queue), queue) as letters, _stoppable() as stop:
-        if letters.count:
-            letters.prepare()
-        _Requeueing(letters, identities, stop, to or queue).run()
+    endpoints, queue = sources.place()
+    with _reported("requeue"):
+        if everything and not yes:
+            _confirm(endpoints, queue, lambda all_: f"Put {all_} back into {plain(to or queue)}, to be run again?")
+        with DeadQueue(endpoints, queue) as letters, _stoppable() as stop:
+            if letters.count:
+                letters.prepare()
+            _Requeueing(letters, identities, stop, to or queue).run()
 
 
 @dead.command()
@@ -173,15 +162,14 @@ def requeue(
 @click.option("--all", "everything", is_flag=True, help="All that are there now.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.argument("identities", nargs=-1, metavar="[ID]...")
-def drop(
-    urls: tuple[str, ...], url_file: Path | None, queue: str, everything: bool, yes: bool, identities: tuple[str, ...]
-) -> None:
+def drop(sources: Sources, everything: bool, yes: bool, identities: tuple[str, ...]) -> None:
     """Delete dead letters for good."""
     _either(everything, identities)
+    endpoints, queue = sources.place()
     with _reported("drop"):
-        endpoints = _endpoints(urls, url_file, queue)
-        if everything and not yes:
-            _confirm(endpoints, queue)
+        if not yes and (everything or sys.stdin.isatty()):
+            some = "" if everything else f"{', '.join(map(plain, identities))} of "
+            _confirm(endpoints, queue, lambda all_: f"Delete {some}{all_} for good?")
         with DeadQueue(endpoints, queue) as letters, _stoppable() as stop:
             _Dropping(letters, identities, stop).run()
 
@@ -191,15 +179,17 @@ def _either(everything: bool, identities: Sequence[str]) -> None:
         raise click.UsageError("Name dead letters by their IDs, or all of them by --all.")
 
 
-def _confirm(endpoints: Sequence[Endpoint], queue: str) -> None:
-    """Ask, on a connection that is closed before the answer: nobody knows how long that takes."""
+def _confirm(endpoints: Sequence[Endpoint], queue: str, question: Callable[[str], str]) -> None:
+    """Ask, on a connection that is closed before the answer: nobody knows how long that takes. `question` is given what
+    there is: how much, where."""
     with DeadQueue(endpoints, queue) as letters:
         count = letters.count
     if not count:
         return
+    everything = f"{_so_many(count)} in {plain(letters.name)} on {letters.endpoint}"
     if not sys.stdin.isatty():
-        raise click.UsageError("--all deletes everything: confirm with --yes, since there is no terminal to ask on.")
-    click.confirm(f"Delete {_so_many(count)} of {plain(letters.name)} on {letters.endpoint} for good?", abort=True)
+        raise click.UsageError(f"--all means {everything}: confirm with --yes, since there is no terminal to ask on.")
+    click.confirm(question(everything), abort=True)
 
 
 # ---------------------------------------------------------------------------------------------------- sweeping
@@ -606,24 +596,3 @@ def _progress(windows: Iterable[list[DeadLetter]], total: int | None, what: str)
         for window in windows:
             yield window
             bar.advance(task, len(window))
-
-
-def _endpoints(urls: tuple[str, ...], url_file: Path | None, queue: str) -> list[Endpoint]:
-    source = click.get_current_context().get_parameter_source
-    given = [name for name in ("urls", "url_file") if source(name) is ParameterSource.COMMANDLINE]
-    if len(given) == 2:
-        raise click.UsageError("--url and --url-file are two ways to say one thing: give one of them.")
-    if not queue:
-        raise click.UsageError("--queue: the queue has no name.")
-    try:
-        if url_file is not None and given != ["urls"]:
-            # Bytes that are not UTF-8 become escapes that Endpoint refuses, without quoting them.
-            lines = url_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-            urls = tuple(line for line in map(str.strip, lines) if line and not line.startswith("#"))
-            if not urls:
-                raise click.UsageError(f"--url-file: {url_file} has no URL in it.")
-        return [Endpoint.parse(url) for url in urls] or [Endpoint()]
-    except OSError as error:
-        raise click.UsageError(f"--url-file: {url_file}: {error.strerror}.") from None
-    except ValueError as error:
-        raise click.UsageError(f"{'--url-file' if url_file and given != ['urls'] else '--url'}: {error}.") from None

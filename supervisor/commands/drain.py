@@ -23,7 +23,7 @@ _TELL_EVERY: Final = 5.0
 @click.command()
 @running.options(changing=True)
 @click.option("--timeout", metavar="D", help="Give up waiting after so long; the supervisor goes on leaving.")
-def drain(control: str | None, config: str | None, queue: str | None, timeout: str | None) -> None:
+def drain(find: running.Finder, timeout: str | None) -> None:
     """Finish the tasks in hand and leave.
 
     The supervisor takes nothing more; the command waits until it is gone, and tells what is still in hand. Whoever
@@ -34,7 +34,7 @@ def drain(control: str | None, config: str | None, queue: str | None, timeout: s
         patience = parse_duration(timeout) if timeout is not None else None
     except ValueError as error:
         raise click.UsageError(f"--timeout: expected {error}") from None
-    supervisor = running.find(control, config, queue, changing=True)
+    supervisor = find()
     pidfd = _pidfd(supervisor.pid())
     answer = supervisor.wish("/drain")
     if not answer["ok"]:

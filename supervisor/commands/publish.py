@@ -12,7 +12,9 @@ import click
 
 from supervisor import queues
 from supervisor.clock import now
-from supervisor.endpoint import Endpoint
+from supervisor.commands import sources
+from supervisor.commands.plain import plain
+from supervisor.commands.sources import Sources
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
 
@@ -22,19 +24,15 @@ EXIT_INCOMPLETE: Final = 1
 """Some messages are not confirmed."""
 _CHUNK: Final = 65536
 _REDRAW: Final = 0.1
+_HEADER_OVERHEAD: Final = 6
+"""Bytes of a header beside its name and its text (AMQP 0-9-1, 4.2.5.5)."""
+_HEADERS_MOST: Final = 126 * 1024
+"""Bytes: properties go in one frame, of 128 KiB unless the broker is configured otherwise; a larger one ends the
+connection (501)."""
 
 
 @click.command()
-@click.option("--url", "urls", multiple=True, metavar="URL", envvar="WORKQ_URL", help="A broker node; may be repeated.")
-@click.option("--queue", default="task_queue", envvar="WORKQ_QUEUE", show_default=True, help="The queue.")
-@click.option(
-    "--queue-type",
-    type=click.Choice(queues.TYPES),
-    default="default",
-    envvar="WORKQ_QUEUE_TYPE",
-    show_default=True,
-    help="What to declare it as if there is none; other than default, an error if it is something else.",
-)
+@sources.options("url", "queue", "queue_type")
 @click.option("--header", "pairs", multiple=True, metavar="K=V", help="A header for every message; may be repeated.")
 @click.option("--id", "message_id", metavar="ID", help="The message id, for a single BODY. Made up otherwise.")
 @click.option(
@@ -42,9 +40,7 @@ _REDRAW: Final = 0.1
 )
 @click.argument("bodies", nargs=-1, required=True, metavar="BODY... | -")
 def publish(
-    urls: tuple[str, ...],
-    queue: str,
-    queue_type: str,
+    sources: Sources,
     pairs: tuple[str, ...],
     message_id: str | None,
     timeout: float,
@@ -53,7 +49,7 @@ def publish(
     """Publish each BODY as a durable, persistent, confirmed message; with `-`, each line of standard input.
 
     Exits with 0 when the broker has confirmed every message, 1 when not; 75 when there is no broker to be had,
-    78 when it refuses the login or the queue.
+    78 when it refuses the login or the queue, or the settings cannot be used.
     """
     streaming = "-" in bodies
     if streaming and len(bodies) > 1:
@@ -62,12 +58,10 @@ def publish(
         raise click.UsageError("--id is for a single BODY; several messages cannot share one id.")
     options = Options(headers=_headers(pairs))
     if message_id is not None:
+        _check("--id", "message id", message_id)
         options["message_id"] = message_id
-    try:
-        endpoints = [Endpoint.parse(url) for url in urls] or [Endpoint()]
-        publisher = Publisher(endpoints, queue, queue_type=queue_type, name="workq publish")
-    except ValueError as error:
-        raise click.UsageError(f"--url or --queue: {error}") from None
+    settings = sources.read()
+    publisher = Publisher(settings["url"], settings["queue"], queue_type=settings["queue_type"], name="workq publish")
     source = _lines(sys.stdin.buffer.fileno()) if streaming else iter(os.fsencode(body) for body in bodies)
     sys.exit(_run(publisher, source, options, timeout, progress=streaming and sys.stderr.isatty()))
 
@@ -162,9 +156,24 @@ def _lines(fd: int) -> Iterator[bytes | None]:
 
 def _headers(pairs: tuple[str, ...]) -> dict[str, Any] | None:
     headers: dict[str, Any] = {}
+    size = 0
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise click.UsageError(f"--header {pair}: a header reads NAME=VALUE.")
+            raise click.UsageError(f"--header {plain(pair)[:60]}: a header reads NAME=VALUE.")
+        _check("--header", "name of a header", name)
+        try:
+            size += len(name.encode()) + len(value.encode()) + _HEADER_OVERHEAD
+        except UnicodeEncodeError:
+            raise click.UsageError(f"--header {plain(name)}: the value is not UTF-8.") from None
         headers[name] = value
+    if size > _HEADERS_MOST:
+        raise click.UsageError(f"--header: {size:,} bytes of headers are more than the {_HEADERS_MOST:,} of a frame.")
     return headers or None
+
+
+def _check(option: str, what: str, text: str) -> None:
+    try:
+        queues.check_short(what, text)
+    except ValueError as error:
+        raise click.UsageError(f"{option}: {error}.") from None

@@ -26,7 +26,7 @@ _STAGES: Final = {
 @click.command()
 @running.options(changing=True)
 @click.option("--timeout", metavar="D", help="Give up waiting after so long; the reload itself goes on.")
-def reload(control: str | None, config: str | None, queue: str | None, timeout: str | None) -> None:
+def reload(find: running.Finder, timeout: str | None) -> None:
     """Take new code and settings, worker by worker.
 
     Both are loaded anew, one worker tries them, then the others are replaced, each when it has finished its task;
@@ -38,7 +38,7 @@ def reload(control: str | None, config: str | None, queue: str | None, timeout: 
         patience = parse_duration(timeout) if timeout is not None else None
     except ValueError as error:
         raise click.UsageError(f"--timeout: expected {error}") from None
-    supervisor = running.find(control, config, queue, changing=True)
+    supervisor = find()
     answer = supervisor.wish("/reload")
     if not answer["ok"]:
         raise running.Trouble(f"reload failed: {plain(answer['because'])}")

@@ -7,6 +7,7 @@ the operator it is looked for where `workq-supervise` with the same environment 
 from __future__ import annotations
 
 import errno
+import functools
 import http.client
 import json
 import os
@@ -15,10 +16,11 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, cast
 
 import click
 
+from supervisor.commands import sources
 from supervisor.commands.plain import plain
 from supervisor.settings import Address, SettingsError, Whereabouts, locate
 
@@ -34,7 +36,9 @@ PATIENCE: Final = 10.0
 """Seconds to wait for an answer."""
 _UCRED: Final = struct.Struct("3i")
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., Any]
+Finder = Callable[[], "Running"]
+"""What a command looks for its supervisor with."""
 
 
 class Trouble(click.ClickException):
@@ -168,27 +172,30 @@ def _whose(path: str) -> str:
 
 
 def options(*, changing: bool) -> Callable[[Command], Command]:
-    """The options that say where the supervisor is; a command hands them to `find`."""
+    """The options that say where the supervisor is; the command gets a `find` that looks for it."""
+    names = ("control", "config", "queue", "unit", *(() if changing else ("health",)))
 
     def decorate(command: Command) -> Command:
-        command = click.option("--queue", metavar="NAME", help="Its queue, which is in the name of its socket.")(
-            command
+        @functools.wraps(command)
+        def run(*args: Any, **given: Any) -> Any:
+            named = {name: said for name in names if (said := given.pop(name)) is not None}
+            return command(*args, find=functools.partial(_find, named, changing=changing), **given)
+
+        decorated: Any = click.option("--queue", metavar="NAME", help="Its queue, which is in the name of its socket.")(
+            sources.unit(run)
         )
-        command = click.option("--config", metavar="FILE", help="Its TOML file.")(command)
+        decorated = click.option("--config", metavar="FILE", help="Its TOML file.")(decorated)
         if not changing:
-            command = click.option("--health", metavar="HOST:PORT", help="Its health port.")(command)
-        return click.option("--control", metavar="PATH", help="Its control socket.")(command)
+            decorated = click.option("--health", metavar="HOST:PORT", help="Its health port.")(decorated)
+        decorated = click.option("--control", metavar="PATH", help="Its control socket.")(decorated)
+        return cast(Command, decorated)
 
     return decorate
 
 
-def find(
-    control: str | None, config: str | None, queue: str | None, health: str | None = None, *, changing: bool
-) -> Running:
+def _find(named: dict[str, str], *, changing: bool) -> Running:
     """The supervisor that is meant. Raises Gone, Forbidden and Nowhere."""
-    given = {"control": control, "config": config, "queue": queue, "health": health}
-    named = {name: value for name, value in given.items() if value is not None}
-    if control is not None and health is not None:
+    if "control" in named and "health" in named:
         raise click.UsageError("--control and --health are two ways to the same supervisor: give one of them.")
     try:
         where = locate(named, os.environ)

@@ -16,13 +16,13 @@ __all__ = ["scale"]
 @click.command()
 @running.options(changing=True)
 @click.argument("workers", metavar="N", type=click.IntRange(1, WORKERS_MOST))
-def scale(control: str | None, config: str | None, queue: str | None, workers: int) -> None:
+def scale(find: running.Finder, workers: int) -> None:
     """Have N workers from now on.
 
     N is to be within MIN..MAX if the supervisor has such limits. Those that are too many finish what they have in
     hand. Exit code: 0 done, 1 refused, 69 nobody answers, 77 no permission.
     """
-    answer = running.find(control, config, queue, changing=True).wish("/scale", {"workers": workers})
+    answer = find().wish("/scale", {"workers": workers})
     click.echo(plain(answer["because"]), err=not answer["ok"])
     if not answer["ok"]:
         sys.exit(running.EXIT_REFUSED)

@@ -20,13 +20,13 @@ _DECISIONS: Final = 5
 @click.command()
 @running.options(changing=False)
 @click.option("--json", "as_json", is_flag=True, help="The document at /status, as it is.")
-def status(control: str | None, health: str | None, config: str | None, queue: str | None, as_json: bool) -> None:
+def status(find: running.Finder, as_json: bool) -> None:
     """Show what a running supervisor and its workers do.
 
     It is found by its control socket, or by its health port, in the places where workq-supervise with this environment
     has them. Exit code: 0 there it is, 69 nobody answers, 77 no permission, 78 bad settings.
     """
-    document = running.find(control, config, queue, health, changing=False).status()
+    document = find().status()
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return

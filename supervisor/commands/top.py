@@ -52,7 +52,7 @@ _HELP: Final = " + - workers   r reload   d drain   arrows, page keys scroll   q
 
 @click.command()
 @running.options(changing=False)
-def top(control: str | None, health: str | None, config: str | None, queue: str | None) -> None:
+def top(find: running.Finder) -> None:
     """Watch a running supervisor on the whole screen.
 
     Keys: + and - change the number of workers, r reloads, d drains (after a question), arrows and page keys scroll,
@@ -61,7 +61,7 @@ def top(control: str | None, health: str | None, config: str | None, queue: str 
     console = Console(highlight=False)
     if not (sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
         raise click.UsageError("workq top needs a terminal; workq status does not.")
-    screen = Screen(running.find(control, config, queue, health, changing=False))
+    screen = Screen(find())
     with (
         _dying_by_signals(),
         _single_keys(sys.stdin.fileno()),

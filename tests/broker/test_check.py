@@ -328,7 +328,7 @@ def test_dead_letters_are_a_warning_until_somebody_has_seen_to_them(broker: Mana
     strict = ["check", "--strict", "--queue", queue, "--url", broker.url, "--management", "off", "--health", "off"]
     assert CliRunner().invoke(main, strict).exit_code == 1
     assert "2 dead letters" in broker.shell(line["fix"])
-    broker.shell(f"workq dead requeue --all --queue {shlex.quote(queue)}")
+    broker.shell(f"workq dead requeue --all --yes --queue {shlex.quote(queue)}")
     assert not check(broker, queue).bad
 
 

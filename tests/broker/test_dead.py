@@ -263,7 +263,7 @@ def test_a_bare_message_that_somebody_else_put_there_goes_to_the_queue_by_name(b
     amqp.publish(broker_url, f"{buried}.dead", ["bare"])
     wire.publish(broker_url, f"{buried}.dead", wire.properties(), b"barer")
     assert [row["reason"] for row in rows(broker_url, buried)] == ["", ""]
-    dead("requeue", "--all", url=broker_url, queue=buried)
+    dead("requeue", "--all", "--yes", url=broker_url, queue=buried)
     assert [body for _, body in raw(broker_url, buried)] == [b"bare", b"barer"]
 
 
@@ -312,7 +312,7 @@ def test_what_a_supervisor_put_aside_is_requeued_and_run_to_success(
     mended = {"PYTHONPATH": str(tmp_path)}
     with supervised("mended:work", "--workers", "1", url=broker_url, queue=queue, env=mended) as pool:
         pool.ready()
-        dead("requeue", "--all", url=broker_url, queue=queue)
+        dead("requeue", "--all", "--yes", url=broker_url, queue=queue)
         pool.hear("task.succeeded", message_id="bad")
         assert pool.stop() == 0
     assert amqp.depth(broker_url, f"{queue}.dead") == amqp.depth(broker_url, queue) == 0
@@ -333,7 +333,7 @@ def test_messages_for_a_queue_that_is_gone_stay(broker_url: str, buried: str) ->
     bury(broker_url, buried, ["a", "\u00fc"])
     amqp.publish(broker_url, f"{buried}.dead", ["0"])
     wire.publish(broker_url, f"{buried}.dead", wire.properties(message_id=wire.short(b"\xff")))
-    out, err = dead("requeue", "--all", "--to", f"{buried}-gone", url=broker_url, queue=buried, code=1)
+    out, err = dead("requeue", "--all", "--yes", "--to", f"{buried}-gone", url=broker_url, queue=buried, code=1)
     assert "requeued 0 of 4" in out
     assert err.count(f"there is no queue {buried}-gone") == 4
     assert amqp.depth(broker_url, f"{buried}.dead") == 4
@@ -345,7 +345,7 @@ def test_a_full_queue_refuses_and_nothing_is_lost(broker_url: str, queue: str) -
         link.channel().queue_declare(queue, durable=True, arguments=limits)
     names = [f"m{n}" for n in range(50)]
     bury(broker_url, queue, names)
-    _, err = dead("requeue", "--all", url=broker_url, queue=queue, code=1)
+    _, err = dead("requeue", "--all", "--yes", url=broker_url, queue=queue, code=1)
     assert "full" in err
     taken = ids(amqp.drain(broker_url, queue)) + ids(amqp.drain(broker_url, f"{queue}.dead"))
     assert sorted(taken) == sorted(names)
@@ -365,12 +365,12 @@ def test_no_queue_no_broker_no_login_are_one_line_without_the_password(
     broker_url: str, queue: str, tmp_path: Path
 ) -> None:
     assert "there is no queue" in dead("list", url=broker_url, queue=queue)[0]
-    dead("requeue", "--all", url=broker_url, queue=queue)
+    dead("requeue", "--all", "--yes", url=broker_url, queue=queue)
     dead("requeue", "x", url=broker_url, queue=queue, code=1)
     dead("requeue", url=broker_url, queue=queue, code=2)
     dead("requeue", "--all", "x", url=broker_url, queue=queue, code=2)
     secret = "sesame-4711"
-    for arguments in (("list",), ("requeue", "--all"), ("drop", "--all", "--yes"), ("show", "x")):
+    for arguments in (("list",), ("requeue", "--all", "--yes"), ("drop", "--all", "--yes"), ("show", "x")):
         wrong = broker_url.replace("guest:guest", f"guest:{secret}")
         out, err = dead(*arguments, url=wrong, queue=queue, code=78)
         assert secret not in out + err
@@ -394,7 +394,7 @@ def test_sigkill_in_mid_requeue_loses_nothing(broker_url: str, buried: str) -> N
     gone: set[str] = set()
     interrupted = 0
     for _ in range(6):
-        process = subprocess.Popen(**command("requeue", "--all", url=broker_url, queue=buried))
+        process = subprocess.Popen(**command("requeue", "--all", "--yes", url=broker_url, queue=buried))
         try:
             # Events, not seconds: once it has moved something, it is killed somewhere in what follows.
             await_moved(broker_url, buried, process, dice.randrange(1, 1000))
@@ -406,7 +406,7 @@ def test_sigkill_in_mid_requeue_loses_nothing(broker_url: str, buried: str) -> N
         left = {row["id"] for row in rows(broker_url, buried)}
         assert gone | left == set(names), f"seed {seed}"
     assert interrupted, f"seed {seed}"
-    dead("requeue", "--all", url=broker_url, queue=buried)
+    dead("requeue", "--all", "--yes", url=broker_url, queue=buried)
     gone |= set(ids(amqp.drain(broker_url, buried)))
     assert gone == set(names)
     assert amqp.depth(broker_url, f"{buried}.dead") == 0
@@ -423,7 +423,7 @@ def test_one_signal_ends_a_requeue_between_windows_without_a_duplicate(
 ) -> None:
     names = [f"m{n}" for n in range(4000)]
     bury(broker_url, buried, names)
-    process = subprocess.Popen(**command("requeue", "--all", url=broker_url, queue=buried))
+    process = subprocess.Popen(**command("requeue", "--all", "--yes", url=broker_url, queue=buried))
     try:
         eventually(lambda: amqp.depth(broker_url, buried) > 0)
         process.send_signal(number)
@@ -444,7 +444,7 @@ def test_a_broker_killed_in_mid_requeue_loses_nothing(own_node: PrivateNode, kin
     names = [f"m{n}" for n in range(4000)]
     bury(own_node.url, "q", names)
     own_node.sync()
-    process = subprocess.Popen(**command("requeue", "--all", url=own_node.url, queue="q"))
+    process = subprocess.Popen(**command("requeue", "--all", "--yes", url=own_node.url, queue="q"))
     try:
         eventually(lambda: amqp.depth(own_node.url, "q") > 0)
         own_node.kill()
@@ -477,7 +477,7 @@ def test_a_list_that_is_killed_gives_everything_back(broker_url: str, buried: st
 def test_two_at_once_and_new_dead_letters_meanwhile_disturb_nobody(broker_url: str, buried: str) -> None:
     names = [f"m{n}" for n in range(3000)]
     bury(broker_url, buried, names)
-    both = [subprocess.Popen(**command("requeue", "--all", url=broker_url, queue=buried)) for _ in range(2)]
+    both = [subprocess.Popen(**command("requeue", "--all", "--yes", url=broker_url, queue=buried)) for _ in range(2)]
     late = [f"late{n}" for n in range(500)]
     try:
         bury(broker_url, buried, late)
@@ -496,6 +496,6 @@ def test_a_requeue_takes_what_was_there_when_it_came_and_ends(broker_url: str, q
     """Its queue is its own dead-letter queue: without a snapshot this would go round for ever."""
     declare(broker_url, queue, "classic")
     bury(broker_url, queue, [f"m{n}" for n in range(300)])
-    out, _ = dead("requeue", "--all", "--to", f"{queue}.dead", url=broker_url, queue=queue)
+    out, _ = dead("requeue", "--all", "--yes", "--to", f"{queue}.dead", url=broker_url, queue=queue)
     assert "requeued 300 of 300" in out
     assert amqp.depth(broker_url, f"{queue}.dead") == 300

@@ -62,7 +62,7 @@ def test_f117_a_dead_letter_of_the_brokers_that_is_requeued_and_raises_comes_bac
     let_the_broker_dead_letter(broker_url, queue, ["a", "b"])
     [row, _] = workq.dead_letters(broker_url, queue)
     assert row["reason"] == "rejected", "the broker's own word"
-    workq.run("dead", "requeue", "--all", url=broker_url, queue=queue)
+    workq.run("dead", "requeue", "--all", "--yes", url=broker_url, queue=queue)
     options = ("--workers", "1", "--retry-delay", "100ms")
     with supervised("flaky:work", *options, url=broker_url, queue=queue, env=env) as pool:
         pool.hear("task.succeeded", count=2, attempt=2)
@@ -117,7 +117,7 @@ def test_f99_a_senders_headers_with_our_names_are_evidence_and_no_more(
     [row] = workq.dead_letters(broker_url, queue)
     assert (row["queue"], row["crashes"], row["cause"]) == (queue, 0, "")
     assert row["first_seen"] > "2001"
-    workq.run("dead", "requeue", "--all", url=broker_url, queue=queue)
+    workq.run("dead", "requeue", "--all", "--yes", url=broker_url, queue=queue)
     [(_, properties, _)] = amqp.drain(broker_url, queue)
     headers = dict(properties.headers or {})
     assert (properties.user_id, properties.expiration) == (None, None)
@@ -136,7 +136,9 @@ def test_f99_nor_where_the_broker_dead_lettered_the_message_itself(broker_url: s
     assert not [name for name in properties.headers or {} if name in FORGED]
 
 
-@pytest.mark.parametrize(("said", "tries"), [(2**31 - 1, ["3"]), (-7, ["1", "2", "3"]), ("x", ["1", "2", "3"]), (2, ["2", "3"])])
+@pytest.mark.parametrize(
+    ("said", "tries"), [(2**31 - 1, ["3"]), (-7, ["1", "2", "3"]), ("x", ["1", "2", "3"]), (2, ["2", "3"])]
+)
 def test_f99_a_sender_can_give_up_tries_of_its_own_and_gain_none(
     broker_url: str, queue: str, env: dict[str, str], runs: Runs, said: object, tries: list[str]
 ) -> None:

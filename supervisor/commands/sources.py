@@ -1,0 +1,80 @@
+"""Where a command finds its settings: where workq-supervise finds them, or those of a unit.
+
+Every verb reads by `settings.read` what it needs, so that `workq dead drop` acts on the queue that the same file and
+variables would have a supervisor consume.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import click
+
+from supervisor.endpoint import Endpoint
+from supervisor.settings import OPTIONS, SettingsError, read
+from supervisor.vocabulary import EXIT_CONFIG
+
+__all__ = ["Sources", "options", "unit"]
+
+_UNIT: Final = (
+    "Settings of the unit workq-supervise@NAME: /etc/workq/NAME.toml and NAME.amqp-url, and no WORKQ_* variable."
+)
+
+Command = Callable[..., Any]
+
+
+class Sources:
+    """What the command line says of the settings, and what all sources together say."""
+
+    def __init__(self, names: Sequence[str], command_line: dict[str, Any]) -> None:
+        self._names = names
+        self._command_line = {name: value for name, value in command_line.items() if value not in (None, ())}
+
+    def read(self) -> dict[str, Any]:
+        """The settings by name. Ends the process with what is wrong with them, a line each: exit code 2 when it is the
+        command line, else 78."""
+        try:
+            return read(self._names, self._command_line, os.environ)
+        except SettingsError as error:
+            if all(problem.startswith("--") for problem in error.problems):
+                raise click.UsageError("\n".join(error.problems)) from None
+            name = click.get_current_context().command_path
+            click.echo(f"{name}: the settings cannot be used, nothing was done:", err=True)
+            for problem in error.problems:
+                click.echo(f"  {problem}", err=True)
+            sys.exit(EXIT_CONFIG)
+
+    def place(self) -> tuple[list[Endpoint], str]:
+        """The broker's nodes, and the queue. Ends the process as `read` does."""
+        found = self.read()
+        return list(found["url"]), found["queue"]
+
+
+def options(*names: str) -> Callable[[Command], Command]:
+    """Options for these settings; the command gets them as `sources`."""
+    taken = (*(each for name in names for each in ((name, "url_file") if name == "url" else (name,))), "config")
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*args: Any, **given: Any) -> Any:
+            said = {name: given.pop(name) for name in (*taken, "unit")}
+            return command(*args, sources=Sources(names, said), **given)
+
+        decorated: Command = unit(run)
+        for name in reversed(taken):
+            option = OPTIONS[name]
+            decorated = click.option(
+                option.flag, name, metavar=option.metavar, multiple=option.repeatable, help=option.help
+            )(decorated)
+        return decorated
+
+    return decorate
+
+
+def unit(command: Command) -> Command:
+    """The option --unit."""
+    return click.option("--unit", metavar="NAME", help=_UNIT)(command)
