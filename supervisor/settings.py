@@ -390,6 +390,10 @@ _TABLE: Final = (
         reloadable=False,
     ),
     Option(
+        "burst_wait", "Workers", "D", _duration(0, "30s"), "30s",
+        "How long --burst waits for a broker that is away, before it exits with 75.",
+    ),
+    Option(
         "reload", "Workers", "", _flag, "false",
         "For development: reload when a Python file in --app-dir changes. Needs workq-supervise[reload].",
         reloadable=False,
@@ -487,6 +491,7 @@ class Settings:
     """Absolute."""
     preload: bool = _default("preload")
     burst: bool = _default("burst")
+    burst_wait: float = _default("burst_wait")
     reload: bool = _default("reload")
 
     def to_wire(self) -> dict[str, Any]:

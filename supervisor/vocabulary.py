@@ -32,8 +32,8 @@ EXIT_SOFTWARE: Final = 70
 """A worker's or a nursery's: an error that nobody foresaw (EX_SOFTWARE, sysexits.h). Its traceback is the last that it
 writes, and so in the evidence."""
 EXIT_BROKER: Final = 75
-"""A worker's: the broker is away or sent it away, or something local is exhausted; trying again makes sense
-(EX_TEMPFAIL, sysexits.h)."""
+"""A worker's, and with `--burst` the supervisor's: the broker is away or sent it away, or something local is exhausted;
+trying again makes sense (EX_TEMPFAIL, sysexits.h)."""
 EXIT_CONFIG: Final = 78
 """Restarting will not help (EX_CONFIG, sysexits.h)."""
 

@@ -4,6 +4,7 @@ own for a test that kills it."""
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -101,3 +102,11 @@ def own_node(tmp_path: Path) -> Iterator[PrivateNode]:
         yield broker
     finally:
         broker.kill()
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port that refuses connections for as long as the test runs: bound, and not listening."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

@@ -35,7 +35,18 @@ _NOBODY: Final = "workq:check"
 """Stands for the handler where none is named: it is not imported."""
 _COLOURS: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 _SILENT: Final = frozenset(
-    {"max_tasks", "max_body", "burst", "log_format", "log_level", "retry_delay", "preload", "control", "reload"}
+    {
+        "max_tasks",
+        "max_body",
+        "burst",
+        "burst_wait",
+        "log_format",
+        "log_level",
+        "retry_delay",
+        "preload",
+        "control",
+        "reload",
+    }
 )
 """Taken, so that the command line of workq-supervise can be checked as it is; nothing is said about them."""
 

@@ -130,8 +130,9 @@ class Broker:
         """A worker has declared the queues for retries and dead letters, or was `refused` one: say so once."""
         if self.queues_since is None:
             self.queues_since = now
-        is_news, self.refused = refused != self.refused, refused
-        if not refused or not is_news:
+        # Not compared: each worker tells of the one that it was refused last.
+        is_news, self.refused = bool(refused) and not self.refused, refused
+        if not is_news:
             return []
         follows = "a task that fails stays in flight, unacked, until this is fixed"
         return [Say("queue.not_declared", "warning", f"{refused}; {follows}")]

@@ -26,6 +26,7 @@ from supervisor.policy.slot import ALIVE, ARRIVING, CONNECT_TIMEOUT, FORK_TIMEOU
 from supervisor.policy.view import PoolView, Restarts, SlotView, State
 from supervisor.settings import WORKERS_MOST, Settings
 from supervisor.vocabulary import (
+    EXIT_BROKER,
     EXIT_CONFIG,
     EXIT_DONE,
     EXIT_KILLED,
@@ -97,6 +98,8 @@ class Pool:
         self._broker = Broker()
         self._shortage = Shortage()
         self._looks = Looks(settings.workers)
+        self._unreached_since: float | None = None
+        """Under `--burst`: since when nobody consumes because of the broker."""
         self._sampled_at: float | None = None
 
     # ------------------------------------------------------------------------------------------- to be asked
@@ -557,6 +560,7 @@ class Pool:
     def _ready(self, slot: Slot, report: Ready, now: float) -> list[Action]:
         slot.enter(Seat.READY)
         slot.ready_since = now
+        self._unreached_since = None
         advised = advice.acknowledgement(report.version, self._settings)
         concerned = [other for other in self._slots if other.fault in broker.FAULTS]
         if self._broker.away_since is not None:
@@ -718,12 +722,28 @@ class Pool:
         self._recover(now, actions)
         if self._state is State.DRAINING:
             return actions
+        if self._settings.burst and (given_up := self._wait_no_longer(now)):
+            return [*actions, *given_up]
         if self._settings.burst and not self._is_finishing:
             all_ready = all(slot.phase is Seat.READY for slot in self._slots[: self._wanted])
             actions += self._looks.ask_if_empty(readings, now, all_ready=all_ready)
         if (not self._settings.burst or not self._settings.workers.is_fixed) and self._looks.is_due(now):
             actions += self._looks.ask(self._consuming(), now)
         return actions
+
+    def _wait_no_longer(self, now: float) -> list[Action]:
+        """`--burst-wait`: who waits for the end of a burst is to hear that the broker is away."""
+        is_trying = any(slot.phase is Seat.CONNECTING or slot.fault in broker.FAULTS for slot in self._slots)
+        if self._consuming() or not is_trying:
+            self._unreached_since = None
+            return []
+        if self._unreached_since is None:
+            self._unreached_since = now
+        if now - self._unreached_since < self._settings.burst_wait:
+            return []
+        trouble = self._broker.trouble or "the broker does not answer"
+        waited = f"--burst: no worker consumes for {self._settings.burst_wait:g} s (--burst-wait): {trouble}"
+        return self._stop(waited, now, EXIT_BROKER)
 
     def _examine(self, slot: Slot, reading: Reading, held_up: bool, now: float) -> list[Action]:
         limits = self._past.get(slot.generation, self._settings)

@@ -414,14 +414,6 @@ def test_of_several_nodes_one_that_is_up_is_enough(broker_url: str, queue: str, 
     assert amqp.depth(broker_url, queue) == 5
 
 
-@pytest.fixture
-def unused_port() -> Iterator[int]:
-    """A port that refuses connections for as long as the test runs: bound, and not listening."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
-
-
 # ------------------------------------------------------------------------------------------- workq publish
 
 WORKQ = [sys.executable, "-c", "from supervisor.commands import main; main(prog_name='workq')", "publish"]

@@ -17,6 +17,7 @@ from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT,
 from supervisor.policy.view import State
 from supervisor.settings import Span
 from supervisor.vocabulary import (
+    EXIT_BROKER,
     EXIT_CONFIG,
     EXIT_DONE,
     EXIT_KILLED,
@@ -488,7 +489,7 @@ def test_f108_a_queue_of_ours_that_may_not_be_declared_is_said_once() -> None:
         worker = world.fork(slot)
         world.connect(worker)
         worker.stage = Stage.CONSUMING
-        world.tell(WorkerSaid(slot, Ready("127.0.0.1:5672", refused="queue q.delay.1000 cannot be declared: no")))
+        world.tell(WorkerSaid(slot, Ready("127.0.0.1:5672", refused=f"q.delay.{slot + 1}000 cannot be declared: no")))
     [said] = [action for action in _of(world, Say) if action.event == "queue.not_declared"]
     assert said.level == "warning" and "q.delay.1000" in said.because and "unacked" in said.because
 
@@ -1037,6 +1038,56 @@ def test_burst_leaves_with_0_when_the_queue_is_empty_and_everybody_idle() -> Non
     world.live(1.0)
     assert world.left is not None
     assert world.left.code == EXIT_DONE
+
+
+def _tries_in_vain(world: World, seconds: float) -> None:
+    """Nobody reaches the broker for so long; whoever tries is refused."""
+    until = world.now + seconds
+    while world.now < until and world.left is None:
+        world.live(0.0)
+        for worker in list(world.workers.values()):
+            if worker.stage is Stage.CONNECTING:
+                world.leave(worker, Cause.BROKER, "connection refused", Kind.REFUSED)
+                world.be_gone(worker)
+            elif worker.stage is Stage.BOOTING:
+                world.connect(worker)
+        for slot in list(world.births):
+            world.fork(slot)
+        world.sample()
+        world.advance(0.5)
+
+
+@pytest.mark.parametrize("has_worked", [False, True], ids=["never", "no more"])
+def test_f93_a_burst_leaves_with_75_when_the_broker_is_away_for_longer_than_it_waits(has_worked: bool) -> None:
+    world = _up(workers=2, burst=True, burst_wait=20.0) if has_worked else World(settings(burst=True, burst_wait=20.0))
+    if has_worked:
+        _lose_the_broker(world)
+    else:
+        world.nursery_loads()
+    begun = world.now
+    _tries_in_vain(world, 60.0)
+    assert world.left is not None and world.left.code == EXIT_BROKER
+    assert 20.0 <= world.now - begun <= 25.0
+    assert "--burst-wait" in world.left.because and "connection refused" in world.left.because
+
+
+def test_f93_a_burst_that_reaches_the_broker_in_time_leaves_with_0() -> None:
+    world = World(settings(workers=2, burst=True, burst_wait=20.0))
+    world.nursery_loads()
+    for _ in range(3):
+        _tries_in_vain(world, 15.0)
+        world.live(40.0, until_well=True)
+        assert world.left is None
+        _lose_the_broker(world)
+    world.live(120.0)
+    assert world.left is not None and world.left.code == EXIT_DONE
+
+
+def test_f93_without_burst_the_broker_is_awaited_for_ever() -> None:
+    world = World(settings(workers=2, burst_wait=1.0))
+    world.nursery_loads()
+    _tries_in_vain(world, 300.0)
+    assert world.left is None
 
 
 def test_burst_does_not_ask_while_somebody_is_busy() -> None:

@@ -91,6 +91,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         app_dir=str(Path.cwd()),
         preload=True,
         burst=False,
+        burst_wait=30.0,
         control=None,
         control_explicit=False,
         reload=False,

@@ -18,6 +18,7 @@ from supervisor.policy.pool import Pool
 from supervisor.policy.view import State
 from supervisor.settings import Settings, Span
 from supervisor.vocabulary import (
+    EXIT_BROKER,
     EXIT_CONFIG,
     EXIT_DONE,
     EXIT_KILLED,
@@ -165,6 +166,10 @@ class World:
         self.has_worked = False
         self.was_asked_to_stop = False
         self.is_stopping = False
+        self.has_given_up = False
+        """A burst has waited for the broker long enough."""
+        self.reached_at = now
+        """When a worker last consumed."""
         self.is_finishing = False
         self.is_unsettled = False
         """Something had to be killed, or died with a message in hand, after the stop began."""
@@ -300,9 +305,14 @@ class World:
             worker.message = None
 
     def _stopping(self) -> None:
-        self.is_stopping = self.was_asked_to_stop or not self.settings.burst or not self.has_worked
+        waited = self.now - self.reached_at
+        self.has_given_up = (
+            self.settings.burst and waited >= self.settings.burst_wait and not self.was_asked_to_stop
+        ) or self.has_given_up
+        self.is_stopping = self.was_asked_to_stop or not self.settings.burst or not self.has_worked or self.has_given_up
         self.is_finishing = not self.is_stopping
-        assert self.was_asked_to_stop or self.is_finishing or not self.has_worked, "a pool that has worked gave up"
+        gave_up = not (self.was_asked_to_stop or self.is_finishing or self.has_given_up)
+        assert not (gave_up and self.has_worked), "a pool that has worked gave up"
 
     def _leave(self, leave: Leave, code: int) -> None:
         assert not self.workers, "left before its workers"
@@ -310,7 +320,9 @@ class World:
         assert self.is_stopping or self.is_finishing, "nobody asked it to leave"
         if self.is_finishing and not self.is_stopping:
             assert not [message for message in self.queue if message.is_redelivered], "burst left unsettled work behind"
-        if self.is_stopping and not self.was_asked_to_stop:
+        if self.has_given_up:
+            assert code == EXIT_BROKER, "the exit code when it waited no longer"
+        elif self.is_stopping and not self.was_asked_to_stop:
             assert code == (EXIT_KILLED if self.is_refused else EXIT_CONFIG), "the exit code when it gave up"
         elif code != EXIT_CONFIG or self.has_worked:
             assert code == (EXIT_KILLED if self.is_unsettled else EXIT_DONE), "the exit code"
@@ -321,6 +333,8 @@ class World:
     def check(self) -> None:
         """What is so after every event."""
         view = self.pool.view(self.now)
+        if view.ready:
+            self.reached_at = self.now
         assert sum(view.exits.values()) == self.deaths, "every exit is counted once"
         assert self.pool.open == (self.left is None)
         for slot in view.slots:
