@@ -301,6 +301,13 @@ BUGS = [
         "slot.has_queues = ",
         SCENES,
     ),
+    Bug(
+        "a burst counts the time before it reached the broker",
+        "pool.py",
+        "self._unreached_since = None\n        advised",
+        "advised",
+        SCENES,
+    ),
     Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),
     Bug("killing somebody is no reason for exit code 1", "pool.py", "self._code = EXIT_KILLED", "pass"),
 ]

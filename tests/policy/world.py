@@ -247,8 +247,8 @@ class World:
                 worker.signals.append(name)
             case Say("supervisor.resized", fields=fields):
                 self.wanted = fields["workers"]
-            case Say("supervisor.stopping"):
-                self._stopping()
+            case Say("supervisor.stopping", because=because):
+                self._stopping(because)
             case Leave(code):
                 self._leave(action, code)
 
@@ -304,11 +304,11 @@ class World:
             self.quarantined.append(message)
             worker.message = None
 
-    def _stopping(self) -> None:
-        waited = self.now - self.reached_at
-        self.has_given_up = (
-            self.settings.burst and waited >= self.settings.burst_wait and not self.was_asked_to_stop
-        ) or self.has_given_up
+    def _stopping(self, because: str) -> None:
+        if "--burst-wait" in because:
+            self.has_given_up = True
+            assert self.settings.burst, "the broker is awaited for ever"
+            assert self.now - self.reached_at >= self.settings.burst_wait, "a burst has waited for too short a time"
         self.is_stopping = self.was_asked_to_stop or not self.settings.burst or not self.has_worked or self.has_given_up
         self.is_finishing = not self.is_stopping
         gave_up = not (self.was_asked_to_stop or self.is_finishing or self.has_given_up)
