@@ -43,6 +43,8 @@ DESCRIPTORS_MOST: Final = 6
 MEMORY_MOST: Final = 24 * 2**20
 FLAT_AFTER: Final = 20.0
 """Seconds of a supervisor's life before it is measured: by then all that is loaded late has been loaded."""
+NEVER: Final = ("config", "handler cannot be loaded", "boot_timeout", "exit 70")
+"""Why no worker may end here: the settings and the handler are good, and never change."""
 AFTERMATH: Final = 20.0
 """Seconds after a fault of the network or of a node within which it may be noticed: three heartbeats, an election."""
 
@@ -226,6 +228,7 @@ def judge(evidence: Evidence) -> Account:
         "who is dead has a reason": book.wrongly_dead(),
         f"a message kills at most {MAX_CRASHES} workers of a supervisor": book.killers(),
         "no task runs twice at once under one supervisor": here,
+        "no worker ends for a reason that is not there": book.groundless(),
         "nothing is left in a queue": [f"{queue}: {count}" for queue, count in evidence.leftovers.items() if count],
         "the metrics say what the log says": book.miscounted(),
         "each line of the log is one JSON object": book.no_json(),
@@ -511,6 +514,13 @@ class _Book:
                 ended = runs[-1].ended
                 found += ended is not None and 0 <= death.at - ended < AT_ONCE
         return found
+
+    def groundless(self) -> list[str]:
+        return [
+            f"{death.cause}: worker {death.pid} of supervisor {death.supervisor} at {_clock(death.at)}"
+            for death in self.deaths
+            if death.cause in NEVER
+        ]
 
     def no_json(self) -> list[str]:
         """The last line of one that was killed may be cut short: nobody was there to finish it."""

@@ -36,6 +36,7 @@ TWICE = "no task is dead twice"
 REASON = "who is dead has a reason"
 KILLERS = "a message kills at most 3 workers of a supervisor"
 AT_ONCE = "no task runs twice at once under one supervisor"
+GROUNDLESS = "no worker ends for a reason that is not there"
 LEFT = "nothing is left in a queue"
 METRICS = "the metrics say what the log says"
 JSON = "each line of the log is one JSON object"
@@ -263,6 +264,8 @@ PLANTED: list[tuple[str, Change, set[str]]] = [
      with_steady(metrics={**METRIC_VALUES, ("workq_worker_exits_total", "SIGSEGV"): 2.0}), {METRICS}),
     ("a death is counted and not logged",
      with_steady(metrics={**METRIC_VALUES, ("workq_worker_exits_total", "OOM"): 1.0}), {METRICS}),
+    ("a worker finds fault with settings that are good", lambda good: with_log(died(20, 110, "config"))(with_steady(
+        metrics={**METRIC_VALUES, ("workq_worker_exits_total", "config"): 1.0})(good)), {GROUNDLESS}),
     ("two lines in one", with_steady(invalid=['{"event": "a"{"event": "b"}\n']), {JSON}),
     ("a line cut short by one that lives on", with_steady(invalid=['{"event": "a']), {JSON}),
     ("a line of garbage by one that is killed later", lambda good: replace(
