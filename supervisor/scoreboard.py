@@ -5,19 +5,28 @@ with plain stores, about a microsecond a task; the parent's *eye* reads when it 
 writer, and a reader that catches it in the middle of a note sees the phase change last. The memory outlives its
 writer, SIGKILL included, so the message that a dead worker had in hand is known, and totals never go backwards.
 
+A worker maps its own page alone, so that a wild store of a C library's reaches no other. More than that cannot be had:
+it keeps the descriptor, for the lock below, and a handler can write by that wherever it likes. So the file's size is
+sealed, and what is read is bounded: an instant is one of this supervisor's life, a total never goes backwards.
+
 Byte 0 of the file is also the lock that keeps log lines apart (see `logs.Sink`).
 """
 
 from __future__ import annotations
 
 import bisect
+import fcntl
 import mmap
 import os
 import struct
+import threading
+from collections import defaultdict
+from functools import cached_property
 from typing import Final
 
 from supervisor import queues
 from supervisor.clock import now
+from supervisor.tally import Tally
 from supervisor.vocabulary import Counts, InHand, Phase, Reading
 
 SLOTS: Final = 1024
@@ -51,6 +60,9 @@ _NAME_MAX: Final = 255  # AMQP 0-9-1: a message-id is a short string, 255 octets
 _TRACE_AT: Final = 304
 _TRACE_SIZE: Final = 16
 
+_DUE_MOST: Final = 366 * 86400.0
+"""Seconds: later than any retry is due."""
+
 _COUNTERS: Final = struct.Struct("=8Qdd")
 _COUNTERS_AT: Final = 512
 _BUCKETS_AT: Final = 1024
@@ -66,42 +78,75 @@ class Scoreboard:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, _HEADER + SLOTS * _PAGE)
+        self._made = now()
+        self._tallies: defaultdict[int, Tally] = defaultdict(Tally)
+        self._looking = threading.Lock()
+        """Held from reading a page to adding it up: threads that look at once would add in another order."""
+
+    @cached_property
+    def _map(self) -> mmap.mmap:
+        return mmap.mmap(self.fd, _HEADER + SLOTS * _PAGE)
 
     @classmethod
     def create(cls) -> Scoreboard:
         """A new one, all zero, in anonymous memory (memfd_create(2))."""
-        fd = os.memfd_create("workq-scoreboard", os.MFD_CLOEXEC)
+        fd = os.memfd_create("workq-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, _HEADER + SLOTS * _PAGE)
-            return cls(fd)
+            # Whoever reads or writes a mapped page that was cut off dies of SIGBUS.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            board = cls(fd)
+            board._map  # noqa: B018 - now, while a refusal of it is an error at the start
+            return board
         except OSError:
             os.close(fd)
             raise
 
     def pen(self, slot: int) -> Pen:
         """The writing end of one slot's page."""
-        return Pen(memoryview(self._map)[_start(slot) : _start(slot) + _PAGE])
+        start = _start(slot)
+        before = start % mmap.ALLOCATIONGRANULARITY  # not 0 where the kernel's pages are larger than ours
+        own = mmap.mmap(self.fd, before + _PAGE, offset=start - before)
+        return Pen(memoryview(own)[before:])
 
     def read(self, slot: int) -> Reading:
         """One slot's page now. Of a live worker the fields may be a microsecond apart; of a dead one they are final."""
-        page = self._map[_start(slot) : _start(slot) + _PAGE]
+        with self._looking:
+            page = self._map[_start(slot) : _start(slot) + _PAGE]
+            counts = self._counts(slot, page)
         phase = Phase(page[_PHASE_AT]) if page[_PHASE_AT] <= max(Phase) else Phase.VACANT
-        hand = _hand(page, phase) if phase in (Phase.BUSY, Phase.SETTLING) else None
-        *numbers, busy_seconds, due = _COUNTERS.unpack_from(page, _COUNTERS_AT)
-        counts = Counts(
-            **dict(zip(_NAMES, numbers, strict=True)),
-            busy_seconds=busy_seconds,
-            due=due,
-            buckets=_BUCKETS.unpack_from(page, _BUCKETS_AT),
-        )
         return Reading(
             slot=slot,
             pid=_PID.unpack_from(page, _PID_AT)[0],
             phase=phase,
-            hand=hand,
-            beat=_BEAT.unpack_from(page, _BEAT_AT)[0],
+            hand=self._hand(page, phase) if phase in (Phase.BUSY, Phase.SETTLING) else None,
+            beat=self._instant(_BEAT.unpack_from(page, _BEAT_AT)[0]),
             counts=counts,
+        )
+
+    def _counts(self, slot: int, page: bytes) -> Counts:
+        *numbers, seconds, due = _COUNTERS.unpack_from(page, _COUNTERS_AT)
+        numbers += _BUCKETS.unpack_from(page, _BUCKETS_AT)
+        due = due if 0 <= due <= now() + _DUE_MOST else 0.0
+        return self._tallies[slot].look(_NAMES, tuple(numbers), seconds, due)
+
+    def _instant(self, noted: float) -> float:
+        """When something was, in monotonic seconds: now, for what cannot be."""
+        present = now()
+        return noted if self._made <= noted <= present else present
+
+    def _hand(self, page: bytes, phase: Phase) -> InHand:
+        since, tag, attempt, checksum, redelivered, known, length = _HAND.unpack_from(page, _HAND_AT)
+        name = page[_NAME_AT : _NAME_AT + min(length, _NAME_MAX)].decode("utf-8", "replace")
+        return InHand(
+            key=queues.key(name, checksum),
+            message_id=name if known & _IS_ID else None,
+            delivery_tag=tag,
+            attempt=attempt,
+            redelivered=bool(redelivered),
+            since=self._instant(since),
+            settling=phase is Phase.SETTLING,
+            trace_id=page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE].hex() if known & _IS_TRACED else "",
         )
 
     def is_idle(self, slot: int) -> bool:
@@ -184,7 +229,7 @@ class Pen:
         self.count(counter)
         if more:
             self.count(more)
-        self._integers[_BUCKETS_AT // 8 + bisect.bisect_left(BOUNDS, seconds)] += 1
+        self._add(_BUCKETS_AT // 8 + bisect.bisect_left(BOUNDS, seconds), 1)
         self._floats[_BUSY_AT // 8] += seconds
         page[_PHASE_AT] = Phase.IDLE
 
@@ -193,7 +238,13 @@ class Pen:
         self._floats[_DUE_AT // 8] = max(due, self._floats[_DUE_AT // 8])
 
     def count(self, counter: str, by: int = 1) -> None:
-        self._integers[_INDEX[counter]] += by
+        self._add(_INDEX[counter], by)
+
+    def _add(self, index: int, by: int) -> None:
+        try:
+            self._integers[index] += by
+        except ValueError:
+            self._integers[index] = by  # somebody has written over it, and there is no greater number
 
 
 _BUSY_AT: Final = _COUNTERS_AT + 8 * len(_NAMES)
@@ -203,18 +254,3 @@ _INDEX: Final = {name: _COUNTERS_AT // 8 + i for i, name in enumerate(_NAMES)}
 
 def _start(slot: int) -> int:
     return _HEADER + slot * _PAGE
-
-
-def _hand(page: bytes, phase: Phase) -> InHand:
-    since, tag, attempt, checksum, redelivered, known, length = _HAND.unpack_from(page, _HAND_AT)
-    name = page[_NAME_AT : _NAME_AT + length].decode("utf-8", "replace")
-    return InHand(
-        key=queues.key(name, checksum),
-        message_id=name if known & _IS_ID else None,
-        delivery_tag=tag,
-        attempt=attempt,
-        redelivered=bool(redelivered),
-        since=since,
-        settling=phase is Phase.SETTLING,
-        trace_id=page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE].hex() if known & _IS_TRACED else "",
-    )

@@ -314,7 +314,8 @@ class Worker:
             self._put_elsewhere(delivery, settlement)
         if self._pen.is_called() or consumer.leaving is not None:
             self._hear()
-            consumer.cancel()
+            if consumer.leaving is not None:  # else somebody else has written on the page
+                consumer.cancel()
         consumer.ack(delivery)
 
     def _put_elsewhere(self, delivery: Delivery, settlement: DeadLetter | Later) -> None:

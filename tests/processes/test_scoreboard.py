@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import math
+import mmap
 import os
 import random
 import signal
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from supervisor.clock import now
 from supervisor.scoreboard import BOUNDS, SLOTS, Scoreboard
-from supervisor.vocabulary import InHand, Phase
+from supervisor.vocabulary import Counts, InHand, Phase, Reading
+
+ROOT = Path(__file__).parents[2]
 
 
 def forked(child: Callable[[], None]) -> int:
@@ -155,3 +168,103 @@ def test_a_call_is_seen_by_the_worker_and_gone_with_it() -> None:
     assert pen.is_called()
     board.vacate(0)
     assert not pen.is_called()
+
+
+def test_f96_its_size_is_sealed() -> None:
+    board = Scoreboard.create()
+    size = os.fstat(board.fd).st_size
+    for length in (0, 4096, size - 1, size + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(board.fd, length)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(board.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert os.fstat(board.fd).st_size == size
+
+
+def test_f96_a_worker_maps_its_own_page_and_no_other() -> None:
+    board = Scoreboard.create()
+    board.read(0)  # the parent maps it all
+    program = f"""
+import os
+from supervisor.scoreboard import Scoreboard
+pen = Scoreboard({board.fd}).pen(5)
+pen.open(7)
+[line] = [line for line in open("/proc/self/maps") if "workq-scoreboard" in line]
+start, end = (int(number, 16) for number in line.split()[0].split("-"))
+print(end - start)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], pass_fds=[board.fd], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert int(done.stdout) == mmap.PAGESIZE
+    assert board.read(5).pid == 7
+
+
+GARBAGE = {
+    "zeroes": bytes(4096),
+    "ones": b"\xff" * 4096,
+    "nan": struct.pack("<d", math.nan) * 512,
+    "infinity": struct.pack("<d", math.inf) * 512,
+    "minus infinity": struct.pack("<d", -math.inf) * 512,
+    "negative": struct.pack("<d", -1e300) * 512,
+    "busy": struct.pack("<BBHId", 4, 1, 0, 1, 1e308) + b"\xff" * 4080,
+}
+
+
+@pytest.mark.parametrize("page", GARBAGE.values(), ids=GARBAGE.keys())
+def test_f96_totals_survive_what_is_written_over_them_and_go_on_from_there(page: bytes) -> None:
+    board = Scoreboard.create()
+    pen = board.pen(2)
+    pen.open(os.getpid())
+    for _ in range(3):
+        pen.settled("succeeded", 0.25)
+    before = board.read(2).counts
+    write(board, 2, page)
+    assert sane(board.read(2)).counts == replace(before, due=0.0)
+    pen.settled("succeeded", 0.25)
+    after = sane(board.read(2)).counts  # without the last one, where the number had no room for it
+    pen.settled("succeeded", 0.25)
+    counts = sane(board.read(2)).counts
+    assert counts.succeeded == after.succeeded + 1 >= 4
+    assert sum(counts.buckets) == sum(after.buckets) + 1
+    write(board, 2, GARBAGE["zeroes"])
+    assert board.read(2).counts == counts
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@given(st.lists(st.binary(min_size=1, max_size=1200) | st.sampled_from([*GARBAGE.values()]), min_size=1, max_size=5))
+def test_f96_whatever_is_written_on_a_page_reads_as_something_that_can_be_and_never_goes_back(
+    pages: list[bytes],
+) -> None:
+    board = BOARD
+    before = board.read(3).counts
+    for page in pages:
+        write(board, 3, page)
+        reading = sane(board.read(3))
+        assert all(new >= old for new, old in zip(totals(reading.counts), totals(before), strict=True))
+        before = reading.counts
+
+
+BOARD = Scoreboard.create()
+
+
+def write(board: Scoreboard, slot: int, content: bytes) -> None:
+    """By the descriptor, as any worker can."""
+    os.pwrite(board.fd, content, 4096 * (1 + slot))
+
+
+def totals(counts: Counts) -> list[float]:
+    return [*counts.buckets, *(v for name, v in asdict(counts).items() if name not in ("buckets", "due"))]
+
+
+def sane(reading: Reading) -> Reading:
+    """Fails for a reading that no worker can have."""
+    assert reading.phase in Phase
+    assert 0 <= reading.beat <= now()
+    assert all(math.isfinite(number) and number >= 0 for number in totals(reading.counts))
+    assert 0 <= reading.counts.due < now() + 400 * 86400
+    if reading.hand is not None:
+        assert len(reading.hand.key) < 300
+        assert 0 <= reading.hand.since <= now()
+        json.dumps(asdict(reading.hand), allow_nan=False).encode()
+    return reading
