@@ -1,37 +1,33 @@
 """A link: the socket between the parent and one other process, for the rare things.
 
 SOCK_SEQPACKET keeps message boundaries (unix(7)): a message arrives whole or not at all, also when its sender is
-killed, and end-of-file tells each side about the other. Messages are the reports and orders of `vocabulary`, as JSON:
-pickle would let a handler gone wrong run code in the parent.
+killed, and end-of-file tells each side about the other. Messages are the reports and orders of `vocabulary`, as
+`frames` writes them.
 """
 
 from __future__ import annotations
 
 import array
-import dataclasses
-import json
+import os
+import select
 import socket
+import struct
+from collections.abc import Iterable
 from typing import Any, Final
 
-from supervisor import originals
-from supervisor import vocabulary as v
+from supervisor import frames, originals
+from supervisor.frames import MAX_BYTES, BadFrame
 
-MAX_BYTES: Final = 160 * 1024
-"""A message's size at most: below the kernel's default send buffer (212,992 bytes, socket(7)), above every bounded
-field."""
-
-_KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind
-    for kind in (
-        v.Loaded, v.Threaded, v.LoadFailed, v.Forked, v.ForkFailed, v.Connecting, v.Ready, v.Suspect, v.Depth,
-        v.DeadDepth, v.Parked, v.Blocked, v.Lost, v.Leaving, v.Record, v.Load, v.Fork, v.Begin, v.Drain, v.Measure,
-        v.Verdict,
-    )
-}  # fmt: skip
-_FIELDS: Final = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _KINDS.values()}
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
-_TO_SEND, _TO_RECEIVE, _AT_ONCE = map(int, (socket.MSG_NOSIGNAL, socket.MSG_CMSG_CLOEXEC, socket.MSG_DONTWAIT))
+_TO_SEND, _TO_RECEIVE, _AT_ONCE, _CUT, _LOST = map(
+    int, (socket.MSG_NOSIGNAL, socket.MSG_CMSG_CLOEXEC, socket.MSG_DONTWAIT, socket.MSG_TRUNC, socket.MSG_CTRUNC)
+)
 """As plain numbers: an enum's are put together by a page of Python each time."""
+_INT: Final = array.array("i").itemsize
+_ROOM_FOR_TWO: Final = socket.CMSG_SPACE(2 * _INT)
+"""What a nursery is sent with a Fork."""
+_ROOM_FOR_ALL: Final = socket.CMSG_SPACE(253 * _INT)
+"""Descriptors in one message at most (SCM_MAX_FD, unix(7))."""
+_NO_LINGER: Final = struct.pack("ii", 0, 0)
 
 
 class Link:
@@ -68,10 +64,7 @@ class Link:
         `wait=False` never blocks. Returns False when the other side is gone, or (not waiting) has not read for so long
         that the buffer is full.
         """
-        fields = {name: getattr(message, name) for name in _FIELDS[type(message)]}
-        data = _encode([type(message).__name__, fields]).encode()
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"a {type(message).__name__} of {len(data)} bytes is too long for a link")
+        data = frames.write(message)
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         flags = _TO_SEND | (0 if wait else _AT_ONCE)
         try:
@@ -88,25 +81,70 @@ class Link:
         return self.send(message, wait=False)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]] | None:
-        """The next message and the descriptors that came with it; None at the end of the file.
+        """The parent's next message and the descriptors that came with it; None at the end of the file.
 
         Raises BlockingIOError when not waiting and nothing is there.
         """
-        flags = _TO_RECEIVE | (0 if wait else _AT_ONCE)
-        room = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+        received = self._receive(_ROOM_FOR_TWO, 0 if wait else _AT_ONCE)
+        if received is None:
+            return None
+        data, fds, _ = received
+        return (frames.believe(data), fds) if data else None
+
+    def hear(self) -> bytes | None:
+        """What a child has sent, as it came: `frames.read` makes a message of it. None at the end of the file. For the
+        parent: never waits.
+
+        Raises BlockingIOError when nothing is there, and BadFrame when it is none of ours already by its form.
+        """
+        received = self._receive(_ROOM_FOR_ALL, _AT_ONCE)
+        if received is None:
+            return None
+        data, fds, flags = received
+        _close(fds)
+        if fds or flags & _LOST:
+            raise BadFrame("it came with descriptors")
+        if flags & _CUT:
+            raise BadFrame(f"it is longer than {MAX_BYTES} bytes")
+        if not data and not self._is_over():
+            raise BadFrame("it is empty")
+        return data or None
+
+    def _receive(self, room: int, flags: int) -> tuple[bytes, list[int], int] | None:
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(MAX_BYTES, room, flags)
+            data, ancillary, flags, _ = self._socket.recvmsg(MAX_BYTES, room, _TO_RECEIVE | flags)
         except ConnectionResetError:
             # The other side has closed without reading all that we had sent. The kernel tells that first, and once
             # (unix_release_sock() in net/unix/af_unix.c); what the other side had said is still there.
-            return self.receive(wait=wait)
+            return self._receive(room, flags)
         except ConnectionError:
-            return None
-        if not data:
             return None
         fds = array.array("i")
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        name, fields = json.loads(data.decode())
-        return _KINDS[name](**fields), list(fds)
+                fds.frombytes(content[: len(content) - len(content) % _INT])
+        return data, list(fds), flags
+
+    def _is_over(self) -> bool:
+        """Whether nothing came because nothing can come any more. A message without a byte looks the same."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+
+def _close(fds: Iterable[int]) -> None:
+    """Close what was sent along. Not left to the kernel, which closes what there is no room for: if that is the last
+    descriptor of a connection that lingers (SO_LINGER, socket(7)), it is this process that waits."""
+    for fd in fds:
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            sock = None  # it is something else
+        try:
+            if sock is None:
+                os.close(fd)
+            else:
+                with sock:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        except OSError:
+            pass  # closed all the same: close(2) reports what was lost of its content

@@ -320,6 +320,25 @@ def _json(record: dict[str, Any]) -> str:
     return line if len(line) < MAX_LINE else _encode(_fitted(record))
 
 
+def is_line(text: str) -> bool:
+    """Whether another process's line can be written as if it were ours: in JSON, one whole object of strict JSON."""
+    if len(text) > MAX_LINE or not text.endswith("\n"):
+        return False
+    if _PIPELINE.render is not _json:
+        return True
+    try:
+        record = json.loads(text, parse_constant=_no_constant)
+        if "\\ud" in text:
+            json.dumps(record, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and text.isascii() and text.find("\n") == len(text) - 1
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _fitted(record: dict[str, Any]) -> dict[str, Any]:
     """A plain record with its longest values cut, evenly, until it fits; and when there are too many fields, fewer."""
     room = MAX_LINE - _MIN_VALUE

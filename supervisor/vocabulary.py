@@ -10,7 +10,8 @@
     key                      what the ledger calls it: the name and a checksum of the body, since ids are not unique
 
 An *event* is something that happened, told to the pool. An *action* is something the pool wants done; each says
-`because`. A *report* goes up a link (worker or nursery to parent), an *order* goes down.
+`because`. A *report* goes up a link (worker or nursery to parent), an *order* goes down. A report's annotations are
+what the parent lets through (see `frames`), so whatever it keeps is bounded here.
 This module imports nothing of ours and nothing heavy.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 # --------------------------------------------------------------------------------------------------- exit codes
 
@@ -75,6 +76,8 @@ class Cause(StrEnum):
     BOOT = "boot_timeout"
     GRACE = "grace"
     OOM = "OOM"
+    PROTOCOL = "protocol"
+    """It sent what no worker sends: its handler has written to its link."""
 
 
 class Kind(StrEnum):
@@ -179,6 +182,12 @@ class Reading:
 
 # -------------------------------------------------------------------------------- reports: up a link, to the parent
 
+Text = Annotated[str, 255]
+"""A short one: 255 characters at most, and so for the others."""
+Line = Annotated[str, 1024]
+Page = Annotated[str, 32 * 1024]
+Pid = Annotated[int, 2**31 - 1]
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -193,8 +202,8 @@ class Threaded:
     """The nursery: the import left threads behind, or replaced what forks and waits (gevent does), and forking after it
     would be unsafe. Start me again without preload."""
 
-    threads: list[str]
-    replaced: list[str] = field(default_factory=list)
+    threads: list[Text]
+    replaced: list[Text] = field(default_factory=list)
     """Functions of the standard library: `os.fork`."""
 
 
@@ -202,8 +211,8 @@ class Threaded:
 class LoadFailed:
     """The nursery, or a worker without preload: the handler cannot be loaded."""
 
-    error: str
-    traceback: str
+    error: Page
+    traceback: Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +220,7 @@ class Forked:
     """The nursery: a worker exists, and is the supervisor's own child by now."""
 
     ticket: int
-    pid: int
+    pid: Pid
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +228,7 @@ class ForkFailed:
     """The nursery: fork(2) said no."""
 
     ticket: int
-    error: str
+    error: Line
     errno: int = 0
     """What the kernel said; 0 when something else is wrong."""
 
@@ -233,8 +242,8 @@ class Connecting:
 class Ready:
     """A worker: the broker has confirmed the consumer."""
 
-    broker: str
-    version: str = ""
+    broker: Text
+    version: Text = ""
     """RabbitMQ's: `3.10.8`; empty when it does not say."""
     has_declared: bool | None = None
     """Whether there was no queue before; None when the broker compared it with what was asked for, and does not
@@ -247,12 +256,12 @@ class Ready:
 class Suspect:
     """A worker: this message has been delivered before. May I run it?"""
 
-    key: str
+    key: Line
     delivery_count: int = 0
     """`x-delivery-count`: how often a quorum queue has had it back."""
     is_held: bool = False
     """Filled in by the parent: another worker's page still shows this very message in hand. It may be dying of it."""
-    name: str = ""
+    name: Line = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,20 +283,19 @@ class DeadDepth:
 class Parked:
     """A worker: the broker has confirmed that this message lies in the dead-letter queue."""
 
-    message_id: str
+    message_id: Line
     """As `workq dead` names it: the message id, else the digest."""
-    reason: str
+    reason: Text
     """`exception`, `rejected`, `crash`, `too_large` or `undecodable`."""
-    because: str
-    """A KiB at most."""
+    because: Line
     attempt: int
-    at: str
+    at: Text
     """When, for people: UTC, ISO 8601."""
-    cause: str = ""
+    cause: Text = ""
     """What the last of its victims died of."""
     crashes: int = 0
-    evidence: str = ""
-    """What the victims left behind, or the traceback; the end of it, 4 KiB at most."""
+    evidence: Annotated[str, 4 * 1024] = ""
+    """What the victims left behind, or the traceback; the end of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,18 +310,18 @@ class Blocked:
 class Lost:
     """A worker: the broker has gone, or sent it away, while a handler runs. It leaves when that has come to its end."""
 
-    detail: str
-    kind: str
+    detail: Page
+    kind: Kind | Literal[""]
 
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
     """A worker's last words: it leaves of its own will, and why."""
 
-    cause: str
-    detail: str = ""
-    kind: str = ""
-    """A `Kind`, where the broker is the cause."""
+    cause: Cause
+    detail: Page = ""
+    kind: Kind | Literal[""] = ""
+    """Where the broker is the cause."""
     is_unsettled: bool = False
     """A task came to its end, and the broker could not be told."""
 
@@ -323,6 +331,12 @@ class Record:
     """A log line too long for one atomic write; the parent writes it (see `logs`)."""
 
     line: str
+
+
+WorkerReport = (
+    Connecting | Ready | Suspect | Depth | DeadDepth | Parked | Blocked | Lost | Leaving | LoadFailed | Record
+)
+NurseryReport = Loaded | Threaded | LoadFailed | Forked | ForkFailed | Record
 
 
 # ------------------------------------------------------------------------------------- orders: down a link
@@ -386,6 +400,8 @@ class Verdict:
     first_seen: str = ""
     name: str = ""
 
+
+Order = Load | Fork | Begin | Drain | Measure | Verdict
 
 # ---------------------------------------------------------------------------------------- events, to the pool
 
@@ -459,6 +475,14 @@ class WorkerSaid:
 
 
 @dataclass(frozen=True, slots=True)
+class Garbled:
+    """What a worker has sent is no report of ours; nothing more is heard of it."""
+
+    slot: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """A worker is gone: the kernel's word, the worker's last words, and what the scoreboard held."""
 
@@ -483,7 +507,9 @@ class Sampled:
     readings: tuple[Reading, ...]
 
 
-Event = Asked | NurserySaid | NurseryFailed | NurseryGone | Started | StartFailed | WorkerSaid | Exited | Sampled
+Event = (
+    Asked | NurserySaid | NurseryFailed | NurseryGone | Started | StartFailed | WorkerSaid | Garbled | Exited | Sampled
+)
 
 # ---------------------------------------------------------------------------------------- actions, to the loop
 

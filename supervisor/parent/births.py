@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -142,9 +142,10 @@ class Births:
         if self._owes_a_spare:
             self.ask_ahead()
 
-    def born(self, ticket: int, pid: int) -> tuple[int | None, Newborn] | None:
+    def born(self, ticket: int, pid: int, known: Set[int]) -> tuple[int | None, Newborn] | None:
         """Whose seat it is for, and the newborn. None for one that was forgotten meanwhile, or that cannot be watched,
-        or is gone before it was seen: it finds its link closed, leaves, and is reaped like any orphan."""
+        or is gone before it was seen: it finds its link closed, leaves, and is reaped like any orphan. `known` are
+        the children that there are: one that is seated twice would be reaped twice."""
         birth = self._told_of(ticket)
         if birth is None:
             return None
@@ -155,7 +156,11 @@ class Births:
             self._refuse(birth.slot, error)
             return None
         try:
-            return birth.slot, Newborn(pid, pidfd, birth.link, birth.output, psutil.Process(pid))
+            process = psutil.Process(pid)
+            if pid in known or process.ppid() != os.getpid():
+                # The import can write to the nursery's link as well. Nobody else is ours to wait for, or to kill.
+                raise ChildProcessError("what the nursery calls a new worker is no new child of the supervisor's")
+            return birth.slot, Newborn(pid, pidfd, birth.link, birth.output, process)
         except (psutil.Error, OSError) as error:
             close(pidfd)
             birth.give_up()

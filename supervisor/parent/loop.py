@@ -202,7 +202,7 @@ class Supervisor:
         self._wakeups = Wakeups()
         self._reread = reread
         self.wishes = Wishes()
-        self._processes = Processes(board, log_fd, sink.write)
+        self._processes = Processes(board, log_fd, sink)
         self._processes.watch(self._wakeups, self._signalled)
         self._processes.watch(self.wishes, self.wishes.take)
         self._log: Any = logs.get_logger()

@@ -64,7 +64,9 @@ class PoolCollector(Collector):
         yield from _memory(supervisor.readings, supervisor.settings.max_memory)
         yield from _queue(view)
         dropped = summed.log_lines_dropped + supervisor.sink.dropped
-        yield CounterMetricFamily("workq_log_lines_dropped", "Log lines that could not be written.", value=dropped)
+        yield CounterMetricFamily(
+            "workq_log_lines_dropped", "Log lines that were not written: no reader, or too many.", value=dropped
+        )
 
 
 def _pool(view: PoolView, queue: str, age: float) -> Iterator[Metric]:

@@ -1,8 +1,8 @@
 """What a child writes to stdout and stderr: log events, and evidence.
 
 Its pipe is ours to read, so stray prints become tagged, length-limited events, and the last of them (faulthandler's
-stack, say) is at hand when the child dies. A child that writes too much slows itself: past the budget its pipe is left
-full until the next second.
+stack, say) is at hand when the child dies. A child that writes too many lines has the rest counted, and one that writes
+far more slows itself: past the budget its pipe is left full until the next second.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ TAIL: Final = 16 * 1024
 LINE_MAX: Final = 8 * 1024
 """Bytes of one event's text."""
 LINES_PER_SECOND: Final = 1000
+TEXT_PER_SECOND: Final = 1024 * 1024
+"""Bytes of all these lines. To write one costs the parent ten times more than to read it."""
 BYTES_PER_SECOND: Final = 16 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
 
@@ -31,6 +33,7 @@ class Output:
         self._rest = b""
         self._tail = bytearray()
         self._lines = 0
+        self._text = 0
         self._bytes = 0
         self._suppressed = 0
 
@@ -43,47 +46,65 @@ class Output:
     def is_over_budget(self) -> bool:
         return self._bytes >= BYTES_PER_SECOND
 
-    def refill(self) -> None:
-        """A second has passed."""
-        if self._suppressed:
-            because = f"more than {LINES_PER_SECOND} lines a second"
-            self._log.warning("worker.output", suppressed_lines=self._suppressed, because=because)
-        self._lines = self._bytes = self._suppressed = 0
+    def refill(self) -> int:
+        """A second has passed. Returns how many lines of it were not logged."""
+        suppressed = self._suppressed
+        if suppressed:
+            because = f"more than {LINES_PER_SECOND:,} lines or {TEXT_PER_SECOND >> 20} MiB a second"
+            self._log.warning("worker.output", suppressed_lines=suppressed, because=because)
+        self._lines = self._text = self._bytes = self._suppressed = 0
+        return suppressed
 
     def read(self) -> bool:
-        """Read what is there, a chunk at most. False at the end of the file, and when there is nothing. Raises
-        OSError."""
+        """Read what is there, a chunk at most. False at the end of the file. Raises OSError."""
         try:
             data = os.read(self.fd, _CHUNK)
         except BlockingIOError:
-            return False
+            return True  # the child has opened its end for reading, and was first
         if not data:
             self._flush()
             return False
-        self._bytes += len(data)
-        self._tail += data
-        del self._tail[:-TAIL]
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._say(line)
-        while len(self._rest) >= LINE_MAX:
-            self._say(self._rest[:LINE_MAX])
-            self._rest = self._rest[LINE_MAX:]
+        self._take(data)
         return True
 
-    def drain(self) -> None:
-        """Read to the end, when the writer is dead: what a pipe can hold, and no more if somebody else still writes."""
+    def drain(self) -> int:
+        """Read to the end, when the writer is dead: what a pipe can hold, and no more if somebody else still writes.
+        Returns how many lines were not logged."""
         for _ in range(32):
             try:
-                if not self.read():
-                    break
+                data = os.read(self.fd, _CHUNK)
             except OSError:
                 break
+            if not data:
+                break
+            self._take(data)
         self._flush()
-        self.refill()
+        return self.refill()
 
     def close(self) -> None:
         close(self.fd)
+
+    def _take(self, data: bytes) -> None:
+        self._bytes += len(data)
+        self._tail += data
+        del self._tail[:-TAIL]
+        data = self._rest + data
+        if not self._is_full:
+            *lines, data = data.split(b"\n", LINES_PER_SECOND)
+            for line in lines:
+                self._say(line)
+            while len(data) >= LINE_MAX and b"\n" not in data:
+                self._say(data[:LINE_MAX])
+                data = data[LINE_MAX:]
+        if b"\n" in data or len(data) >= LINE_MAX:
+            # Only counted: a pipe brings lines a hundred times faster than they can be written.
+            self._suppressed += max(1, data.count(b"\n"))
+            data = data[data.rfind(b"\n") + 1 :][-LINE_MAX:]
+        self._rest = data
+
+    @property
+    def _is_full(self) -> bool:
+        return self._lines >= LINES_PER_SECOND or self._text >= TEXT_PER_SECOND
 
     def _flush(self) -> None:
         if self._rest:
@@ -94,10 +115,11 @@ class Output:
         line = line.rstrip(b"\r")
         if not line:
             return
-        if self._lines >= LINES_PER_SECOND:
+        if self._is_full:
             self._suppressed += 1
             return
         self._lines += 1
+        self._text += min(len(line), LINE_MAX)
         text = line[:LINE_MAX].decode("utf-8", "replace")
         if len(line) > LINE_MAX:
             text += f"…[{len(line)} bytes]"

@@ -7,7 +7,6 @@ inherited, unlike a pipe's end-of-file, which a grandchild can keep open.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import selectors
 import signal
@@ -22,11 +21,13 @@ import psutil
 
 from supervisor import logs
 from supervisor.clock import now
+from supervisor.frames import kinds_of
 from supervisor.link import Link
 from supervisor.parent import cgroup, leftovers, refusals
 from supervisor.parent import nursery as nursery_process
 from supervisor.parent.births import Births, Newborn
 from supervisor.parent.descriptors import Descriptors, close
+from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
@@ -37,6 +38,7 @@ from supervisor.vocabulary import (
     Exited,
     Forked,
     ForkFailed,
+    Garbled,
     Leaving,
     Load,
     Loaded,
@@ -44,15 +46,16 @@ from supervisor.vocabulary import (
     Measure,
     NurseryFailed,
     NurseryGone,
+    NurseryReport,
     NurserySaid,
     Reading,
     Ready,
-    Record,
     Sampled,
     Started,
     StartFailed,
     Suspect,
     Threaded,
+    WorkerReport,
     WorkerSaid,
 )
 
@@ -61,6 +64,12 @@ _STILL_AFTER: Final = 5.0
 """Seconds without a turn of a worker's loop after which the kernel is asked whether it is stopped."""
 _UNKNOWN: Final = "unknown"
 """How a child died that somebody else has reaped."""
+
+_TURN: Final = 0.05
+"""Seconds of one turn of the loop after which no further child is read from: those that are left are the first in the
+next. So a turn takes no longer, whoever floods us and however many they are."""
+_WORKER_REPORTS: Final = kinds_of(WorkerReport)
+_NURSERY_REPORTS: Final = kinds_of(NurseryReport)
 
 Callback = Callable[[], Iterator[Event]]
 
@@ -71,6 +80,7 @@ class _Nursery:
     pid: int
     pidfd: int
     link: Link
+    hearing: Hearing
     output: Output
     births: Births
     is_spent: bool = False
@@ -84,6 +94,7 @@ class _Worker:
     pid: int
     pidfd: int
     link: Link
+    hearing: Hearing
     output: Output
     process: psutil.Process
     finished_before: int
@@ -93,10 +104,10 @@ class _Worker:
 class Processes:
     """All children of the supervisor, and the one place that waits for anything."""
 
-    def __init__(self, board: Scoreboard, log_fd: int, record: Callable[[bytes], object]) -> None:
+    def __init__(self, board: Scoreboard, log_fd: int, sink: logs.Sink) -> None:
         self._board = board
         self._log_fd = log_fd
-        self._record = record
+        self._sink = sink
         self._log: Any = logs.get_logger()
         self._selector = selectors.EpollSelector()
         self._nurseries: dict[int, _Nursery] = {}
@@ -112,6 +123,9 @@ class Processes:
         self._owed: list[tuple[str, Callable[[], bool]]] = []
         """Orders and signals that the kernel has not taken, for the next sample to try again."""
         self._said = refusals.Said()
+        self._turn_ends = 0.0
+        self._late: set[int] = set()
+        """Descriptors that were not read from for want of time."""
         self._has_orphans = False
         self._has_leftovers = False
         self._descriptors = Descriptors()
@@ -137,9 +151,11 @@ class Processes:
             self._say_refused("waiting for the workers", error)
             time.sleep(0.02)  # it may go on to refuse: not a hundred thousand times a second
             ready = []
+        self._turn_ends = now() + _TURN
         # Deaths first: what another worker asks in the same round may be about a message that just killed one.
         deaths = {worker.pidfd for worker in self._workers.values()} if len(ready) > 1 else set()
-        for key, _ in sorted(ready, key=lambda found: found[0].fd not in deaths):
+        late, self._late = self._late, set()
+        for key, _ in sorted(ready, key=lambda found: (found[0].fd not in deaths, found[0].fd not in late)):
             # A callback earlier in this round may have closed what a later one was for, and something else may have got
             # the number of its descriptor since.
             if self._selector.get_map().get(key.fd) is key:
@@ -201,10 +217,11 @@ class Processes:
             self._deliver(what, deliver)
         if self._has_leftovers:
             self._kill_leftovers(self._living())
-        for worker in self._workers.values():
-            worker.output.refill()
+        children: list[_Worker | _Nursery] = [*self._workers.values(), *self._spent, *self._nurseries.values()]
+        for child in children:
+            self._sink.dropped += child.output.refill()
+            child.hearing.refill()
         for nursery in (*self._spent, *self._nurseries.values()):
-            nursery.output.refill()
             if not nursery.is_spent:
                 nursery.births.sampled()
         self._oom_kills.look(now())
@@ -217,7 +234,8 @@ class Processes:
             is_stopped = now() - page.beat > _STILL_AFTER and worker.process.status() == psutil.STATUS_STOPPED
         except (psutil.Error, OSError):
             rss, is_stopped = 0, False
-        return replace(page, rss=rss, is_stopped=is_stopped)
+        # A page says whose it is, too, and by that it might escape every judgement of it: it is this worker's.
+        return replace(page, pid=worker.pid, rss=rss, is_stopped=is_stopped)
 
     # ----------------------------------------------------------------------------------------------- nursery
 
@@ -247,7 +265,9 @@ class Processes:
             pidfd = os.pidfd_open(pid)
             undo.callback(close, pidfd)
             output = Output(reader, self._log, source="nursery", pid=pid)
-            nursery = _Nursery(generation, pid, pidfd, ours, output, Births(ours, self._descriptors, self._refuse))
+            hearing = Hearing(ours, _NURSERY_REPORTS, self._sink, self._log, source="nursery", pid=pid)
+            births = Births(ours, self._descriptors, self._refuse)
+            nursery = _Nursery(generation, pid, pidfd, ours, hearing, output, births)
             for fileobj, callback in (
                 (ours, self._hear_nursery),
                 (reader, self._nursery_output),
@@ -282,14 +302,22 @@ class Processes:
             self._deliver("ending a nursery", lambda: nursery not in self._spent or _send(nursery.pidfd, number))
 
     def _hear_nursery(self, nursery: _Nursery) -> Iterator[Event]:
-        for report in self._receive(nursery.link):
+        yield from self._nursery_said(nursery, self._heard(nursery))
+        if nursery.hearing.garbled:
+            self._deliver(
+                "ending a nursery", lambda: not self._is_there(nursery) or _send(nursery.pidfd, signal.SIGKILL)
+            )
+
+    def _is_there(self, nursery: _Nursery) -> bool:
+        return nursery in self._spent or self._nurseries.get(nursery.generation) is nursery
+
+    def _nursery_said(self, nursery: _Nursery, reports: Iterator[Any]) -> Iterator[Event]:
+        for report in reports:
             match report:
                 case Loaded() | Threaded() | LoadFailed():
                     if not nursery.is_spent:
                         nursery.is_spent = not isinstance(report, Loaded)
                         yield NurserySaid(nursery.generation, report)
-                case Record(line):
-                    self._record(line.encode())
                 case Forked(ticket, pid):
                     yield from self._born(nursery, ticket, pid)
                 case ForkFailed(ticket, error, number):
@@ -298,14 +326,15 @@ class Processes:
                         yield StartFailed(slot, refusals.process_because(error, number))
 
     def _nursery_output(self, nursery: _Nursery) -> Iterator[Event]:
-        if not nursery.output.read():
-            self._forget(nursery.output.fd)
+        self._read_output(nursery)
         return iter(())
 
     def _nursery_exited(self, nursery: _Nursery) -> Iterator[Event]:
-        yield from self._hear_nursery(nursery)
-        nursery.output.drain()
+        yield from self._nursery_said(nursery, nursery.hearing.last_words())
+        self._sink.dropped += nursery.output.drain()
         status = self._reap(nursery.pidfd)
+        if nursery.hearing.garbled:
+            status = f"{status}, because of what came on its link: {nursery.hearing.garbled}"
         for fileobj in (nursery.link, nursery.output.fd, nursery.pidfd):
             self._forget(fileobj)
         nursery.link.close()
@@ -338,7 +367,7 @@ class Processes:
         nursery.births.ask(slot)
 
     def _born(self, nursery: _Nursery, ticket: int, pid: int) -> Iterator[Event]:
-        match nursery.births.born(ticket, pid):
+        match nursery.births.born(ticket, pid, self._ours()):
             case int(slot), newborn:
                 yield self._seat(newborn, slot, nursery.generation)
             case None, spare:
@@ -357,8 +386,10 @@ class Processes:
         try:
             output = Output(newborn.output, self._log, slot=slot, pid=newborn.pid)
             finished_before = self._board.read(slot).counts.finished
+            link, process = newborn.link, newborn.process
+            hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot, pid=newborn.pid)
             worker = _Worker(
-                slot, generation, newborn.pid, newborn.pidfd, newborn.link, output, newborn.process, finished_before
+                slot, generation, newborn.pid, newborn.pidfd, link, hearing, output, process, finished_before
             )
             for fileobj, callback in (
                 (worker.pidfd, self._exited),
@@ -423,8 +454,8 @@ class Processes:
 
     def drain(self, slot: int, order: object) -> None:
         """Send a worker the order to leave, and mark its page so that it sees it before its next ack."""
+        self.tell(slot, order)  # first: who finds its page marked shall find the order, too
         self._board.call(slot)
-        self.tell(slot, order)
 
     def signal(self, slot: int, number: int) -> None:
         worker = self._workers.get(slot)
@@ -436,10 +467,12 @@ class Processes:
             self.signal(slot, number)
 
     def _hear(self, worker: _Worker) -> Iterator[Event]:
-        for report in self._receive(worker.link):
+        yield from self._said_by(worker, self._heard(worker))
+
+    def _said_by(self, worker: _Worker, reports: Iterator[Any]) -> Iterator[Event]:
+        was_garbled = bool(worker.hearing.garbled)
+        for report in reports:
             match report:
-                case Record(line):
-                    self._record(line.encode())
                 case LoadFailed():
                     worker.said = report
                 case Suspect(key):
@@ -454,22 +487,22 @@ class Processes:
                         self._nurseries[worker.generation].births.ask_ahead()
                 case _:
                     yield WorkerSaid(worker.slot, report)
+        if worker.hearing.garbled and not was_garbled:
+            worker.said = None  # that may have been its handler, too
+            yield Garbled(worker.slot, worker.hearing.garbled)
 
     def _is_held(self, key: str, by_other_than: _Worker) -> bool:
         others = (self._board.read(worker.slot) for worker in self._workers.values() if worker is not by_other_than)
         return any(page.hand is not None and page.hand.key == key for page in others)
 
     def _output(self, worker: _Worker) -> Iterator[Event]:
-        if not worker.output.read():
-            self._forget(worker.output.fd)
-        elif worker.output.is_over_budget:
-            self._pause(worker.output.fd)
+        self._read_output(worker)
         return iter(())
 
     def _exited(self, worker: _Worker) -> Iterator[Event]:
         """Last words before the death, the death before what follows from it."""
-        yield from self._hear(worker)
-        worker.output.drain()
+        yield from self._said_by(worker, worker.hearing.last_words())
+        self._sink.dropped += worker.output.drain()
         try:
             # Its process group, while the zombie still keeps the number from being anybody else's.
             os.killpg(worker.pid, signal.SIGKILL)
@@ -490,7 +523,7 @@ class Processes:
             slot=worker.slot,
             pid=worker.pid,
             status=status,
-            hand=reading.hand if reading.pid == worker.pid else None,
+            hand=reading.hand,
             said=worker.said,
             finished=reading.counts.finished - worker.finished_before,
             output=worker.output.tail,
@@ -499,21 +532,31 @@ class Processes:
 
     # ------------------------------------------------------------------------------------------------ pieces
 
-    def _receive(self, link: Link) -> Iterator[Any]:
-        """What has come by a link. At its end, stop watching it; the pidfd tells the rest."""
-        while True:
-            try:
-                received = link.receive(wait=False)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.EBADF:
-                    return  # closed by us earlier in the same round
-                raise
-            if received is None:
-                self._forget(link)
-                return
-            yield received[0]
+    def _heard(self, child: _Worker | _Nursery) -> Iterator[Any]:
+        """What has come by a link, this turn's share of it. A link that is over is not watched any more: the pidfd
+        tells the rest."""
+        if self._is_late(child.link.fileno()):
+            return
+        yield from child.hearing.read(self._turn_ends)
+        if child.hearing.is_over:
+            self._forget(child.link)
+        elif child.hearing.is_over_budget:
+            self._pause(child.link)
+
+    def _read_output(self, child: _Worker | _Nursery) -> None:
+        if self._is_late(child.output.fd):
+            return
+        if not child.output.read():
+            self._forget(child.output.fd)
+        elif child.output.is_over_budget:
+            self._pause(child.output.fd)
+
+    def _is_late(self, fd: int) -> bool:
+        """Whether this one has to wait for the next turn."""
+        if now() < self._turn_ends:
+            return False
+        self._late.add(fd)
+        return True
 
     def _forget(self, fileobj: Any) -> None:
         try:
@@ -523,11 +566,9 @@ class Processes:
 
     def _reap_orphans(self) -> None:
         """Reap grandchildren that fell to us. Not ours: a worker just forked whose pid is not known yet."""
-        nurseries = (*self._nurseries.values(), *self._spent)
-        if any(nursery.births.are_due for nursery in nurseries):
+        if any(nursery.births.are_due for nursery in (*self._nurseries.values(), *self._spent)):
             return
-        spares = {nursery.births.spare.pid for nursery in nurseries if nursery.births.spare is not None}
-        ours = self._living() | spares | {nursery.pid for nursery in nurseries}
+        ours = self._ours()
         found_any = False
         while True:
             try:
@@ -555,6 +596,12 @@ class Processes:
             self._has_leftovers = False
         except OSError:
             self._has_leftovers = True  # at the next sample
+
+    def _ours(self) -> set[int]:
+        """Children that have a pidfd, and are reaped by it."""
+        nurseries = (*self._nurseries.values(), *self._spent)
+        spares = {nursery.births.spare.pid for nursery in nurseries if nursery.births.spare is not None}
+        return self._living() | spares | {nursery.pid for nursery in nurseries}
 
     def _living(self) -> set[int]:
         return {worker.pid for worker in self._workers.values()}

@@ -16,8 +16,9 @@ from supervisor.vocabulary import Cause, Exited, Leaving, LoadFailed, Say
 
 def cause_of(slot: Slot, died: Exited) -> str:
     """A `Cause`, or the status as the kernel gave it."""
-    # Last words count only with the exit that goes with them: a worker killed while it leaves was killed.
-    if died.said is not None and died.status.startswith("exit "):
+    # Last words count only with the exit that goes with them: a worker killed while it leaves was killed. And only with
+    # nothing in hand: a worker says them when it has put its message down, so else its handler has.
+    if died.said is not None and died.hand is None and died.status.startswith("exit "):
         return Cause.HANDLER if isinstance(died.said, LoadFailed) else died.said.cause
     if slot.condemned is not None and died.status != "OOM":
         return slot.condemned

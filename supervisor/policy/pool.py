@@ -39,6 +39,7 @@ from supervisor.vocabulary import (
     Depth,
     Event,
     Exited,
+    Garbled,
     Leave,
     Leaving,
     Loaded,
@@ -183,6 +184,8 @@ class Pool:
                 actions += self._start_failed(self._slots[number], error, now)
             case WorkerSaid(number, report):
                 actions += self._worker_said(self._slots[number], report, now)
+            case Garbled(number, because):
+                actions += self._garbled(self._slots[number], because, now)
             case Exited():
                 actions += self._exited(self._slots[event.slot], event, now)
             case Sampled(readings):
@@ -556,6 +559,14 @@ class Pool:
                 return []
             case _:
                 return []
+
+    def _garbled(self, slot: Slot, because: str, now: float) -> list[Action]:
+        """It is not to be trusted any more. By SIGABRT: the stack shows what wrote to its link."""
+        if slot.phase in (Seat.ABORTING, Seat.KILLED):
+            return []
+        because = f"what came on its link is no report of a worker: {because}"
+        said = Say("worker.garbled", "error", because, {"slot": slot.number, "pid": slot.pid})
+        return [said, *termination.abort(slot, Cause.PROTOCOL, because, now)]
 
     def _ready(self, slot: Slot, report: Ready, now: float) -> list[Action]:
         slot.enter(Seat.READY)

@@ -23,7 +23,7 @@ ROLES = {"parent": {"supervisor"}, "policy": {"supervisor"}, "worker": {"worker"
 SETTLEMENTS = SUPERVISOR / "policy" / "settle.py"
 """Names the events that a worker logs as `settlement.event`; the first of them under its own name."""
 ALWAYS = {"timestamp", "level", "event", "pid", "role", "slot", "queue"}
-BOUND = {"worker.output": {"slot", "pid", "source"}}
+BOUND = {name: {"slot", "pid", "source"} for name in ("worker.output", "worker.log_dropped")}
 """Fields that the logger is bound to, elsewhere."""
 NO_EVENTS = {"queue.declare"}
 """Other names of this form, with the first word of an event."""

@@ -118,6 +118,20 @@ BUGS = [
     ),
     Bug("the ledger is off by one", "poison.py", "crashes >= self.max_crashes", "crashes > self.max_crashes"),
     Bug(
+        "a handler that says its worker's last words is believed",
+        "death.py",
+        "died.said is not None and died.hand is None and",
+        "died.said is not None and",
+        SCENES,
+    ),
+    Bug(
+        "a worker that sends garbage is left alone",
+        "pool.py",
+        "return [said, *termination.abort(slot, Cause.PROTOCOL, because, now)]",
+        "return [said]",
+        SCENES,
+    ),
+    Bug(
         "a message under a signal is not blamed",
         "death.py",
         "return Fault.MESSAGE if died.hand",

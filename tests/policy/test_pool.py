@@ -28,6 +28,7 @@ from supervisor.vocabulary import (
     DeadDepth,
     Depth,
     Drain,
+    Garbled,
     Kind,
     Leave,
     Leaving,
@@ -260,6 +261,37 @@ def test_last_words_name_the_cause_only_with_the_exit_that_goes_with_them(
         world.leave(worker, said)
     world.die(worker, status)
     assert world.pool.view(world.now).exits == {cause: 1}
+
+
+def test_f94_last_words_said_with_a_message_in_hand_are_the_handlers_and_excuse_nothing() -> None:
+    world = _up()
+    worker = _working(world)
+    worker.said = Leaving(Cause.DRAINED)
+    world.die(worker, "exit 0")
+    (obituary,) = _obituaries(world)
+    assert obituary.fields["cause"] == "exit 0"
+    assert "has killed 1" in obituary.fields["next"]
+
+
+@pytest.mark.parametrize("status", ["SIGABRT", "exit 0"])
+def test_f94_a_worker_that_sends_garbage_is_aborted_and_its_message_blamed_however_it_ends(status: str) -> None:
+    world = _up()
+    worker = _working(world)
+    world.tell(Garbled(worker.slot, "it is not JSON"))
+    world.tell(Garbled(worker.slot, "it is not JSON"))
+    assert [action.signal for action in _of(world, Signal)] == ["SIGABRT"]
+    assert [say.fields["pid"] for say in _of(world, Say) if say.event == "worker.garbled"] == [worker.pid]
+    world.die(worker, status)
+    (obituary,) = _obituaries(world)
+    assert obituary.fields["cause"] == Cause.PROTOCOL
+    assert "has killed 1" in obituary.fields["next"]
+
+
+def test_f94_a_worker_that_sends_garbage_and_ignores_sigabrt_is_killed() -> None:
+    world = _up()
+    world.tell(Garbled(0, "it is not JSON"))
+    world.advance(ABORT_TIMEOUT)
+    assert [action.signal for action in _of(world, Signal)] == ["SIGABRT", "SIGKILL"]
 
 
 def test_a_broker_that_is_away_blames_nobody_and_ends_nothing() -> None:
@@ -571,8 +603,7 @@ def test_f78_what_the_machine_has_not_got_blames_no_message_and_is_tried_with_ba
         assert message in world.queue, "it is not run again"
         world.deliver(worker, message)
         worker.finished += 1
-        worker.said = Leaving(Cause.LOCAL, "parking failed: Too many open files", Kind.LOCAL)
-        message.kills -= 1  # it had the message in hand, and yet it is not the message's
+        world.leave(worker, Cause.LOCAL, "parking failed: Too many open files", Kind.LOCAL)
         world.die(worker, "exit 75")
         assert world.pool.view(world.now).exits == {"local": len(waits) + 1}
         gone_at = world.now

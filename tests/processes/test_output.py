@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import Any
 
 import pytest
 
-from supervisor.parent.output import BYTES_PER_SECOND, LINE_MAX, LINES_PER_SECOND, TAIL, Output
+from supervisor.parent.output import BYTES_PER_SECOND, LINE_MAX, LINES_PER_SECOND, TAIL, TEXT_PER_SECOND, Output
 
 
 class Heard:
@@ -88,4 +89,48 @@ def test_a_child_that_writes_without_end_runs_out_of_budget_until_the_next_secon
     out.refill()
     assert not out.is_over_budget
     os.close(writer)
+    out.close()
+
+
+def test_f97_what_is_too_much_is_counted_without_being_looked_at_line_by_line() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 20)
+    heard = Heard()
+    out = Output(reader, heard, slot=0)
+    for _ in range(20):
+        os.write(writer, b"z" * 1023 + b"\n" * (65_536 - 1023))
+        out.read()
+    assert out.refill() == heard.suppressed > 1_000_000
+    assert sum(map(len, heard.lines)) < 2 * TEXT_PER_SECOND
+    os.write(writer, b"\nthe next second\n")
+    out.read()
+    assert heard.lines[-1] == "the next second"
+    os.close(writer)
+    out.close()
+
+
+def test_f97_long_lines_are_limited_by_their_bytes_and_the_end_is_kept_as_evidence() -> None:
+    reader, writer = os.pipe()
+    heard = Heard()
+    out = Output(reader, heard, slot=0)
+    for _ in range(64):
+        os.write(writer, b"\xff" * 60_000)
+        out.read()
+    assert sum(map(len, heard.lines)) <= TEXT_PER_SECOND + LINE_MAX
+    os.write(writer, b"Fatal Python error\n")
+    os.close(writer)
+    assert out.drain() > 0
+    assert out.tail.endswith("Fatal Python error\n")
+    out.close()
+
+
+def test_f97_a_child_that_takes_back_what_it_has_written_is_still_read_from() -> None:
+    reader, writer = os.pipe()
+    out = Output(reader, heard := Heard(), slot=0)
+    assert out.read()  # there is nothing, and it is not over
+    os.write(writer, b"at last\n")
+    os.close(writer)
+    assert out.read()
+    assert heard.lines == ["at last"]
+    assert not out.read()
     out.close()

@@ -1,0 +1,188 @@
+"""A message as bytes, and back.
+
+JSON: pickle would let a handler gone wrong run code in the parent. A child believes what its parent sends. The parent
+believes nothing: a worker runs somebody's handler, a nursery somebody's import, and that may write to the link as well.
+What a report must be is said once, by the annotations in `vocabulary`, and checked by `read`:
+
+| annotation | what is let through |
+|---|---|
+| `int` | 0 to 2^63 - 1; `Annotated[int, N]`: N at most |
+| `float` | a finite number, not below 0 |
+| `str` | text that can be encoded; `Annotated[str, N]`: no more than its first N characters are kept |
+| `list[X]` | each an X; no more than the first 1,000 are kept |
+| an enum, `Literal` | one of its values |
+| `X | Y` | either |
+
+Too long is cut, not refused: an error's text may be of any length, and its sender is innocent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from supervisor import vocabulary as v
+
+MAX_BYTES: Final = 160 * 1024
+"""A message's size at most: below the kernel's default send buffer (212,992 bytes, socket(7)), above every bounded
+field."""
+RECORD: Final = b'["Record",'
+"""How a log line begins; nothing else does."""
+
+_KINDS: Final[dict[str, type[Any]]] = {
+    kind.__name__: kind for union in (v.WorkerReport, v.NurseryReport, v.Order) for kind in get_args(union)
+}
+_FIELDS: Final = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _KINDS.values()}
+_INT_MOST: Final = 2**63 - 1
+_ITEMS_MOST: Final = 1000
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+Check = Callable[[Any], Any]
+"""Returns the value as it is kept. Raises ValueError."""
+
+
+class BadFrame(Exception):
+    """What came is no message of ours. Its text says what is wrong, and quotes nothing of it."""
+
+
+def write(message: object) -> bytes:
+    """Raises ValueError when it is too long."""
+    kind = type(message)
+    fields = {name: getattr(message, name) for name in _FIELDS[kind]}
+    text = _encode([kind.__name__, fields])
+    if "\\ud" in text:
+        # Perhaps a lone surrogate, from a path that is not UTF-8 in an error's text: the parent refuses those.
+        fields = {name: _whole(value) if isinstance(value, str) else value for name, value in fields.items()}
+        text = _encode([kind.__name__, fields])
+    data = text.encode()
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"a {kind.__name__} of {len(data)} bytes is too long for a link")
+    return data
+
+
+def believe(data: bytes) -> Any:
+    """A message from the parent."""
+    name, fields = json.loads(data.decode())
+    return _KINDS[name](**fields)
+
+
+def read(data: bytes, kinds: frozenset[type[Any]]) -> Any:
+    """A message that has to be one of these. Raises BadFrame."""
+    try:
+        document = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        raise BadFrame("it is not JSON") from None
+    match document:
+        case [str(name), dict(fields)] if _KINDS.get(name) in kinds:
+            kind: Any = _KINDS[name]
+        case [str(name), dict(_)] if name in _KINDS:
+            raise BadFrame(f"a {name} is not its to send")
+        case _:
+            raise BadFrame("it is of no known kind")
+    if fields.keys() != set(_FIELDS[kind]):
+        raise BadFrame(f"a {name} has other fields")
+    for field, check in _checks(kind).items():
+        try:
+            fields[field] = check(fields[field])
+        except ValueError as error:
+            raise BadFrame(f"the {field} of a {name} {error}") from None
+    return kind(**fields)
+
+
+def kinds_of(union: Any) -> frozenset[type[Any]]:
+    """The members of a union of messages."""
+    return frozenset(get_args(union))
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@cache
+def _checks(kind: Any) -> dict[str, Check]:
+    return {name: _check(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
+
+
+def _check(hint: Any) -> Check:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _integer(arguments[1]) if arguments[0] is int else _text(arguments[1])
+    if origin in (Union, UnionType):
+        return _either([_check(each) for each in arguments])
+    if origin is Literal:
+        return _one_of({each: each for each in arguments})
+    if origin is list:
+        return _items(_check(arguments[0]))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _one_of({each.value: each for each in hint})
+    return {bool: _truth, int: _integer(_INT_MOST), float: _number, str: _text(MAX_BYTES), NoneType: _nothing}[hint]
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ValueError(what)
+
+
+def _truth(value: Any) -> bool:
+    return value if type(value) is bool else _refuse("is neither true nor false")
+
+
+def _nothing(value: Any) -> None:
+    return None if value is None else _refuse("is something")
+
+
+def _integer(most: int) -> Check:
+    def check(value: Any) -> int:
+        return value if type(value) is int and 0 <= value <= most else _refuse(f"is no integer from 0 to {most}")
+
+    return check
+
+
+def _number(value: Any) -> float:
+    if type(value) is int and 0 <= value <= _INT_MOST:
+        return float(value)
+    return value if type(value) is float and math.isfinite(value) and value >= 0 else _refuse("is no number")
+
+
+def _text(most: int) -> Check:
+    def check(value: Any) -> str:
+        if type(value) is not str:
+            _refuse("is no text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            _refuse("holds a lone surrogate")
+        return value[:most]
+
+    return check
+
+
+def _one_of(values: dict[Any, Any]) -> Check:
+    def check(value: Any) -> Any:
+        return values[value] if type(value) is str and value in values else _refuse("is none of those there are")
+
+    return check
+
+
+def _items(check: Check) -> Check:
+    def check_all(value: Any) -> list[Any]:
+        return [check(item) for item in value[:_ITEMS_MOST]] if type(value) is list else _refuse("is no list")
+
+    return check_all
+
+
+def _either(checks: list[Check]) -> Check:
+    def check(value: Any) -> Any:
+        for each in checks:
+            try:
+                return each(value)
+            except ValueError:
+                continue
+        return _refuse("is none of what it may be")
+
+    return check

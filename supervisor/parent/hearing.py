@@ -1,0 +1,113 @@
+"""What a child says on its link: so much a turn, so much a second, and nothing but what is its to say.
+
+A child runs code that is not ours, and that code can write to the link as well. What is no report ends the hearing. Log
+lines beyond a budget are dropped and counted, reports are not; beyond a wider one nothing more is read until the next
+second, and the writer waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+
+from supervisor import frames, logs
+from supervisor.clock import now
+from supervisor.frames import BadFrame
+from supervisor.link import Link
+from supervisor.vocabulary import Record
+
+LINES_PER_SECOND: Final = 1000
+LINE_BYTES_PER_SECOND: Final = 4 * 1024 * 1024
+FRAMES_PER_SECOND: Final = 10_000
+"""A task that was redelivered costs one; and none takes less than 0.1 ms."""
+BYTES_PER_SECOND: Final = 32 * 1024 * 1024
+FRAMES_PER_TURN: Final = 32
+LAST_FRAMES: Final = 4096
+"""Read of a dead child's link at most, and no more than the bytes of a second. The kernel keeps no more than some 280
+small ones for it, but its own children may still write."""
+
+
+class Hearing:
+    """One child's link, as its parent reads it. `fields` name the child in the log."""
+
+    def __init__(self, link: Link, kinds: frozenset[type[Any]], sink: logs.Sink, log: Any, **fields: object) -> None:
+        self._link = link
+        self._kinds = kinds
+        self._sink = sink
+        self._log = log.bind(**fields)
+        self.is_over = False
+        """Nothing more will be heard."""
+        self.garbled = ""
+        """What was wrong with what came last; then it is over."""
+        self._frames = self._bytes = 0
+        self._lines = self._line_bytes = 0
+        self._dropped = 0
+        self._is_bursting = False
+
+    @property
+    def is_over_budget(self) -> bool:
+        return self._frames >= FRAMES_PER_SECOND or self._bytes >= BYTES_PER_SECOND
+
+    def refill(self) -> None:
+        """A second has passed."""
+        if self._dropped and not self._is_bursting:
+            limit = f"{LINES_PER_SECOND:,} long log lines or {LINE_BYTES_PER_SECOND >> 20} MiB of them a second"
+            because = f"more than {limit}: the rest is dropped, and counted in workq_log_lines_dropped_total"
+            self._log.warning("worker.log_dropped", suppressed_lines=self._dropped, because=because)
+        self._is_bursting = self._dropped > 0
+        self._frames = self._bytes = self._lines = self._line_bytes = self._dropped = 0
+
+    def read(self, until: float) -> Iterator[Any]:
+        """The reports that are there: a turn's share, and when it is `until` (monotonic seconds) one at most."""
+        if not self.is_over and not self.is_over_budget:
+            yield from self._read(FRAMES_PER_TURN, until)
+
+    def last_words(self) -> Iterator[Any]:
+        """What a dead child has left to say."""
+        self._bytes = 0
+        yield from self._read(LAST_FRAMES, math.inf)
+        self.refill()
+
+    def _read(self, most: int, until: float) -> Iterator[Any]:
+        for count in range(most):
+            if (count and now() >= until) or self._bytes > BYTES_PER_SECOND:
+                return
+            try:
+                data = self._link.hear()
+                if data is None:
+                    self.is_over = True
+                    return
+                report = self._understood(data)
+            except BadFrame as error:
+                self.garbled = self.garbled or str(error)
+                self.is_over = True
+                continue
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EBADF):
+                    return  # there is nothing; or we have closed it, earlier in the same round
+                raise
+            if report is not None:
+                yield report
+
+    def _understood(self, data: bytes) -> Any:
+        """A report; None for a log line, which is written or dropped. Raises BadFrame."""
+        self._frames += 1
+        self._bytes += len(data)
+        if self.garbled:
+            return None
+        if data.startswith(frames.RECORD):
+            self._line_bytes += len(data)
+            self._lines += 1
+            if self._lines > LINES_PER_SECOND or self._line_bytes > LINE_BYTES_PER_SECOND:
+                self._dropped += 1
+                self._sink.dropped += 1
+                return None
+        report = frames.read(data, self._kinds)
+        if not isinstance(report, Record):
+            return report
+        if not logs.is_line(report.line):
+            raise BadFrame("the line of a Record is no line of this log")
+        self._sink.write(report.line.encode())
+        return None
