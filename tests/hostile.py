@@ -11,6 +11,7 @@ import mmap
 import os
 import random
 import resource
+import signal
 import socket
 import struct
 import time
@@ -65,20 +66,25 @@ def send_frames(frames: list[str], _: dict[str, Any]) -> None:
 
 def send_descriptors(count: int, order: dict[str, Any]) -> None:
     """So many frames, each with some descriptors; one that lingers when it is closed is among them, if that is asked
-    for."""
+    for: then the supervisor's is the last."""
     sock = link()
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(order.get("each", 4))]
+    supervisor = os.getppid()
     if order.get("linger"):
         fds.append(lingering())
-    sock.setblocking(False)
-    for _n in range(count):
-        try:
-            sock.sendmsg(
-                [order.get("frame", '["Connecting",{}]').encode("latin-1")],
-                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))],
-            )
-        except OSError:
-            return
+        os.kill(supervisor, signal.SIGSTOP)
+    try:
+        sock.setblocking(False)
+        frame = order.get("frame", '["Connecting",{}]').encode("latin-1")
+        for _n in range(count):
+            sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+    except OSError:
+        pass  # the link is full
+    finally:
+        for fd in fds:
+            os.close(fd)
+        if order.get("linger"):
+            os.kill(supervisor, signal.SIGCONT)
 
 
 def lingering() -> int:

@@ -123,7 +123,7 @@ def test_f95_descriptors_that_come_along_are_closed_and_never_wait_for_a_connect
         "all that fit": {"descriptors": 3, "each": 253, "then": 30},
         "out of descriptors": {"descriptors": 3, "each": 250, "then": 30},
         "with a frame of another kind": {"descriptors": 1, "frame": "\xff", "then": 30},
-        "one that lingers": {"descriptors": 3, "linger": True, "then": 30},
+        "one that lingers": {"descriptors": 1, "linger": True, "then": 30},
     }
     publish(broker_url, queue, {"good": {}})
     options = ("--workers", "1", "--max-crashes", "1")
