@@ -131,7 +131,8 @@ signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 """
 REAPS = """
 import os, signal
-signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, 0))
+CHILDREN = {}
+signal.signal(signal.SIGCHLD, lambda *_: CHILDREN.pop(os.waitpid(-1, 0)[0]))
 """
 REAPS_IN_C = """
 import ctypes, signal
@@ -157,7 +158,7 @@ def test_f65_whatever_the_import_does_with_sigchld_workers_start_are_replaced_an
             assert "SIGCHLD: workers do, and the process that forks them does not" in said["because"]
 
 
-def test_f65_a_worker_handles_sigchld_as_its_module_wants_it(
+def test_f65_a_worker_handles_sigchld_as_its_module_wants_it_and_does_not_die_of_sigpipe(
     broker_url: str, queue: str, tmp_path: Path, runs: Runs
 ) -> None:
     module = """
@@ -165,15 +166,17 @@ import signal
 from handlers import note
 def reap(*_): pass
 signal.signal(signal.SIGCHLD, reap)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 def look(task):
     note("handler", signal.getsignal(signal.SIGCHLD).__name__)
+    note("handler", signal.getsignal(signal.SIGPIPE).name)
 """
     handler_modules.write(tmp_path, "app", module)
     amqp.publish(broker_url, queue, ["x"])
     env = runs.env | {"PYTHONPATH": str(tmp_path)}
     with supervised("app:look", "--workers", "1", "--burst", url=broker_url, queue=queue, env=env) as pool:
         assert pool.wait() == 0
-    assert runs.lines("handler") == ["reap"]
+    assert runs.lines("handler") == ["reap", "SIG_IGN"]
 
 
 SIGNALS = """
@@ -194,7 +197,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 @PRELOAD
-def test_f65_whatever_signals_the_import_handles_or_blocks_workers_drain_tell_their_stacks_and_outlive_sigpipe(
+def test_f65_whatever_signals_the_import_handles_or_blocks_workers_drain_and_tell_their_stacks(
     broker_url: str, queue: str, tmp_path: Path, runs: Runs, node: object, preload: str
 ) -> None:
     options = (preload, "--task-timeout", "2s", "--max-crashes", "1")
@@ -214,7 +217,6 @@ def test_f65_whatever_signals_the_import_handles_or_blocks_workers_drain_tell_th
         os.kill(pool.pids()[0], signal.SIGTERM)
         pool.hear("worker.exited", cause="drained")
         pool.hear("worker.ready", count=4)
-        # SIGPIPE: the connection is closed, and the worker writes to it.
         amqp.publish(broker_url, queue, ["half a second"], ids=["interrupted"])
         runs.hear("began", 2)
         busy = next(worker for worker in pool.workers() if worker["state"] == "busy")
