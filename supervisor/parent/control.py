@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from supervisor.clock import now
+from supervisor.parent import descriptors
 from supervisor.policy.reload import Reload
 from supervisor.settings import SOCKET_PATH_MOST
 from supervisor.vocabulary import Action, Asked, Event, Say, Wish
 
 LOCK_PATIENCE: Final = 2.0
-"""Seconds that another supervisor may take to have its socket in the same directory."""
+"""Seconds that another supervisor may take to have the same socket."""
+_LISTENS_WITHIN: Final = 0.2
+"""Seconds."""
 _UCRED: Final = struct.Struct("3i")
 """pid, uid, gid (SO_PEERCRED, unix(7))."""
 
@@ -89,7 +92,7 @@ def _bind(path: str) -> Listener:
     # runs yet that could make a file meanwhile.
     mask = os.umask(0o177)
     try:
-        with _lock(Path(path).parent) as is_locked:
+        with _lock(path) as is_locked:
             try:
                 sock.bind(path)
             except OSError as error:
@@ -107,50 +110,75 @@ def _bind(path: str) -> Listener:
 
 
 @contextmanager
-def _lock(directory: Path) -> Iterator[bool]:
+def _lock(path: str) -> Iterator[bool]:
     """Keep other supervisors out while this one looks whether the socket there is dead, removes it and listens: else
-    two that start together may each remove the other's. A lock file of its own would lie there for ever; the directory
-    does as well. Says whether the lock was had."""
+    two that start together may each remove the other's. By a file beside it that only our own user can open, and that
+    is removed: a directory does as well, and anybody who can read it can hold its lock for ever. Says whether the lock
+    was had."""
+    name = f"{path}.lock"
+    until = now() + LOCK_PATIENCE
+    while (fd := _try_lock(name)) is None and now() < until:
+        time.sleep(0.02)
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        yield False
-        return
-    try:
-        until = now() + LOCK_PATIENCE
-        while not (is_locked := _try_lock(fd)) and now() < until:
-            time.sleep(0.02)
-        yield is_locked
+        yield fd is not None
     finally:
-        os.close(fd)
+        if fd is not None:
+            try:
+                Path(name).unlink()
+            except OSError:
+                pass
+            descriptors.close(fd)
 
 
-def _try_lock(fd: int) -> bool:
+def _try_lock(name: str) -> int | None:
+    """A descriptor that holds the lock; None when somebody else does, or the file is another user's."""
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError:
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(fd)
+        # Its former holder may have removed it while we waited: then the next one locks another file.
+        if found.st_uid == os.geteuid() and (found.st_dev, found.st_ino) == _inode(name):
+            return fd
     except OSError:
-        return False
-    return True
+        pass
+    descriptors.close(fd)
+    return None
 
 
 def _remove_dead(path: str, is_locked: bool) -> None:
-    """Remove a socket whose owner has died. Raises OSError when it has not, or when it is no socket."""
+    """Remove a socket whose owner has died. Raises OSError when it has not, or when it is no socket.
+
+    Without the lock it is looked at twice: between its bind(2) and its listen(2) another's socket looks dead, too.
+    """
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError(errno.EEXIST, "something that is not a socket is there")
+    dead = _inode(path)
+    owner = _owner(path)
+    if owner is None and not is_locked:
+        time.sleep(_LISTENS_WITHIN)
+        owner = _owner(path)
+    if owner is not None:
+        raise OSError(errno.EADDRINUSE, f"{owner} listens there")
+    if _inode(path) != dead:
+        raise OSError(errno.EADDRINUSE, "another supervisor has taken it just now")
+    Path(path).unlink()
+
+
+def _owner(path: str) -> str | None:
+    """Who listens at this socket; None when nobody does. Raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
         try:
             client.connect(path)
             pid = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
-            who = f"another supervisor (pid {pid}) listens there"
+            return f"another supervisor (pid {pid})"
         except ConnectionRefusedError:
-            if is_locked:
-                Path(path).unlink()
-                return
-            who = "a dead socket is there, and the directory cannot be locked to take it over"
+            return None
         except BlockingIOError:
-            who = "another supervisor listens there"
-    raise OSError(errno.EADDRINUSE, who)
+            return "another supervisor"
 
 
 def _inode(path: str) -> tuple[int, int]:

@@ -246,6 +246,7 @@ class Supervisor:
             self.view = pool.view(now())
             if self._systemd is not None:
                 self._systemd.tell(self.view, self.readings, self.turned_at, self.settings.grace)
+        self._wakeups.ignore()
         self._processes.close()
         return self._code
 

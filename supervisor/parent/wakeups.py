@@ -32,6 +32,16 @@ class Wakeups:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in (*WISHES, *CHORES):
             signal.signal(number, lambda *_: None)
+        # Held since the process began (`supervisor.__main__`): what came meanwhile comes now. One by one, or the kernel
+        # delivers the highest number first; the request to stop last, or nothing else would be obeyed.
+        for number in (*CHORES, *reversed(WISHES)):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
+
+    def ignore(self) -> None:
+        """The loop has ended, and its exit code is settled. Python's own end takes our handlers away, and a signal
+        after that would end the process by its number; ignored signals stay ignored."""
+        for number in (*WISHES, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
 
     def fileno(self) -> int:
         return self._reader.fileno()

@@ -14,13 +14,14 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import amqp, handler_modules
-from tests.supervision import PATIENCE, Runs, Supervision, gone, supervised
+from tests.supervision import PATIENCE, Runs, Supervision, eventually, gone, supervised
 
 WORKQ = str(Path(sys.executable).with_name("workq"))
 NOBODY = 65534
@@ -410,3 +411,72 @@ def test_something_else_that_answers_is_not_taken_for_a_supervisor(node: Any) ->
     done = workq("status", "--health", f"127.0.0.1:{node.port}")
     assert done.returncode == 69
     assert "hung up" in done.stderr or "no workq-supervise" in done.stderr
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory in which anybody may make files, as /tmp is one."""
+    with tempfile.TemporaryDirectory(prefix="workq-test-") as name:
+        Path(name).chmod(0o1777)
+        yield Path(name)
+
+
+@contextmanager
+def stranger(*command: str) -> Iterator[None]:
+    """Another user runs this, and goes on to run it."""
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", *command],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"held\n"
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # flock, and what it runs
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("held", ["{directory}", "{path}.lock"])
+def test_f103_another_user_s_lock_does_not_keep_a_supervisor_from_its_socket(
+    broker_url: str, queue: str, public: Path, held: str
+) -> None:
+    """A dead socket is there, and must be taken over."""
+    path = public / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+    what = held.format(directory=public, path=path)
+    options = ("--workers", "1", "--control", str(path))
+    hold = f"umask 0; [ -e {what} ] || : > {what}; exec flock {what} sh -c 'echo held; exec sleep 600'"
+    with stranger(hold), supervised("handlers:work", *options, url=broker_url, queue=queue) as pool:
+        pool.hear("control.listening", path=str(path))
+        pool.ready()
+        assert subprocess.run([WORKQ, "status", "--control", str(path)], capture_output=True).returncode == 0
+        assert pool.stop() == 0
+
+
+def test_f103_supervisors_that_start_together_over_a_dead_socket_leave_it_to_one(
+    broker_url: str, queue: str, public: Path
+) -> None:
+    path = public / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+    options = ("--workers", "1", "--control", str(path))
+    with ExitStack() as all_of_them:
+        pools = [
+            all_of_them.enter_context(supervised("handlers:work", *options, url=broker_url, queue=queue))
+            for _ in range(4)
+        ]
+        codes = [pool.wait() for pool in pools if eventually(lambda pool=pool: decided(pool)) != "listens"]
+        assert codes == [78, 78, 78]
+        [there] = [pool for pool in pools if pool.named("control.listening")]
+        assert os.listdir(public) == ["control.sock"]
+        assert there.stop() == 0
+    assert os.listdir(public) == []
+
+
+def decided(pool: Supervision) -> str | None:
+    return "listens" if pool.named("control.listening") else "not" if pool.named("supervisor.stopped") else None

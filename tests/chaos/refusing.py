@@ -65,7 +65,7 @@ FUNCTIONS: Final = {
     "set_wakeup_fd": (signal, "set_wakeup_fd", "EBADF"),
 }
 METHODS: Final = {
-    "sendmsg": "ENOBUFS,EMFILE,EPIPE,EAGAIN,ECONNRESET",
+    "sendmsg": "ENOBUFS,ENOMEM,EMFILE",  # EPIPE and EAGAIN say of a nursery that it is dead or stuck: 10 s each
     "recvmsg": "EIO,ENOMEM,ECONNRESET,EAGAIN",
     "send": "ENOBUFS,EPIPE",
     "recv": "EIO,ENOMEM,ECONNRESET",
