@@ -7,6 +7,7 @@ imported later than the first nursery is forked.
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -49,6 +50,9 @@ class Serving:
                 return
             self._thread = None
             self._give_up(self._failed or RuntimeError("its thread has ended"))
+            # Its clients' descriptors are held by what is left of asyncio's loop, in circles, and by the traceback.
+            self._failed = None
+            gc.collect()
         if now() >= self._due:
             self._start()
 

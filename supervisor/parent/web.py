@@ -10,7 +10,9 @@ import asyncio
 import json
 import logging
 import resource
+import selectors
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +32,9 @@ STUCK_AFTER: Final = 5.0
 
 MAX_BODY: Final = 4096
 """Bytes that a wish may take."""
+
+_PAUSE: Final = 0.02
+"""Seconds before a selector that was refused is asked again."""
 
 BACKLOG: Final = 512
 """Connections that the kernel keeps until this thread has its turn."""
@@ -173,7 +178,21 @@ def _refused(status: int, because: str) -> Answer:
     return status, _JSON, json.dumps({"ok": False, "because": because}).encode() + b"\n"
 
 
+class _Selector(selectors.EpollSelector):
+    """One that the kernel refuses for once has nothing ready; asyncio's loop would end."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        try:
+            return super().select(timeout)
+        except OSError:
+            time.sleep(_PAUSE)
+            return []
+
+
 class _Loop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        super().__init__(_Selector())
+
     def __del__(self, *_: object) -> None:
         """Not asyncio's: of a loop that was refused its descriptors it prints a traceback. `Runner` closes others."""
 

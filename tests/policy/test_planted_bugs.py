@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MACHINE = "test_pool_machine.py"
 SCENES = "test_pool.py"
+SHORTAGE = "test_shortage.py"
 TESTS_FAILED = 1
 """pytest's exit code; others mean that it could not even run them."""
 
@@ -32,6 +33,41 @@ class Bug:
 
 
 BUGS = [
+    Bug(
+        "every seat asks a machine that refuses",
+        "shortage.py",
+        "return math.inf if is_forking else self._again_at",
+        "return -math.inf",
+        SHORTAGE,
+    ),
+    Bug(
+        "a refusal that says nothing new is told, and lengthens the backoff",
+        "shortage.py",
+        "if self.because is not None and asked_at <= self._refused_at and now < self._again_at:",
+        "if False:",
+        SHORTAGE,
+    ),
+    Bug(
+        "a shortage is told when it is over",
+        "shortage.py",
+        "        if not self._seats:\n            self.because = None\n",
+        "",
+        SHORTAGE,
+    ),
+    Bug(
+        "a pool that works gives up when its nursery is refused",
+        "pool.py",
+        "if not self._worked and self._nursery.failures >= 2:\n            # Not for ever",
+        "if self._nursery.failures >= 2:\n            # Not for ever",
+        SHORTAGE,
+    ),
+    Bug(
+        "a seat that is not wanted any more keeps a shortage alive",
+        "pool.py",
+        "                self._shortage.fill(slot.number)\n                actions +=",
+        "                actions +=",
+        SHORTAGE,
+    ),
     Bug(
         "a herd comes to a broker that comes back",
         "broker.py",
@@ -332,7 +368,7 @@ def _copy(to: Path) -> None:
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "supervisor", to / "supervisor", ignore=leave_out)
     (to / "tests" / "policy").mkdir(parents=True)
-    for name in ("world.py", MACHINE, SCENES, "test_truth.py", "test_retry.py"):
+    for name in ("world.py", MACHINE, SCENES, SHORTAGE, "test_truth.py", "test_retry.py"):
         shutil.copy(ROOT / "tests" / "policy" / name, to / "tests" / "policy")
     (to / "pyproject.toml").write_text(
         '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\npythonpath = ["."]\n'
