@@ -246,8 +246,8 @@ BUGS = [
     Bug(
         "all at once while degraded",
         "pool.py",
-        "return math.inf if begun else -math.inf",
-        "return -math.inf",
+        "return math.inf if begun else refused",
+        "return refused",
     ),
     Bug(
         "what a dead nursery was asked for is waited for",

@@ -37,7 +37,7 @@ class Nursery:
         order, fds = received
         for fd in fds:
             os.close(fd)
-        assert self.births.born(order.ticket, os.getpid()) is None
+        assert self.births.born(order.ticket, os.getpid(), set()) is None
 
 
 @pytest.fixture
