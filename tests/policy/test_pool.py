@@ -501,14 +501,15 @@ def test_f108_workers_declare_our_queues_until_one_of_them_has_and_they_have_set
 
 def test_f108_a_broker_that_comes_back_may_have_none_of_our_queues() -> None:
     world = _up(workers=2)
+    world.advance(queues.SETTLES_IN)
     _lose_the_broker(world)
-    world.log.clear()
     world.live(60.0, until_well=True)
     assert _spawned(world) == [False, False]
 
 
 def test_f108_the_workers_of_a_reload_declare_what_its_settings_need() -> None:
     world = _up(workers=1)
+    world.advance(queues.SETTLES_IN)
     world.ask(Wish.RELOAD)
     world.live(60.0, until_well=True)
     assert _spawned(world) == [False]
