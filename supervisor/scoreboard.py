@@ -220,15 +220,13 @@ class Pen:
         """The handler came to its end; now the outcome is to be settled with the broker."""
         self._page[_PHASE_AT] = Phase.SETTLING
 
-    def settled(self, counter: str, seconds: float, more: str = "") -> None:
+    def settled(self, counter: str, seconds: float) -> None:
         """The outcome is with the broker (or cannot be): count it, and put the message down.
 
         In this order: a worker killed in between is seen to have been settling, and that explains a count not made.
         """
         page = self._page
         self.count(counter)
-        if more:
-            self.count(more)
         self._add(_BUCKETS_AT // 8 + bisect.bisect_left(BOUNDS, seconds), 1)
         self._floats[_BUSY_AT // 8] += seconds
         page[_PHASE_AT] = Phase.IDLE

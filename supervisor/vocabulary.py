@@ -300,10 +300,11 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """A worker: the broker has an alarm and takes no messages, so the one in hand cannot be parked yet; or, it has
-    taken it now."""
+    """A worker: the message in hand cannot be parked yet, so it takes no other; or, it is parked now."""
 
     is_blocked: bool
+    because: str = ""
+    """Empty: the broker has a memory or disk alarm, and takes no messages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,9 @@ def _tasks(summed: Counts, pages: Sequence[Reading]) -> Iterator[Metric]:
 def _workers(view: PoolView, pages: Sequence[Reading]) -> Iterator[Metric]:
     states = [state_of(slot, page) for slot, page in zip(view.slots, pages, strict=True)]
     yield _one_for_each("workq_workers", "Workers by state.", STATES, states.count)
+    blocked = now() - view.blocked_since if view.blocked_since is not None else 0.0
+    text = "How long a worker has been waiting to park a message, seconds; it takes nothing else meanwhile."
+    yield _gauge("workq_parking_blocked_seconds", text, blocked)
     yield _gauge("workq_workers_wanted", "How many workers there are to be.", view.wanted)
 
 

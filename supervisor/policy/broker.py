@@ -30,6 +30,15 @@ def turn(begun: list[float], consuming: int) -> float:
     return -math.inf if len(begun) < room else sorted(begun)[-room] + PROBE_FOR
 
 
+@dataclass(frozen=True, slots=True)
+class Blockage:
+    """A worker that can neither park what it has in hand nor take anything else."""
+
+    since: float
+    because: str
+    """Empty: the broker has an alarm."""
+
+
 @dataclass(slots=True)
 class Broker:
     """The broker as the pool's workers have met it."""
@@ -53,8 +62,8 @@ class Broker:
     """Since when the queues for retries and dead letters are known to be declared; None while nobody knows."""
     refused: str = ""
     """Why one of them cannot be declared."""
-    blocked: set[int] = field(default_factory=set)
-    """The slots whose workers cannot park a message because of an alarm."""
+    blocked: dict[int, Blockage] = field(default_factory=dict)
+    """By slot: why its worker cannot park the message in its hand."""
 
     def lose(self, kind: str, detail: str, consuming: int, now: float) -> list[Say]:
         """A worker that consumed was sent away, or lost its connection; `consuming` are left."""
@@ -143,24 +152,49 @@ class Broker:
 
     @property
     def blockade(self) -> str | None:
+        """What keeps messages from being parked, while something does."""
+        return self._stuck() or self._alarm()
+
+    def _alarm(self) -> str | None:
         """What an alarm means for us, while there is one that we have run into."""
-        if not self.blocked:
+        if not (count := sum(not each.because for each in self.blocked.values())):
             return None
-        waiting = _number(len(self.blocked), "message waits", "messages wait")
+        waiting = _number(count, "message waits", "messages wait")
         return (
             f"the broker has a memory or disk alarm and takes no messages: {waiting} to be parked; tasks and "
             "acknowledgements go on; see rabbitmqctl status"
         )
 
-    def block(self, slot: int, is_blocked: bool) -> list[Say]:
-        """A worker has run into an alarm, or is over it (or gone)."""
-        before = bool(self.blocked)
-        (self.blocked.add if is_blocked else self.blocked.discard)(slot)
-        if before is bool(self.blocked):
-            return []
-        if self.blocked:
-            return [Say("broker.blocked", "warning", self.blockade or "", {"slot": slot})]
-        return [Say("broker.unblocked", "info", "no message waits for the broker's alarm any more")]
+    def _stuck(self) -> str | None:
+        """What else keeps them."""
+        if not (reasons := [each.because for each in self.blocked.values() if each.because]):
+            return None
+        if len(reasons) == 1:
+            return f"1 message cannot be parked, and its worker takes nothing else: {reasons[0]}"
+        return f"{len(reasons)} messages cannot be parked, and their workers take nothing else: {reasons[0]}"
+
+    @property
+    def blocked_since(self) -> float | None:
+        """Since when the first of them waits."""
+        return min((each.since for each in self.blocked.values()), default=None)
+
+    def block(self, slot: int, because: str | None, now: float) -> list[Say]:
+        """A worker cannot park its message (because of an alarm, when that is empty); or can again, or is gone."""
+        had_alarm, was_stuck = self._alarm(), self._stuck()
+        former = self.blocked.pop(slot, None)
+        if because is not None:
+            self.blocked[slot] = Blockage(former.since if former else now, because)
+        alarm, stuck = self._alarm(), self._stuck()
+        said = []
+        if alarm and not had_alarm:
+            said.append(Say("broker.blocked", "warning", alarm, {"slot": slot}))
+        if stuck and not was_stuck:
+            said.append(Say("parking.blocked", "error", stuck, {"slot": slot}))
+        if had_alarm and not alarm:
+            said.append(Say("broker.unblocked", "info", "no message waits for the broker's alarm any more"))
+        if was_stuck and not stuck:
+            said.append(Say("parking.unblocked", "info", "no message waits any more to be parked"))
+        return said
 
     def recover(self) -> None:
         """Nobody waits for it any more."""

@@ -132,6 +132,8 @@ class Pool:
     def view(self, now: float) -> PoolView:
         ready = self._consuming()
         doubt = self._looks.doubt
+        blockade = self._broker.blockade
+        is_held_up = bool(ready) and all(slot.number in self._broker.blocked for slot in ready)
         return PoolView(
             state=self._state,
             since=self._since,
@@ -145,9 +147,11 @@ class Pool:
             dead=self._looks.dead(now),
             parked=self._looks.parked,
             broker=self._broker.address,
-            trouble=self._broker.trouble or self._broker.blockade or (doubt.because if doubt else None),
+            trouble=(is_held_up and blockade) or self._broker.trouble or blockade or (doubt.because if doubt else None),
             is_starved=self._looks.is_starved,
             shortage=self._shortage.because,
+            is_held_up=is_held_up,
+            blocked_since=self._broker.blocked_since,
             ready=len(ready),
             steady=sum(1 for s in ready if s.ready_since is not None and now - s.ready_since >= STEADY),
             wanted=self._wanted,
@@ -547,8 +551,8 @@ class Pool:
                 # It leaves when its handler has come to an end, in an hour perhaps. Until then it does not consume.
                 slot.enter(Seat.DRAINING, None)
                 return [*self._broker.lose(kind, detail, self._count(Seat.READY), now)]
-            case Blocked(is_blocked):
-                return [*self._broker.block(slot.number, is_blocked)]
+            case Blocked(is_blocked, because):
+                return [*self._broker.block(slot.number, because if is_blocked else None, now)]
             case Ready() if slot.phase is Seat.DRAINING and self._state is not State.DRAINING:
                 # It may have a task in hand by now, for as long as that takes.
                 slot.deadline = None
@@ -615,7 +619,7 @@ class Pool:
         slot.vacate(died, cause, now)
         self._looks.all_idle = False
         self._suspects.forget(slot.number)
-        unblocked = self._broker.block(slot.number, False)
+        unblocked = self._broker.block(slot.number, None, now)
         actions: list[Action] = [*self._suspects.died(died.hand.key)] if died.hand else []
         actions += unblocked
         if is_trial and self._state is not State.DRAINING:

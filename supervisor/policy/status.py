@@ -65,6 +65,8 @@ def readiness(view: PoolView) -> tuple[bool, str]:
         return False, f"no worker consumes: {why}" if why else f"no worker consumes yet ({view.state})"
     if view.is_starved:
         return False, f"no worker is given anything: {view.trouble}"
+    if view.is_held_up:
+        return False, f"no worker takes a task: {view.trouble}"
     # Not of the slots: those that a smaller pool has emptied stay. While it shrinks more consume than it wants.
     consuming = f"{view.ready} of {max(view.ready, view.wanted)} workers consume"
     return True, "; ".join(filter(None, (consuming, view.shortage, view.trouble)))

@@ -58,6 +58,10 @@ class PoolView:
     """Every worker believes it consumes, and is given nothing while messages wait."""
     shortage: str | None
     """What the machine refuses a worker, or the process that forks them, and what to do."""
+    is_held_up: bool
+    """Every worker that consumes waits until it can park a message, and takes nothing."""
+    blocked_since: float | None
+    """Since when (monotonic seconds) a worker waits for that."""
     ready: int
     steady: int
     wanted: int

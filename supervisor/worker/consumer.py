@@ -32,7 +32,7 @@ from supervisor.policy import advice, retry
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_SOFTWARE, Cause, Kind
 from supervisor.worker import deliveries
-from supervisor.worker.ioloop import IOLoop, Services
+from supervisor.worker.ioloop import IOLoop, Services, Timer
 
 KEEPER_AFTER: Final = 1.0
 """Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short
@@ -346,9 +346,9 @@ class Consumer:
         """Have the loop call `readable` when `fd` has something to read, whoever pumps."""
         self._ioloop.add_handler(fd, lambda *_: readable(), self._ioloop.READ)
 
-    def after(self, seconds: float, call: Callable[[], None]) -> None:
-        """Have the loop call this later, whoever pumps."""
-        self._ioloop.call_later(seconds, call)
+    def after(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Have the loop call this later, whoever pumps; unless its `callback` is None by then."""
+        return self._ioloop.call_later(seconds, call)
 
     def unwatch(self, fd: int) -> None:
         self._ioloop.remove_handler(fd)

@@ -71,6 +71,9 @@ PARK_AGAIN_AFTER = 1.0
 PARK_AGAIN_AT_MOST = 30.0
 """Seconds between two tries to park a message."""
 
+HELD_UP_AFTER = 5.0
+"""Seconds after which a message that is being parked is said to be held up, whether or not anything has failed."""
+
 BECAUSE_MAX = 1024
 EVIDENCE_MAX = 4 * 1024
 """Bytes of a dead letter's story that the supervisor is told; all of it is in the dead letter's headers."""
@@ -181,6 +184,8 @@ class Worker:
         self._patience = Patience(settings.retries, settings.retry_delay)
         self._tries = settings.retries + 1
         self._verdicts: dict[str, Verdict] = {}
+        self._held_up: str | None = None
+        """Why the message in hand cannot be parked, as the supervisor was told; empty: an alarm."""
         self.is_unsettled = False
         """A task came to its end, and the broker cannot be told."""
         self._task: Task | None = None
@@ -280,6 +285,8 @@ class Worker:
             if self._remaining == 0:
                 self._consumer.leave(Cause.MAX_TASKS, f"--max-tasks {self._settings.max_tasks} reached")
         if isinstance(outcome, _FAILED):
+            # Now, and not with the settlement, for which it may wait as long as the broker takes nothing.
+            self._pen.count("failed")
             error = outcome.error if isinstance(outcome, Raised) else outcome.why
             self._log.warning("task.failed", **_about(delivery, attempt, seconds), because=error)
         try:
@@ -299,8 +306,7 @@ class Worker:
             if self._tells_tasks:
                 logs.tell("info", "task.succeeded", _about(delivery, attempt, seconds))
         else:
-            failed = isinstance(outcome, _FAILED)
-            self._pen.settled(settlement.counter, seconds, more="failed" if failed else "")
+            self._pen.settled(settlement.counter, seconds)
             self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because)
         if self._sink.dropped != self._dropped:
             self._pen.count("log_lines_dropped", self._sink.dropped - self._dropped)
@@ -339,13 +345,17 @@ class Worker:
         again.
         """
         delay = PARK_AGAIN_AFTER
+        timer = self._consumer.after(HELD_UP_AFTER, self._take_long)
         while True:
             try:
                 # It may take as long as the broker's alarms last: the keeper looks after the consuming connection.
                 with self._consumer.unattended:
                     park()
+                timer.callback = None
+                self._hold_up(None)
                 return
             except PublishError as error:
+                self._hold_up("" if _kind(error) is Kind.BLOCKED else str(error))
                 if self._consumer.leaving is not None or _kind(error) is Kind.LOCAL:
                     raise
                 because = f"{error}; the message stays in hand, next try in {delay:g} s"
@@ -445,7 +455,19 @@ class Worker:
         self._link.send(Lost(gone.detail, gone.kind or ""), wait=False)
 
     def _blocked(self, is_blocked: bool) -> None:
-        self._link.send(Blocked(is_blocked))
+        if is_blocked:
+            self._hold_up("")
+
+    def _take_long(self) -> None:
+        """Called from the keeper's thread, mostly."""
+        if self._held_up is None:
+            self._hold_up(f"the broker has confirmed nothing for {HELD_UP_AFTER:g} s")
+
+    def _hold_up(self, because: str | None) -> None:
+        """The message in hand cannot be parked, and why; or (None) is parked. For /readyz and metrics."""
+        if because != self._held_up:
+            self._held_up = because
+            self._link.send(Blocked(because is not None, because or ""))
 
     def _measured(self, ready: int, consumers: int) -> None:
         self._link.send(Depth(ready, consumers))

@@ -9,6 +9,7 @@ import pytest
 
 from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
+from tests.proxy import Proxy
 from tests.supervision import Runs, eventually, supervised
 
 EXHAUSTED = """
@@ -127,3 +128,92 @@ def test_f119_where_frames_are_small_what_is_parked_is_cut_to_fit_and_the_end_of
     assert heavy.items() <= loaded.items()
     assert dead["heavy"].correlation_id == "c" * 255
     assert full["sent-by"] == "me" and "note" not in full and "note (9" in full["x-workq-dropped"]
+
+
+# --------------------------------------------------------------- 116, 122: the queue that it is to lie in is not there
+
+
+def test_f116_a_dead_letter_queue_that_is_deleted_under_the_workers_is_declared_again_at_the_first_return(
+    broker_url: str, node: PrivateNode, queue: str, env: dict[str, str]
+) -> None:
+    options = ("--workers", "2", "--retries", "1", "--retry-delay", "50ms")
+    with supervised("exhausted:work", *options, url=broker_url, queue=queue, env=env) as pool:
+        for deleted in range(3):
+            ids = [f"{deleted}-{number}" for number in range(4)]
+            amqp.publish(broker_url, queue, ["fails"] * 4, ids=ids)
+            pool.hear("task.dead_lettered", count=4 * deleted + 4)
+            eventually(lambda: amqp.unacked(node, queue) == 0)
+            with amqp.connection(broker_url) as link:
+                for line in pool.named("task.retried"):
+                    assert "try 2 of 2" in line["because"]
+                for name in (f"{queue}.dead", f"{queue}.delay.50", f"{queue}.delay.100"):
+                    link.channel().queue_delete(name)
+        assert not pool.named("task.parking_failed")
+        assert pool.stop() == 0
+
+
+def test_f116_f122_without_leave_to_declare_a_pool_that_cannot_park_is_not_ready_and_says_why(
+    broker_url: str, queue: str, env: dict[str, str]
+) -> None:
+    with amqp.connection(broker_url) as link:
+        for name in (queue, f"{queue}.dead"):
+            link.channel().queue_declare(name, durable=True)
+    amqp.publish(broker_url, queue, ["fails"] * 3, ids=["first", "second", "third"])
+    options = ("--workers", "2", "--retries", "0", "--no-declare")
+    with supervised("exhausted:work", *options, url=broker_url, queue=queue, env=env) as pool:
+        pool.hear("task.dead_lettered", count=3)
+        assert pool.get("/readyz")[0] == 200
+        with amqp.connection(broker_url) as link:
+            link.channel().queue_delete(f"{queue}.dead")
+        amqp.publish(broker_url, queue, ["fails"] * 3, ids=["fourth", "fifth", "sixth"])
+        blocked = pool.hear("parking.blocked")
+        assert f"{queue}.dead" in blocked["because"]
+        eventually(lambda: pool.get("/readyz")[0] == 503)
+        says = pool.get("/readyz")[1]
+        assert "no worker takes a task" in says and f"{queue}.dead" in says
+        assert pool.status()["ready"] is False
+        # When it failed, and not when it is settled.
+        assert pool.status()["totals"]["failed"] == 5
+        eventually(lambda: pool.metric("workq_parking_blocked_seconds") > 0)
+        assert pool.metric("workq_ready") == 0
+        with amqp.connection(broker_url) as link:
+            link.channel().queue_declare(f"{queue}.dead", durable=True)
+        pool.hear("parking.unblocked")
+        pool.hear("task.dead_lettered", count=6)
+        eventually(lambda: pool.get("/readyz")[0] == 200)
+        assert pool.metric("workq_parking_blocked_seconds") == 0
+        assert pool.status()["totals"]["failed"] == pool.status()["totals"]["dead_lettered"] == 6
+        assert pool.stop() == 0
+    assert len(amqp.drain(broker_url, f"{queue}.dead")) == 3
+
+
+def test_f122_a_broker_that_confirms_nothing_is_said_before_anybody_gives_up(
+    broker_url: str, node: PrivateNode, queue: str, env: dict[str, str]
+) -> None:
+    amqp.publish(broker_url, queue, ["fails"], ids=["first"])
+    with (
+        Proxy(node.port) as proxy,
+        supervised(
+            "exhausted:work",
+            "--workers",
+            "1",
+            "--retries",
+            "0",
+            "--heartbeat",
+            "60s",
+            url=proxy.url,
+            queue=queue,
+            env=env,
+        ) as pool,
+    ):
+        pool.hear("task.dead_lettered", message_id="first")
+        [_, parking] = proxy.live
+        proxy.forget(parking)
+        amqp.publish(broker_url, queue, ["fails"], ids=["second"])
+        assert "confirmed nothing" in pool.hear("parking.blocked")["because"]
+        eventually(lambda: pool.get("/readyz")[0] == 503)
+        assert not pool.named("task.parking_failed")
+        proxy.reset(parking)
+        pool.hear("task.dead_lettered", message_id="second")
+        eventually(lambda: pool.get("/readyz")[0] == 200)
+        assert pool.stop() == 0

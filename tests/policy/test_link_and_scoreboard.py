@@ -156,7 +156,8 @@ def test_a_duration_is_counted_once_under_the_first_bound_that_holds_it(
 ) -> None:
     pen = board.pen(8)
     before = board.read(8).counts
-    pen.settled("dead_lettered", seconds, more="failed")
+    pen.count("failed")
+    pen.settled("dead_lettered", seconds)
     after = board.read(8).counts
     assert [b - a for a, b in zip(before.buckets, after.buckets, strict=True)] == [
         int(number == bucket) for number in range(len(BOUNDS) + 1)

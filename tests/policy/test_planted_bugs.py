@@ -194,6 +194,20 @@ BUGS = [
         SCENES,
     ),
     Bug(
+        "a pool that cannot park anything is called ready",
+        "status.py",
+        "    if view.is_held_up:\n",
+        "    if False:\n",
+        SCENES,
+    ),
+    Bug(
+        "one worker that waits to park a message is all of them",
+        "pool.py",
+        "all(slot.number in self._broker.blocked for slot in ready)",
+        "bool(self._broker.blocked)",
+        SCENES,
+    ),
+    Bug(
         "no backoff after unexplained deaths",
         "restart.py",
         "Fault.UNEXPLAINED: Backoff(free=1, first=0.25, most=30.0)",

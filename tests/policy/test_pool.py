@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from supervisor import queues
-from supervisor.policy import reload
+from supervisor.policy import reload, status
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
 from supervisor.policy.restart import LULL
@@ -614,6 +614,47 @@ def test_f78_what_the_machine_has_not_got_blames_no_message_and_is_tried_with_ba
     verdicts = [a.order for a in world.log if isinstance(a, Tell) and isinstance(a.order, Verdict)]
     assert len(verdicts) == 5
     assert all(verdict.run for verdict in verdicts)
+
+
+def test_f122_a_pool_whose_workers_all_wait_to_park_a_message_is_not_ready_and_says_why() -> None:
+    world = _up(workers=2)
+
+    def blocked(slot: int, because: str | None) -> None:
+        world.tell(WorkerSaid(slot, Blocked(because is not None, because or "")))
+
+    def readiness() -> tuple[bool, str]:
+        return status.readiness(world.pool.view(world.now))
+
+    began = world.now
+    blocked(0, "no queue takes messages for jobs.dead")
+    world.advance(10.0)
+    ready, says = readiness()
+    assert ready and "no queue takes messages" in says  # the other one takes tasks
+    blocked(1, "")
+    ready, says = readiness()
+    assert not ready and says.startswith("no worker takes a task: ") and "no queue takes messages" in says
+    assert world.pool.view(world.now).blocked_since == began
+    blocked(0, "the queue is full")
+    assert world.pool.view(world.now).blocked_since == began, "it has waited all the time"
+    blocked(0, None)
+    ready, says = readiness()
+    assert ready and "alarm" in says
+    assert world.pool.view(world.now).blocked_since == began + 10.0
+    blocked(1, None)
+    assert readiness() == (True, "2 of 2 workers consume")
+    assert world.pool.view(world.now).blocked_since is None
+    said = [action.event for action in world.log if isinstance(action, Say) and "blocked" in action.event]
+    assert said == ["parking.blocked", "broker.blocked", "parking.unblocked", "broker.unblocked"]
+
+
+def test_f122_a_worker_that_is_gone_waits_no_more() -> None:
+    world = _up(workers=1)
+    world.tell(WorkerSaid(0, Blocked(True, "the queue is full")))
+    assert not status.readiness(world.pool.view(world.now))[0]
+    world.die(world.workers[0], "SIGKILL")
+    assert world.pool.view(world.now).blocked_since is None
+    world.live(10.0, until_well=True)
+    assert status.readiness(world.pool.view(world.now))[0]
 
 
 def test_it_recovers_from_degraded() -> None:

@@ -154,7 +154,8 @@ def test_any_key_fits_and_spoils_nothing_beside_it(key: bytes) -> None:
 )
 def test_a_duration_is_counted_in_the_bucket_whose_bound_it_does_not_exceed(seconds: float, bucket: int) -> None:
     board = Scoreboard.create()
-    board.pen(0).settled("failed", seconds, more="dead_lettered")
+    board.pen(0).count("failed")
+    board.pen(0).settled("dead_lettered", seconds)
     counts = board.read(0).counts
     assert [i for i, count in enumerate(counts.buckets) if count] == [bucket]
     assert (counts.failed, counts.dead_lettered, counts.busy_seconds) == (1, 1, seconds)

@@ -34,7 +34,7 @@ MANUAL = ROOT / "docs" / "operations.md"
 ALERTS = {
     "WorkqDown", "WorkqNotConsuming", "WorkqCrashLoop", "WorkqQuarantineGrowing", "WorkqTasksFailing",
     "WorkqDeadLettersWaiting", "WorkqBacklogGrowing", "WorkqNoProgress", "WorkqMemoryRecycling",
-    "WorkqMemoryOverLimit", "WorkqOutOfMemory",
+    "WorkqMemoryOverLimit", "WorkqOutOfMemory", "WorkqParkingBlocked",
 }  # fmt: skip
 STABLE = {
     "workq_tasks_total", "workq_task_seconds", "workq_workers", "workq_worker_exits_total",
