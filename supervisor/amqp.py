@@ -154,6 +154,8 @@ class Trouble:
     """One line: what happened, what it means, what to do. No secret."""
     permanent: bool
     """The broker has answered, and said no to our settings: trying again with the same ones makes no sense."""
+    max_message_size: int = 0
+    """Bytes of a body, where it was a larger one that the broker has refused."""
 
 
 _PERMANENT: Final = frozenset(
@@ -165,6 +167,8 @@ _CLOSE: Final = re.compile(r"\((\d{3})\) (['\"])(.*)\2", re.S)
 """The repr of pika's ConnectionClosedByBroker, which is all that its Probable...Error hold of it."""
 _ALERT: Final = re.compile(r"SSLError\(.*\[SSL: (\w+)\]")
 """Likewise, of an SSLError: all that pika's StreamLostError holds of what ended the connection."""
+_TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
+"""RabbitMQ's reply text: rabbit_channel:check_msg_size."""
 _REMEDIES: Final = {
     # X509_V_ERR_... of openssl/x509_vfy.h.
     9: "is the clock right, here and where the certificate was made?",
@@ -185,7 +189,8 @@ def explain(error: BaseException, endpoint: Endpoint | None = None) -> Trouble:
     cause = _innermost(error)
     who = _Who(endpoint)
     kind, reason = _closed(cause, who) or _local(cause, who) or _handshake(cause, who) or _network(cause, who)
-    return Trouble(kind, _one_line(reason), kind in _PERMANENT)
+    limit = _TOO_LARGE.search(reason) if kind is Kind.TOO_LARGE else None
+    return Trouble(kind, _one_line(reason), kind in _PERMANENT, int(limit[1]) if limit else 0)
 
 
 class _ClosedEarly(exceptions.StreamLostError):
@@ -292,6 +297,8 @@ def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
         return Kind.STREAM, f"the queue is a stream: {hint} ({text})"
     if code == 406 and "delivery acknowledgement" in text:
         return Kind.ACK_TIMEOUT, f"the task took longer than the broker's consumer_timeout allows ({text})"
+    if code == 406 and _TOO_LARGE.search(text):
+        return Kind.TOO_LARGE, f"{broker} takes no message of this size; see its max_message_size ({text})"
     if code == 406:
         return Kind.PRECONDITION, f"{broker} refuses ({text})"
     if code == 501:

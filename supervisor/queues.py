@@ -23,6 +23,9 @@ __all__ = [
     "HEADERS",
     "HOST",
     "OURS",
+    "PART",
+    "PARTS",
+    "PART_OF",
     "PROPERTIES",
     "QUEUE",
     "REASON",
@@ -78,9 +81,15 @@ RECORDS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-coun
 """How the names of the broker's record begin (https://www.rabbitmq.com/docs/dlx#effects). RabbitMQ before 4.0 believes
 it of whoever publishes: a message that says it was dead-lettered from a queue before is thrown away when a delay would
 bring it back there, as a cycle."""
+PART: Final = "x-workq-part"
+"""Of a dead letter whose body is larger than the broker takes by now: which part of it this is, from 1 ..."""
+PARTS: Final = "x-workq-parts"
+"""... of how many ..."""
+PART_OF: Final = "x-workq-part-of"
+"""... and of which message: its id or digest."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
-    PROPERTIES, DROPPED, COPIES,
+    PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF,
 )  # fmt: skip
 """Every header of ours."""
 

@@ -98,6 +98,8 @@ class Kind(StrEnum):
     MISMATCH = "mismatch"
     STREAM = "stream"
     PRECONDITION = "precondition"
+    TOO_LARGE = "too_large"
+    """A message above the broker's max_message_size."""
     ACK_TIMEOUT = "acknowledgement_timeout"
     CANCELLED = "cancelled"
     LOCKED = "locked"

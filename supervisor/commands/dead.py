@@ -116,6 +116,9 @@ def show(sources: Sources, body_only: bool, identity: str) -> None:
             _complain("show", _missing(letters, identity))
             sys.exit(EXIT_INCOMPLETE)
         if body_only:
+            if found[0].number(queues.PARTS):
+                _write_parts(found)
+                return
             if len(found) > 1:
                 _complain(
                     "show", f"{len(found)} dead letters have the id {plain(identity)}; this is the oldest one's body"
@@ -172,6 +175,18 @@ def drop(sources: Sources, everything: bool, yes: bool, identities: tuple[str, .
             _confirm(endpoints, queue, lambda all_: f"Delete {some}{all_} for good?")
         with DeadQueue(endpoints, queue) as letters, _stoppable() as stop:
             _Dropping(letters, identities, stop).run()
+
+
+def _write_parts(found: Sequence[DeadLetter]) -> None:
+    """One body, of several dead letters: see `queues.PART`. A part may be there twice, when a worker died over it."""
+    parts = {letter.number(queues.PART): letter.body for letter in found}
+    missing = [number for number in range(1, (found[0].number(queues.PARTS) or 0) + 1) if number not in parts]
+    if missing:
+        _complain("show", f"of its body parts {', '.join(map(str, missing))} are not there: nothing is written")
+        sys.exit(EXIT_INCOMPLETE)
+    for number in range(1, len(parts) + 1):
+        sys.stdout.buffer.write(parts[number])
+    sys.stdout.buffer.flush()
 
 
 def _either(everything: bool, identities: Sequence[str]) -> None:

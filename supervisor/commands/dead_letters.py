@@ -271,6 +271,9 @@ def original(letter: DeadLetter, user: str) -> Raw:
     """
     if letter.trouble:
         raise ValueError(letter.trouble)
+    if letter.number(queues.PARTS):
+        kept_by = f"`workq dead show --body` writes all of its body, {letter.number(queues.PARTS)} parts"
+        raise ValueError(f"its body is larger than the broker takes (max_message_size); {kept_by}")
     parts, headers = letter.parts, letter.fields
     came_as = letter.header(queues.PROPERTIES)
     if isinstance(came_as, bytes):

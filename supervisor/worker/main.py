@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supervisor import logs, queues, streams, trace
@@ -290,7 +290,7 @@ class Worker:
             error = outcome.error if isinstance(outcome, Raised) else outcome.why
             self._log.warning("task.failed", **_about(delivery, attempt, seconds), because=error)
         try:
-            self._tell_broker(delivery, settlement)
+            settlement = self._tell_broker(delivery, settlement, outcome)
         except (Gone, PublishError) as error:
             self._pen.settled("unsettled", seconds)
             self.is_unsettled = True
@@ -312,30 +312,43 @@ class Worker:
             self._pen.count("log_lines_dropped", self._sink.dropped - self._dropped)
             self._dropped = self._sink.dropped
 
-    def _tell_broker(self, delivery: Delivery, settlement: Settlement) -> None:
-        """Raises Gone, and PublishError."""
+    def _tell_broker(self, delivery: Delivery, settlement: Settlement, outcome: Outcome) -> Settlement:
+        """Returns what was possible. Raises Gone, and PublishError."""
         consumer = self._consumer
         consumer.catch_up()
         if not isinstance(settlement, Acknowledge):
-            self._put_elsewhere(delivery, settlement)
+            settlement = self._put_elsewhere(delivery, settlement, outcome)
         if self._pen.is_called() or consumer.leaving is not None:
             self._hear()
             if consumer.leaving is not None:  # else somebody else has written on the page
                 consumer.cancel()
         consumer.ack(delivery)
+        return settlement
 
-    def _put_elsewhere(self, delivery: Delivery, settlement: DeadLetter | Later) -> None:
-        """Among the dead letters, or in a delay queue. Raises Gone, and PublishError."""
+    def _put_elsewhere(
+        self, delivery: Delivery, settlement: DeadLetter | Later, outcome: Outcome
+    ) -> DeadLetter | Later:
+        """Among the dead letters, or in a delay queue. Returns which. Raises Gone, and PublishError."""
         if self._consumer.gone is not None:
             raise self._consumer.gone
-        if isinstance(settlement, DeadLetter):
-            self._park(delivery, lambda: self._parking.park(delivery, settlement))
-            # For the live page alone, so not worth a wait. Before the ack: should that get lost, there it lies all the
-            # same.
-            self._link.send(_parked(delivery, self._attempt(delivery), settlement), wait=False)
-        else:
-            self._park(delivery, lambda: self._parking.delay(delivery, settlement))
-            self._pen.owe(now() + settlement.ms / 1000)
+        if isinstance(settlement, Later):
+            later = settlement
+            try:
+                self._park(delivery, lambda: self._parking.delay(delivery, later))
+            except PublishError as error:
+                last = settle(outcome, self._attempt(delivery))  # without another try
+                if _kind(error) is not Kind.TOO_LARGE or not isinstance(last, DeadLetter):
+                    raise
+                settlement = replace(last, because=f"{last.because}; there is no other try: {error}")
+            else:
+                self._pen.owe(now() + later.ms / 1000)
+                return later
+        letter = settlement
+        self._park(delivery, lambda: self._parking.park(delivery, letter))
+        # For the live page alone, so not worth a wait. Before the ack: should that get lost, there it lies all the
+        # same.
+        self._link.send(_parked(delivery, self._attempt(delivery), letter), wait=False)
+        return letter
 
     def _park(self, delivery: Delivery, park: Callable[[], None]) -> None:
         """Park until it is confirmed. Raises PublishError only when there is no time to try again, or no sense: what
@@ -355,9 +368,10 @@ class Worker:
                 self._hold_up(None)
                 return
             except PublishError as error:
-                self._hold_up("" if _kind(error) is Kind.BLOCKED else str(error))
-                if self._consumer.leaving is not None or _kind(error) is Kind.LOCAL:
+                if self._consumer.leaving is not None or _kind(error) in (Kind.LOCAL, Kind.TOO_LARGE):
+                    timer.callback = None
                     raise
+                self._hold_up("" if _kind(error) is Kind.BLOCKED else str(error))
                 because = f"{error}; the message stays in hand, next try in {delay:g} s"
                 self._log.error(
                     "task.parking_failed",

@@ -8,6 +8,7 @@ that publishes, and with it that connection's acknowledgements (https://www.rabb
 
 from __future__ import annotations
 
+import copy
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -53,6 +54,11 @@ class Parking:
     def park(self, delivery: Delivery, settlement: DeadLetter) -> None:
         """Publish the message as it came, with our headers added, to the dead-letter queue, and wait for the confirm.
 
+        A message may be larger than the broker takes by now: 16 MiB from 4.0 on, and it was published before. Then it
+        is put there in parts, each with all the headers: `workq dead show --body` puts them together. (Left in its
+        queue and passed over it would be held by a worker, unacknowledged, until the broker loses patience with that;
+        and each such return brings a quorum queue nearer to dropping it.)
+
         Raises PublishError: it is not known to be there, so the original must not be acknowledged.
         """
         headers: dict[str, Any] = {
@@ -64,12 +70,40 @@ class Parking:
             queues.HOST: socket.gethostname(),
             queues.QUEUE: self._settings.queue,
         }
-        self._publish(delivery, headers, queues.declaration(queues.dead(self._settings.queue)))
+        declaration = queues.declaration(queues.dead(self._settings.queue))
+        try:
+            self._publish(delivery, headers, declaration)
+        except Refused as error:
+            if error.trouble is None or not error.trouble.max_message_size:
+                raise
+            self._park_in_parts(delivery, headers, declaration, error.trouble.max_message_size)
+
+    def _park_in_parts(
+        self, delivery: Delivery, headers: dict[str, Any], declaration: queues.Declaration, limit: int
+    ) -> None:
+        body, count = delivery.body, -(-len(delivery.body) // limit)
+        logs.get_logger().warning(
+            "task.parked_in_parts",
+            message_id=delivery.name,
+            size=len(body),
+            parts=count,
+            because=f"its body has {len(body)} bytes, and the broker takes messages of {limit} by now "
+            f"(max_message_size): its dead letter is put away in {count} parts",
+            **delivery.trace,
+        )
+        for number in range(count):
+            part = copy.copy(delivery)
+            part.body = body[number * limit : (number + 1) * limit]
+            part.properties = copy.copy(delivery.properties)
+            # One name for all of them: a digest would be another for each.
+            part.properties.message_id = part.properties.message_id or delivery.name
+            about = {queues.PART: number + 1, queues.PARTS: count, queues.PART_OF: delivery.name}
+            self._publish(part, headers | about, declaration)
 
     def delay(self, delivery: Delivery, settlement: Later) -> None:
         """Publish the message as it came, with the number of its next try, to a delay queue, and wait for the confirm.
 
-        Raises PublishError, as `park` does.
+        Raises PublishError, as `park` does; Refused for one that is larger than the broker takes by now.
         """
         headers = {queues.FIRST_SEEN: self._first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
         # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it has

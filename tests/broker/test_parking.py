@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +219,55 @@ def test_f122_a_broker_that_confirms_nothing_is_said_before_anybody_gives_up(
         pool.hear("task.dead_lettered", message_id="second")
         eventually(lambda: pool.get("/readyz")[0] == 200)
         assert pool.stop() == 0
+
+
+# --------------------------------------------------------------- 118: larger than the broker takes by now
+
+
+def limit_size(node: PrivateNode, size: int) -> None:
+    node.eval(f"application:set_env(rabbit, max_message_size, {size}), persistent_term:put(max_message_size, {size}).")
+
+
+def workq_dead(*arguments: str, url: str) -> subprocess.CompletedProcess[bytes]:
+    workq = str(Path(sys.executable).with_name("workq"))
+    return subprocess.run(
+        [workq, "dead", *arguments[:1], "--url", url, "--queue", "jobs", *arguments[1:]], capture_output=True
+    )
+
+
+def test_f118_what_is_larger_than_the_broker_takes_is_put_away_in_parts_while_the_others_flow(
+    own_node: PrivateNode, env: dict[str, str]
+) -> None:
+    url = own_node.url
+    large = "".join(map(str, range(60_000)))[:250_000]  # no two parts of it are alike
+    amqp.publish(url, "jobs", [large], ids=["raises"], headers={"sent-by": "me"}, correlation_id="c")
+    amqp.publish(url, "jobs", [large[1:]])
+    amqp.publish(url, "jobs", [2 * large], ids=["over --max-body"])
+    amqp.publish(url, "jobs", ["fails"] * 5, ids=[f"small-{number}" for number in range(5)])
+    limit_size(own_node, 100_000)
+    options = ("--workers", "1", "--retries", "1", "--retry-delay", "50ms", "--max-body", "300000")
+    with supervised("exhausted:work", *options, url=url, queue="jobs", env=env) as pool:
+        pool.hear("task.dead_lettered", count=8)
+        split = {line["message_id"]: line for line in pool.named("task.parked_in_parts")}
+        assert {(line["size"], line["parts"]) for line in split.values()} == {(250_000, 3), (249_999, 3), (500_000, 5)}
+        raised = pool.hear("task.dead_lettered", message_id="raises")
+        assert raised["because"].startswith("ValueError: as told; there is no other try: ")
+        assert "max_message_size" in raised["because"]
+        assert pool.get("/readyz") == (200, "1 of 1 workers consume\n")
+        assert not pool.named("worker.exited") and not pool.named("task.parking_failed")
+        assert pool.status()["totals"]["dead_lettered"] == 8
+        assert pool.stop() == 0
+    assert amqp.depth(url, "jobs") == 0
+    assert amqp.depth(url, "jobs.dead") == 5 + 3 + 3 + 5
+    assert workq_dead("show", "--body", "raises", url=url).stdout == large.encode()
+    assert workq_dead("show", "--body", "over --max-body", url=url).stdout == 2 * large.encode()
+    [nameless] = split.keys() - {"raises", "over --max-body"}
+    assert workq_dead("show", "--body", nameless, url=url).stdout == large[1:].encode()
+    refused = workq_dead("requeue", "raises", url=url)
+    assert refused.returncode == 1 and b"larger than the broker takes" in refused.stderr
+    assert workq_dead("requeue", "small-0", url=url).returncode == 0
+    assert workq_dead("drop", "raises", nameless, url=url).returncode == 0
+    left = [properties for _, properties, _ in amqp.drain(url, "jobs.dead")]
+    assert sorted(properties.message_id for properties in left) == ["over --max-body"] * 5 + [
+        f"small-{number}" for number in range(1, 5)
+    ]
