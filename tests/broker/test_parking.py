@@ -103,7 +103,8 @@ def test_f107_connections_that_an_operator_closes_while_messages_are_parked_blam
 # ------------------------------------------------------------------------------------- 119: a broker with small frames
 
 
-@pytest.mark.parametrize("frame_max", [4096, 8192])
+# From 4.1 on RabbitMQ wants 8 KiB before it knows who comes, and lets in nobody when its own frame_max is less.
+@pytest.mark.parametrize("frame_max", [pytest.param(4096, marks=pytest.mark.rabbitmq(below="4.1")), 8192])
 def test_f119_where_frames_are_small_what_is_parked_is_cut_to_fit_and_the_end_of_the_traceback_stays(
     frame_max: int, own_node: PrivateNode, env: dict[str, str]
 ) -> None:
