@@ -26,6 +26,9 @@ def test_names_are_those_of_the_public_interface() -> None:
         "x-workq-properties",
         "x-workq-dropped",
         "x-workq-cc",
+        "x-workq-part",
+        "x-workq-parts",
+        "x-workq-part-of",
     )
 
 
