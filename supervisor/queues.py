@@ -27,6 +27,7 @@ __all__ = [
     "PARTS",
     "PART_OF",
     "PROPERTIES",
+    "PUT_BACK",
     "QUEUE",
     "REASON",
     "RECORDS",
@@ -87,12 +88,13 @@ PARTS: Final = "x-workq-parts"
 """... of how many ..."""
 PART_OF: Final = "x-workq-part-of"
 """... and of which message: its id or digest."""
+PUT_BACK: Final = "x-workq-put-back"
+"""How often the message was put back fresh, because the broker had nearly counted it out."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
-    PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF,
+    PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF, PUT_BACK,
 )  # fmt: skip
 """Every header of ours."""
-
 SETTLES_IN: Final = 1.5
 """Seconds after which a queue that was just declared is safe to use. A quorum queue is there before its Raft cluster
 has a leader (what is published meanwhile is refused), and before the node has written down that it exists: a broker

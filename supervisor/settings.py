@@ -372,7 +372,7 @@ _TABLE: Final = (
         "How to declare it if it is missing: default, quorum or classic. default sends no type.",
     ),
     Option("declare", "Broker", "", _flag, "true", "Declare the queue; off for users without the permission."),
-    Option("prefetch", "Broker", "N", _number(1, 65535), "1", "Messages a worker holds, the one in hand included."),
+    Option("prefetch", "Broker", "N", _number(1, 65535), "1", "Messages a worker holds, with the one in hand."),
     Option("heartbeat", "Broker", "D", _heartbeat, "15s", "AMQP heartbeat, in whole seconds: rounded up."),
     Option(
         "workers", "Workers", "N", _workers, "auto",

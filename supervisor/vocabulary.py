@@ -252,6 +252,8 @@ class Ready:
     tell."""
     refused: str = ""
     """Why a queue for retries or dead letters cannot be declared, if so."""
+    prefetch: int = 0
+    """Messages that it takes at once; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +263,8 @@ class Suspect:
     key: Line
     delivery_count: int = 0
     """`x-delivery-count`: how often a quorum queue has had it back."""
+    put_back: int = 0
+    """How often it was put back fresh: the count began again each time."""
     is_held: bool = False
     """Filled in by the parent: another worker's page still shows this very message in hand. It may be dying of it."""
     name: Line = ""
@@ -393,7 +397,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """To a worker that asked Suspect: run it, or quarantine it with this evidence."""
+    """To a worker that asked Suspect: run it, put it back fresh, or quarantine it with this evidence."""
 
     key: str
     run: bool
@@ -402,6 +406,8 @@ class Verdict:
     evidence: str = ""
     first_seen: str = ""
     name: str = ""
+    fresh: bool = False
+    """Not run, and not quarantined: the message is replaced by a copy that the broker has not counted yet."""
 
 
 Order = Load | Fork | Begin | Drain | Measure | Verdict

@@ -15,7 +15,7 @@ from supervisor import queues
 from supervisor.policy import restart
 from supervisor.policy.restart import Fault
 from supervisor.settings import Settings
-from supervisor.vocabulary import Kind, Say
+from supervisor.vocabulary import Kind, Ready, Say
 
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
 """Those that make a seat wait its turn."""
@@ -62,6 +62,8 @@ class Broker:
     """Since when the queues for retries and dead letters are known to be declared; None while nobody knows."""
     refused: str = ""
     """Why one of them cannot be declared."""
+    is_narrow: bool = False
+    """Workers prefetch less than `--prefetch`, and it was said."""
     blocked: dict[int, Blockage] = field(default_factory=dict)
     """By slot: why its worker cannot park the message in its hand."""
 
@@ -149,6 +151,18 @@ class Broker:
     def has_queues(self, now: float) -> bool:
         """Whether a worker that starts now may take them for declared, and safe to use."""
         return self.queues_since is not None and now - self.queues_since >= queues.SETTLES_IN
+
+    def narrow(self, wanted: int, report: Ready) -> list[Say]:
+        """A worker prefetches less than it was to: say so, once."""
+        was_narrow, self.is_narrow = self.is_narrow, 0 < report.prefetch < wanted
+        if was_narrow or not self.is_narrow:
+            return []
+        because = (
+            f"--prefetch {wanted} is used as {report.prefetch}: a worker that dies returns all that it has prefetched, "
+            f"and RabbitMQ {report.version} drops a quorum queue's message at its 20th return"
+        )
+        fields: dict[str, object] = {"prefetch": report.prefetch}
+        return [Say("queue.prefetch_reduced", "warning", because, fields)]
 
     @property
     def blockade(self) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from supervisor import queues
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice, retry
-from supervisor.policy.poison import RETURNS_MAX
+from supervisor.policy.poison import RETURNS_MAX, has_limit, prefetch
 from supervisor.settings import Settings
 from supervisor.vocabulary import Kind
 
@@ -190,6 +190,7 @@ def examine(broker: Broker, settings: Settings) -> list[Finding]:
             *ours.queue_itself(),
             *ours.queue_arguments(),
             *ours.returns(),
+            *ours.prefetched(),
             *ours.dead_letters(),
             *ours.retries(),
             *ours.acknowledgement(),
@@ -437,15 +438,21 @@ class _Case:
             yield from self._exchange_target()
         elif limit is not None and limit <= RETURNS_MAX:
             what = (
-                f"a message that came back {limit} times is dropped without a word; workers put one aside at "
-                f"{RETURNS_MAX}, too late here"
+                f"a message that came back {limit} times is dropped without a word; workers put one aside, or back "
+                f"uncounted, at {RETURNS_MAX}, too late here"
             )
             yield Finding(Level.PROBLEM, "delivery limit", what, self._policy_line())
+        elif limit is not None and not self._has_default_limit():
+            what = (
+                f"a message that came back {limit} times is dropped without a word: before RabbitMQ 4.0 workers reckon "
+                "with no limit; a dead-letter policy keeps it"
+            )
+            yield Finding(Level.WARNING, "delivery limit", what, self._policy_line())
         elif limit is not None:
             told = "" if self.broker.managed else ", unless a policy says otherwise"
             what = (
-                f"a message that came back {limit} times is dropped without a word{told}: workers put it aside before, "
-                "other consumers do not; a dead-letter policy keeps it"
+                f"a message that came back {limit} times is dropped without a word{told}: workers put it aside, or "
+                "back uncounted, before that, other consumers do not; a dead-letter policy keeps it"
             )
             yield Finding(Level.NOTE, "delivery limit", what, self._policy_line())
         elif self.broker.managed:
@@ -458,9 +465,35 @@ class _Case:
             limit: Any = managed.delivery_limit
         else:
             limit = self._value("x-delivery-limit")
-        if limit is None and self.release and self.release >= (4, 0):
+        if limit is None and self._has_default_limit():
             return 20  # https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
         return limit if isinstance(limit, int) and limit >= 0 else None
+
+    def _has_default_limit(self) -> bool:
+        return has_limit(self.node.version)
+
+    def prefetched(self) -> Iterator[Finding]:
+        """Whether `--prefetch` and the delivery limit go together: a worker that dies returns all that it has."""
+        wanted = self.settings.prefetch
+        if wanted == 1 or self.queue.type != "quorum":
+            return
+        fix = "export WORKQ_PREFETCH=1"
+        counted = "a worker that dies returns all that it has prefetched, and the broker counts each"
+        limit = self._delivery_limit()
+        if prefetch(wanted, self.node.version, self.queue.type) < wanted:
+            what = (
+                f"--prefetch {wanted} is used as 1 on this quorum queue: {counted}, with a limit of 20 unless changed"
+            )
+            yield Finding(Level.WARNING, "prefetch", what, fix)
+        elif limit is not None:
+            what = f"--prefetch {wanted} on a quorum queue with a delivery limit of {limit}: {counted}, so healthy "
+            what += "messages behind those that kill are dropped or dead-lettered unrun"
+            yield Finding(Level.PROBLEM, "prefetch", what, fix)
+        elif self.broker.managed is None:
+            what = f"--prefetch {wanted} needs a quorum queue without delivery limit: {counted}; policies are not known"
+            yield Finding(Level.NOTE, "prefetch", what, f"rabbitmqctl list_policies {self._p()}".rstrip())
+        else:
+            yield ok("prefetch", f"{wanted}; the queue has no delivery limit")
 
     def _has_exchange(self) -> bool:
         return self._value("x-dead-letter-exchange") is not None

@@ -3,6 +3,23 @@
 The ledger counts deaths for each key. A message that has been delivered before asks the ledger before it runs; one
 that has killed `max_crashes` workers is quarantined instead. So a message kills at most `max_crashes` workers of a
 supervisor. What other supervisors saw of it is not known here; a quorum queue's own count is the second fence.
+
+That count says only that a message came back, not why: a lost connection counts, and so does every message that a
+worker had prefetched. And from 4.0 on RabbitMQ drops a message at its 20th return. So shortly before that:
+
+| the message                                  | what follows                                                    |
+|----------------------------------------------|-----------------------------------------------------------------|
+| has killed a worker of this supervisor       | quarantined: others seem to have lost some by it, too           |
+| is not known to have killed any              | put back fresh: a copy, uncounted, at the end of the queue      |
+| was put back `PUT_BACK_MAX` times before     | quarantined: it may be taking whole hosts with it, ledger and all |
+
+Before 4.0 there is no limit unless somebody has set one, which AMQP does not tell (`workq check` looks), and the count
+decides nothing. Tried and left out: to subtract the returns for which this supervisor knows a reason (other hosts'
+remain unknown), and to quarantine whatever came back often (an innocent long task among lost connections).
+
+`prefetch` is about the same limit. A worker that dies returns all that it had prefetched, unseen: enough deaths, and
+innocents behind killers are dropped before anybody looks at them. Nothing a worker does on arrival prevents that, since
+what is on its way to it counts as well.
 """
 
 from __future__ import annotations
@@ -11,14 +28,28 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Final
 
+from supervisor.policy import advice
 from supervisor.vocabulary import Suspect, Tell, Verdict
 
 RETURNS_MAX: Final = 18
-"""Returns of a quorum queue's message (`x-delivery-count`) at which it is quarantined unrun: two before the limit of 20
-at which RabbitMQ 4 drops it silently (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)."""
+"""Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: two before the limit of 20 at which
+RabbitMQ 4 drops it silently (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)."""
+PUT_BACK_MAX: Final = 5
+"""So it may come back 107 times, blamed for nothing, and still be run."""
 ROOM: Final = 2_000
 """Keys remembered at most, with 16 KiB of output each; the one that killed longest ago is forgotten first."""
 DEATHS: Final = 10
+
+
+def has_limit(version: str) -> bool:
+    """Whether a broker of this version drops a quorum queue's message that comes back often, unless told otherwise."""
+    release = advice.release_of(version)
+    return release is not None and release >= (4, 0)
+
+
+def prefetch(wanted: int, version: str, queue_type: str) -> int:
+    """How many messages a worker may have at once. `queue_type`: empty when the broker does not tell."""
+    return 1 if has_limit(version) and queue_type != "classic" else wanted
 
 
 @dataclass(slots=True)
@@ -43,6 +74,8 @@ class Ledger:
 
     def __init__(self, max_crashes: int, room: int = ROOM) -> None:
         self.max_crashes = max_crashes
+        self.has_limit = False
+        """Whether the broker drops what comes back often."""
         self._room = room
         self._accounts: OrderedDict[str, Account] = OrderedDict()
 
@@ -64,17 +97,21 @@ class Ledger:
     def is_condemned(self, crashes: int) -> bool:
         return crashes >= self.max_crashes
 
-    def verdict(self, key: str, returns: int = 0) -> Verdict:
-        """May this message run? `returns`: how often a quorum queue says that it came back, from whichever host."""
+    def verdict(self, key: str, returns: int = 0, put_back: int = 0) -> Verdict:
+        """May this message run? `returns`: how often a quorum queue says that it came back, from whichever host, since
+        it was put back fresh for the last of so many times."""
         account = self._accounts.get(key)
-        if returns >= RETURNS_MAX and (account is None or not self.is_condemned(account.crashes)):
-            evidence = account.evidence if account else ""
-            return Verdict(key, False, account.crashes if account else 0, f"returned {returns} times", evidence)
+        is_condemned = account is not None and self.is_condemned(account.crashes)
+        if self.has_limit and returns >= RETURNS_MAX and not is_condemned:
+            cause = f"returned {put_back * RETURNS_MAX + returns} times"
+            if account is not None:
+                return Verdict(key, False, account.crashes, cause, account.evidence, account.first_seen)
+            return Verdict(key, False, cause=cause, fresh=put_back < PUT_BACK_MAX)
         if account is None:
             return Verdict(key, run=True)
         return Verdict(
             key,
-            run=not self.is_condemned(account.crashes),
+            run=not is_condemned,
             crashes=account.crashes,
             cause=account.cause,
             evidence=account.evidence,
@@ -128,7 +165,10 @@ class Suspects:
         return [self._tell(slot, self._waiting.pop(slot).suspect) for slot in slots]
 
     def _tell(self, slot: int, suspect: Suspect) -> Tell:
-        verdict = replace(self._ledger.verdict(suspect.key, suspect.delivery_count), name=suspect.name)
+        verdict = self._ledger.verdict(suspect.key, suspect.delivery_count, suspect.put_back)
+        verdict = replace(verdict, name=suspect.name)
+        if verdict.fresh:
+            return Tell(slot, verdict, f"it was {verdict.cause}, nobody died of it, and the broker drops such messages")
         if not verdict.crashes and not verdict.run:
             return Tell(slot, verdict, f"it was {verdict.cause}, and the broker drops such messages")
         if not verdict.crashes:

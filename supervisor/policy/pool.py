@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from supervisor.policy import advice, broker, death, hung, restart, termination
+from supervisor.policy import advice, broker, death, hung, poison, restart, termination
 from supervisor.policy.broker import Broker
 from supervisor.policy.looks import Looks
 from supervisor.policy.nursery import Nursery, NurseryState, why_bare
@@ -583,9 +583,11 @@ class Pool:
                 if other.phase is Seat.WAITING:
                     other.deadline = now
         actions: list[Action] = [*self._broker.reach(report.broker, report.version, advised, now)]
+        self._ledger.has_limit = poison.has_limit(report.version)
         actions += self._broker.find_queue(self._settings, report.has_declared)
         if not slot.has_queues:
             actions += self._broker.declare(report.refused, now)
+        actions += self._broker.narrow(self.settings_of(slot.generation).prefetch, report)
         if not any(other.phase is Seat.WAITING or other.phase in ARRIVING for other in concerned):
             self._broker.recover()
         fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": report.broker}

@@ -8,6 +8,7 @@
 | either, and there were `--retries` tries more than the first | dead-letter with reason `exception` |
 | raised `Reject` | dead-letter with reason `rejected` |
 | not run: killed too many workers | dead-letter with reason `crash` |
+| not run: the broker would soon drop it, blameless | to its own queue again; acknowledge after the confirm |
 | not run: larger than `--max-body` | dead-letter with reason `too_large` |
 | not run: its properties cannot be decoded | dead-letter with reason `undecodable` and the raw bytes |
 """
@@ -58,7 +59,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Condemned:
-    """Not run: the supervisor's verdict."""
+    """Not run: the supervisor's verdict. Its `fresh`: not to blame either."""
 
     verdict: Verdict
 
@@ -112,7 +113,15 @@ class Later:
     event: str = "task.retried"
 
 
-Settlement = Acknowledge | DeadLetter | Later
+@dataclass(frozen=True, slots=True)
+class Afresh:
+    """Publish the message to its own queue once more, have that confirmed, then acknowledge."""
+
+    because: str
+    event: str = "task.put_back"
+
+
+Settlement = Acknowledge | DeadLetter | Later | Afresh
 
 _ACKNOWLEDGE: Final = Acknowledge()
 
@@ -151,6 +160,9 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
             return _dead(
                 "undecodable", why, {queues.ERROR: clip_start(error, 1024), queues.PROPERTIES: raw[:PROPERTIES_MAX]}
             )
+        case Condemned(verdict) if verdict.fresh:
+            why = "the broker would drop it soon, so a copy that is not counted yet is at the end of the queue"
+            return Afresh(f"it was {verdict.cause} and nobody died of it; {why}")
         case Condemned(verdict):
             headers: dict[str, str | int | bytes] = {queues.CRASHES: verdict.crashes, queues.CAUSE: verdict.cause}
             if verdict.first_seen:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from pika.spec import BasicProperties
 from supervisor import amqp, originals, queues, streams, trace
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
-from supervisor.policy import advice, retry
+from supervisor.policy import advice, poison, retry
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_SOFTWARE, Cause, Kind
 from supervisor.worker import deliveries
@@ -54,6 +55,7 @@ _EVERYBODY: Final = {"x-priority": 0}
 """What basic.consume is sent in any case. It is every consumer's priority (https://www.rabbitmq.com/docs/consumer-priority)
 and changes nothing; but a stream refuses it (406), and would otherwise let us consume what comes from now on, and
 acknowledge it without end. AMQP 0-9-1 has no way to ask for a queue's type."""
+_OF_TYPE: Final = re.compile(r"of queue type rabbit_(\w+)_queue")
 _CAUSES: Final = {
     Kind.MISMATCH: Cause.CONFIG, Kind.STREAM: Cause.CONFIG, Kind.SETTINGS: Cause.CONFIG, Kind.LOCAL: Cause.LOCAL,
 }  # fmt: skip
@@ -120,6 +122,12 @@ class Delivery:
         count."""
         count = (self.properties.headers or {}).get("x-delivery-count", 0)
         return count if isinstance(count, int) else 0
+
+    @property
+    def put_back(self) -> int:
+        """How often it was put back fresh."""
+        count = (self.properties.headers or {}).get(queues.PUT_BACK, 0)
+        return count if isinstance(count, int) and 0 <= count <= ATTEMPT_MAX else 0
 
 
 class Baton:
@@ -190,6 +198,8 @@ class Consumer:
         """Queues for retries and dead letters that are there."""
         self.refused = ""
         """Why another of them is not."""
+        self.prefetch = settings.prefetch
+        """Messages that the broker gives it at once."""
         self._is_consuming = False
         self._has_arrived = False
         self._ioloop = IOLoop()
@@ -456,8 +466,10 @@ class Consumer:
                 self._lose(reason)
 
         self._take_queue()
+        if self.prefetch > 1 and poison.has_limit(self.version):
+            self.prefetch = poison.prefetch(self.prefetch, self.version, self._type_of_queue())
         self._channel.add_on_close_callback(closed)
-        self._call(self._channel.basic_qos, prefetch_count=self._settings.prefetch)
+        self._call(self._channel.basic_qos, prefetch_count=self._at_once())
         self._channel.add_on_cancel_callback(self._cancelled)
         consuming: list[Any] = []
         with self._alive():
@@ -470,6 +482,32 @@ class Consumer:
             )
         self._wait("basic.consume", lambda: bool(consuming or refused))
         self._is_consuming = not refused
+
+    def _at_once(self) -> int:
+        """What is prefetched and not run before `--max-tasks` is reached goes back, for nothing."""
+        return min(self.prefetch, self._settings.max_tasks or self.prefetch)
+
+    def _type_of_queue(self) -> str:
+        """`classic` or `quorum`; empty when the broker does not tell. Raises Gone.
+
+        There is no question for it that needs no permission beyond ours, but a refusal that says it: only streams are
+        consumed from an offset, and they refuse `_EVERYBODY`.
+        """
+        answers: list[Any] = []
+
+        def opened(channel: Channel) -> None:
+            arguments = _EVERYBODY | {"x-stream-offset": "next"}
+            queue = self._settings.queue
+            channel.basic_consume(queue, _nothing, arguments=arguments, callback=answers.append)
+
+        with self._alive():
+            channel = self._connection.channel(on_open_callback=opened)
+            channel.add_on_close_callback(lambda _, reason: answers.append(reason))
+        self._wait("basic.consume", lambda: bool(answers))
+        if channel.is_open:
+            channel.close()
+        found = _OF_TYPE.search(str(answers[0]))
+        return found[1] if found else ""
 
     def _call(self, method: Callable[..., Any], **arguments: Any) -> Any:
         """Send a request and wait for its answer. Raises Gone."""

@@ -15,6 +15,7 @@ from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.policy.settle import (
     Acknowledge,
+    Afresh,
     Condemned,
     DeadLetter,
     Later,
@@ -210,7 +211,8 @@ class Worker:
             self._start_keeper()
             self._tracing = self._open_tracing()
             self._pen.phase(Phase.IDLE)
-            self._link.send(Ready(broker, consumer.version, consumer.has_declared, consumer.refused))
+            ready = Ready(broker, consumer.version, consumer.has_declared, consumer.refused, consumer.prefetch)
+            self._link.send(ready)
             while (delivery := consumer.next()) is not None:
                 self._serve(delivery)
         except Gone as gone:
@@ -305,6 +307,9 @@ class Worker:
             self._pen.settled("succeeded", seconds)
             if self._tells_tasks:
                 logs.tell("info", "task.succeeded", _about(delivery, attempt, seconds))
+        elif isinstance(settlement, Afresh):
+            self._pen.phase(Phase.IDLE)  # it will be counted when it has come to an end
+            self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because)
         else:
             self._pen.settled(settlement.counter, seconds)
             self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because)
@@ -326,23 +331,27 @@ class Worker:
         return settlement
 
     def _put_elsewhere(
-        self, delivery: Delivery, settlement: DeadLetter | Later, outcome: Outcome
-    ) -> DeadLetter | Later:
-        """Among the dead letters, or in a delay queue. Returns which. Raises Gone, and PublishError."""
+        self, delivery: Delivery, settlement: DeadLetter | Later | Afresh, outcome: Outcome
+    ) -> DeadLetter | Later | Afresh:
+        """Among the dead letters, in a delay queue, or at the end of its own. Returns which. Raises Gone, and
+        PublishError."""
         if self._consumer.gone is not None:
             raise self._consumer.gone
-        if isinstance(settlement, Later):
-            later = settlement
+        if not isinstance(settlement, DeadLetter):
+            returning = settlement
             try:
-                self._park(delivery, lambda: self._parking.delay(delivery, later))
+                self._park(delivery, lambda: self._parking.have_return(delivery, returning))
             except PublishError as error:
+                if isinstance(outcome, Condemned):
+                    outcome = Condemned(replace(outcome.verdict, fresh=False))
                 last = settle(outcome, self._attempt(delivery))  # without another try
                 if _kind(error) is not Kind.TOO_LARGE or not isinstance(last, DeadLetter):
                     raise
                 settlement = replace(last, because=f"{last.because}; there is no other try: {error}")
             else:
-                self._pen.owe(now() + later.ms / 1000)
-                return later
+                if isinstance(returning, Later):
+                    self._pen.owe(now() + returning.ms / 1000)
+                return returning
         letter = settlement
         self._park(delivery, lambda: self._parking.park(delivery, letter))
         # For the live page alone, so not worth a wait. Before the ack: should that get lost, there it lies all the
@@ -399,7 +408,7 @@ class Worker:
     def _ask(self, delivery: Delivery) -> Verdict:
         """This message was somebody's before: may it run? Only the supervisor knows who died of it. Raises Gone."""
         key = delivery.key
-        self._link.send(Suspect(key, delivery.delivery_count, name=delivery.name))
+        self._link.send(Suspect(key, delivery.delivery_count, delivery.put_back, name=delivery.name))
         while (verdict := self._verdicts.pop(key, None)) is None:
             self._consumer.turn()
         return verdict

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor import logs, queues
 from supervisor.clock import now
-from supervisor.policy.settle import DeadLetter, Later
+from supervisor.policy.settle import Afresh, DeadLetter, Later
 from supervisor.publisher import Publisher, PublishError, Refused, Unroutable
 from supervisor.settings import Settings
 from supervisor.worker.labels import labelled
@@ -100,6 +100,13 @@ class Parking:
             about = {queues.PART: number + 1, queues.PARTS: count, queues.PART_OF: delivery.name}
             self._publish(part, headers | about, declaration)
 
+    def have_return(self, delivery: Delivery, settlement: Later | Afresh) -> None:
+        """Publish the message where it comes back from. Raises PublishError, as `park` does."""
+        if isinstance(settlement, Later):
+            self.delay(delivery, settlement)
+        else:
+            self.put_back(delivery)
+
     def delay(self, delivery: Delivery, settlement: Later) -> None:
         """Publish the message as it came, with the number of its next try, to a delay queue, and wait for the confirm.
 
@@ -110,14 +117,32 @@ class Parking:
         # its arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): what another worker puts there
         # meanwhile would never expire, and at the head it would hold back all behind it, for ever.
         delayed = queues.delayed(self._settings.queue, settlement.ms)
+        self._publish_signed(delivery, headers, delayed, str(settlement.ms))
+
+    def put_back(self, delivery: Delivery) -> None:
+        """Publish the message as it came to the end of its own queue, where the broker counts its returns from the
+        start, and wait for the confirm.
+
+        One that expires begins its time anew. Raises PublishError, as `park` does.
+        """
+        headers = {queues.PUT_BACK: delivery.put_back + 1, queues.ATTEMPT: delivery.attempt}
+        queue = self._settings.queue
+        self._safe_at.setdefault(queue, 0.0)  # it is consumed
+        declaration = queues.declaration(queue, self._settings.queue_type)
+        self._publish_signed(delivery, headers, declaration, delivery.properties.expiration)
+
+    def _publish_signed(
+        self, delivery: Delivery, headers: dict[str, Any], declaration: queues.Declaration, expiration: str | None
+    ) -> None:
+        """What is to come back to one of us."""
         try:
-            self._publish(delivery, headers, delayed, expiration=str(settlement.ms))
+            self._publish(delivery, headers, declaration, expiration=expiration, signed=self._signs)
         except Refused as error:
             if not self._signs or "user_id" not in error.reason:
                 raise
             # The broker knows us by another name than the URL's (OAuth 2).
             self._signs = False
-            self._publish(delivery, headers, delayed, expiration=str(settlement.ms))
+            self._publish(delivery, headers, declaration, expiration=expiration)
 
     def _publish(
         self,
@@ -125,6 +150,7 @@ class Parking:
         headers: dict[str, Any],
         declaration: queues.Declaration,
         expiration: str | None = None,
+        signed: bool = False,
     ) -> None:
         # A message that expires while it is parked is evidence, or work, lost; a user id other than our own is refused
         # (406, https://www.rabbitmq.com/docs/validated-user-id). RabbitMQ's own dead-lettering drops the first
@@ -138,7 +164,7 @@ class Parking:
         publisher, queue = self._open(), declaration["queue"]
         publisher.connect()  # what fits into a frame is agreed upon then
         # Our signature, while a message waits to come back: the broker refuses it from whoever has another login.
-        user_id = publisher.endpoint.user if expiration is not None and self._signs else ""
+        user_id = publisher.endpoint.user if signed else ""
         frame_max, main = publisher.frame_max, self._settings.queue
         properties = labelled(delivery.properties, headers, frame_max, queue=main, is_ours=is_ours, user_id=user_id)
         properties.expiration = expiration

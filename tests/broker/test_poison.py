@@ -205,27 +205,6 @@ def work(task):
         assert pool.stop() == 0
 
 
-def test_a_message_that_a_quorum_queue_is_about_to_drop_is_quarantined_unrun(
-    broker_url: str, queue: str, env: dict[str, str], runs: Runs
-) -> None:
-    """What the workers of other hosts did is not in our ledger, but in `x-delivery-count`."""
-    with amqp.connection(broker_url) as link:
-        channel = link.channel()
-        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
-    amqp.publish(broker_url, queue, ["{}"], ids=["much-travelled"])
-    with amqp.connection(broker_url) as link:
-        channel = link.channel()
-        for _ in range(18):
-            method = eventually(lambda: channel.basic_get(queue)[0])
-            channel.basic_reject(method.delivery_tag, requeue=True)
-    with supervised("killers:work", "--workers", "1", url=broker_url, queue=queue, env=env) as pool:
-        pool.hear("task.quarantined", message_id="much-travelled")
-        assert pool.stop() == 0
-    assert not runs.lines("began")
-    headers = dead_letters(broker_url, queue)["much-travelled"].headers or {}
-    assert (headers["x-workq-reason"], headers["x-workq-cause"]) == ("crash", "returned 18 times")
-
-
 TWINS = """
 import os, signal
 from handlers import note

@@ -145,10 +145,11 @@ def test_from_4_0_on_a_quorum_queue_drops_a_message_at_its_twentieth_return(
     assert amqp.depth(node.url, quorum_queue) == 0
 
 
+@pytest.mark.rabbitmq(at_least="4.0")
 def test_a_message_that_kills_every_worker_is_quarantined_before_the_broker_would_drop_it(
     node: PrivateNode, quorum_queue: str, runs: Runs
 ) -> None:
-    """However patient --max-crashes is. (test_poison has the same for what workers of other hosts did.)"""
+    """However patient --max-crashes is. (test_returns has what is not known to kill.)"""
     amqp.publish(node.url, quorum_queue, [json.dumps({"kill": "SIGKILL"}), "{}"], ids=["killer", "good"])
     options = ("--workers", "3", "--max-crashes", "1000")
     with supervised("handlers:act", *options, url=node.url, queue=quorum_queue, env=runs.env) as pool:

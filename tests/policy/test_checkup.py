@@ -159,7 +159,8 @@ def test_a_plain_connection_to_another_host_is_a_warning() -> None:
         ("4.0.5", quorum(**{"x-delivery-limit": 18}), {}, Level.PROBLEM),
         ("4.0.5", quorum(**{"x-delivery-limit": -1}), {}, Level.OK),
         ("3.10.8", quorum(), {"delivery-limit": 18}, Level.PROBLEM),
-        ("3.10.8", quorum(), {"delivery-limit": 19}, Level.NOTE),
+        ("3.10.8", quorum(), {"delivery-limit": 19}, Level.WARNING),
+        ("4.0.5", quorum(), {"delivery-limit": 19}, Level.NOTE),
         ("3.10.8", quorum(), {"delivery-limit": 3, "dead-letter-exchange": "dlx"}, Level.OK),
         ("4.0.5", quorum(**{"x-dead-letter-exchange": "dlx"}), {}, Level.OK),
         ("4.0.5", Queue("jobs", True, type="classic"), {}, Level.OK),
@@ -178,6 +179,31 @@ def test_a_delivery_limit_without_dead_lettering_loses_messages(
             **effective, "dead-letter-exchange": "", "dead-letter-routing-key": "jobs.dead",
         }  # fmt: skip
         assert "--priority 3 " in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("version", "queue", "effective", "level", "what"),
+    [
+        ("3.10.8", quorum(), {}, Level.OK, "no delivery limit"),
+        ("3.10.8", quorum(), {"delivery-limit": 50}, Level.PROBLEM, "limit of 50"),
+        ("3.10.8", quorum(**{"x-dead-letter-exchange": "dlx"}), {"delivery-limit": 20}, Level.PROBLEM, "unrun"),
+        ("3.10.8", quorum(), None, Level.NOTE, "policies are not known"),
+        ("4.0.5", quorum(), {}, Level.WARNING, "is used as 1"),
+        ("4.3.6", quorum(**{"x-delivery-limit": -1}), None, Level.WARNING, "is used as 1"),
+    ],
+)
+def test_f115_what_prefetch_does_on_a_quorum_queue_is_told(
+    version: str, queue: Queue, effective: dict[str, Any] | None, level: Level, what: str
+) -> None:
+    managed = None if effective is None else Managed("u", Policy("theirs", 2, effective), alarms=())
+    found = of(examine(broker(version, queue=queue, managed=managed), settings(prefetch=50)), "prefetch")
+    assert (found.level, what in found.what) == (level, True), found
+    assert "--prefetch 50" in found.what or level is Level.OK
+    assert (found.fix == "export WORKQ_PREFETCH=1") is (level in (Level.WARNING, Level.PROBLEM))
+    quiet = [(queue, settings()), (Queue("jobs", True, type="classic"), settings(prefetch=50))]
+    for other, given in quiet:
+        findings = examine(broker(version, queue=other, managed=managed), given)
+        assert not [finding for finding in findings if finding.subject == "prefetch"]
 
 
 def test_all_lines_that_set_a_policy_set_the_same_one() -> None:

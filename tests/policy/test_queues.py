@@ -29,6 +29,7 @@ def test_names_are_those_of_the_public_interface() -> None:
         "x-workq-part",
         "x-workq-parts",
         "x-workq-part-of",
+        "x-workq-put-back",
     )
 
 
