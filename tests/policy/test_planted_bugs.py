@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MACHINE = "test_pool_machine.py"
 SCENES = "test_pool.py"
+LEDGER = "test_poison.py"
 SHORTAGE = "test_shortage.py"
 TESTS_FAILED = 1
 """pytest's exit code; others mean that it could not even run them."""
@@ -372,6 +373,46 @@ BUGS = [
         "advised",
         SCENES,
     ),
+    Bug(
+        "what comes back often is run until the broker drops it",
+        "poison.py",
+        "if self.has_limit and returns >= RETURNS_MAX and not is_condemned:",
+        "if False:",
+    ),
+    Bug(
+        "what comes back often is quarantined though it has killed nobody",
+        "poison.py",
+        "fresh=put_back < PUT_BACK_MAX)",
+        "fresh=False)",
+        LEDGER,
+    ),
+    Bug(
+        "what takes whole hosts with it is put back for ever",
+        "poison.py",
+        "fresh=put_back < PUT_BACK_MAX)",
+        "fresh=True)",
+        LEDGER,
+    ),
+    Bug(
+        "what has killed is put back though other hosts lose workers by it, too",
+        "poison.py",
+        "            if account is not None:\n                return Verdict(key, False, account.crashes, cause",
+        "            if False:\n                return Verdict(key, False, account.crashes, cause",
+        LEDGER,
+    ),
+    Bug(
+        "nobody tells the ledger what the broker does",
+        "pool.py",
+        "        self._ledger.has_limit = poison.has_limit(report.version)\n",
+        "",
+    ),
+    Bug(
+        "a worker prefetches what the broker counts out when it dies",
+        "poison.py",
+        "return 1 if has_limit(version) and queue_type",
+        "return 1 if has_limit(version) and not queue_type",
+        LEDGER,
+    ),
     Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),
     Bug("killing somebody is no reason for exit code 1", "pool.py", "self._code = EXIT_KILLED", "pass"),
 ]
@@ -382,7 +423,7 @@ def _copy(to: Path) -> None:
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "supervisor", to / "supervisor", ignore=leave_out)
     (to / "tests" / "policy").mkdir(parents=True)
-    for name in ("world.py", MACHINE, SCENES, SHORTAGE, "test_truth.py", "test_retry.py"):
+    for name in ("world.py", MACHINE, SCENES, LEDGER, SHORTAGE, "test_truth.py", "test_retry.py"):
         shutil.copy(ROOT / "tests" / "policy" / name, to / "tests" / "policy")
     (to / "pyproject.toml").write_text(
         '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\npythonpath = ["."]\n'

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from supervisor.policy.poison import RETURNS_MAX
 from supervisor.vocabulary import Cause, Wish
 from tests.policy import world as model
 from tests.policy.world import MB, Message, Stage, Worker, World
@@ -44,11 +45,13 @@ class PoolMachine(RuleBasedStateMachine):
         preload=st.booleans(),
         burst=st.sampled_from([False, False, True]),
         is_up=st.sampled_from([True, True, False]),
+        version=st.sampled_from(["3.10.8", "4.0.5"]),
         ends_stuck=st.booleans(),
     )
-    def begin(self, is_up: bool, ends_stuck: bool, **options: object) -> None:
+    def begin(self, is_up: bool, version: str, ends_stuck: bool, **options: object) -> None:
         self.ends_stuck = ends_stuck
         self.world = World(model.settings(max_memory=100 * MB, **options))
+        self.world.version = version
         if is_up:
             self.world.live(30.0, until_well=True)
 
@@ -174,6 +177,16 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.live(3.0, until_well=True)
             if any(w.is_idle and not w.order for w in self._workers()):
                 self.take(n, "a")
+
+    @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
+    @rule(n=ANY, times=st.integers(RETURNS_MAX - 1, RETURNS_MAX), put_back=st.integers(4, 5))
+    def come_from_afar(self, n: int, times: int, put_back: int) -> None:
+        """A message has come back again and again, from other hosts."""
+        here = [*self.world.queue, *(w.message for w in self._workers(stuck=None) if w.message)]
+        if not any(message.key == "far" for message in here):
+            message = Message("far", is_redelivered=True, returns=times, put_back=put_back)
+            self.world.queue.append(message)
+            self.world.deliver(_nth(n, [w for w in self._workers() if w.is_idle and not w.order]), message)
 
     @precondition(lambda self: any(w.message for w in self._workers()))
     @rule(n=ANY, what=st.sampled_from(["returns", "settles", "dies", "dies", "dies"]), status=SIGNALS)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from supervisor.policy.broker import PROBE_FOR
+from supervisor.policy.poison import PUT_BACK_MAX, RETURNS_MAX
 from supervisor.policy.pool import Pool
 from supervisor.policy.view import State
 from supervisor.settings import Settings, Span
@@ -92,6 +93,9 @@ class Message:
     key: str
     is_redelivered: bool = False
     kills: int = 0
+    returns: int = 0
+    """As a quorum queue counts them, by workers of any host."""
+    put_back: int = 0
 
 
 @dataclass
@@ -152,6 +156,8 @@ class World:
     def __init__(self, settings: Settings, now: float = 1000.0) -> None:
         self.settings = settings
         self.now = now
+        self.version = "3.10.8"
+        """The broker's. From 4.0 on it drops a message at its 20th return."""
         self.pool = Pool(settings)
         self.wanted = settings.workers.least
         self.nursery: NurseryProcess | None = None
@@ -299,8 +305,20 @@ class World:
     def _heed(self, worker: Worker, verdict: Verdict) -> None:
         message = worker.message
         assert message is not None and verdict.key == message.key, "a verdict that nobody asked for"
-        if not verdict.run:
-            assert verdict.crashes >= self.settings.max_crashes and verdict.cause, "quarantined without evidence"
+        is_near = self.version >= "4.0" and message.returns >= RETURNS_MAX
+        if verdict.fresh:
+            assert is_near and not verdict.run and not message.kills, "put back without need, or though it kills"
+            message.returns, message.put_back, message.is_redelivered = 0, message.put_back + 1, False
+            self.queue.append(message)
+            worker.message = None
+        elif verdict.run:
+            assert not is_near, "run until the broker drops it"
+        else:
+            is_known = verdict.crashes or message.put_back >= PUT_BACK_MAX
+            assert verdict.crashes >= self.settings.max_crashes or (is_near and is_known), (
+                "quarantined without evidence"
+            )
+            assert verdict.cause
             self.quarantined.append(message)
             worker.message = None
 
@@ -440,7 +458,7 @@ class World:
     def become_ready(self, worker: Worker) -> None:
         worker.stage = Stage.CONSUMING
         self.has_worked = self.has_worked or not worker.order
-        self.tell(WorkerSaid(worker.slot, Ready("127.0.0.1:5672")))
+        self.tell(WorkerSaid(worker.slot, Ready("127.0.0.1:5672", self.version)))
         if self.incoming is not None and not worker.order:
             assert worker.generation != self.incoming.generation, "it consumes, and its generation is not adopted"
 
@@ -450,7 +468,7 @@ class World:
         worker.message, worker.since, worker.is_settling = message, self.now, False
         if message.is_redelivered:
             before = len(self.log)
-            self.tell(WorkerSaid(worker.slot, Suspect(message.key, is_held=is_held)))
+            self.tell(WorkerSaid(worker.slot, Suspect(message.key, message.returns, message.put_back, is_held)))
             if is_held:
                 self.sample()
                 self.sample()
@@ -511,6 +529,8 @@ class World:
     def _give_back(self, worker: Worker) -> None:
         if worker.message is not None:
             worker.message.is_redelivered = True
+            worker.message.returns += 1
+            assert self.version < "4.0" or worker.message.returns < 20, "the broker has dropped a message"
             self.queue.append(worker.message)
             worker.message = None
 
