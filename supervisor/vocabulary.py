@@ -254,6 +254,8 @@ class Ready:
     """Why a queue for retries or dead letters cannot be declared, if so."""
     prefetch: int = 0
     """Messages that it takes at once; 0: not known."""
+    resident: int = 0
+    """Bytes that it takes before its first task; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

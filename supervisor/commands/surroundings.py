@@ -38,7 +38,10 @@ try:
 except CannotLoad as refused:
     error, raised = refused.error, bool(refused.traceback)
 threads = len(os.listdir("/proc/self/task"))
-os.write(int(fd), json.dumps([error, time.monotonic() - begun, threads, raised, originals.replaced()]).encode())
+with open("/proc/self/statm") as told:
+    resident = int(told.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+found = [error, time.monotonic() - begun, threads, raised, originals.replaced(), resident]
+os.write(int(fd), json.dumps(found).encode())
 os._exit(0)
 """
 """As the nursery does it: the same loader, the same sys.path. Then gone, whatever threads or atexit there are."""

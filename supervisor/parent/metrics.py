@@ -5,7 +5,7 @@ Why these and not others, and what the rules and the dashboard in config/ make o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 OUTCOMES: Final = ("succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled")
-
-NO_CRASH: Final = frozenset(
-    {
-        Cause.DRAINED,
-        Cause.MAX_TASKS,
-        Cause.MEMORY,
-        Cause.GRACE,
-        Cause.BROKER,
-        Cause.NOT_CONSUMING,
-        Cause.CONFIG,
-    }
-)
-"""Why workers leave without anything being wrong with them: it was planned, or it is between the broker and us."""
 
 USUAL_CAUSES: Final = (*map(str, Cause), "SIGABRT", "SIGKILL", "SIGSEGV")
 """These are shown before they happen. A counter that begins with 1 has, to Prometheus, never risen: the first death
@@ -111,7 +98,7 @@ def _exits(view: PoolView) -> Iterator[Metric]:
         exits.add_metric([cause], count)
     yield exits
     yield CounterMetricFamily(
-        "workq_worker_crashes", "Workers that ended unasked, by no doing of the broker's.", value=_crashes(view.exits)
+        "workq_worker_crashes", "Worker exits that blame a message, or that nothing explains.", value=view.crashes
     )
     yield _histogram(
         "workq_worker_restart_seconds",
@@ -120,10 +107,6 @@ def _exits(view: PoolView) -> Iterator[Metric]:
         view.restart_buckets,
         view.restart_seconds,
     )
-
-
-def _crashes(exits: Mapping[str, int]) -> int:
-    return sum(count for cause, count in exits.items() if cause not in NO_CRASH)
 
 
 def _memory(readings: Sequence[Reading], limit: int | None) -> Iterator[Metric]:

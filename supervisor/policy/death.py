@@ -48,6 +48,11 @@ def fault_of(died: Exited, cause: str, *, has_worked: bool) -> Fault:
             return Fault.MESSAGE if died.hand is not None else Fault.UNEXPLAINED
 
 
+def is_crash(fault: Fault) -> bool:
+    """Whether it counts as a crash: exactly when a message is blamed for it, or nothing explains it."""
+    return fault in (Fault.MESSAGE, Fault.UNEXPLAINED)
+
+
 def is_unclean(slot: Slot, died: Exited) -> bool:
     """Whether the supervisor had to kill it, or it left a message unsettled: no way to end a drain."""
     was_killed = slot.condemned not in (None, Cause.DRAINED) and not died.status.startswith("exit ")

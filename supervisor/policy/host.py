@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from supervisor.policy import hung
 from supervisor.policy.checkup import Finding, Level, ok
 from supervisor.settings import Settings
 
@@ -41,6 +43,8 @@ class Imported:
     """Whether the error is one of the import; else the module is well, and what was named in it is no handler."""
     replaced: Sequence[str] = ()
     """Functions of the standard library that it replaced: gevent and eventlet do."""
+    resident: int = 0
+    """Bytes that the process took then; a worker takes a little more. 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ def examine(host: Host, settings: Settings) -> list[Finding]:
         *_app_dir(host, settings),
         *_cpus(host, settings),
         *_memory(host.memory, f"the {host.memory_by}", settings),
+        *_memory_limit(host.imported, settings),
         *_files(host, settings),
         *_health(host, settings),
         *_systemd(host, settings),
@@ -144,6 +149,14 @@ def _memory(memory: int, whose: str, settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.NOTE, "memory", what, fix)
     else:
         yield ok("memory", f"{_size(memory)} of {whose} for {settings.workers} workers")
+
+
+def _memory_limit(imported: Imported | None, settings: Settings) -> Iterator[Finding]:
+    """Whether a worker is within `--max-memory` before its first task."""
+    if imported is None or (why := hung.too_small(settings.max_memory, imported.resident)) is None:
+        return
+    fix = f"export WORKQ_MAX_MEMORY={math.ceil(1.5 * imported.resident / MIB)}M"
+    yield Finding(Level.WARNING, "memory limit", why, fix)
 
 
 def _files(host: Host, settings: Settings) -> Iterator[Finding]:

@@ -95,6 +95,9 @@ class Pool:
         self._suspects = Suspects(self._ledger)
         self._unexplained: list[float] = []
         self._exits: Counter[str] = Counter()
+        self._crashes = 0
+        self._weighed = 0
+        """The generation whose workers were said to be larger than `--max-memory` from the start."""
         self._restarts = Restarts()
         self._broker = Broker()
         self._shortage = Shortage()
@@ -141,6 +144,7 @@ class Pool:
             generation=self._nursery.generation,
             slots=tuple(SlotView(s.number, s.pid, s.phase, s.restarts, s.last_exit) for s in self._slots),
             exits=dict(self._exits),
+            crashes=self._crashes,
             restart_buckets=tuple(self._restarts.buckets),
             restart_seconds=self._restarts.total,
             depth=self._looks.depth(now),
@@ -553,9 +557,11 @@ class Pool:
                 return [*self._broker.lose(kind, detail, self._count(Seat.READY), now)]
             case Blocked(is_blocked, because):
                 return [*self._broker.block(slot.number, because if is_blocked else None, now)]
-            case Ready() if slot.phase is Seat.DRAINING and self._state is not State.DRAINING:
-                # It may have a task in hand by now, for as long as that takes.
-                slot.deadline = None
+            case Ready(resident=resident) if slot.phase is Seat.DRAINING:
+                slot.began_with = resident
+                if self._state is not State.DRAINING:
+                    # It may have a task in hand by now, for as long as that takes.
+                    slot.deadline = None
                 return []
             case Leaving() if slot.phase is Seat.READY or (slot.phase is Seat.DRAINING and slot.deadline is None):
                 # From here it has the grace to be gone: a thread or an atexit function of the handler's may hold it.
@@ -588,6 +594,7 @@ class Pool:
         if not slot.has_queues:
             actions += self._broker.declare(report.refused, now)
         actions += self._broker.narrow(self.settings_of(slot.generation).prefetch, report)
+        actions += self._weigh(slot, report.resident)
         if not any(other.phase is Seat.WAITING or other.phase in ARRIVING for other in concerned):
             self._broker.recover()
         fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": report.broker}
@@ -604,6 +611,15 @@ class Pool:
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
         return actions
 
+    def _weigh(self, slot: Slot, resident: int) -> list[Action]:
+        """Note what it takes before its first task; say so, once a generation, when `--max-memory` is less."""
+        slot.began_with = resident
+        because = hung.too_small(self.settings_of(slot.generation).max_memory, resident)
+        if because is None or self._weighed == slot.generation:
+            return []
+        self._weighed = slot.generation
+        return [Say("worker.memory_limit_too_small", "error", because, {"slot": slot.number, "pid": slot.pid})]
+
     def _exited(self, slot: Slot, died: Exited, now: float) -> list[Action]:
         was_ready = slot.ready_since is not None
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
@@ -615,6 +631,7 @@ class Pool:
             who = f"worker {slot.number} (pid {died.pid})"
             crashes = self._ledger.blame(died.hand.key, cause, died.output, at=died.at, who=who)
         self._exits[cause] += 1
+        self._crashes += death.is_crash(fault)
         if self._state is State.DRAINING and self._code == EXIT_DONE and death.is_unclean(slot, died):
             self._code = EXIT_KILLED
         is_trial = self._is_on_trial(slot) and slot.number < self._wanted and not self._is_finishing
@@ -765,7 +782,7 @@ class Pool:
     def _examine(self, slot: Slot, reading: Reading, held_up: bool, now: float) -> list[Action]:
         limits = self._past.get(slot.generation, self._settings)
         is_ready = slot.phase is Seat.READY
-        found = hung.examine(reading, limits, is_ready=is_ready, held_up=held_up, now=now)
+        found = hung.examine(reading, limits, began_with=slot.began_with, is_ready=is_ready, held_up=held_up, now=now)
         if found is None:
             return []
         if found.is_hung:

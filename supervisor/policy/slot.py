@@ -74,6 +74,8 @@ class Slot:
     """When the previous worker was found dead; None once another consumes."""
     condemned: str | None = None
     """The cause the supervisor had in mind when it sent a signal."""
+    began_with: int = 0
+    """Bytes that its worker took before its first task."""
     spawned_at: float = 0.0
     """When its latest worker was asked for."""
     has_queues: bool = False
@@ -108,6 +110,7 @@ class Slot:
         self.pid = None
         self.ready_since = None
         self.condemned = None
+        self.began_with = 0
         self.died_at = now
         self.enter(Seat.EMPTY)
 

@@ -45,6 +45,8 @@ class PoolView:
     generation: int
     slots: tuple[SlotView, ...]
     exits: dict[str, int]
+    crashes: int
+    """Exits that blame a message, or that nothing explains."""
     restart_buckets: tuple[int, ...]
     restart_seconds: float
     depth: Depth | None

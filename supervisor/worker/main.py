@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import mmap
 import os
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supervisor import logs, queues, streams, trace
@@ -211,7 +213,9 @@ class Worker:
             self._start_keeper()
             self._tracing = self._open_tracing()
             self._pen.phase(Phase.IDLE)
-            ready = Ready(broker, consumer.version, consumer.has_declared, consumer.refused, consumer.prefetch)
+            ready = Ready(
+                broker, consumer.version, consumer.has_declared, consumer.refused, consumer.prefetch, _resident()
+            )
             self._link.send(ready)
             while (delivery := consumer.next()) is not None:
                 self._serve(delivery)
@@ -501,6 +505,14 @@ class Worker:
 
 def _kind(error: PublishError) -> Kind:
     return error.trouble.kind if error.trouble else Kind.OTHER
+
+
+def _resident() -> int:
+    """Bytes, as the supervisor sees them; 0 when the kernel does not tell. See proc_pid_statm(5)."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * mmap.PAGESIZE
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _about(delivery: Delivery, attempt: int, seconds: float) -> dict[str, object]:

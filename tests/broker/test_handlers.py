@@ -258,6 +258,29 @@ def work(task):
         assert pool.stop() == 0
 
 
+@pytest.mark.parametrize(("limit", "preload"), [("70M", "--preload"), ("70M", "--no-preload"), ("120M", "--preload")])
+def test_f76_a_memory_limit_below_what_the_import_takes_blames_no_message_and_replaces_nobody(
+    broker_url: str, typed_queue: str, tmp_path: Path, runs: Runs, limit: str, preload: str
+) -> None:
+    text = """
+from handlers import work
+LARGE = bytearray(b"x") * 150_000_000
+"""
+    handler_modules.write(tmp_path, "large", text)
+    # Long enough for the supervisor to look at its size in the middle of it.
+    amqp.publish(broker_url, typed_queue, ["1.5", "1.5", "0", "0"], ids=["a", "b", "c", "d"])
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    options = ("--workers", "2", "--max-memory", limit, "--max-crashes", "1", "--burst", preload)
+    with supervised("large:work", *options, url=broker_url, queue=typed_queue, env=env) as pool:
+        assert pool.wait() == 0
+        [said] = pool.named("worker.memory_limit_too_small")
+        assert f"--max-memory {limit} is less than the" in said["because"]
+        assert not pool.named("worker.hung")
+        assert not pool.named("worker.exited", cause="memory")
+    assert sorted(runs.lines("began")) == sorted(runs.lines("done")) == ["a", "b", "c", "d"]
+    assert amqp.depth(broker_url, f"{typed_queue}.dead") == 0
+
+
 def test_f17_a_task_past_its_timeout_is_killed_with_its_stack_as_evidence_and_blamed(
     broker_url: str, typed_queue: str, runs: Runs
 ) -> None:

@@ -413,6 +413,20 @@ BUGS = [
         "return 1 if has_limit(version) and not queue_type",
         LEDGER,
     ),
+    Bug(
+        "a message is blamed for what the import takes",
+        "hung.py",
+        "    memory = memory_limit(limits.max_memory, began_with)\n",
+        "    memory = limits.max_memory\n",
+        SCENES,
+    ),
+    Bug(
+        "a worker that was killed for memory in a task is no crash",
+        "death.py",
+        "return fault in (Fault.MESSAGE, Fault.UNEXPLAINED)",
+        "return fault is Fault.UNEXPLAINED",
+        SCENES,
+    ),
     Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),
     Bug("killing somebody is no reason for exit code 1", "pool.py", "self._code = EXIT_KILLED", "pass"),
 ]

@@ -885,6 +885,70 @@ def test_memory_is_recycled_between_tasks_and_in_a_task_only_above_twice_the_lim
     assert (worker.order, worker.signals) == (order, signals)
 
 
+def _large(size: int, **options: object) -> World:
+    """A pool whose workers take so many MB before their first task; the limit is 100."""
+    world = World(settings(workers=2, max_memory=100 * MB, **options))
+    world.size = size * MB
+    world.live(5.0, until_well=True)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("size", "grown_to", "is_busy", "order", "signals"),
+    [
+        (101, 101, False, None, []),
+        (250, 250, True, None, []),
+        (250, 350, False, None, []),
+        (250, 351, False, Drain(cause=Cause.MEMORY), []),
+        (250, 700, True, None, []),
+        (250, 701, True, None, ["SIGABRT"]),
+    ],
+)
+def test_f76_a_limit_below_what_a_worker_begins_with_counts_on_top_of_that(
+    size: int, grown_to: int, is_busy: bool, order: Drain | None, signals: list[str]
+) -> None:
+    world = _large(size)
+    worker = _working(world) if is_busy else world.workers[0]
+    worker.rss = grown_to * MB
+    world.sample()
+    assert (worker.order, worker.signals) == (order, signals)
+
+
+def test_f76_a_limit_that_is_too_small_is_said_once_a_generation_with_both_sizes_and_what_to_set() -> None:
+    world = _large(150)
+    [said] = [each for each in _of(world, Say) if each.event == "worker.memory_limit_too_small"]
+    assert said.level == "error"
+    assert "--max-memory 100M" in said.because and "150 MiB" in said.because and "225M or more" in said.because
+    world.ask(Wish.RELOAD)
+    world.live(60.0, until_well=True)
+    assert len([each for each in _of(world, Say) if each.event == "worker.memory_limit_too_small"]) == 2
+    assert not [each for each in _of(_large(100), Say) if each.event == "worker.memory_limit_too_small"]
+
+
+@pytest.mark.parametrize(
+    ("condemn", "status", "is_busy", "crashes"),
+    [
+        (201, "SIGABRT", True, 1),
+        (101, "exit 0", False, 0),
+        (10, "SIGSEGV", True, 1),
+        (10, "SIGKILL", False, 1),
+    ],
+)
+def test_f82_a_crash_is_counted_exactly_when_a_message_is_blamed_or_nothing_explains_the_exit(
+    condemn: int, status: str, is_busy: bool, crashes: int
+) -> None:
+    world = _up(workers=1, max_memory=100 * MB)
+    worker = _working(world) if is_busy else world.workers[0]
+    worker.rss = condemn * MB
+    world.sample()
+    if status == "exit 0":
+        world.leave(worker, Cause.MEMORY)
+    world.die(worker, status)
+    [said] = [each for each in _of(world, Say) if each.event == "worker.exited"]
+    assert ("has killed 1 of" in said.fields["next"]) is is_busy
+    assert world.pool.view(world.now).crashes == crashes
+
+
 def test_the_depth_is_asked_of_one_worker_every_five_seconds() -> None:
     world = _up(workers=2)
     for _ in range(60):

@@ -46,12 +46,14 @@ class PoolMachine(RuleBasedStateMachine):
         burst=st.sampled_from([False, False, True]),
         is_up=st.sampled_from([True, True, False]),
         version=st.sampled_from(["3.10.8", "4.0.5"]),
+        megabytes=st.sampled_from([10, 10, 150, 250]),
         ends_stuck=st.booleans(),
     )
-    def begin(self, is_up: bool, version: str, ends_stuck: bool, **options: object) -> None:
+    def begin(self, is_up: bool, version: str, megabytes: int, ends_stuck: bool, **options: object) -> None:
         self.ends_stuck = ends_stuck
         self.world = World(model.settings(max_memory=100 * MB, **options))
         self.world.version = version
+        self.world.size = megabytes * MB
         if is_up:
             self.world.live(30.0, until_well=True)
 
@@ -264,9 +266,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.world.stick(_nth(n, [w for w in self._workers() if not w.message or limit]))
 
     @precondition(lambda self: self._workers(stuck=None))
-    @rule(n=ANY, megabytes=st.sampled_from([10, 101, 201]))
+    @rule(n=ANY, megabytes=st.sampled_from([10, 101, 201, 260, 710]))
     def grow_fat(self, n: int, megabytes: int) -> None:
-        _nth(n, self._workers(stuck=None)).rss = megabytes * MB
+        _nth(n, self._workers(stuck=None)).rss = max(megabytes * MB, self.world.size)
 
     @precondition(lambda self: any(w.is_measuring for w in self._workers()))
     @rule(n=ANY)

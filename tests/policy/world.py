@@ -158,6 +158,8 @@ class World:
         self.now = now
         self.version = "3.10.8"
         """The broker's. From 4.0 on it drops a message at its 20th return."""
+        self.size = 10 * MB
+        """What a worker takes before its first task."""
         self.pool = Pool(settings)
         self.wanted = settings.workers.least
         self.nursery: NurseryProcess | None = None
@@ -242,6 +244,9 @@ class World:
             case Tell(slot, Drain() as order):
                 if action.because.startswith("reload"):
                     self._check_roll(slot)
+                assert order.cause != Cause.MEMORY or self.workers[slot].rss > self.size, (
+                    "recycled though it has not grown"
+                )
                 self.workers[slot].order = order
             case Tell(slot, Measure()):
                 self.workers[slot].is_measuring = True
@@ -249,6 +254,8 @@ class World:
                 self._heed(self.workers[slot], verdict)
             case Signal(slot, name):
                 worker = self.workers[slot]
+                has_grown = worker.rss > self.size or "resident" not in action.because
+                assert has_grown, "killed for what it took from the start"
                 worker.is_dismissed = worker.stage is Stage.BOOTING and name == "SIGKILL" and not worker.signals
                 worker.signals.append(name)
             case Say("supervisor.resized", fields=fields):
@@ -441,7 +448,7 @@ class World:
         nursery = self._forking(slot)
         nursery.births.remove(slot)
         worker = self.workers[slot] = Worker(slot, next(self._pids), self.now)
-        worker.generation = nursery.generation
+        worker.generation, worker.rss = nursery.generation, self.size
         self.tell(Started(slot, worker.pid))
         return worker
 
@@ -458,7 +465,7 @@ class World:
     def become_ready(self, worker: Worker) -> None:
         worker.stage = Stage.CONSUMING
         self.has_worked = self.has_worked or not worker.order
-        self.tell(WorkerSaid(worker.slot, Ready("127.0.0.1:5672", self.version)))
+        self.tell(WorkerSaid(worker.slot, Ready("127.0.0.1:5672", self.version, resident=self.size)))
         if self.incoming is not None and not worker.order:
             assert worker.generation != self.incoming.generation, "it consumes, and its generation is not adopted"
 
