@@ -1,6 +1,7 @@
 """The scoreboard: shared memory in which each worker writes what it does, before it does it.
 
-One page of 4 KiB for each slot (Apache's httpd has one by this name and for this purpose). A worker's *pen* writes
+Two pages of 4 KiB for each slot (Apache's httpd has one by this name and for this purpose), of which a worker has one
+(see `vocabulary.SLOTS`). A worker's *pen* writes
 with plain stores, about a microsecond a task; the parent's *eye* reads when it wants to. No lock: each page has one
 writer, and a reader that catches it in the middle of a note sees the phase change last. The memory outlives its
 writer, SIGKILL included, so the message that a dead worker had in hand is known, and totals never go backwards.
@@ -27,10 +28,10 @@ from typing import Final
 from supervisor import queues
 from supervisor.clock import now
 from supervisor.tally import Tally
-from supervisor.vocabulary import Counts, InHand, Phase, Reading
+from supervisor.vocabulary import SLOTS, Counts, InHand, Moved, Phase, Reading, other_page
 
-SLOTS: Final = 1024
-"""Seats at most. The file is sparse: an unused page costs nothing."""
+PAGES: Final = 2 * SLOTS
+"""The file is sparse: an unused page costs nothing."""
 
 BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
@@ -68,6 +69,12 @@ _COUNTERS_AT: Final = 512
 _BUCKETS_AT: Final = 1024
 _BUCKETS: Final = struct.Struct(f"={len(BOUNDS) + 1}Q")
 
+# What was put into another queue, confirmed, and then acknowledged perhaps: the latest few.
+_MOVED: Final = struct.Struct("<QIIH")  # delivery tag, attempt, checksum of the body, length of name (written last)
+_MOVED_AT: Final = 1536
+_MOVED_SIZE: Final = 280
+_MOVED_ROOM: Final = 8
+
 _NAMES: Final = (
     "succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled", "log_lines_dropped",
 )  # fmt: skip
@@ -85,14 +92,14 @@ class Scoreboard:
 
     @cached_property
     def _map(self) -> mmap.mmap:
-        return mmap.mmap(self.fd, _HEADER + SLOTS * _PAGE)
+        return mmap.mmap(self.fd, _HEADER + PAGES * _PAGE)
 
     @classmethod
     def create(cls) -> Scoreboard:
         """A new one, all zero, in anonymous memory (memfd_create(2))."""
         fd = os.memfd_create("workq-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, _HEADER + SLOTS * _PAGE)
+            os.ftruncate(fd, _HEADER + PAGES * _PAGE)
             # Whoever reads or writes a mapped page that was cut off dies of SIGBUS.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             board = cls(fd)
@@ -102,33 +109,38 @@ class Scoreboard:
             os.close(fd)
             raise
 
-    def pen(self, slot: int) -> Pen:
-        """The writing end of one slot's page."""
-        start = _start(slot)
+    def pen(self, page: int) -> Pen:
+        """The writing end of one page."""
+        start = _start(page)
         before = start % mmap.ALLOCATIONGRANULARITY  # not 0 where the kernel's pages are larger than ours
         own = mmap.mmap(self.fd, before + _PAGE, offset=start - before)
         return Pen(memoryview(own)[before:])
 
-    def read(self, slot: int) -> Reading:
-        """One slot's page now. Of a live worker the fields may be a microsecond apart; of a dead one they are final."""
+    def read(self, number: int) -> Reading:
+        """One page now. Of a live worker the fields may be a microsecond apart; of a dead one they are final."""
         with self._looking:
-            page = self._map[_start(slot) : _start(slot) + _PAGE]
-            counts = self._counts(slot, page)
+            page = self._map[_start(number) : _start(number) + _PAGE]
+            counts = self._counts(number, page)
         phase = Phase(page[_PHASE_AT]) if page[_PHASE_AT] <= max(Phase) else Phase.VACANT
+        held = self._hand(page, phase) if phase in _HOLDING else None
         return Reading(
-            slot=slot,
+            page=number,
             pid=_PID.unpack_from(page, _PID_AT)[0],
             phase=phase,
-            hand=self._hand(page, phase) if phase in (Phase.BUSY, Phase.SETTLING) else None,
+            hand=held if phase in _BEGUN else None,
+            key=held.key if held else "",
             beat=self._instant(_BEAT.unpack_from(page, _BEAT_AT)[0]),
             counts=counts,
         )
 
-    def _counts(self, slot: int, page: bytes) -> Counts:
+    def _counts(self, number: int, page: bytes) -> Counts:
         *numbers, seconds, due = _COUNTERS.unpack_from(page, _COUNTERS_AT)
         numbers += _BUCKETS.unpack_from(page, _BUCKETS_AT)
-        due = due if 0 <= due <= now() + _DUE_MOST else 0.0
-        return self._tallies[slot].look(_NAMES, tuple(numbers), seconds, due)
+        # What a worker on the slot's other page has left in a delay queue is the slot's to wait for, too.
+        others = _BEAT.unpack_from(self._map, _start(other_page(number)) + _DUE_AT)[0]
+        latest = now() + _DUE_MOST
+        due = max(due if 0 <= due <= latest else 0.0, others if 0 <= others <= latest else 0.0)
+        return self._tallies[number].look(_NAMES, tuple(numbers), seconds, due)
 
     def _instant(self, noted: float) -> float:
         """When something was, in monotonic seconds: now, for what cannot be."""
@@ -149,20 +161,39 @@ class Scoreboard:
             trace_id=page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE].hex() if known & _IS_TRACED else "",
         )
 
-    def is_idle(self, slot: int) -> bool:
-        return self._map[_start(slot) + _PHASE_AT] == Phase.IDLE
+    def last(self, number: int) -> InHand | None:
+        """The last message that the worker of this page had in hand, whatever became of it."""
+        hand = self._hand(self._map[_start(number) : _start(number) + _PAGE], Phase.VACANT)
+        return hand if hand.delivery_tag else None
 
-    def call(self, slot: int) -> None:
-        """Tell the worker of this slot that an order waits on its link, in a place it can look at before each ack for
+    def moved(self, number: int) -> tuple[Moved, ...]:
+        """What the worker of this page has put into other queues lately."""
+        page = self._map[_start(number) : _start(number) + _PAGE]
+        last = self._hand(page, Phase.VACANT).delivery_tag
+        found = []
+        for at in range(_MOVED_AT, _MOVED_AT + _MOVED_ROOM * _MOVED_SIZE, _MOVED_SIZE):
+            tag, attempt, checksum, length = _MOVED.unpack_from(page, at)
+            if length:
+                name = page[at + _MOVED.size : at + _MOVED.size + min(length, _NAME_MAX)].decode("utf-8", "replace")
+                found.append(Moved(queues.key(name, checksum), attempt, max(0, last - tag)))
+        return tuple(found)
+
+    def is_idle(self, page: int) -> bool:
+        return self._map[_start(page) + _PHASE_AT] == Phase.IDLE
+
+    def call(self, page: int) -> None:
+        """Tell the worker of this page that an order waits on its link, in a place it can look at before each ack for
         nothing."""
-        self._map[_start(slot) + _CALL_AT] = 1
+        self._map[_start(page) + _CALL_AT] = 1
 
-    def vacate(self, slot: int) -> None:
-        """The worker of this slot is gone: nothing is in hand any more. The totals stay."""
-        start = _start(slot)
+    def vacate(self, page: int) -> None:
+        """The worker of this page is gone: nothing is in hand any more. The totals stay."""
+        start = _start(page)
         _PHASE.pack_into(self._map, start + _PHASE_AT, Phase.VACANT)
         _PID.pack_into(self._map, start + _PID_AT, 0)
         self._map[start + _CALL_AT] = 0
+        self._map[start + _HAND_AT : start + _HAND_AT + _HAND.size] = bytes(_HAND.size)
+        self._map[start + _MOVED_AT : start + _MOVED_AT + _MOVED_ROOM * _MOVED_SIZE] = bytes(_MOVED_ROOM * _MOVED_SIZE)
 
 
 class Pen:
@@ -170,12 +201,13 @@ class Pen:
 
     # Numbers are stored through these casts, each by one aligned move. struct.pack_into() zeroes its target first and
     # then fills it byte by byte: a SIGKILL, or a reader, in between finds a total of nought.
-    __slots__ = ("_floats", "_integers", "_page")
+    __slots__ = ("_floats", "_integers", "_moved", "_page")
 
     def __init__(self, page: memoryview) -> None:
         self._page = page
         self._integers = page.cast("Q")
         self._floats = page.cast("d")
+        self._moved = 0
 
     def open(self, pid: int) -> None:
         _PID.pack_into(self._page, _PID_AT, pid)
@@ -202,8 +234,10 @@ class Pen:
         redelivered: bool,
         trace_id: str = "",
         checksum: int = 0,
+        phase: Phase = Phase.BUSY,
     ) -> float:
-        """Note the delivery before its handler runs. Returns the instant noted."""
+        """Note the delivery before its handler runs, or before the supervisor is asked about it (`Phase.ASKING`).
+        Returns the instant noted."""
         since = now()
         name = name[:_NAME_MAX]
         page = self._page
@@ -213,8 +247,23 @@ class Pen:
             page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE] = bytes.fromhex(trace_id)
         _HAND.pack_into(page, _HAND_AT, since, tag, attempt, checksum, redelivered, known, len(name))
         page[_NAME_AT : _NAME_AT + len(name)] = name
-        page[_PHASE_AT] = Phase.BUSY
+        page[_PHASE_AT] = phase
         return since
+
+    def move(self, name: bytes, tag: int, attempt: int, checksum: int) -> None:
+        """Note that the message lies in another queue, before it is acknowledged."""
+        at = _MOVED_AT + self._moved % _MOVED_ROOM * _MOVED_SIZE
+        self._moved += 1
+        name = name[:_NAME_MAX]
+        page = self._page
+        _MOVED.pack_into(page, at, 0, 0, 0, 0)
+        page[at + _MOVED.size : at + _MOVED.size + len(name)] = name
+        _MOVED.pack_into(page, at, tag, attempt, checksum, len(name))
+
+    def forget(self) -> None:
+        """Every acknowledgement has arrived."""
+        for at in range(_MOVED_AT, _MOVED_AT + _MOVED_ROOM * _MOVED_SIZE, _MOVED_SIZE):
+            _MOVED.pack_into(self._page, at, 0, 0, 0, 0)
 
     def returned(self) -> None:
         """The handler came to its end; now the outcome is to be settled with the broker."""
@@ -250,5 +299,9 @@ _DUE_AT: Final = _BUSY_AT + 8
 _INDEX: Final = {name: _COUNTERS_AT // 8 + i for i, name in enumerate(_NAMES)}
 
 
-def _start(slot: int) -> int:
-    return _HEADER + slot * _PAGE
+_BEGUN: Final = frozenset({Phase.BUSY, Phase.SETTLING})
+_HOLDING: Final = _BEGUN | {Phase.ASKING}
+
+
+def _start(page: int) -> int:
+    return _HEADER + page * _PAGE

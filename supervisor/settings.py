@@ -386,6 +386,10 @@ _TABLE: Final = (
     ),
     Option("grace", "Workers", "D", _duration(0, "30s"), "30s", "How long a stop waits for tasks in hand."),
     Option(
+        "lost_grace", "Workers", "D", _duration(0, "30s"), "30s",
+        "How long a task whose connection is lost may run on beside the next worker.",
+    ),
+    Option(
         "burst", "Workers", "", _flag, "false", "Leave when the queue is empty and every task is settled.",
         reloadable=False,
     ),
@@ -472,6 +476,7 @@ class Settings:
     task_timeout: float | None = _default("task_timeout")
     boot_timeout: float = _default("boot_timeout")
     grace: float = _default("grace")
+    lost_grace: float = _default("lost_grace")
     max_tasks: int | None = _default("max_tasks")
     max_memory: int | None = _default("max_memory")
     retries: int = _default("retries")

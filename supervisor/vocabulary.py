@@ -4,6 +4,8 @@
     nursery                  imports the handler once and forks workers
     worker                   one broker connection, one life
     slot                     a seat for a worker, 0..N-1
+    page                     a worker's place on the scoreboard; a slot has two
+    orphan                   a worker whose connection is gone while its handler runs on
     task                     what a message asks for
     delivery                 the message in hand
     name                     what people call a task: the message id, else a digest of body and routing key
@@ -38,6 +40,21 @@ trying again makes sense (EX_TEMPFAIL, sysexits.h)."""
 EXIT_CONFIG: Final = 78
 """Restarting will not help (EX_CONFIG, sysexits.h)."""
 
+# ------------------------------------------------------------------------------------------------ slots and pages
+
+SLOTS: Final = 1024
+"""Slots at most. Each has two pages of the scoreboard, `slot` and `slot + SLOTS`: an orphan keeps the one it writes to,
+and its stand-in takes the other. Events and actions name a worker by its page."""
+
+
+def slot_of(page: int) -> int:
+    return page % SLOTS
+
+
+def other_page(page: int) -> int:
+    """The second page of the same slot."""
+    return (page + SLOTS) % (2 * SLOTS)
+
 
 # ------------------------------------------------------------------------------------------ what a worker does
 
@@ -55,6 +72,8 @@ class Phase(IntEnum):
     LEAVING = 6
     PARKING = 7
     """A message that is not run is being put away: too large, unreadable, or condemned."""
+    ASKING = 8
+    """A message that has been delivered before waits for the supervisor's verdict."""
 
 
 class Cause(StrEnum):
@@ -137,6 +156,17 @@ class InHand:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """A message that a worker has put into another queue, confirmed. Whether its acknowledgement has reached the broker
+    is known only when the broker has sent more messages than may be unacknowledged at a time."""
+
+    key: str
+    attempt: int
+    later: int
+    """Messages that the worker has been given since."""
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """One slot's cumulative totals. They outlive the workers that made them."""
 
@@ -167,9 +197,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One slot's page of the scoreboard at one instant."""
+    """One page of the scoreboard at one instant."""
 
-    slot: int
+    page: int
     pid: int
     phase: Phase
     hand: InHand | None
@@ -180,6 +210,8 @@ class Reading:
     """Resident bytes; 0 when unknown."""
     is_stopped: bool = False
     """By SIGSTOP or a debugger; looked at only when the loop has not turned for a while."""
+    key: str = ""
+    """Of the message that it has, whether its handler has begun or not; empty when it has none."""
 
 
 # -------------------------------------------------------------------------------- reports: up a link, to the parent
@@ -267,9 +299,8 @@ class Suspect:
     """`x-delivery-count`: how often a quorum queue has had it back."""
     put_back: int = 0
     """How often it was put back fresh: the count began again each time."""
-    is_held: bool = False
-    """Filled in by the parent: another worker's page still shows this very message in hand. It may be dying of it."""
     name: Line = ""
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +352,8 @@ class Lost:
 
     detail: Page
     kind: Kind | Literal[""]
+    finished: int = 0
+    """Filled in by the parent: tasks that this worker has brought to an end so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,9 +404,9 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """To a worker: you are my child, and known, and this is your seat. Until then it waits."""
+    """To a worker: you are my child, and known, and this is your page. Until then it waits."""
 
-    slot: int
+    page: int
     has_queues: bool = False
     """Another worker has declared the queues for retries and dead letters, long enough ago that they are safe to
     use."""
@@ -410,6 +443,8 @@ class Verdict:
     name: str = ""
     fresh: bool = False
     """Not run, and not quarantined: the message is replaced by a copy that the broker has not counted yet."""
+    is_parked: bool = False
+    """It lies in another queue already: acknowledge it, and nothing else."""
 
 
 Order = Load | Fork | Begin | Drain | Measure | Verdict
@@ -469,27 +504,32 @@ class NurseryGone:
 class Started:
     """A worker's process exists and was told to begin."""
 
-    slot: int
+    page: int
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    slot: int
+    page: int
     error: str
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSaid:
-    slot: int
+    page: int
     report: Connecting | Ready | Suspect | Depth | DeadDepth | Parked | Blocked | Lost | Leaving | LoadFailed
+    holders: tuple[int, ...] = ()
+    """With Suspect: the other pages that show this message. A worker there may be dying of it, or run it on without a
+    connection, or have put it elsewhere and not know that its acknowledgement was lost."""
+    moved: tuple[Moved, ...] = ()
+    """With Leaving: what its page says; so far as it is not known to be acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Garbled:
     """What a worker has sent is no report of ours; nothing more is heard of it."""
 
-    slot: int
+    page: int
     because: str
 
 
@@ -497,7 +537,7 @@ class Garbled:
 class Exited:
     """A worker is gone: the kernel's word, the worker's last words, and what the scoreboard held."""
 
-    slot: int
+    page: int
     pid: int
     status: str
     """`SIGKILL`, `exit 3`, or `OOM`."""
@@ -509,11 +549,15 @@ class Exited:
     """The last of what it wrote to stdout and stderr."""
     at: str = ""
     """When, for people: UTC, ISO 8601."""
+    moved: tuple[Moved, ...] = ()
+    """What its page says."""
+    last: InHand | None = None
+    """The last message that it had, whatever became of that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Once a second: every slot's page."""
+    """Once a second: every worker's page."""
 
     readings: tuple[Reading, ...]
 
@@ -544,7 +588,7 @@ class StopNursery:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    slot: int
+    page: int
     generation: int
     because: str
     has_queues: bool = False
@@ -553,14 +597,14 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    slot: int
+    page: int
     order: Drain | Measure | Verdict
     because: str
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    slot: int
+    page: int
     signal: str
     """`SIGKILL` or `SIGABRT`."""
     because: str

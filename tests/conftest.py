@@ -21,6 +21,11 @@ hypothesis.settings.register_profile("workq", deadline=None)
 hypothesis.settings.load_profile("workq")
 
 
+# A busy machine makes any example slow: that is no property of what is tested.
+hypothesis.settings.register_profile("workq", deadline=None)
+hypothesis.settings.load_profile("workq")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",

@@ -27,7 +27,7 @@ _FORKS_AT_ONCE: Final = 16
 
 @dataclass(slots=True, eq=False)
 class Newborn:
-    """A worker that waits to be told its seat."""
+    """A worker that waits to be told its page."""
 
     pid: int
     pidfd: int
@@ -52,7 +52,7 @@ class Newborn:
 class _Birth:
     """The nursery has been asked, and has the other ends."""
 
-    slot: int | None
+    page: int | None
     """None for the spare."""
     link: Link
     output: int
@@ -87,9 +87,9 @@ class Births:
         """How many workers are on their way, the spare included."""
         return len(self._waiting) + len(self._asked) + (self.spare is not None)
 
-    def ask(self, slot: int) -> None:
+    def ask(self, page: int) -> None:
         """A worker for this seat; `born` or `failed` follows, or the nursery's end; or it is refused."""
-        self._waiting.append(slot)
+        self._waiting.append(page)
         self._pass_on()
 
     def ask_ahead(self) -> None:
@@ -102,13 +102,13 @@ class Births:
 
     def _pass_on(self) -> None:
         while self._waiting and len(self._asked) < _FORKS_AT_ONCE:
-            slot = self._waiting.popleft()
+            page = self._waiting.popleft()
             try:
-                self._request(slot)
+                self._request(page)
             except OSError as error:
-                self._refuse(slot, error)
+                self._refuse(page, error)
 
-    def _request(self, slot: int | None) -> None:
+    def _request(self, page: int | None) -> None:
         self._descriptors.claim(len(self._asked))
         link, worker_end = Link.pair()
         try:
@@ -129,13 +129,13 @@ class Births:
             # The nursery has them, or never will.
             worker_end.close()
             close(writer)
-        self._asked[ticket] = _Birth(slot, link, reader)
+        self._asked[ticket] = _Birth(page, link, reader)
 
-    def _refuse(self, slot: int | None, error: Exception) -> None:
-        if slot is None:
+    def _refuse(self, page: int | None, error: Exception) -> None:
+        if page is None:
             self._owes_a_spare = True
         else:
-            self._refused(slot, error)
+            self._refused(page, error)
 
     def sampled(self) -> None:
         """A second has passed: a spare that was refused may come now."""
@@ -153,28 +153,28 @@ class Births:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             birth.give_up()
-            self._refuse(birth.slot, error)
+            self._refuse(birth.page, error)
             return None
         try:
             process = psutil.Process(pid)
             if pid in known or process.ppid() != os.getpid():
                 # The import can write to the nursery's link as well. Nobody else is ours to wait for, or to kill.
                 raise ChildProcessError("what the nursery calls a new worker is no new child of the supervisor's")
-            return birth.slot, Newborn(pid, pidfd, birth.link, birth.output, process)
+            return birth.page, Newborn(pid, pidfd, birth.link, birth.output, process)
         except (psutil.Error, OSError) as error:
             close(pidfd)
             birth.give_up()
-            self._refuse(birth.slot, error)
+            self._refuse(birth.page, error)
             return None
 
     def failed(self, ticket: int) -> int | None:
-        """The seat whose worker could not be forked; None when it was for none."""
+        """The page whose worker could not be forked; None when it was for none."""
         birth = self._told_of(ticket)
         if birth is None:
             return None
         birth.give_up()
-        self._owes_a_spare = self._owes_a_spare or birth.slot is None
-        return birth.slot
+        self._owes_a_spare = self._owes_a_spare or birth.page is None
+        return birth.page
 
     def _told_of(self, ticket: int) -> _Birth | None:
         birth = self._asked.pop(ticket, None)

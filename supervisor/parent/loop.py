@@ -50,6 +50,7 @@ from supervisor.vocabulary import (
     Tell,
     Verdict,
     Wish,
+    slot_of,
 )
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """What /status says. May be called from any thread."""
         view = self.view
-        pages = [self.board.read(slot.slot) for slot in view.slots]
+        pages = [status.page_of(slot, self.board.read) for slot in view.slots]
         said = status.status(
             view, pages, self.readings, list(self.recent), self.settings, now(), datetime.datetime.now(datetime.UTC)
         )
@@ -313,14 +314,14 @@ class Supervisor:
                 processes.start_nursery(generation, preload, self._pool.settings_of(generation))
             case StopNursery(generation, stack=stack):
                 processes.stop_nursery(generation, stack=stack)
-            case Spawn(slot, generation, has_queues=has_queues):
-                processes.spawn(slot, generation, has_queues)
-            case Tell(slot, Drain() as order):
-                processes.drain(slot, order)
-            case Tell(slot, order):
-                processes.tell(slot, order)
-            case Signal(slot, name):
-                processes.signal(slot, signal.Signals[name])
+            case Spawn(page, generation, has_queues=has_queues):
+                processes.spawn(page, generation, has_queues)
+            case Tell(page, Drain() as order):
+                processes.drain(page, order)
+            case Tell(page, order):
+                processes.tell(page, order)
+            case Signal(page, name):
+                processes.signal(page, signal.Signals[name])
             case Leave(code):
                 self._code = code
             case Say():
@@ -337,16 +338,16 @@ class Supervisor:
             case Leave(code, because):
                 self._log.info("supervisor.stopped", because=because, code=code)
                 self._remember("supervisor.stopped", because, {"code": code})
-            case Tell(slot, Measure(), because):
-                self._log.debug("worker.measure", slot=slot, because=because)
-            case Tell(slot, Verdict(name=name, run=may_run), because):
-                self._log.debug("task.verdict", slot=slot, message_id=name, run=may_run, because=because)
-            case Tell(slot, _, because):
-                self._note("info", "worker.drain", because, slot=slot)
-            case Signal(slot, name, because):
-                self._note("warning", "worker.signalled", because, slot=slot, signal=name)
-            case Spawn(slot, _, because):
-                self._log.debug("worker.spawn", slot=slot, because=because)
+            case Tell(page, Measure(), because):
+                self._log.debug("worker.measure", slot=slot_of(page), because=because)
+            case Tell(page, Verdict(name=name, run=may_run), because):
+                self._log.debug("task.verdict", slot=slot_of(page), message_id=name, run=may_run, because=because)
+            case Tell(page, _, because):
+                self._note("info", "worker.drain", because, slot=slot_of(page))
+            case Signal(page, name, because):
+                self._note("warning", "worker.signalled", because, slot=slot_of(page), signal=name)
+            case Spawn(page, _, because):
+                self._log.debug("worker.spawn", slot=slot_of(page), because=because)
             case StartNursery(generation, preload, because):
                 self._note("debug", "nursery.start", because, generation=generation, preload=preload)
             case StopNursery(generation, because):

@@ -5,6 +5,7 @@ Why these and not others, and what the rules and the dashboard in config/ make o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,11 +15,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from supervisor.clock import now
-from supervisor.policy.status import STATES, readiness, state_of, totals
+from supervisor.policy.status import STATES, page_of, readiness, state_of, totals
 from supervisor.policy.view import RESTART_BOUNDS, PoolView, State
 from supervisor.scoreboard import BOUNDS
 from supervisor.version import __version__
-from supervisor.vocabulary import Cause, Counts, Reading
+from supervisor.vocabulary import Cause, Counts, Reading, slot_of
 
 if TYPE_CHECKING:
     from supervisor.parent.loop import Supervisor
@@ -42,7 +43,7 @@ class PoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         supervisor = self._supervisor
         view = supervisor.view
-        pages = [supervisor.board.read(slot.slot) for slot in view.slots]
+        pages = [page_of(slot, supervisor.board.read) for slot in view.slots]
         summed = totals(pages)
         yield from _pool(view, supervisor.settings.queue, now() - supervisor.turned_at)
         yield from _tasks(summed, pages)
@@ -84,6 +85,7 @@ def _tasks(summed: Counts, pages: Sequence[Reading]) -> Iterator[Metric]:
 
 def _workers(view: PoolView, pages: Sequence[Reading]) -> Iterator[Metric]:
     states = [state_of(slot, page) for slot, page in zip(view.slots, pages, strict=True)]
+    states += ["orphaned"] * len(view.orphans)
     yield _one_for_each("workq_workers", "Workers by state.", STATES, states.count)
     blocked = now() - view.blocked_since if view.blocked_since is not None else 0.0
     text = "How long a worker has been waiting to park a message, seconds; it takes nothing else meanwhile."
@@ -111,8 +113,11 @@ def _exits(view: PoolView) -> Iterator[Metric]:
 
 def _memory(readings: Sequence[Reading], limit: int | None) -> Iterator[Metric]:
     memory = GaugeMetricFamily("workq_worker_memory_bytes", "Resident memory of a worker, bytes.", labels=["slot"])
+    rss: Counter[int] = Counter()
     for reading in readings:
-        memory.add_metric([str(reading.slot)], reading.rss)
+        rss[slot_of(reading.page)] += reading.rss  # an orphan's beside its stand-in's
+    for slot, size in rss.items():
+        memory.add_metric([str(slot)], size)
     yield memory
     if limit is not None:
         text = "Above this a worker is replaced between tasks, at twice this it is killed, bytes."

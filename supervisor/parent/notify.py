@@ -34,7 +34,7 @@ MAX_STATUS: Final = 300
 """Characters. systemd ignores a datagram above 4096 bytes (NOTIFY_BUFFER_MAX in its source)."""
 
 _WAITING: Final = frozenset({Seat.WAITING, Seat.FORKING, Seat.BOOTING, Seat.CONNECTING, Seat.ABORTING, Seat.KILLED})
-_BUSY: Final = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING})
+_BUSY: Final = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
 
 
 class Stage(StrEnum):

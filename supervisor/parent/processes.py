@@ -43,6 +43,7 @@ from supervisor.vocabulary import (
     Load,
     Loaded,
     LoadFailed,
+    Lost,
     Measure,
     NurseryFailed,
     NurseryGone,
@@ -57,6 +58,7 @@ from supervisor.vocabulary import (
     Threaded,
     WorkerReport,
     WorkerSaid,
+    slot_of,
 )
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
@@ -89,7 +91,7 @@ class _Nursery:
 
 @dataclass(slots=True)
 class _Worker:
-    slot: int
+    page: int
     generation: int
     pid: int
     pidfd: int
@@ -116,8 +118,9 @@ class Processes:
         self._pending: list[Event] = []
         """What has happened outside `wait`."""
         self._orders: dict[int, Begin] = {}
-        """By slot: what its next worker is told first."""
+        """By page: what its next worker is told first."""
         self._workers: dict[int, _Worker] = {}
+        """By page."""
         self._paused: list[selectors.SelectorKey] = []
         """What is not watched until the next sample: it has written too much, or the kernel has refused us there."""
         self._owed: list[tuple[str, Callable[[], bool]]] = []
@@ -228,7 +231,7 @@ class Processes:
         return Sampled(tuple(self._read(worker) for worker in self._workers.values()))
 
     def _read(self, worker: _Worker) -> Reading:
-        page = self._board.read(worker.slot)
+        page = self._board.read(worker.page)
         try:
             rss = worker.process.memory_info().rss
             is_stopped = now() - page.beat > _STILL_AFTER and worker.process.status() == psutil.STATUS_STOPPED
@@ -283,10 +286,10 @@ class Processes:
         os.kill(pid, signal.SIGKILL)
         self._has_orphans = True
 
-    def _refuse(self, slot: int, error: Exception) -> None:
+    def _refuse(self, page: int, error: Exception) -> None:
         """No worker for this seat, for a reason of the machine's."""
         because = refusals.because("no worker can be started", error, self._descriptors.needed)
-        self._pending.append(StartFailed(slot, because))
+        self._pending.append(StartFailed(page, because))
 
     def stop_nursery(self, generation: int, *, stack: bool = False) -> None:
         """End the nursery of a generation, and hear no more of it.
@@ -321,9 +324,9 @@ class Processes:
                 case Forked(ticket, pid):
                     yield from self._born(nursery, ticket, pid)
                 case ForkFailed(ticket, error, number):
-                    slot = nursery.births.failed(ticket)
-                    if slot is not None:
-                        yield StartFailed(slot, refusals.process_because(error, number))
+                    page = nursery.births.failed(ticket)
+                    if page is not None:
+                        yield StartFailed(page, refusals.process_because(error, number))
 
     def _nursery_output(self, nursery: _Nursery) -> Iterator[Event]:
         self._read_output(nursery)
@@ -350,9 +353,9 @@ class Processes:
 
     # ------------------------------------------------------------------------------------------------ births
 
-    def spawn(self, slot: int, generation: int, has_queues: bool) -> None:
+    def spawn(self, page: int, generation: int, has_queues: bool) -> None:
         """Ask the nursery for a worker; `Started` or `StartFailed` follows, or the nursery's end."""
-        self._orders[slot] = Begin(slot, has_queues)
+        self._orders[page] = Begin(page, has_queues)
         nursery = self._nurseries.get(generation)
         if nursery is None:
             return  # its end is told already, or about to be
@@ -360,16 +363,16 @@ class Processes:
         self._descriptors.make_room(len(self._workers) + births + 1)
         spare = self._take_spare(nursery)
         if spare is not None:
-            started = self._seat(spare, slot, generation)
+            started = self._seat(spare, page, generation)
             if isinstance(started, Started):
                 self._pending.append(started)
                 return
-        nursery.births.ask(slot)
+        nursery.births.ask(page)
 
     def _born(self, nursery: _Nursery, ticket: int, pid: int) -> Iterator[Event]:
         match nursery.births.born(ticket, pid, self._ours()):
-            case int(slot), newborn:
-                yield self._seat(newborn, slot, nursery.generation)
+            case int(page), newborn:
+                yield self._seat(newborn, page, nursery.generation)
             case None, spare:
                 try:
                     self.watch(spare.pidfd, partial(self._spare_exited, nursery))
@@ -378,18 +381,18 @@ class Processes:
                 else:
                     nursery.births.spare = spare
 
-    def _seat(self, newborn: Newborn, slot: int, generation: int) -> Started | StartFailed:
+    def _seat(self, newborn: Newborn, page: int, generation: int) -> Started | StartFailed:
         """Watch a newborn, and then have it begin. Where that cannot be it is dismissed, and has run nothing."""
         refusal: Exception | None = None
         begun = False
         watched: list[Any] = []
         try:
-            output = Output(newborn.output, self._log, slot=slot, pid=newborn.pid)
-            finished_before = self._board.read(slot).counts.finished
+            output = Output(newborn.output, self._log, slot=slot_of(page), pid=newborn.pid)
+            finished_before = self._board.read(page).counts.finished
             link, process = newborn.link, newborn.process
-            hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot, pid=newborn.pid)
+            hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot_of(page), pid=newborn.pid)
             worker = _Worker(
-                slot, generation, newborn.pid, newborn.pidfd, link, hearing, output, process, finished_before
+                page, generation, newborn.pid, newborn.pidfd, link, hearing, output, process, finished_before
             )
             for fileobj, callback in (
                 (worker.pidfd, self._exited),
@@ -398,18 +401,18 @@ class Processes:
             ):
                 self.watch(fileobj, partial(callback, worker))
                 watched.append(fileobj)
-            begun = newborn.begin(self._orders[slot])
+            begun = newborn.begin(self._orders[page])
         except OSError as error:
             refusal = error
         if begun:
-            self._workers[slot] = worker
-            return Started(slot, newborn.pid)
+            self._workers[page] = worker
+            return Started(page, newborn.pid)
         for fileobj in watched:
             self._forget(fileobj)
         self._dismiss(newborn)
         if refusal is None:
-            return StartFailed(slot, "the new worker was gone before it was seen")
-        return StartFailed(slot, refusals.because("no worker can be started", refusal, self._descriptors.needed))
+            return StartFailed(page, "the new worker was gone before it was seen")
+        return StartFailed(page, refusals.because("no worker can be started", refusal, self._descriptors.needed))
 
     def _take_spare(self, nursery: _Nursery) -> Newborn | None:
         spare, nursery.births.spare = nursery.births.spare, None
@@ -436,9 +439,9 @@ class Processes:
 
     # ----------------------------------------------------------------------------------------------- workers
 
-    def tell(self, slot: int, order: object) -> None:
+    def tell(self, page: int, order: object) -> None:
         """Send a worker an order; one that does not read any more is found out by other means."""
-        worker = self._workers.get(slot)
+        worker = self._workers.get(page)
         if worker is None:
             return
         if isinstance(order, Measure):
@@ -450,21 +453,21 @@ class Processes:
         self._deliver("an order to a worker", lambda: not self._is_ours(worker) or worker.link.send(order, wait=False))
 
     def _is_ours(self, worker: _Worker) -> bool:
-        return self._workers.get(worker.slot) is worker
+        return self._workers.get(worker.page) is worker
 
-    def drain(self, slot: int, order: object) -> None:
+    def drain(self, page: int, order: object) -> None:
         """Send a worker the order to leave, and mark its page so that it sees it before its next ack."""
-        self.tell(slot, order)  # first: who finds its page marked shall find the order, too
-        self._board.call(slot)
+        self.tell(page, order)  # first: who finds its page marked shall find the order, too
+        self._board.call(page)
 
-    def signal(self, slot: int, number: int) -> None:
-        worker = self._workers.get(slot)
+    def signal(self, page: int, number: int) -> None:
+        worker = self._workers.get(page)
         if worker is not None:
             self._deliver("a signal to a worker", lambda: not self._is_ours(worker) or _send(worker.pidfd, number))
 
     def signal_all(self, number: int) -> None:
-        for slot in list(self._workers):
-            self.signal(slot, number)
+        for page in list(self._workers):
+            self.signal(page, number)
 
     def _hear(self, worker: _Worker) -> Iterator[Event]:
         yield from self._said_by(worker, self._heard(worker))
@@ -475,25 +478,36 @@ class Processes:
             match report:
                 case LoadFailed():
                     worker.said = report
-                case Suspect(key):
-                    yield WorkerSaid(worker.slot, replace(report, is_held=self._is_held(key, worker)))
+                case Suspect():
+                    yield WorkerSaid(worker.page, report, self._holders(report, worker))
+                case Lost():
+                    finished = self._board.read(worker.page).counts.finished - worker.finished_before
+                    yield WorkerSaid(worker.page, replace(report, finished=finished))
                 case Leaving():
                     worker.said = report
-                    yield WorkerSaid(worker.slot, report)
+                    yield WorkerSaid(worker.page, report, moved=self._board.moved(worker.page))
                 case Ready():
-                    yield WorkerSaid(worker.slot, report)
+                    yield WorkerSaid(worker.page, report)
                     # Now that it works: the one processor that it had to start with is free again.
                     if worker.generation in self._nurseries:
                         self._nurseries[worker.generation].births.ask_ahead()
                 case _:
-                    yield WorkerSaid(worker.slot, report)
+                    yield WorkerSaid(worker.page, report)
         if worker.hearing.garbled and not was_garbled:
             worker.said = None  # that may have been its handler, too
-            yield Garbled(worker.slot, worker.hearing.garbled)
+            yield Garbled(worker.page, worker.hearing.garbled)
 
-    def _is_held(self, key: str, by_other_than: _Worker) -> bool:
-        others = (self._board.read(worker.slot) for worker in self._workers.values() if worker is not by_other_than)
-        return any(page.hand is not None and page.hand.key == key for page in others)
+    def _holders(self, suspect: Suspect, asked_by: _Worker) -> tuple[int, ...]:
+        others = [worker.page for worker in self._workers.values() if worker is not asked_by]
+        return tuple(page for page in others if self._has(page, suspect))
+
+    def _has(self, page: int, suspect: Suspect) -> bool:
+        if self._board.read(page).key == suspect.key:
+            return True
+        same = (
+            moved for moved in self._board.moved(page) if (moved.key, moved.attempt) == (suspect.key, suspect.attempt)
+        )
+        return any(moved.later == 0 for moved in same)
 
     def _output(self, worker: _Worker) -> Iterator[Event]:
         self._read_output(worker)
@@ -510,9 +524,10 @@ class Processes:
             pass
         self._kill_leftovers(self._living() - {worker.pid})
         status = self._reap(worker.pidfd)
-        del self._workers[worker.slot]
-        reading = self._board.read(worker.slot)
-        self._board.vacate(worker.slot)
+        del self._workers[worker.page]
+        reading = self._board.read(worker.page)
+        moved, last = self._board.moved(worker.page), self._board.last(worker.page)
+        self._board.vacate(worker.page)
         for fileobj in (worker.link, worker.output.fd, worker.pidfd):
             self._forget(fileobj)
         worker.link.close()
@@ -520,7 +535,7 @@ class Processes:
         close(worker.pidfd)
         self._has_orphans = True
         yield Exited(
-            slot=worker.slot,
+            page=worker.page,
             pid=worker.pid,
             status=status,
             hand=reading.hand,
@@ -528,6 +543,8 @@ class Processes:
             finished=reading.counts.finished - worker.finished_before,
             output=worker.output.tail,
             at=logs.utc(),
+            moved=moved,
+            last=last,
         )
 
     # ------------------------------------------------------------------------------------------------ pieces

@@ -15,7 +15,7 @@ from supervisor import queues
 from supervisor.policy import restart
 from supervisor.policy.restart import Fault
 from supervisor.settings import Settings
-from supervisor.vocabulary import Kind, Ready, Say
+from supervisor.vocabulary import Kind, Ready, Say, slot_of
 
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
 """Those that make a seat wait its turn."""
@@ -65,7 +65,7 @@ class Broker:
     is_narrow: bool = False
     """Workers prefetch less than `--prefetch`, and it was said."""
     blocked: dict[int, Blockage] = field(default_factory=dict)
-    """By slot: why its worker cannot park the message in its hand."""
+    """By page: why its worker cannot park the message in its hand."""
 
     def lose(self, kind: str, detail: str, consuming: int, now: float) -> list[Say]:
         """A worker that consumed was sent away, or lost its connection; `consuming` are left."""
@@ -192,18 +192,18 @@ class Broker:
         """Since when the first of them waits."""
         return min((each.since for each in self.blocked.values()), default=None)
 
-    def block(self, slot: int, because: str | None, now: float) -> list[Say]:
+    def block(self, page: int, because: str | None, now: float) -> list[Say]:
         """A worker cannot park its message (because of an alarm, when that is empty); or can again, or is gone."""
         had_alarm, was_stuck = self._alarm(), self._stuck()
-        former = self.blocked.pop(slot, None)
+        former = self.blocked.pop(page, None)
         if because is not None:
-            self.blocked[slot] = Blockage(former.since if former else now, because)
+            self.blocked[page] = Blockage(former.since if former else now, because)
         alarm, stuck = self._alarm(), self._stuck()
         said = []
         if alarm and not had_alarm:
-            said.append(Say("broker.blocked", "warning", alarm, {"slot": slot}))
+            said.append(Say("broker.blocked", "warning", alarm, {"slot": slot_of(page)}))
         if stuck and not was_stuck:
-            said.append(Say("parking.blocked", "error", stuck, {"slot": slot}))
+            said.append(Say("parking.blocked", "error", stuck, {"slot": slot_of(page)}))
         if had_alarm and not alarm:
             said.append(Say("broker.unblocked", "info", "no message waits for the broker's alarm any more"))
         if was_stuck and not stuck:

@@ -31,8 +31,7 @@ def fault_of(died: Exited, cause: str, *, has_worked: bool) -> Fault:
         case Cause.DRAINED | Cause.MAX_TASKS | Cause.GRACE:
             return Fault.PLANNED
         case Cause.BROKER:
-            kind = died.said.kind if isinstance(died.said, Leaving) else ""
-            return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER
+            return fault_of_broker(died.said)
         case Cause.NOT_CONSUMING:
             return Fault.BROKER
         case Cause.LOCAL:
@@ -51,6 +50,12 @@ def fault_of(died: Exited, cause: str, *, has_worked: bool) -> Fault:
 def is_crash(fault: Fault) -> bool:
     """Whether it counts as a crash: exactly when a message is blamed for it, or nothing explains it."""
     return fault in (Fault.MESSAGE, Fault.UNEXPLAINED)
+
+
+def fault_of_broker(said: Leaving | LoadFailed | None) -> Fault:
+    """Whether it comes back by itself, or people have to change something."""
+    kind = said.kind if isinstance(said, Leaving) else ""
+    return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER
 
 
 def is_unclean(slot: Slot, died: Exited) -> bool:

@@ -29,6 +29,8 @@ SAMPLE_GAP: Final = 3.0
 HUNG_AFTER: Final = 5.0
 """Seconds without a turn of an idle loop that nobody takes for starvation; more when the heartbeat is longer. The
 broker itself gives up after two heartbeats."""
+SILENT_AFTER: Final = 3.0
+"""Heartbeats that were not sent, after which every broker has given the connection up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def examine(
         return Finding(Cause.HUNG, because)
     if reading.hand is not None:
         return None
-    if reading.phase is Phase.IDLE and stands_still:
+    if reading.phase in (Phase.IDLE, Phase.ASKING) and stands_still:
         return Finding(Cause.HUNG, f"its idle loop has not turned for {now - reading.beat:.1f} s")
     if is_ready and memory is not None and reading.rss > memory:
         because = f"{reading.rss} bytes resident, above {of}: recycled between tasks"

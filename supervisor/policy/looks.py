@@ -43,7 +43,7 @@ class Looks:
         self._truth = Truth()
         self._compared_at = 0.0
         self._pages: dict[int, Reading] = {}
-        """By slot, as last sampled."""
+        """By page number, as last sampled; orphans' left out."""
         self._depth: Depth | None = None
         self._depth_asked = 0.0
         self._depth_at = 0.0
@@ -75,9 +75,9 @@ class Looks:
         """Every worker is idle beside messages that wait."""
         return self._truth.is_starved
 
-    def is_idle(self, slot: int) -> bool:
-        """Whether its page said so, when last sampled."""
-        return slot in self._pages and self._pages[slot].phase is Phase.IDLE
+    def is_idle(self, page: int) -> bool:
+        """Whether it said so, when last sampled."""
+        return page in self._pages and self._pages[page].phase is Phase.IDLE
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for another look."""
@@ -86,8 +86,8 @@ class Looks:
     # ------------------------------------------------------------------------------------------ to be told
 
     def sampled(self, readings: tuple[Reading, ...], now: float) -> None:
-        """Every worker's page, about once a second."""
-        self._pages = {reading.slot: reading for reading in readings}
+        """The page of every worker that is no orphan, about once a second."""
+        self._pages = {reading.page: reading for reading in readings}
         self._scaling.sampled(readings, now)
 
     def measured(self, depth: Depth, now: float) -> None:
@@ -117,12 +117,12 @@ class Looks:
         if not ready:
             return []
         self._depth_asked = now
-        asked = next((slot for slot in ready if self.is_idle(slot.number)), ready[0])
+        asked = next((slot for slot in ready if self.is_idle(slot.page)), ready[0])
         has_dead = self._dead is not None and self._dead.ready > 0
         dead = now - self._dead_asked >= (DEPTH_EVERY if has_dead else DEAD_EVERY)
         if dead:
             self._dead_asked = now
-        return [Tell(asked.number, Measure(dead), "the queue's depth is looked at now and then")]
+        return [Tell(asked.page, Measure(dead), "the queue's depth is looked at now and then")]
 
     def ask_if_empty(self, readings: tuple[Reading, ...], now: float, *, all_ready: bool) -> list[Tell]:
         """`--burst`: ask for the depth when everybody has been idle since the last sample."""
@@ -131,7 +131,7 @@ class Looks:
         self.all_idle = not is_owed and len(idle) == len(readings) and all_ready
         if not self.all_idle:
             return []
-        return [Tell(idle[0].slot, Measure(), "--burst: everybody is idle; is the queue empty?")]
+        return [Tell(idle[0].page, Measure(), "--burst: everybody is idle; is the queue empty?")]
 
     def compare(self, depth: Depth, ready: Sequence[Slot], now: float) -> Doubt | None:
         """The broker's truth with our workers' beliefs; see `truth`."""
@@ -142,7 +142,7 @@ class Looks:
         beliefs = [
             Belief(slot.number, slot.pid, page.phase is Phase.IDLE, page.counts.settled)
             for slot in ready
-            if (page := self._pages.get(slot.number)) and page.pid == slot.pid
+            if (page := self._pages.get(slot.page)) and page.pid == slot.pid
         ]
         return self._truth.look(depth, beliefs)
 

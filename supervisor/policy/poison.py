@@ -25,11 +25,13 @@ what is on its way to it counts as well.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from typing import Final
 
 from supervisor.policy import advice
-from supervisor.vocabulary import Suspect, Tell, Verdict
+from supervisor.policy.parkings import Parkings
+from supervisor.vocabulary import Reading, Suspect, Tell, Verdict
 
 RETURNS_MAX: Final = 18
 """Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: two before the limit of 20 at which
@@ -122,55 +124,93 @@ class Ledger:
 @dataclass(slots=True)
 class _Question:
     suspect: Suspect
-    has_waited: bool = False
-    """Over one sample already."""
+    asked_at: float
+    holders: set[int]
+    """The pages of workers that may still run this message."""
 
 
 class Suspects:
-    """Workers that have asked whether a message may run, and wait for the answer."""
+    """Workers that have asked whether a message may run, and wait for the answer.
 
-    def __init__(self, ledger: Ledger) -> None:
+    A message is not run beside an earlier run of it: the question waits until each worker that holds the message has
+    ended or put it down. An orphan has `--lost-grace` for that. Any other holder has as long to find out that its
+    connection is gone; after that it is taken to run another message of the same key.
+
+    Of several that ask about one message, only the last to ask can still have its connection, so it is the first to be
+    answered; the others wait for it in turn.
+    """
+
+    def __init__(self, ledger: Ledger, parkings: Parkings) -> None:
         self._ledger = ledger
+        self._parkings = parkings
         self._waiting: dict[int, _Question] = {}
-        """By slot: about a message that another worker seems to hold."""
+        """By page, in the order in which they asked."""
 
-    def ask(self, slot: int, suspect: Suspect) -> list[Tell]:
-        """The worker of this slot asks."""
-        if suspect.is_held:
-            # Whoever holds it may be dying of it this instant: its connection is closed before its pidfd tells.
-            self._waiting[slot] = _Question(suspect)
+    def ask(self, page: int, suspect: Suspect, holders: Collection[int], now: float) -> list[Tell]:
+        """The worker of this page asks about a message that those of other pages, `holders`, have, too."""
+        self._waiting.pop(page, None)
+        begun = {holder for holder in holders if holder not in self._waiting}
+        if begun:
+            # It may also be dying of it this instant: its connection is closed before its pidfd tells.
+            self._waiting[page] = _Question(suspect, now, begun)
             return []
-        return [self._tell(slot, suspect)]
+        return [self._tell(page, suspect, now)]
 
-    def died(self, key: str) -> list[Tell]:
-        """Whoever held this message is dead: answer those who asked about it."""
-        return self._answer([slot for slot, question in self._waiting.items() if question.suspect.key == key])
+    def forget(self, page: int) -> None:
+        """The worker of this page leaves: it will not run what it has asked about."""
+        self._waiting.pop(page, None)
 
-    def sampled(self) -> list[Tell]:
-        """Answer those whose holder lives on: who have waited from one sample to the next.
-
-        Not at the first: a sample may fall into the milliseconds of a death.
-        """
-        due = [slot for slot, question in self._waiting.items() if question.has_waited]
-        answers = self._answer(due)
+    def died(self, page: int, now: float) -> list[Tell]:
+        """The worker of this page is dead: answer those that waited for its end."""
+        self.forget(page)
         for question in self._waiting.values():
-            question.has_waited = True
+            question.holders.discard(page)
+        return self._answer(now)
+
+    def sampled(
+        self, readings: tuple[Reading, ...], orphans: Container[int], patience: float, now: float
+    ) -> list[Tell]:
+        """Look again which pages show a message that is asked about. A dead worker's does until it is reaped."""
+        for asked_by, question in self._waiting.items():
+            is_patient = now - question.asked_at < patience
+            question.holders = {
+                reading.page
+                for reading in readings
+                if reading.key == question.suspect.key
+                and reading.page != asked_by
+                and reading.page not in self._waiting
+                and (is_patient or reading.page in orphans)
+            }
+        return self._answer(now)
+
+    def silent(self, readings: tuple[Reading, ...], longest: float, now: float) -> list[int]:
+        """The pages of holders whose loop has not turned for longer than any broker waits: their heartbeats were not
+        sent, their connection is gone, and they cannot tell us so, because the handler keeps the interpreter."""
+        held = {holder for question in self._waiting.values() for holder in question.holders}
+        return [reading.page for reading in readings if reading.page in held and now - reading.beat > longest]
+
+    def _answer(self, now: float) -> list[Tell]:
+        answers: list[Tell] = []
+        for page, question in reversed(list(self._waiting.items())):
+            if question.holders:
+                continue
+            del self._waiting[page]
+            answers.append(self._tell(page, question.suspect, now))
+            for other in self._waiting.values():
+                if other.suspect.key == question.suspect.key:
+                    other.holders.add(page)
         return answers
 
-    def forget(self, slot: int) -> None:
-        """Its worker is gone."""
-        self._waiting.pop(slot, None)
-
-    def _answer(self, slots: list[int]) -> list[Tell]:
-        return [self._tell(slot, self._waiting.pop(slot).suspect) for slot in slots]
-
-    def _tell(self, slot: int, suspect: Suspect) -> Tell:
+    def _tell(self, page: int, suspect: Suspect, now: float) -> Tell:
+        if self._parkings.claim(suspect.key, suspect.attempt, now):
+            verdict = Verdict(suspect.key, run=False, name=suspect.name, is_parked=True)
+            return Tell(page, verdict, "it was parked before, and its acknowledgement was lost")
         verdict = self._ledger.verdict(suspect.key, suspect.delivery_count, suspect.put_back)
         verdict = replace(verdict, name=suspect.name)
         if verdict.fresh:
-            return Tell(slot, verdict, f"it was {verdict.cause}, nobody died of it, and the broker drops such messages")
+            return Tell(page, verdict, f"it was {verdict.cause}, nobody died of it, and the broker drops such messages")
         if not verdict.crashes and not verdict.run:
-            return Tell(slot, verdict, f"it was {verdict.cause}, and the broker drops such messages")
+            return Tell(page, verdict, f"it was {verdict.cause}, and the broker drops such messages")
         if not verdict.crashes:
-            return Tell(slot, verdict, "it is not known to have killed a worker")
-        return Tell(slot, verdict, f"it has killed {verdict.crashes} of {self._ledger.max_crashes}")
+            return Tell(page, verdict, "it is not known to have killed a worker")
+        return Tell(page, verdict, f"it has killed {verdict.crashes} of {self._ledger.max_crashes}")

@@ -3,9 +3,9 @@
 Pure. Time comes with every call; nothing here waits, reads or writes. The loop performs what is returned, in order, and
 tells what happened by the next event.
 
-It holds one `Slot` a seat, the `Nursery` (two of them during a reload), the `Ledger` of messages that kill, what is
-known of the `Broker`, and what `Looks` at the queue have shown. They know; `death`, `hung` and `restart` judge;
-`termination` ends workers; what is done, and in which order, is decided here.
+It holds one `Slot` a seat and one for each orphan, the `Nursery` (two during a reload), the `Ledger` of messages that
+kill, what is known of the `Broker`, and what `Looks` at the queue have shown. They know; `death`, `hung` and
+`restart` judge; `termination` ends workers; what is done, and in which order, is decided here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from supervisor.policy import advice, broker, death, hung, poison, restart, term
 from supervisor.policy.broker import Broker
 from supervisor.policy.looks import Looks
 from supervisor.policy.nursery import Nursery, NurseryState, why_bare
+from supervisor.policy.parkings import Parkings
 from supervisor.policy.poison import Ledger, Suspects
 from supervisor.policy.reload import Reloads, Stage
 from supervisor.policy.restart import STEADY, Fault
 from supervisor.policy.shortage import NURSERY, Shortage
 from supervisor.policy.slot import ALIVE, ARRIVING, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat, Slot
-from supervisor.policy.view import PoolView, Restarts, SlotView, State
+from supervisor.policy.view import OrphanView, PoolView, Restarts, SlotView, State
 from supervisor.settings import WORKERS_MOST, Settings
 from supervisor.vocabulary import (
     EXIT_BROKER,
@@ -40,11 +41,13 @@ from supervisor.vocabulary import (
     Event,
     Exited,
     Garbled,
+    Kind,
     Leave,
     Leaving,
     Loaded,
     LoadFailed,
     Lost,
+    Moved,
     NurseryFailed,
     NurseryGone,
     NurserySaid,
@@ -61,6 +64,8 @@ from supervisor.vocabulary import (
     Threaded,
     Wish,
     WorkerSaid,
+    other_page,
+    slot_of,
 )
 
 
@@ -71,6 +76,9 @@ class Pool:
         self._settings = settings
         self._seed = seed
         self._slots = [Slot(number) for number in range(settings.workers.least)]
+        self._orphans: dict[int, Slot] = {}
+        """By page: workers whose connection is gone while their handlers run on. The next worker has their seat; at
+        most one of a seat, so there are never more of them than of others."""
         self._wanted = settings.workers.least
         self._nursery = Nursery(1, settings, settings.preload)
         self._incoming: Nursery | None = None
@@ -92,7 +100,8 @@ class Pool:
         self._is_finishing = False
         self._left = False
         self._worked = False
-        self._suspects = Suspects(self._ledger)
+        self._parkings = Parkings()
+        self._suspects = Suspects(self._ledger, self._parkings)
         self._unexplained: list[float] = []
         self._exits: Counter[str] = Counter()
         self._crashes = 0
@@ -126,7 +135,7 @@ class Pool:
     @property
     def deadline(self) -> float | None:
         """When `overdue` has something to do, if nothing happens before."""
-        times = [max(slot.deadline, self._free_at(slot)) for slot in self._slots if slot.deadline is not None]
+        times = [max(slot.deadline, self._free_at(slot)) for slot in self._everybody() if slot.deadline is not None]
         nurseries = (self._nursery, self._incoming)
         times += [n.deadline for n in nurseries if n is not None and n.deadline is not None]
         soonest = min(times, default=math.inf)
@@ -142,7 +151,10 @@ class Pool:
             since=self._since,
             because=self._because,
             generation=self._nursery.generation,
-            slots=tuple(SlotView(s.number, s.pid, s.phase, s.restarts, s.last_exit) for s in self._slots),
+            slots=tuple(
+                SlotView(s.number, s.pid, s.phase, s.restarts, s.last_exit, s.page, s.has_both) for s in self._slots
+            ),
+            orphans=tuple(OrphanView(o.number, o.pid or 0, o.deadline or now) for o in self._orphans.values()),
             exits=dict(self._exits),
             crashes=self._crashes,
             restart_buckets=tuple(self._restarts.buckets),
@@ -186,16 +198,21 @@ class Pool:
                 actions += self._nursery_failed(generation, error, now)
             case NurseryGone():
                 actions += self._nursery_gone(event, now)
-            case Started(number, pid):
-                actions += self._started(self._slots[number], pid, now)
-            case StartFailed(number, error):
-                actions += self._start_failed(self._slots[number], error, now)
-            case WorkerSaid(number, report):
-                actions += self._worker_said(self._slots[number], report, now)
-            case Garbled(number, because):
-                actions += self._garbled(self._slots[number], because, now)
+            case Started(page, pid):
+                actions += self._started(self._at(page), pid, now)
+            case StartFailed(page, error):
+                actions += self._start_failed(self._at(page), error, now)
+            case WorkerSaid(page, Suspect() as suspect, holders):
+                actions += self._suspects.ask(page, suspect, holders, now)
+            case WorkerSaid(page, report, moved=moved):
+                self._parked(self._at(page), moved, now)
+                if isinstance(report, Leaving):
+                    self._suspects.forget(page)
+                actions += self._worker_said(self._at(page), report, now)
+            case Garbled(page, because):
+                actions += self._garbled(self._at(page), because, now)
             case Exited():
-                actions += self._exited(self._slots[event.slot], event, now)
+                actions += self._exited(self._at(event.page), event, now)
             case Sampled(readings):
                 actions += self._sampled(readings, now)
         return [*actions, *self._replace_next(now), *self._spawns(now), *self._leave()]
@@ -205,7 +222,7 @@ class Pool:
         if self._left:
             return []
         actions: list[Action] = []
-        for slot in self._slots:
+        for slot in self._everybody():
             if slot.is_due(now):
                 actions += self._slot_overdue(slot, now)
         if self._nursery.deadline is not None and self._nursery.deadline <= now:
@@ -249,13 +266,13 @@ class Pool:
             actions.append(StopNursery(self._incoming.generation, because))
             self._end_trial(Seat.EMPTY, None)
             self._reloads.end(Stage.FAILED, now, "the supervisor leaves")
-        for slot in self._slots:
+        for slot in self._everybody():
             actions += termination.drain(slot, because, now + self._settings.grace)
         return actions
 
     def _kill_all(self, because: str) -> list[Action]:
         actions: list[Action] = []
-        for slot in self._slots:
+        for slot in self._everybody():
             if slot.is_alive and slot.phase is not Seat.KILLED:
                 actions += termination.kill(slot, Cause.GRACE, because)
         return actions
@@ -423,7 +440,7 @@ class Pool:
             self._trial = vacant[0].number
             vacant[0].deadline = now  # what it was to wait for may be what the reload mends
         elif {slot.phase for slot in seats} == {Seat.READY}:
-            idle = (slot for slot in seats if self._looks.is_idle(slot.number))
+            idle = (slot for slot in seats if self._looks.is_idle(slot.page))
             slot = next(idle, seats[0])
             self._trial = slot.number
             yield from termination.drain(slot, f"reload: to be the first of generation {self._newest}", None)
@@ -494,7 +511,8 @@ class Pool:
         old = [slot for slot in seats if slot.is_alive and slot.generation < generation]
         if not old:
             self._is_rolling = False
-            self._past.clear()
+            orphaned = {orphan.generation for orphan in self._orphans.values()}
+            self._past = {of: limits for of, limits in self._past.items() if of in orphaned}
             if self._reloads.latest is not None and self._reloads.latest.generation == generation:
                 self._reloads.end(Stage.FINISHED, now)
             yield Say(
@@ -541,8 +559,6 @@ class Pool:
                 return []
             case Ready() if slot.phase is Seat.CONNECTING:
                 return self._ready(slot, report, now)
-            case Suspect():
-                return [*self._suspects.ask(slot.number, report)]
             case Depth() as depth:
                 return self._measured(depth, now)
             case DeadDepth() as dead:
@@ -551,12 +567,10 @@ class Pool:
             case Parked() as parked:
                 self._looks.has_parked(parked)
                 return []
-            case Lost(detail, kind) if slot.phase is Seat.READY:
-                # It leaves when its handler has come to an end, in an hour perhaps. Until then it does not consume.
-                slot.enter(Seat.DRAINING, None)
-                return [*self._broker.lose(kind, detail, self._count(Seat.READY), now)]
+            case Lost() if slot.phase in (Seat.READY, Seat.DRAINING) and not slot.is_lost:
+                return self._lost(slot, report, now)
             case Blocked(is_blocked, because):
-                return [*self._broker.block(slot.number, because if is_blocked else None, now)]
+                return [*self._broker.block(slot.page, because if is_blocked else None, now)]
             case Ready(resident=resident) if slot.phase is Seat.DRAINING:
                 slot.began_with = resident
                 if self._state is not State.DRAINING:
@@ -620,6 +634,31 @@ class Pool:
         self._weighed = slot.generation
         return [Say("worker.memory_limit_too_small", "error", because, {"slot": slot.number, "pid": slot.pid})]
 
+    def _lost(self, slot: Slot, lost: Lost, now: float) -> list[Action]:
+        """Its connection is gone, and its handler runs on: for an hour perhaps, and the result counts for nothing."""
+        grace = self._settings_of_worker(slot).lost_grace
+        until = now + grace if slot.deadline is None else min(now + grace, slot.deadline)
+        fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid}
+        because = f"{lost.detail}; its handler may run on for {until - now:g} s (--lost-grace {grace:g} s)"
+        if self._state is State.DRAINING:
+            slot.is_lost, slot.deadline = True, until
+            fields["next"] = "none: the supervisor is stopping"
+            return [Say("worker.orphaned", "warning", because, fields)]
+        actions: list[Action] = []
+        if (older := self._orphans.get(other_page(slot.page))) is not None and older.phase is Seat.DRAINING:
+            actions += termination.kill(
+                older, Cause.BROKER, "the stand-in for this orphan has lost its connection, too"
+            )
+        said = Leaving(Cause.BROKER, lost.detail, lost.kind)
+        fault = death.fault_of_broker(said)
+        was_ready = slot.ready_since is not None
+        lived = now - slot.ready_since if slot.ready_since is not None else 0.0
+        orphan = slot.orphan(until, said.cause, now)
+        self._orphans[orphan.page] = orphan
+        self._looks.all_idle = False
+        fields["next"] = self._follow(slot, said, lost.finished, fault, was_ready, lived, now, actions)
+        return [Say("worker.orphaned", "warning", because, fields), *actions]
+
     def _exited(self, slot: Slot, died: Exited, now: float) -> list[Action]:
         was_ready = slot.ready_since is not None
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
@@ -635,20 +674,22 @@ class Pool:
         if self._state is State.DRAINING and self._code == EXIT_DONE and death.is_unclean(slot, died):
             self._code = EXIT_KILLED
         is_trial = self._is_on_trial(slot) and slot.number < self._wanted and not self._is_finishing
+        self._parkings.died(died.moved, died.last)
+        self._parked(slot, died.moved, now)
         slot.vacate(died, cause, now)
         self._looks.all_idle = False
-        self._suspects.forget(slot.number)
-        unblocked = self._broker.block(slot.number, None, now)
-        actions: list[Action] = [*self._suspects.died(died.hand.key)] if died.hand else []
-        actions += unblocked
-        if is_trial and self._state is not State.DRAINING:
+        actions: list[Action] = [*self._suspects.died(died.page, now)]
+        actions += self._broker.block(died.page, None, now)
+        if self._orphans.pop(died.page, None) is not None:
+            follows = self._follow_orphan(slot)
+        elif is_trial and self._state is not State.DRAINING:
             failed = died.said if isinstance(died.said, LoadFailed) else None
             because = failed.error if failed else death.because(died, cause, fault)
             actions += self._trial_failed(slot, because, now, failed.traceback if failed else "")
             slot.restarts += 1
             follows = f"the reload has failed; one of generation {self._nursery.generation} follows"
         else:
-            follows = self._follow(slot, died, fault, was_ready, lived, now, actions)
+            follows = self._follow(slot, died.said, died.finished, fault, was_ready, lived, now, actions)
         if crashes:
             follows += f"; the message has killed {crashes} of {self._settings.max_crashes}"
             if self._ledger.is_condemned(crashes):
@@ -656,8 +697,30 @@ class Pool:
         is_old_news = fault in broker.FAULTS and not was_ready and trouble == self._broker.trouble
         return [death.obituary(slot.number, died, cause, fault, follows, now, is_old_news), *actions]
 
+    def _parked(self, slot: Slot, moved: tuple[Moved, ...], now: float) -> None:
+        """What a worker that ends had put into other queues, which it may not have been able to acknowledge."""
+        if not slot.has_told:
+            self._parkings.ended(moved, self._settings_of_worker(slot).prefetch, now)
+        slot.has_told = slot.has_told or bool(moved)
+
+    def _follow_orphan(self, orphan: Slot) -> str:
+        """What becomes of an orphan's seat, in words: that was decided when the connection was lost."""
+        slot = self._slots[orphan.number]
+        slot.last_exit = orphan.last_exit
+        if slot.phase is not Seat.EMPTY:
+            return "none: a stand-in has its slot"
+        return "none: the supervisor is stopping" if self._state is State.DRAINING else "none: fewer workers are wanted"
+
     def _follow(
-        self, slot: Slot, died: Exited, fault: Fault, was_ready: bool, lived: float, now: float, actions: list[Action]
+        self,
+        slot: Slot,
+        said: Leaving | LoadFailed | None,
+        finished: int,
+        fault: Fault,
+        was_ready: bool,
+        lived: float,
+        now: float,
+        actions: list[Action],
     ) -> str:
         """Decide what becomes of the seat; returns it in words, for the log."""
         if self._state is State.DRAINING:
@@ -665,7 +728,7 @@ class Pool:
         if slot.number >= self._wanted:
             return "none: fewer workers are wanted"
         if self._is_finishing:
-            if isinstance(died.said, Leaving) and died.said.cause == Cause.DRAINED:
+            if isinstance(said, Leaving) and said.cause == Cause.DRAINED:
                 return "none: the queue is empty"
             # It may have left something behind: not even `max_tasks` runs what was delivered beside the last task.
             self._is_finishing = False
@@ -673,29 +736,29 @@ class Pool:
                 if other.phase is Seat.EMPTY:
                     other.enter(Seat.WAITING, now)
         if fault is Fault.CONFIG and not self._worked:
-            detail = died.said.error if isinstance(died.said, LoadFailed) else died.said.detail if died.said else ""
-            if isinstance(died.said, LoadFailed):
-                actions += self._cannot_load(died.said.error, died.said.traceback, now)
+            detail = said.error if isinstance(said, LoadFailed) else said.detail if said else ""
+            if isinstance(said, LoadFailed):
+                actions += self._cannot_load(said.error, said.traceback, now)
             else:
                 actions += self._give_up(detail or "a worker says that its configuration is wrong", now)
             return "none: restarting will not help"
         if fault is Fault.UNEXPLAINED:
             self._note_unexplained(now, actions)
         # Where a task's failure is what cannot be parked, each worker finishes one, and proves nothing by it.
-        has_recovered = lived >= STEADY or (died.finished > 0 and fault is not Fault.LOCAL)
+        has_recovered = lived >= STEADY or (finished > 0 and fault is not Fault.LOCAL)
         streak = slot.count(fault, recovered=has_recovered)
         roll = self._roll(slot.number)
         again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=roll).at
-        if fault in broker.FAULTS and isinstance(died.said, Leaving) and died.said.cause != Cause.NOT_CONSUMING:
+        if fault in broker.FAULTS and isinstance(said, Leaving) and said.cause != Cause.NOT_CONSUMING:
             consuming = self._count(Seat.READY)
-            kind, detail = died.said.kind, died.said.detail or "it did not say why"
+            kind, detail = said.kind, said.detail or "it did not say why"
             if was_ready:
                 actions += self._broker.lose(kind, detail, consuming, now)
             elif consuming:
                 actions += self._broker.turn_away(kind, detail, consuming)
             if not consuming and again > now + restart.LULL:
-                again, said = self._broker.fail(fault, kind, detail, streak, now, roll)
-                actions += said
+                again, news = self._broker.fail(fault, kind, detail, streak, now, roll)
+                actions += news
                 self._wait_for_the_probe(again)
         slot.restarts += 1
         slot.enter(Seat.WAITING, again)
@@ -736,6 +799,9 @@ class Pool:
                 return termination.abort(
                     slot, Cause.HUNG, f"not connected, and not given up either, for {CONNECT_TIMEOUT:g} s", now
                 )
+            case Seat.DRAINING if slot.is_lost:
+                because = "its connection is gone, and its handler has used up what it may run on for (--lost-grace)"
+                return termination.kill(slot, Cause.BROKER, because)
             case Seat.DRAINING:
                 because = f"it was to leave, and is still there (--grace {self._settings.grace:g} s)"
                 return termination.kill(slot, Cause.GRACE, because)
@@ -747,10 +813,13 @@ class Pool:
     def _sampled(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
         held_up = self._sampled_at is not None and now - self._sampled_at > hung.SAMPLE_GAP
         self._sampled_at = now
-        self._looks.sampled(readings, now)
-        actions: list[Action] = [*self._suspects.sampled()]
+        self._looks.sampled(tuple(reading for reading in readings if reading.page not in self._orphans), now)
+        actions: list[Action] = [*self._find_silent(readings, now)]
+        # As long as a holder may need to find out that its connection is gone.
+        patience = max(self._settings.lost_grace, hung.SILENT_AFTER * self._settings.heartbeat)
+        actions += self._suspects.sampled(readings, self._orphans, patience, now)
         for reading in readings:
-            slot = self._slots[reading.slot]
+            slot = self._at(reading.page)
             if slot.pid == reading.pid and slot.phase in (Seat.READY, Seat.DRAINING):
                 actions += self._examine(slot, reading, held_up, now)
         self._recover(now, actions)
@@ -779,8 +848,16 @@ class Pool:
         waited = f"--burst: no worker consumes for {self._settings.burst_wait:g} s (--burst-wait): {trouble}"
         return self._stop(waited, now, EXIT_BROKER)
 
+    def _find_silent(self, readings: tuple[Reading, ...], now: float) -> Iterator[Action]:
+        """Find workers that have lost their connection and cannot tell; see `Suspects.silent`."""
+        for page in self._suspects.silent(readings, hung.SILENT_AFTER * self._settings.heartbeat, now):
+            slot = self._at(page)
+            if slot.phase is Seat.READY or (slot.phase is Seat.DRAINING and not slot.is_lost):
+                why = "its message has come back: its handler lets no heartbeat be sent, and the broker has dropped it"
+                yield from self._lost(slot, Lost(why, Kind.HEARTBEAT), now)
+
     def _examine(self, slot: Slot, reading: Reading, held_up: bool, now: float) -> list[Action]:
-        limits = self._past.get(slot.generation, self._settings)
+        limits = self._settings_of_worker(slot)
         is_ready = slot.phase is Seat.READY
         found = hung.examine(reading, limits, began_with=slot.began_with, is_ready=is_ready, held_up=held_up, now=now)
         if found is None:
@@ -851,12 +928,14 @@ class Pool:
                 slot.spawned_at = now
                 slot.generation = self._nursery_for(slot).generation
                 slot.has_queues = slot.generation == self._nursery.generation and self._broker.has_queues(now)
-                yield Spawn(slot.number, slot.generation, slot.why_started, slot.has_queues)
+                yield Spawn(slot.page, slot.generation, slot.why_started, slot.has_queues)
 
     def _free_at(self, slot: Slot) -> float:
         """When a waiting seat need not wait for others any more; infinite when only an event can tell."""
         if slot.phase is not Seat.WAITING:
             return -math.inf
+        if slot.page in self._orphans:
+            return math.inf  # one is killed for it already, see `_lost`
         if self._nursery_for(slot).state is not NurseryState.READY:
             return math.inf
         refused = self._shortage.turn(self._count(Seat.FORKING) > 0)
@@ -874,7 +953,7 @@ class Pool:
     def _leave(self) -> Iterator[Action]:
         if self._state is not State.DRAINING and not self._is_finishing:
             return
-        if any(slot.phase is not Seat.EMPTY for slot in self._slots):
+        if any(slot.phase is not Seat.EMPTY for slot in self._everybody()):
             return
         self._left = True
         self._state = State.STOPPED
@@ -887,6 +966,17 @@ class Pool:
 
     def _set_state(self, state: State, because: str, now: float) -> None:
         self._state, self._because, self._since = state, because, now
+
+    def _at(self, page: int) -> Slot:
+        """Whose page it is: an orphan's, or the seat's."""
+        return self._orphans.get(page) or self._slots[slot_of(page)]
+
+    def _everybody(self) -> list[Slot]:
+        return [*self._slots, *self._orphans.values()]
+
+    def _settings_of_worker(self, slot: Slot) -> Settings:
+        """The limits under which it has begun."""
+        return self._past.get(slot.generation, self._settings)
 
     def _consuming(self) -> list[Slot]:
         return [slot for slot in self._slots if slot.phase is Seat.READY]

@@ -150,17 +150,17 @@ class Scaling:
         """Every worker's page, about once a second."""
         self._sampled_at = now
         self._in_hand = sum(1 for reading in readings if reading.hand is not None)
-        self._consuming = {reading.slot for reading in readings if reading.phase in _CONSUMING}
+        self._consuming = {reading.page for reading in readings if reading.phase in _CONSUMING}
         for reading in readings:
             finished = reading.counts.finished + reading.counts.quarantined
             work = reading.counts.busy_seconds + (now - reading.hand.since if reading.hand is not None else 0.0)
-            finished_before, work_before = self._seen.get(reading.slot, (0, 0.0))
-            self._seen[reading.slot] = finished, work
+            finished_before, work_before = self._seen.get(reading.page, (0, 0.0))
+            self._seen[reading.page] = finished, work
             self._finished += max(0, finished - finished_before)
             # Less than before where a worker was killed, whose last task never came to an end and is not counted.
             self._work += max(0.0, work - work_before)
             if reading.hand is not None or finished > finished_before:
-                self._at_work.add(reading.slot)
+                self._at_work.add(reading.page)
         if not self._is_full():
             self._pressure.clear()
 

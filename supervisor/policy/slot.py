@@ -13,17 +13,18 @@
 | KILLED     | SIGKILL sent                                | none              | (the kernel will not fail us)        |
 
 There is a process from BOOTING on, and it is gone when its pidfd says so: every phase from BOOTING on ends with
-`Exited`.
+`Exited`, or with `Lost`: then the worker is an orphan and lives on beside the slot (see `pool`), in DRAINING, for
+`--lost-grace` at most.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
 from supervisor.policy.restart import Fault
-from supervisor.vocabulary import Exited
+from supervisor.vocabulary import Exited, other_page
 
 FORK_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 60.0
@@ -86,6 +87,18 @@ class Slot:
     rolls: int = 0
     restarts: int = 0
     last_exit: LastExit | None = None
+    page: int = -1
+    """Its worker's, or the next one's."""
+    has_both: bool = False
+    """A worker of it has been on its other page, too."""
+    has_told: bool = False
+    """The worker has told what it had parked."""
+    is_lost: bool = False
+    """The worker's connection is gone, and its handler runs on."""
+
+    def __post_init__(self) -> None:
+        if self.page < 0:
+            self.page = self.number
 
     def enter(self, phase: Seat, deadline: float | None = None) -> None:
         self.phase = phase
@@ -104,13 +117,26 @@ class Slot:
     def is_due(self, now: float) -> bool:
         return self.deadline is not None and self.deadline <= now
 
+    def orphan(self, deadline: float, cause: str, now: float) -> Slot:
+        """Part with the worker, which lives on elsewhere until then at most; the next one writes to the other page."""
+        orphan = replace(self, is_lost=True)
+        orphan.enter(Seat.DRAINING, deadline)
+        self.last_exit = LastExit(cause, None, now)
+        self.page, self.has_both = other_page(self.page), True
+        self._empty(now)
+        return orphan
+
     def vacate(self, died: Exited, cause: str, now: float) -> None:
         """The process is gone; remember how."""
         self.last_exit = LastExit(cause, died.hand.name if died.hand else None, now)
+        self._empty(now)
+
+    def _empty(self, now: float) -> None:
         self.pid = None
         self.ready_since = None
         self.condemned = None
         self.began_with = 0
+        self.is_lost = self.has_told = False
         self.died_at = now
         self.enter(Seat.EMPTY)
 

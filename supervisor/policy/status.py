@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
 from supervisor import queues
 from supervisor.policy.reload import Reload
 from supervisor.policy.slot import Seat
-from supervisor.policy.view import PoolView, SlotView, State
+from supervisor.policy.view import OrphanView, PoolView, SlotView, State
 from supervisor.settings import Settings
 from supervisor.version import __version__
-from supervisor.vocabulary import Counts, Phase, Reading
+from supervisor.vocabulary import Counts, Phase, Reading, other_page
 
-STATES = ("starting", "connecting", "idle", "busy", "draining", "backoff", "empty")
-"""A worker's state, as /status and /metrics name it."""
+STATES = ("starting", "connecting", "idle", "busy", "draining", "backoff", "empty", "orphaned")
+"""A worker's state, as /status and /metrics name it. An orphan has no slot of its own: its stand-in has."""
 
+_AT_WORK = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
 _SEATS = {
     Seat.EMPTY: "empty",
     Seat.WAITING: "backoff",
@@ -28,6 +29,14 @@ _SEATS = {
     Seat.ABORTING: "draining",
     Seat.KILLED: "draining",
 }
+
+
+def page_of(slot: SlotView, read: Callable[[int], Reading]) -> Reading:
+    """The page of a slot's worker, with what all workers of the slot have counted, on either page."""
+    page = read(slot.page)
+    if not slot.has_both:
+        return page
+    return dataclasses.replace(page, counts=totals((page, read(other_page(slot.page)))))
 
 
 def totals(pages: Iterable[Reading]) -> Counts:
@@ -47,7 +56,7 @@ def totals(pages: Iterable[Reading]) -> Counts:
 def state_of(slot: SlotView, page: Reading) -> str:
     """One of STATES."""
     if slot.seat is Seat.READY:
-        return "busy" if page.phase in (Phase.BUSY, Phase.SETTLING, Phase.PARKING) else "idle"
+        return "busy" if page.phase in _AT_WORK else "idle"
     return _SEATS[slot.seat]
 
 
@@ -82,7 +91,8 @@ def status(
     wall: datetime,
 ) -> dict[str, Any]:
     """The document at /status. `now` is monotonic seconds and `wall` (UTC) the same instant for people."""
-    rss = {(reading.slot, reading.pid): reading.rss for reading in readings}
+    sampled = {reading.pid: reading for reading in readings}
+    rss = {pid: reading.rss for pid, reading in sampled.items()}
     summed = totals(pages)
     ready, because = readiness(view)
     return {
@@ -106,6 +116,7 @@ def status(
         "reload": _reload(view.reload, now, wall) if view.reload else None,
         "scale": {"wanted": view.wanted, "least": settings.workers.least, "most": settings.workers.most},
         "workers": [_worker(slot, page, rss, now, wall) for slot, page in zip(view.slots, pages, strict=True)],
+        "orphans": [_orphan(orphan, sampled.get(orphan.pid), now, wall) for orphan in view.orphans],
         "totals": {
             "succeeded": summed.succeeded,
             "failed": summed.failed,
@@ -149,9 +160,7 @@ def _iso(then: float, now: float, wall: datetime) -> str:
     return (wall - timedelta(seconds=now - then)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _worker(
-    slot: SlotView, page: Reading, rss: dict[tuple[int, int], int], now: float, wall: datetime
-) -> dict[str, Any]:
+def _worker(slot: SlotView, page: Reading, rss: dict[int, int], now: float, wall: datetime) -> dict[str, Any]:
     hand = page.hand if slot.pid == page.pid else None
     exit_ = slot.last_exit
     return {
@@ -160,11 +169,23 @@ def _worker(
         "state": state_of(slot, page),
         "message_id": hand.name if hand else None,
         "busy_seconds": round(now - hand.since, 3) if hand else None,
-        "rss_bytes": rss.get((slot.slot, slot.pid or 0), 0),
+        "rss_bytes": rss.get(slot.pid or 0, 0),
         "restarts": slot.restarts,
         "succeeded": page.counts.succeeded,
         "failed": page.counts.failed,
         "last_exit": {"cause": exit_.cause, "message_id": exit_.message_id, "at": _iso(exit_.at, now, wall)}
         if exit_
         else None,
+    }
+
+
+def _orphan(orphan: OrphanView, page: Reading | None, now: float, wall: datetime) -> dict[str, Any]:
+    hand = page.hand if page else None
+    return {
+        "slot": orphan.slot,
+        "pid": orphan.pid,
+        "message_id": (hand.message_id or hand.key) if hand else None,
+        "busy_seconds": round(now - hand.since, 3) if hand else None,
+        "rss_bytes": page.rss if page else 0,
+        "until": _iso(orphan.until, now, wall),
     }

@@ -27,7 +27,7 @@ def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = Fa
         case Seat.CONNECTING | Seat.READY:
             # One that hangs while it connects does not hear this: without a grace, the phase's own deadline stays.
             slot.enter(Seat.DRAINING, slot.deadline if deadline is None else deadline)
-            return [Tell(slot.number, Drain(finish), because)]
+            return [Tell(slot.page, Drain(finish), because)]
         case Seat.DRAINING:
             if deadline is not None:
                 slot.deadline = deadline if slot.deadline is None else min(deadline, slot.deadline)
@@ -39,14 +39,14 @@ def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = Fa
 def replace(slot: Slot, cause: str, because: str) -> Tell:
     """It consumes, and another one shall in its stead: it is told to leave when its task is done."""
     slot.enter(Seat.DRAINING, None)
-    return Tell(slot.number, Drain(cause=cause), because)
+    return Tell(slot.page, Drain(cause=cause), because)
 
 
 def abort(slot: Slot, cause: str, because: str, now: float) -> list[Action]:
     """SIGABRT, and what is to follow if that does not end it."""
     slot.condemned = slot.condemned or cause
     slot.enter(Seat.ABORTING, now + ABORT_TIMEOUT)
-    return [Signal(slot.number, "SIGABRT", because)]
+    return [Signal(slot.page, "SIGABRT", because)]
 
 
 def abort_hung(slot: Slot, cause: str, because: str, reading: Reading, now: float) -> list[Action]:
@@ -63,4 +63,4 @@ def kill(slot: Slot, cause: str, because: str) -> list[Action]:
     """SIGKILL; nothing follows but its exit."""
     slot.condemned = slot.condemned or cause
     slot.enter(Seat.KILLED)
-    return [Signal(slot.number, "SIGKILL", because)]
+    return [Signal(slot.page, "SIGKILL", because)]

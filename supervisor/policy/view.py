@@ -33,6 +33,20 @@ class SlotView:
     seat: Seat
     restarts: int
     last_exit: LastExit | None
+    page: int
+    """Of its worker."""
+    has_both: bool
+    """A worker of it has been on its other page, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanView:
+    """A worker whose connection is gone while its handler runs on."""
+
+    slot: int
+    pid: int
+    until: float
+    """When it is killed, monotonic seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,7 @@ class PoolView:
     because: str
     generation: int
     slots: tuple[SlotView, ...]
+    orphans: tuple[OrphanView, ...]
     exits: dict[str, int]
     crashes: int
     """Exits that blame a message, or that nothing explains."""

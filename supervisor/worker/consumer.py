@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 from pika.channel import Channel
+from pika.exceptions import ConnectionClosedByClient
 from pika.spec import BasicProperties
 
 from supervisor import amqp, originals, queues, streams, trace
@@ -286,6 +287,13 @@ class Consumer:
         if self._gone is not None:
             raise self._gone
 
+    def take_back(self, delivery: Delivery) -> bool:
+        """Asked to leave before this message has begun: hand it back with what has been delivered beside it."""
+        if self.leaving is None or self._finish:
+            return False
+        self._stash.appendleft(delivery)
+        return True
+
     def rest(self, seconds: float) -> None:
         """Turn the loop for a while, or until asked to leave. Raises Gone."""
         until = now() + seconds
@@ -363,16 +371,20 @@ class Consumer:
     def unwatch(self, fd: int) -> None:
         self._ioloop.remove_handler(fd)
 
-    def close(self) -> None:
-        """Say goodbye to a broker that is well: bounded, and without complaint."""
+    def close(self) -> bool:
+        """Say goodbye to a broker that is well: bounded, and without complaint. Whether the broker has answered: then
+        it has heard every acknowledgement."""
         if self._gone is not None or self._connection is None or not self._connection.is_open:
-            return
+            return False
+        ends: list[BaseException] = []
+        self._connection.add_on_close_callback(lambda _, reason: ends.append(reason))
         deadline = now() + CLOSE_TIMEOUT
         self._ioloop.call_later(CLOSE_TIMEOUT, _nothing)
         with suppress(Exception):  # it is closing already
             self._connection.close()
         while not self._connection.is_closed and now() < deadline:
             self._pump()
+        return any(isinstance(end, ConnectionClosedByClient) for end in ends)
 
     # --------------------------------------------------------------------------------------------- the steps
 

@@ -57,6 +57,7 @@ from supervisor.vocabulary import (
     Record,
     Suspect,
     Verdict,
+    slot_of,
 )
 from supervisor.worker import aftermath, comm, deathsig, forked
 from supervisor.worker.consumer import Consumer, Delivery, Gone
@@ -109,11 +110,12 @@ def live(birth: Birth) -> NoReturn:
     received = birth.link.receive()
     if received is None or not isinstance(received[0], Begin):
         os._exit(EXIT_DONE)  # the supervisor is gone, or did not want this worker after all
-    slot = received[0].slot
+    page = received[0].page
+    slot = slot_of(page)
     deathsig.follow(birth.parent)
     logs.sit(slot)
     comm.name(f"workq-worker-{slot}")
-    pen = birth.board.pen(slot)
+    pen = birth.board.pen(page)
     pen.open(os.getpid())
     handler = birth.handler
     if handler is None:
@@ -173,7 +175,7 @@ class Worker:
     def __init__(
         self, birth: Birth, begin: Begin, pen: Pen, sink: logs.Sink, handler: Callable[[Task], Outcome]
     ) -> None:
-        settings, slot = birth.settings, begin.slot
+        settings, slot = birth.settings, slot_of(begin.page)
         self._settings = settings
         self._link = birth.link
         self._pen = pen
@@ -189,6 +191,8 @@ class Worker:
         self._verdicts: dict[str, Verdict] = {}
         self._held_up: str | None = None
         """Why the message in hand cannot be parked, as the supervisor was told; empty: an alarm."""
+        self._moved: tuple[int, DeadLetter | Later] | None = None
+        """The delivery tag of the message that was parked last, and where it is."""
         self.is_unsettled = False
         """A task came to its end, and the broker cannot be told."""
         self._task: Task | None = None
@@ -221,7 +225,8 @@ class Worker:
                 self._serve(delivery)
         except Gone as gone:
             return gone
-        consumer.close()
+        if consumer.close():
+            self._pen.forget()
         assert consumer.leaving is not None
         return consumer.leaving
 
@@ -233,6 +238,11 @@ class Worker:
         if delivery.redelivered:
             pen.count("redelivered")
             verdict = self._ask(delivery)
+            if verdict is None:
+                return
+            if verdict.is_parked:
+                self._acknowledge_parked(delivery)
+                return
             if not verdict.run:
                 self._put_away(delivery, Condemned(verdict))
                 return
@@ -282,6 +292,22 @@ class Worker:
         self._pen.phase(Phase.PARKING)
         self._settle(delivery, self._attempt(delivery), outcome, now())
 
+    def _acknowledge_parked(self, delivery: Delivery) -> None:
+        """It lies in another queue already, and only its acknowledgement was lost. Raises Gone."""
+        self._note_moved(delivery)
+        self._acknowledge(delivery)
+        self._pen.phase(Phase.IDLE)
+        because = "an earlier worker has parked it, confirmed, and its acknowledgement was lost: acknowledged, not run"
+        self._log.info(
+            "task.already_parked", message_id=delivery.name, attempt=delivery.attempt, because=because, **delivery.trace
+        )
+
+    def _note_moved(self, delivery: Delivery) -> None:
+        """Before the acknowledgement, which may be lost. Messages without an id may be alike and many: see
+        `policy.parkings`."""
+        if delivery.properties.message_id:
+            self._pen.move(delivery.name.encode(), delivery.tag, delivery.attempt, delivery.checksum)
+
     def _settle(self, delivery: Delivery, attempt: int, outcome: Outcome, begun: float) -> None:
         """Tell the broker; log and count what it was told. Raises Gone."""
         seconds = now() - begun
@@ -298,8 +324,13 @@ class Worker:
         try:
             settlement = self._tell_broker(delivery, settlement, outcome)
         except (Gone, PublishError) as error:
-            self._pen.settled("unsettled", seconds)
             self.is_unsettled = True
+            if self._moved is not None and self._moved[0] == delivery.tag:
+                self._count_parked(
+                    delivery, attempt, self._moved[1], seconds, f"; its acknowledgement was lost: {error}"
+                )
+                raise
+            self._pen.settled("unsettled", seconds)
             why = "the outcome could not be settled, so the broker gives the message to a worker again"
             self._log.warning("task.unsettled", **_about(delivery, attempt, seconds), because=f"{error}: {why}")
             if isinstance(error, Gone):
@@ -315,24 +346,37 @@ class Worker:
             self._pen.phase(Phase.IDLE)  # it will be counted when it has come to an end
             self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because)
         else:
-            self._pen.settled(settlement.counter, seconds)
-            self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because)
+            self._count_parked(delivery, attempt, settlement, seconds)
         if self._sink.dropped != self._dropped:
             self._pen.count("log_lines_dropped", self._sink.dropped - self._dropped)
             self._dropped = self._sink.dropped
 
+    def _count_parked(
+        self, delivery: Delivery, attempt: int, settlement: DeadLetter | Later, seconds: float, but: str = ""
+    ) -> None:
+        """A message that lies in another queue now."""
+        self._pen.settled(settlement.counter, seconds)
+        self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because + but)
+
     def _tell_broker(self, delivery: Delivery, settlement: Settlement, outcome: Outcome) -> Settlement:
         """Returns what was possible. Raises Gone, and PublishError."""
-        consumer = self._consumer
-        consumer.catch_up()
+        self._consumer.catch_up()
         if not isinstance(settlement, Acknowledge):
             settlement = self._put_elsewhere(delivery, settlement, outcome)
+            if not isinstance(settlement, Afresh):  # its copy is not told from it
+                self._note_moved(delivery)
+                self._moved = delivery.tag, settlement
+        self._acknowledge(delivery)
+        return settlement
+
+    def _acknowledge(self, delivery: Delivery) -> None:
+        """Raises Gone."""
+        consumer = self._consumer
         if self._pen.is_called() or consumer.leaving is not None:
             self._hear()
             if consumer.leaving is not None:  # else somebody else has written on the page
                 consumer.cancel()
         consumer.ack(delivery)
-        return settlement
 
     def _put_elsewhere(
         self, delivery: Delivery, settlement: DeadLetter | Later | Afresh, outcome: Outcome
@@ -409,12 +453,30 @@ class Worker:
             self._consumer.rest(delay)
             delay = min(2 * delay, PARK_AGAIN_AT_MOST)
 
-    def _ask(self, delivery: Delivery) -> Verdict:
-        """This message was somebody's before: may it run? Only the supervisor knows who died of it. Raises Gone."""
-        key = delivery.key
-        self._link.send(Suspect(key, delivery.delivery_count, delivery.put_back, name=delivery.name))
+    def _ask(self, delivery: Delivery) -> Verdict | None:
+        """This message was somebody's before: may it run? Only the supervisor knows who died of it. Raises Gone.
+
+        The answer waits until an earlier run of the message in this supervisor has ended. None when asked to leave
+        meanwhile: the message is handed back.
+        """
+        pen, key = self._pen, delivery.key
+        at, trace_id = Phase.ASKING, delivery.trace_id
+        pen.take(
+            delivery.name.encode(),
+            delivery.is_named,
+            delivery.tag,
+            delivery.attempt,
+            True,
+            trace_id,
+            delivery.checksum,
+            at,
+        )
+        self._link.send(Suspect(key, delivery.delivery_count, delivery.put_back, delivery.name, delivery.attempt))
         while (verdict := self._verdicts.pop(key, None)) is None:
             self._consumer.turn()
+            if self._consumer.take_back(delivery):
+                pen.phase(Phase.IDLE)
+                return None
         return verdict
 
     def _open_tracing(self) -> Tracing | None:

@@ -57,8 +57,9 @@ class Task:
         self.received_at: float = received_at
         """Monotonic seconds at which the worker took it up."""
         self.lost: bool = False
-        """True once the connection is gone: the result cannot be acknowledged any more, and the broker gives the
-        message to another worker. A long-running handler may look here now and then, and stop."""
+        """True once the connection is gone: the result cannot be acknowledged any more, and the message is run again
+        once this run has ended. A long-running handler looks here now and then, and stops: after `--lost-grace` its
+        worker is killed."""
 
     @property
     def text(self) -> str:

@@ -17,6 +17,7 @@ MACHINE = "test_pool_machine.py"
 SCENES = "test_pool.py"
 LEDGER = "test_poison.py"
 SHORTAGE = "test_shortage.py"
+PARKINGS = "test_parkings.py"
 TESTS_FAILED = 1
 """pytest's exit code; others mean that it could not even run them."""
 
@@ -92,8 +93,65 @@ BUGS = [
     Bug(
         "who is cut off in the middle of a task counts as consuming",
         "pool.py",
-        "                slot.enter(Seat.DRAINING, None)\n                return [*self._broker.lose(",
-        "                return [*self._broker.lose(",
+        "            case Lost() if slot.phase in (Seat.READY, Seat.DRAINING) and not slot.is_lost:\n",
+        "            case Lost() if False:\n",
+    ),
+    Bug(
+        "an orphan outlives its grace",
+        "slot.py",
+        "orphan.enter(Seat.DRAINING, deadline)",
+        "orphan.enter(Seat.DRAINING)",
+        SCENES,
+    ),
+    Bug(
+        "a message is blamed for an orphan that had to be killed",
+        "pool.py",
+        "                return termination.kill(slot, Cause.BROKER, because)",
+        "                return termination.kill(slot, Cause.HUNG, because)",
+        SCENES,
+    ),
+    Bug(
+        "a stand-in writes to the page of an orphan",
+        "pool.py",
+        "        if slot.page in self._orphans:\n            return math.inf",
+        "        if False:\n            return math.inf",
+        SCENES,
+    ),
+    Bug(
+        "orphans gather while connections are lost again and again",
+        "pool.py",
+        "is not None and older.phase is Seat.DRAINING:",
+        "is not None and False:",
+        SCENES,
+    ),
+    Bug(
+        "a stop forgets orphans",
+        "pool.py",
+        "        for slot in self._everybody():\n            actions += termination.drain(",
+        "        for slot in self._slots:\n            actions += termination.drain(",
+        SCENES,
+    ),
+    Bug(
+        "the death of an orphan is not counted against its message",
+        "pool.py",
+        "        if fault is Fault.MESSAGE and died.hand is not None:",
+        "        if fault is Fault.MESSAGE and died.hand is not None and died.page not in self._orphans:",
+        SCENES,
+    ),
+    Bug("all that wait for one message run at once", "poison.py", "other.holders.add(page)", "pass", SCENES),
+    Bug(
+        "an orphan that has taken long to tell is not waited for",
+        "poison.py",
+        "and (is_patient or reading.page in orphans)",
+        "and is_patient",
+        SCENES,
+    ),
+    Bug(
+        "whoever keeps its connection is waited for, for ever",
+        "poison.py",
+        "and (is_patient or reading.page in orphans)",
+        "",
+        SCENES,
     ),
     Bug(
         "a refusal is silent while others consume",
@@ -190,8 +248,8 @@ BUGS = [
     Bug(
         "a machine that has nothing left is tried without a brake, as each worker finishes a task",
         "pool.py",
-        "(died.finished > 0 and fault is not Fault.LOCAL)",
-        "died.finished > 0",
+        "(finished > 0 and fault is not Fault.LOCAL)",
+        "finished > 0",
         SCENES,
     ),
     Bug(
@@ -248,14 +306,14 @@ BUGS = [
     Bug(
         "it leaves before its workers",
         "pool.py",
-        "if any(slot.phase is not Seat.EMPTY for slot in self._slots):",
-        "if any(slot.phase is Seat.READY for slot in self._slots):",
+        "if any(slot.phase is not Seat.EMPTY for slot in self._everybody()):",
+        "if any(slot.phase is Seat.READY for slot in self._everybody()):",
     ),
     Bug(
         "the grace is never enforced",
         "pool.py",
-        "actions += termination.drain(slot, because, now + self._settings.grace)",
-        "actions += termination.drain(slot, because, None)",
+        "actions += termination.drain(slot, because, now + self._settings.grace)\n        return actions",
+        "actions += termination.drain(slot, because, None)\n        return actions",
     ),
     Bug("degraded never ends", "pool.py", "        self._recover(now, actions)\n", ""),
     Bug(
@@ -286,15 +344,15 @@ BUGS = [
     Bug(
         "burst believes an answer that a death has overtaken",
         "pool.py",
-        "        self._looks.all_idle = False\n        self._suspects",
-        "        self._suspects",
+        "        self._looks.all_idle = False\n        actions:",
+        "        actions:",
         SCENES,
     ),
     Bug(
         "a message may run again because a sample fell into the death of its holder",
         "poison.py",
-        "_Question(suspect)",
-        "_Question(suspect, has_waited=True)",
+        "is_patient = now - question.asked_at < patience",
+        "is_patient = False",
         SCENES,
     ),
     Bug(
@@ -327,8 +385,8 @@ BUGS = [
     Bug(
         "new limits hold for tasks that began under others",
         "pool.py",
-        "limits = self._past.get(slot.generation, self._settings)",
-        "limits = self._settings",
+        "return self._past.get(slot.generation, self._settings)",
+        "return self._settings",
         SCENES,
     ),
     Bug(
@@ -341,8 +399,8 @@ BUGS = [
     Bug(
         "a message is judged while whoever holds it may be dying of it",
         "poison.py",
-        "            self._waiting[slot] = _Question(suspect)\n            return []\n",
-        "            return [self._tell(slot, suspect)]\n",
+        "            self._waiting[page] = _Question(suspect, now, begun)\n            return []\n",
+        "            return [self._tell(page, suspect)]\n",
         SCENES,
     ),
     Bug(
@@ -427,6 +485,28 @@ BUGS = [
         "return fault is Fault.UNEXPLAINED",
         SCENES,
     ),
+    Bug(
+        "what was parked is swallowed for ever",
+        "parkings.py",
+        "        if until:\n            until.popleft()\n",
+        "",
+        PARKINGS,
+    ),
+    Bug("what was parked is swallowed after any time", "parkings.py", "until[0] < now:", "False:", PARKINGS),
+    Bug(
+        "an acknowledgement that has arrived is taken for lost",
+        "parkings.py",
+        "if each.later < prefetch:",
+        "if True:",
+        PARKINGS,
+    ),
+    Bug(
+        "a new message is swallowed for one that was parked",
+        "parkings.py",
+        "if last is not None and not last.redelivered and",
+        "if False and last is not None and not last.redelivered and",
+        PARKINGS,
+    ),
     Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),
     Bug("killing somebody is no reason for exit code 1", "pool.py", "self._code = EXIT_KILLED", "pass"),
 ]
@@ -437,7 +517,7 @@ def _copy(to: Path) -> None:
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "supervisor", to / "supervisor", ignore=leave_out)
     (to / "tests" / "policy").mkdir(parents=True)
-    for name in ("world.py", MACHINE, SCENES, LEDGER, SHORTAGE, "test_truth.py", "test_retry.py"):
+    for name in ("world.py", MACHINE, SCENES, LEDGER, SHORTAGE, PARKINGS, "test_truth.py", "test_retry.py"):
         shutil.copy(ROOT / "tests" / "policy" / name, to / "tests" / "policy")
     (to / "pyproject.toml").write_text(
         '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\npythonpath = ["."]\n'

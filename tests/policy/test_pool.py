@@ -40,7 +40,6 @@ from supervisor.vocabulary import (
     Spawn,
     StartNursery,
     StopNursery,
-    Suspect,
     Tell,
     Verdict,
     Wish,
@@ -86,7 +85,7 @@ def test_workers_are_forked_once_the_handler_is_loaded() -> None:
     world.advance(1.0)
     assert not _of(world, Spawn)
     world.nursery_loads()
-    assert [action.slot for action in _of(world, Spawn)] == [0, 1, 2]
+    assert [action.page for action in _of(world, Spawn)] == [0, 1, 2]
 
 
 def test_it_is_running_when_every_worker_consumes() -> None:
@@ -208,7 +207,7 @@ def test_a_worker_that_does_not_connect_is_aborted() -> None:
 def test_a_first_death_is_followed_by_a_fork_at_once() -> None:
     world = _up()
     world.die(world.workers[0], "SIGKILL")
-    assert [action.slot for action in _of(world, Spawn)] == [0]
+    assert [action.page for action in _of(world, Spawn)] == [0]
 
 
 def test_a_message_that_kills_is_quarantined_after_max_crashes() -> None:
@@ -402,11 +401,10 @@ def test_who_is_cut_off_in_the_middle_of_a_task_does_not_consume_and_the_broker_
     world = _up(workers=2)
     for slot in (0, 1):
         world.cut_off(_working(world, slot, f"k{slot}"))
+        world.notice(world.workers[slot])
     view = world.pool.view(world.now)
     assert view.ready == 0 and view.trouble == "connection reset"
-    assert [action.event for action in _of(world, Say)] == ["broker.lost"]
-    world.advance(3600.0)
-    assert not _of(world, Signal), "its handler may take as long as it likes"
+    assert [action.event for action in _of(world, Say)] == ["worker.orphaned", "worker.orphaned", "broker.lost"]
     world.live(30.0, until_well=True)
     assert world.is_well and world.pool.view(world.now).trouble is None
 
@@ -700,7 +698,7 @@ def _dies_of_a_new_message(world: World, worker: Worker) -> None:
     world.connect(worker)
     world.become_ready(worker)
     world.queue.clear()
-    _working(world, worker.slot, key=f"key-{worker.pid}")
+    _working(world, worker.page, key=f"key-{worker.pid}")
     world.die(worker, "SIGSEGV")
 
 
@@ -956,7 +954,7 @@ def test_the_depth_is_asked_of_one_worker_every_five_seconds() -> None:
         world.sample()
     asked = [action for action in _of(world, Tell) if isinstance(action.order, Measure)]
     assert 10 <= len(asked) <= 13
-    world.answer(world.workers[asked[0].slot], ready=17)
+    world.answer(world.workers[asked[0].page], ready=17)
     depth = world.pool.view(world.now).depth
     assert depth is not None
     assert depth.ready == 17
@@ -1247,8 +1245,8 @@ def test_burst_does_not_believe_an_answer_that_a_death_has_overtaken() -> None:
     world = _up(workers=2, burst=True)
     world.sample()
     (asked,) = (worker for worker in world.workers.values() if worker.is_measuring)
-    other = world.workers[1 - asked.slot]
-    _working(world, other.slot)
+    other = world.workers[1 - asked.page]
+    _working(world, other.page)
     world.die(other, "SIGKILL")
     world.answer(asked, ready=0)
     assert asked.order is None, "the message of the dead is back in the queue"
@@ -1264,7 +1262,7 @@ def test_burst_goes_on_when_a_worker_may_have_left_something_behind(cause: Cause
     world.be_gone(worker)
     world.advance(LULL)
     assert world.left is None
-    assert [action.slot for action in _of(world, Spawn)] == [0]
+    assert [action.page for action in _of(world, Spawn)] == [0]
 
 
 def test_burst_leaves_although_a_worker_hangs_after_its_last_words() -> None:
@@ -1289,17 +1287,19 @@ def test_burst_goes_on_with_as_many_workers_as_are_wanted() -> None:
     worker = world.workers[0]
     world.answer(worker, ready=0)
     world.die(worker, "SIGKILL")
-    assert [action.slot for action in _of(world, Spawn)] == [0]
+    assert [action.page for action in _of(world, Spawn)] == [0]
 
 
 # ------------------------------------------------------------------------------------------------- messages that kill
 
 
 def _suspecting(world: World, slot: int, key: str) -> Worker:
-    """A worker that was given this message too, while another's page still shows it, and asks."""
+    """A worker that was given a message of this key, too, and asks about it."""
     worker = world.workers[slot]
-    worker.message = Message(key, is_redelivered=True)
-    world.tell(WorkerSaid(slot, Suspect(key, is_held=True)))
+    message = Message(key)
+    world.queue.append(message)
+    message.is_redelivered = True
+    world.deliver(worker, message)
     return worker
 
 
@@ -1330,26 +1330,174 @@ def test_a_sample_in_the_midst_of_a_death_does_not_let_the_message_run_once_more
     assert (verdict.run, verdict.crashes) == (False, 1)
 
 
-def test_a_message_whose_holder_lives_on_without_a_connection_is_judged_after_one_whole_sample() -> None:
-    world = _up(max_crashes=1)
+def _lost(**changes: object) -> tuple[World, Worker, Message]:
+    """Two workers. The first has lost its connection, and its handler runs on."""
+    world = _up(workers=2, **changes)
+    orphan = _working(world, 0, "k")
+    message = orphan.message
+    assert message is not None
+    world.cut_off(orphan)
+    world.notice(orphan)
+    return world, orphan, message
+
+
+def _stand_in(world: World) -> Worker:
+    world.advance(LULL)
+    stand_in = world.fork(_of(world, Spawn)[-1].page)
+    world.connect(stand_in)
+    world.become_ready(stand_in)
+    return stand_in
+
+
+def test_f110_a_stand_in_takes_the_slot_of_a_worker_that_has_lost_its_connection() -> None:
+    world, orphan, _ = _lost()
+    stand_in = _stand_in(world)
+    assert (stand_in.slot, stand_in.page != orphan.page) == (0, True)
+    assert world.pool.view(world.now).ready == 2
+    assert not orphan.signals
+
+
+def test_f110_an_orphan_is_killed_after_its_grace_and_nobody_is_blamed() -> None:
+    world, orphan, message = _lost(lost_grace=15.0, max_crashes=1)
+    world.advance(14.9)
+    assert not orphan.signals
+    world.advance(0.1)
+    assert orphan.signals == ["SIGKILL"]
+    world.die(orphan, "SIGKILL")
+    [said] = [action for action in world.log if isinstance(action, Say) and action.event == "worker.exited"]
+    assert said.fields["cause"] == "broker"
+    assert said.fields["message_id"] == "k"
+    assert said.fields["next"] == "none: a stand-in has its slot"
+    world.deliver(world.workers[1], message)
+    assert [verdict.run for verdict in _verdicts(world)] == [True]
+
+
+def test_f110_a_message_waits_for_the_end_of_its_orphan_and_is_then_run() -> None:
+    world, orphan, message = _lost(lost_grace=15.0)
+    world.deliver(world.workers[1], message)
+    for _ in range(14):
+        world.advance(1.0)
+        world.sample()
+    assert not _verdicts(world)
+    world.leave(orphan, Cause.BROKER, "connection reset", Kind.LOST)
+    assert not _verdicts(world), "its process may still do something"
+    world.be_gone(orphan)
+    assert [verdict.run for verdict in _verdicts(world)] == [True]
+
+
+def test_f77_the_deaths_of_orphans_count_and_no_run_begins_before_they_do() -> None:
+    world, orphan, message = _lost(max_crashes=1)
+    world.deliver(world.workers[1], message)
+    world.die(orphan, "SIGSEGV")
+    [verdict] = _verdicts(world)
+    assert (verdict.run, verdict.crashes) == (False, 1)
+
+
+def test_an_orphan_that_exceeds_the_task_timeout_is_its_message_s_fault() -> None:
+    world, orphan, message = _lost(task_timeout=5.0, lost_grace=15.0, max_crashes=1)
+    world.advance(5.1)
+    world.sample()
+    assert orphan.signals == ["SIGABRT"]
+    world.die(orphan, "SIGABRT")
+    world.deliver(world.workers[1], message)
+    [verdict] = _verdicts(world)
+    assert (verdict.run, verdict.cause) == (False, "timeout")
+
+
+def test_the_connection_of_a_stand_in_is_lost_too_then_the_older_orphan_is_killed_for_the_next() -> None:
+    world, orphan, _ = _lost(lost_grace=15.0)
+    _stand_in(world)
+    orphan_again = _lose_another(world, 0)
+    assert orphan.signals == ["SIGKILL"]
+    assert not orphan_again.signals
+    world.advance(1.0)
+    assert not world.births, "the page is taken"
+    world.die(orphan, "SIGKILL")
+    world.advance(1.0)
+    assert world.births == [0]
+
+
+def _lose_another(world: World, slot: int) -> Worker:
+    worker = world.seated[slot]
+    message = Message("other")
+    world.queue.append(message)
+    world.deliver(worker, message)
+    world.cut_off(worker)
+    world.notice(worker)
+    return worker
+
+
+def test_a_stop_gives_orphans_no_longer_than_the_grace() -> None:
+    world, orphan, _ = _lost(lost_grace=15.0, grace=3.0)
+    world.ask(Wish.STOP)
+    world.advance(3.0)
+    assert orphan.signals == ["SIGKILL"]
+
+
+def test_of_two_that_wait_for_one_message_the_last_to_ask_is_the_first_to_run() -> None:
+    world = _up(workers=3)
+    holder = _working(world, 0, "k")
+    earlier, later = _suspecting(world, 1, "k"), _suspecting(world, 2, "k")
+    world.die(holder, "SIGSEGV")
+    assert (earlier.is_asking, later.is_asking) == (True, False)
+    world.sample()
+    assert earlier.is_asking
+    world.finish_task(later)
+    world.sample()
+    assert not earlier.is_asking
+
+
+def test_f110_a_message_waits_for_an_orphan_that_was_slow_to_find_out() -> None:
+    world = _up(lost_grace=15.0, heartbeat=2)
+    holder = _working(world, 0, "k")
+    message = holder.message
+    assert message is not None
+    world.cut_off(holder)
+    world.deliver(world.workers[1], message)
+    world.advance(10.0)
+    world.notice(holder)
+    for _ in range(14):
+        world.advance(1.0)
+        world.sample()
+    assert not _verdicts(world)
+    world.die(holder, "SIGKILL")
+    assert [verdict.run for verdict in _verdicts(world)] == [True]
+
+
+def test_a_worker_that_leaves_while_it_waits_is_not_answered() -> None:
+    world = _up(workers=2)
+    holder = _working(world, 0, "k")
+    world.leave(_suspecting(world, 1, "k"), Cause.BROKER, "connection reset")
+    world.die(holder, "SIGKILL")
+    assert not _verdicts(world)
+
+
+def test_a_holder_that_keeps_its_connection_has_another_message_of_that_key() -> None:
+    world = _up(lost_grace=15.0, heartbeat=2)
     _working(world, 0, "k")
     _suspecting(world, 1, "k")
-    world.sample()
+    for _ in range(14):
+        world.advance(1.0)
+        world.sample()
+    assert not _verdicts(world)
+    world.advance(1.0)
     world.sample()
     [verdict] = _verdicts(world)
     assert verdict.run
 
 
-def test_a_suspect_does_not_inherit_how_long_the_one_before_it_in_its_seat_had_waited() -> None:
-    world = _up(max_crashes=1)
-    _working(world, 0, "k")
+def test_a_holder_that_lets_no_heartbeat_be_sent_has_lost_its_connection_and_cannot_tell() -> None:
+    world = _up(lost_grace=60.0, heartbeat=2)
+    holder = _working(world, 0, "k")
     _suspecting(world, 1, "k")
+    world.stick(holder)
+    world.advance(5.9)
     world.sample()
-    world.die(world.workers[1], "SIGKILL")
-    world.live(30.0, until_well=True)
-    _suspecting(world, 1, "k")
+    assert not world.pool.view(world.now).orphans
+    world.advance(0.2)
+    holder.lost_at, holder.is_orphan, holder.is_cut_off = world.now, True, True
     world.sample()
-    assert not _verdicts(world)
+    assert [orphan.pid for orphan in world.pool.view(world.now).orphans] == [holder.pid]
 
 
 def test_a_suspect_that_dies_while_it_waits_is_not_answered() -> None:

@@ -42,6 +42,7 @@ class PoolMachine(RuleBasedStateMachine):
         max_crashes=st.integers(1, 3),
         grace=st.sampled_from([0.0, 10.0]),
         task_timeout=st.sampled_from([None, 20.0]),
+        lost_grace=st.sampled_from([0.0, 15.0]),
         preload=st.booleans(),
         burst=st.sampled_from([False, False, True]),
         is_up=st.sampled_from([True, True, False]),
@@ -58,7 +59,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.live(30.0, until_well=True)
 
     def _workers(self, *stages: Stage, stuck: bool | None = False) -> list[Worker]:
-        workers = [self.world.workers[slot] for slot in sorted(self.world.workers)]
+        workers = [self.world.workers[page] for page in sorted(self.world.workers)]
         return [w for w in workers if w.stage in (stages or Stage) and (stuck is None or w.is_stuck is stuck)]
 
     # ---------------------------------------------------------------------------------------------- the nursery
@@ -159,14 +160,14 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.leave(worker, Cause.DRAINED)
 
     @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
-    @rule(n=ANY, key=st.sampled_from("ab"), is_held=st.sampled_from([False, False, True]))
-    def take(self, n: int, key: str, is_held: bool = False) -> None:
+    @rule(n=ANY, key=st.sampled_from("ab"))
+    def take(self, n: int, key: str) -> None:
         worker = _nth(n, [w for w in self._workers() if w.is_idle and not w.order])
         held = [w.message.key for w in self._workers(stuck=None) if w.message]
         if key not in held and not any(message.key == key for message in self.world.queue):
             self.world.queue.append(Message(key))
         if self.world.queue:
-            self.world.deliver(worker, self.world.queue[0], is_held)
+            self.world.deliver(worker, self.world.queue[0])
 
     @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
     @rule(n=ANY, again=st.integers(0, 3), status=SIGNALS)
@@ -190,10 +191,10 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.queue.append(message)
             self.world.deliver(_nth(n, [w for w in self._workers() if w.is_idle and not w.order]), message)
 
-    @precondition(lambda self: any(w.message for w in self._workers()))
+    @precondition(lambda self: any(w.is_running for w in self._workers()))
     @rule(n=ANY, what=st.sampled_from(["returns", "settles", "dies", "dies", "dies"]), status=SIGNALS)
     def work(self, n: int, what: str, status: str) -> None:
-        worker = _nth(n, [w for w in self._workers() if w.message])
+        worker = _nth(n, [w for w in self._workers() if w.is_running])
         if what == "returns":
             worker.is_settling = True
         elif what == "settles" and worker.is_cut_off:
@@ -248,10 +249,25 @@ class PoolMachine(RuleBasedStateMachine):
         for worker in self._workers(Stage.CONSUMING):
             self.world.leave(worker, Cause.BROKER, "connection reset")
 
-    @precondition(lambda self: any(w.message and not w.is_cut_off for w in self._workers(Stage.CONSUMING)))
+    @precondition(lambda self: any(w.is_running and not w.is_cut_off for w in self._workers(Stage.CONSUMING)))
+    @rule(n=ANY, notices=st.booleans())
+    def cut_off(self, n: int, notices: bool) -> None:
+        worker = _nth(n, [w for w in self._workers(Stage.CONSUMING) if w.is_running and not w.is_cut_off])
+        self.world.cut_off(worker)
+        if notices:
+            self.world.notice(worker)
+
+    @precondition(lambda self: any(w.is_cut_off and w.lost_at is None for w in self._workers(Stage.CONSUMING)))
     @rule(n=ANY)
-    def cut_off(self, n: int) -> None:
-        self.world.cut_off(_nth(n, [w for w in self._workers(Stage.CONSUMING) if w.message and not w.is_cut_off]))
+    def notice(self, n: int) -> None:
+        self.world.notice(_nth(n, [w for w in self._workers(Stage.CONSUMING) if w.is_cut_off and w.lost_at is None]))
+
+    @precondition(lambda self: any(w.is_asking and w.order and not w.order.finish for w in self._workers()))
+    @rule(n=ANY)
+    def hand_back(self, n: int) -> None:
+        worker = _nth(n, [w for w in self._workers() if w.is_asking and w.order and not w.order.finish])
+        assert worker.order is not None
+        self.world.leave(worker, worker.order.cause)
 
     @precondition(lambda self: self._workers(Stage.LEAVING))
     @rule(n=ANY)

@@ -27,7 +27,7 @@ def _up(**changes: object) -> World:
 
 def _pages(world: World) -> list[Reading]:
     vacant = [Reading(view.slot, 0, Phase.VACANT, None, 0.0, Counts()) for view in world.pool.view(world.now).slots]
-    for slot, worker in world.workers.items():
+    for slot, worker in world.seated.items():
         vacant[slot] = worker.read(world.now)
     return vacant
 

@@ -10,6 +10,7 @@ Whatever the pool does is checked as it does it; a broken promise is an Assertio
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -60,6 +61,7 @@ from supervisor.vocabulary import (
     Verdict,
     Wish,
     WorkerSaid,
+    slot_of,
 )
 
 MB = 1024 * 1024
@@ -100,7 +102,7 @@ class Message:
 
 @dataclass
 class Worker:
-    slot: int
+    page: int
     pid: int
     beat: float
     stage: Stage = Stage.BOOTING
@@ -115,15 +117,30 @@ class Worker:
     """Deadlocked: it obeys nothing but signals."""
     is_dismissed: bool = False
     """Killed while it booted because it was not wanted any more: nothing is lost by that."""
+    is_asking: bool = False
+    """Its message has been somebody's before, and it waits for the verdict."""
     is_cut_off: bool = False
-    """The broker is gone under its handler, which goes on; afterwards it leaves."""
+    """The broker is gone under its handler, which goes on; afterwards it leaves. The message is in the queue again."""
+    lost_at: float | None = None
+    """When it has told that."""
+    is_orphan: bool = False
+    """It has told that, and its slot was given on."""
     is_measuring: bool = False
     rss: int = 10 * MB
     generation: int = 1
 
     @property
+    def slot(self) -> int:
+        return slot_of(self.page)
+
+    @property
+    def is_running(self) -> bool:
+        """Its handler has begun, and has not come to its end, or that is not settled."""
+        return self.message is not None and not self.is_asking
+
+    @property
     def hand(self) -> InHand | None:
-        if self.message is None:
+        if self.message is None or self.is_asking:
             return None
         redelivered = self.message.is_redelivered
         return InHand(self.message.key, self.message.key, 1, 1, redelivered, self.since, self.is_settling)
@@ -135,9 +152,10 @@ class Worker:
     def read(self, now: float) -> Reading:
         phase = self.stage.value
         if self.message is not None:
-            phase = Phase.SETTLING if self.is_settling else Phase.BUSY
+            phase = Phase.ASKING if self.is_asking else Phase.SETTLING if self.is_settling else Phase.BUSY
         beat = self.beat if self.is_stuck else now
-        return Reading(self.slot, self.pid, phase, self.hand, beat, Counts(succeeded=self.finished), self.rss)
+        key = self.message.key if self.message else ""
+        return Reading(self.page, self.pid, phase, self.hand, beat, Counts(succeeded=self.finished), self.rss, key=key)
 
 
 @dataclass
@@ -147,7 +165,7 @@ class NurseryProcess:
     is_ready: bool = False
     is_stuck: bool = False
     births: list[int] = field(default_factory=list)
-    """The slots it was asked to fork for."""
+    """The pages it was asked to fork for."""
 
 
 class World:
@@ -166,8 +184,11 @@ class World:
         self.incoming: NurseryProcess | None = None
         """The next generation's, until a worker of it consumes."""
         self.workers: dict[int, Worker] = {}
+        """By page."""
         self.queue: list[Message] = []
         self.quarantined: list[Message] = []
+        self.kills: Counter[str] = Counter()
+        """By key: workers that its messages have killed."""
         self.log: list[Action] = []
         self.left: Leave | None = None
         self.deaths = 0
@@ -205,6 +226,9 @@ class World:
         deadline = self.pool.deadline
         assert not self.pool.open or deadline is None or deadline > self.now, "the loop would be busy"
         self._check_seats_are_filled()
+        for worker in self.workers.values():
+            if worker.lost_at is not None and self.now > worker.lost_at + self.settings.lost_grace:
+                assert worker.signals, "it runs on without a connection, beyond its grace"
 
     def perform(self, actions: list[Action]) -> None:
         try:
@@ -239,21 +263,21 @@ class World:
                 if self.incoming is not None and self.incoming.generation == self.pool.view(self.now).generation:
                     assert self.nursery is None, "the former generation's nursery lives on"
                     self.nursery, self.incoming = self.incoming, None
-            case Spawn(slot, generation):
-                self._spawn(slot, generation)
-            case Tell(slot, Drain() as order):
+            case Spawn(page, generation):
+                self._spawn(page, generation)
+            case Tell(page, Drain() as order):
                 if action.because.startswith("reload"):
-                    self._check_roll(slot)
-                assert order.cause != Cause.MEMORY or self.workers[slot].rss > self.size, (
+                    self._check_roll(page)
+                assert order.cause != Cause.MEMORY or self.workers[page].rss > self.size, (
                     "recycled though it has not grown"
                 )
-                self.workers[slot].order = order
-            case Tell(slot, Measure()):
-                self.workers[slot].is_measuring = True
-            case Tell(slot, Verdict() as verdict):
-                self._heed(self.workers[slot], verdict)
-            case Signal(slot, name):
-                worker = self.workers[slot]
+                self.workers[page].order = order
+            case Tell(page, Measure()):
+                self.workers[page].is_measuring = True
+            case Tell(page, Verdict() as verdict):
+                self._heed(self.workers[page], verdict)
+            case Signal(page, name):
+                worker = self.workers[page]
                 has_grown = worker.rss > self.size or "resident" not in action.because
                 assert has_grown, "killed for what it took from the start"
                 worker.is_dismissed = worker.stage is Stage.BOOTING and name == "SIGKILL" and not worker.signals
@@ -265,34 +289,46 @@ class World:
             case Leave(code):
                 self._leave(action, code)
 
-    def _spawn(self, slot: int, generation: int) -> None:
+    def _spawn(self, page: int, generation: int) -> None:
+        slot = slot_of(page)
         assert not self.is_stopping, "a worker is spawned while stopping"
         assert slot < self.wanted, f"nobody wants a worker in slot {slot}"
-        assert slot not in self.workers, f"two workers in slot {slot}"
+        assert slot not in self.seated, f"two workers in slot {slot}"
+        assert page not in self.workers, f"two workers write to page {page}"
         nursery = self.nursery
         if self.incoming is not None and self.incoming.generation == generation:
             nursery = self.incoming
-            others = [*nursery.births, *(w.slot for w in self.workers.values() if w.generation == generation)]
+            others = [*map(slot_of, nursery.births), *(w.slot for w in self._seated() if w.generation == generation)]
             assert not [other for other in others if other < self.wanted], "two workers try the next generation"
         assert nursery is not None and nursery.is_ready, "nobody is there to fork it"
         assert nursery.generation == generation, "a worker of a generation that is gone"
         assert slot not in self.births, f"slot {slot} is being forked already"
         if self.pool.view(self.now).state is State.DEGRADED:
-            arriving = [w for w in self.workers.values() if w.stage in ARRIVING and not w.order and not w.signals]
+            arriving = [w for w in self._seated() if w.stage in ARRIVING and not w.order and not w.signals]
             assert not arriving and not self.births, "while degraded, one worker at a time"
         self._check_probe(slot)
-        nursery.births.append(slot)
+        nursery.births.append(page)
 
     @property
     def births(self) -> list[int]:
         """The slots that a nursery was asked for, whichever."""
-        return [slot for nursery in (self.nursery, self.incoming) if nursery is not None for slot in nursery.births]
+        nurseries = [each for each in (self.nursery, self.incoming) if each is not None]
+        return [slot_of(page) for nursery in nurseries for page in nursery.births]
+
+    def _seated(self) -> list[Worker]:
+        """The workers that have a slot: orphans have none."""
+        return [worker for worker in self.workers.values() if not worker.is_orphan]
+
+    @property
+    def seated(self) -> dict[int, Worker]:
+        """By slot."""
+        return {worker.slot: worker for worker in self._seated()}
 
     def _check_probe(self, slot: int) -> None:
         """Whoever was sent away by the broker waits for the one that tries it, and for no more than a while."""
         view = self.pool.view(self.now)
         # What a nursery was asked for that is gone does not come.
-        arriving = {*self.births, *(w.slot for w in self.workers.values() if w.stage in ARRIVING)} - {slot}
+        arriving = {*self.births, *(w.slot for w in self._seated() if w.stage in ARRIVING)} - {slot}
         self._spawned_at = {other: at for other, at in self._spawned_at.items() if other in arriving}
         recent = [at for at in self._spawned_at.values() if at + PROBE_FOR > self.now]
         sent_away = view.slots[slot].last_exit
@@ -300,18 +336,20 @@ class World:
             assert len(recent) < 1 + 2 * view.ready, "a herd"
         self._spawned_at[slot] = self.now
 
-    def _check_roll(self, slot: int) -> None:
+    def _check_roll(self, page: int) -> None:
         """A reload replaces one worker at a time, and only while everybody else consumes."""
         generation = self.pool.view(self.now).generation
         if self.incoming is not None and self.incoming.is_ready:
             generation = self.incoming.generation
-        assert self.workers[slot].generation < generation, "a worker of this generation is replaced by a reload"
-        others = [self.workers.get(other) for other in range(self.wanted)]
+        assert self.workers[page].generation < generation, "a worker of this generation is replaced by a reload"
+        others = [self.seated.get(other) for other in range(self.wanted)]
         assert all(w and w.stage is Stage.CONSUMING and not w.order and not w.signals for w in others), "a gap"
 
     def _heed(self, worker: Worker, verdict: Verdict) -> None:
         message = worker.message
-        assert message is not None and verdict.key == message.key, "a verdict that nobody asked for"
+        assert worker.is_asking, "a verdict that nobody asked for"
+        assert message is not None and verdict.key == message.key, "a verdict on another message"
+        worker.is_asking, worker.since = False, self.now
         is_near = self.version >= "4.0" and message.returns >= RETURNS_MAX
         if verdict.fresh:
             assert is_near and not verdict.run and not message.kills, "put back without need, or though it kills"
@@ -320,14 +358,20 @@ class World:
             worker.message = None
         elif verdict.run:
             assert not is_near, "run until the broker drops it"
+            self._begin(worker, message)
         else:
             is_known = verdict.crashes or message.put_back >= PUT_BACK_MAX
             assert verdict.crashes >= self.settings.max_crashes or (is_near and is_known), (
                 "quarantined without evidence"
             )
             assert verdict.cause
+            assert verdict.crashes <= self.kills[message.key], "blamed for what it has not done"
             self.quarantined.append(message)
             worker.message = None
+
+    def _begin(self, worker: Worker, message: Message) -> None:
+        others = [other for other in self.workers.values() if other is not worker and other.message is message]
+        assert not [other for other in others if other.is_running], "two copies of a message run at once"
 
     def _stopping(self, because: str) -> None:
         if "--burst-wait" in because:
@@ -363,14 +407,18 @@ class World:
         assert sum(view.exits.values()) == self.deaths, "every exit is counted once"
         assert self.pool.open == (self.left is None)
         for slot in view.slots:
-            worker = self.workers.get(slot.slot)
+            worker = self.seated.get(slot.slot)
             assert slot.pid == (worker.pid if worker else None), f"slot {slot.slot} has lost sight of its process"
         consuming = [
             w
             for w in self.workers.values()
-            if w.stage is Stage.CONSUMING and not w.order and not w.signals and not w.is_cut_off
+            if w.stage is Stage.CONSUMING and not w.order and not w.signals and w.lost_at is None
         ]
         assert view.ready == len(consuming), "a worker that consumes is READY"
+        orphans = [worker for worker in self.workers.values() if worker.is_orphan]
+        assert {orphan.pid for orphan in view.orphans} == {orphan.pid for orphan in orphans}, "an orphan is forgotten"
+        spared = [orphan.slot for orphan in orphans if not orphan.signals]
+        assert len(spared) == len(set(spared)), "one orphan of a slot at most"
 
     def _check_seats_are_filled(self) -> None:
         """A seat that is wanted and empty is filled within the longest backoff, once there is a nursery."""
@@ -388,7 +436,9 @@ class World:
             return
         self._tried_at = self.now
         for slot in range(self.wanted):
-            is_vacant = slot not in self.workers and slot not in self.births
+            # A seat waits for the end of an orphan that was killed for it.
+            is_blocked = any(w.is_orphan and w.slot == slot and w.signals for w in self.workers.values())
+            is_vacant = slot not in self.seated and slot not in self.births and not is_blocked
             if can_fork and is_vacant and not is_degraded:
                 self._vacant_since[slot] = since.get(slot, self.now)
                 assert self.now - self._vacant_since[slot] <= LONGEST_BACKOFF, f"slot {slot} is left empty"
@@ -441,47 +491,56 @@ class World:
             self.tell(NurserySaid(generation, LoadFailed("SyntaxError: invalid syntax", "Traceback ...")))
         assert self.pool.view(self.now).generation < generation, "a generation that cannot be loaded"
 
-    def _forking(self, slot: int) -> NurseryProcess:
-        return next(each for each in (self.nursery, self.incoming) if each is not None and slot in each.births)
+    def _forking(self, page: int) -> NurseryProcess:
+        return next(each for each in (self.nursery, self.incoming) if each is not None and page in each.births)
 
-    def fork(self, slot: int) -> Worker:
-        nursery = self._forking(slot)
-        nursery.births.remove(slot)
-        worker = self.workers[slot] = Worker(slot, next(self._pids), self.now)
+    def fork(self, page: int) -> Worker:
+        nursery = self._forking(page)
+        nursery.births.remove(page)
+        worker = self.workers[page] = Worker(page, next(self._pids), self.now)
         worker.generation, worker.rss = nursery.generation, self.size
-        self.tell(Started(slot, worker.pid))
+        self.tell(Started(page, worker.pid))
         return worker
 
-    def fail_to_fork(self, slot: int) -> None:
-        self._forking(slot).births.remove(slot)
-        self.tell(StartFailed(slot, "fork: Resource temporarily unavailable"))
+    def fail_to_fork(self, page: int) -> None:
+        self._forking(page).births.remove(page)
+        self.tell(StartFailed(page, "fork: Resource temporarily unavailable"))
 
     # ------------------------------------------------------------------------------------------------- a worker
 
     def connect(self, worker: Worker) -> None:
         worker.stage = Stage.CONNECTING
-        self.tell(WorkerSaid(worker.slot, Connecting()))
+        self.tell(WorkerSaid(worker.page, Connecting()))
 
     def become_ready(self, worker: Worker) -> None:
         worker.stage = Stage.CONSUMING
         self.has_worked = self.has_worked or not worker.order
-        self.tell(WorkerSaid(worker.slot, Ready("127.0.0.1:5672", self.version, resident=self.size)))
+        self.tell(WorkerSaid(worker.page, Ready("127.0.0.1:5672", self.version, resident=self.size)))
         if self.incoming is not None and not worker.order:
             assert worker.generation != self.incoming.generation, "it consumes, and its generation is not adopted"
 
-    def deliver(self, worker: Worker, message: Message, is_held: bool = False) -> None:
-        """The broker gives it a message; it runs, or is quarantined at once. `is_held`: after two samples."""
+    def deliver(self, worker: Worker, message: Message) -> None:
+        """The broker gives it a message; it runs, or is quarantined, at once unless somebody here runs it still."""
         self.queue.remove(message)
         worker.message, worker.since, worker.is_settling = message, self.now, False
-        if message.is_redelivered:
-            before = len(self.log)
-            self.tell(WorkerSaid(worker.slot, Suspect(message.key, message.returns, message.put_back, is_held)))
-            if is_held:
-                self.sample()
-                self.sample()
-            assert any(isinstance(a, Tell) and isinstance(a.order, Verdict) for a in self.log[before:]), "no verdict"
+        if not message.is_redelivered:
+            return
+        worker.is_asking = True
+        others = [other for other in self.workers.values() if other is not worker and other.message]
+        holders = tuple(other.page for other in others if other.message and other.message.key == message.key)
+        self.tell(WorkerSaid(worker.page, Suspect(message.key, message.returns, message.put_back), holders))
+        self._check_questions()
+
+    def _check_questions(self) -> None:
+        """Who asks is answered unless somebody holds the message who may have begun it."""
+        for asking in [worker for worker in self.workers.values() if worker.is_asking]:
+            assert asking.message is not None
+            others = [worker.message.key for worker in self.workers.values() if worker.message and worker.is_running]
+            assert asking.message.key in others, "a question is forgotten"
 
     def finish_task(self, worker: Worker) -> None:
+        """Its handler returns, and that is settled."""
+        assert worker.is_running and not worker.is_cut_off
         worker.message = None
         worker.finished += 1
 
@@ -490,12 +549,23 @@ class World:
         self._give_back(worker)
         worker.stage = Stage.LEAVING
         worker.said = Leaving(cause, detail, kind)
-        self.tell(WorkerSaid(worker.slot, worker.said))
+        self.tell(WorkerSaid(worker.page, worker.said))
 
     def cut_off(self, worker: Worker) -> None:
-        """The connection is lost while its handler runs."""
+        """The connection is lost while its handler runs. The broker is the first to know."""
+        assert worker.message is not None and worker.is_running
         worker.is_cut_off = True
-        self.tell(WorkerSaid(worker.slot, Lost("connection reset", Kind.LOST)))
+        worker.message.is_redelivered = True
+        worker.message.returns += 1
+        assert self.version < "4.0" or worker.message.returns < 20, "the broker has dropped a message"
+        self.queue.append(worker.message)
+
+    def notice(self, worker: Worker) -> None:
+        """And then the worker is."""
+        worker.lost_at = self.now
+        worker.is_orphan = not self.is_stopping and not worker.signals
+        self.is_finishing = self.is_finishing and not (worker.is_orphan and worker.slot < self.wanted)
+        self.tell(WorkerSaid(worker.page, Lost("connection reset", Kind.LOST)))
 
     def be_gone(self, worker: Worker) -> None:
         """The exit that goes with the last words."""
@@ -510,20 +580,22 @@ class World:
         """The process is gone."""
         hand, message = worker.hand, worker.message
         was_killed = bool(worker.signals) and not worker.is_dismissed and not status.startswith("exit ")
-        if message is not None:
+        if message is not None and worker.is_running:
             # Who is sent SIGKILL and nothing before it has outstayed the grace; that is no fault of the message's.
-            message.kills += worker.signals[:1] != ["SIGKILL"]
+            is_crash = worker.signals[:1] != ["SIGKILL"] or status == "OOM"
+            message.kills += is_crash
+            self.kills[message.key] += is_crash
             assert message.kills <= self.settings.max_crashes, f"message {message.key} has killed {message.kills}"
         self._give_back(worker)
         if self.was_asked_to_stop and (was_killed or hand is not None):
             self.is_unsettled = True
-        if self.is_finishing:
+        if self.is_finishing and not worker.is_orphan:
             self.is_finishing = isinstance(worker.said, Leaving) and worker.said.cause == Cause.DRAINED
-        del self.workers[worker.slot]
+        del self.workers[worker.page]
         self.deaths += 1
         self.tell(
             Exited(
-                worker.slot,
+                worker.page,
                 worker.pid,
                 status,
                 hand,
@@ -534,12 +606,12 @@ class World:
         )
 
     def _give_back(self, worker: Worker) -> None:
-        if worker.message is not None:
+        if worker.message is not None and not worker.is_cut_off:
             worker.message.is_redelivered = True
             worker.message.returns += 1
             assert self.version < "4.0" or worker.message.returns < 20, "the broker has dropped a message"
             self.queue.append(worker.message)
-            worker.message = None
+        worker.message, worker.is_asking = None, False
 
     def stick(self, worker: Worker) -> None:
         worker.is_stuck = True
@@ -547,7 +619,7 @@ class World:
 
     def answer(self, worker: Worker, ready: int | None = None) -> None:
         worker.is_measuring = False
-        self.tell(WorkerSaid(worker.slot, Depth(len(self.queue) if ready is None else ready, len(self.workers))))
+        self.tell(WorkerSaid(worker.page, Depth(len(self.queue) if ready is None else ready, len(self.workers))))
 
     # ---------------------------------------------------------------------------------------------------- others
 
@@ -560,6 +632,7 @@ class World:
 
     def sample(self) -> None:
         self.tell(Sampled(tuple(worker.read(self.now) for worker in self.workers.values())))
+        self._check_questions()
 
     def advance(self, seconds: float) -> None:
         """Time goes by; the loop turns whenever the pool wants it to, and nothing else happens."""
@@ -612,6 +685,9 @@ class World:
     def _has_something_to_do(self, worker: Worker) -> bool:
         if worker.signals:
             return True
+        if worker.is_asking and not worker.is_stuck:
+            # It waits for the verdict, and hands the message back when it is to leave.
+            return worker.order is not None and not worker.order.finish
         is_busy = not worker.is_idle or worker.is_measuring or worker.is_cut_off
         return not worker.is_stuck and (is_busy or worker.order is not None)
 
@@ -629,12 +705,16 @@ class World:
                 elif self.incoming.births:
                     self.fork(self.incoming.births[0])
             for worker in list(self.workers.values()):
-                if self.workers.get(worker.slot) is worker and self._has_something_to_do(worker):
+                if self.workers.get(worker.page) is worker and self._has_something_to_do(worker):
                     self._do(worker)
 
     def _do(self, worker: Worker) -> None:
         if worker.signals:
             self.die(worker, worker.signals[-1])
+        elif worker.is_asking:
+            self.leave(worker, worker.order.cause)
+        elif worker.is_cut_off and worker.lost_at is None:
+            self.notice(worker)
         elif worker.is_cut_off and worker.stage is Stage.CONSUMING:
             self.leave(worker, Cause.BROKER, "connection reset", Kind.LOST)
         elif worker.message is not None:

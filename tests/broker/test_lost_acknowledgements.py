@@ -1,0 +1,103 @@
+"""A retry or a dead letter is confirmed, and the acknowledgement after it is lost: the message comes back beside its
+copy, and is not run again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from supervisor.commands.node import PrivateNode
+from tests import amqp, handler_modules
+from tests.proxy import ACK, Proxy
+from tests.supervision import Runs, eventually, supervised
+
+FAILS = json.dumps({"raise": "ValueError"})
+
+KILLED_BEFORE_ITS_ACK = """
+import os, signal
+from supervisor.worker.consumer import Consumer
+from handlers import act
+
+ack = Consumer.ack
+
+def die_the_first_time(self, delivery):
+    try:
+        os.close(os.open(os.environ["TEST_RUNS"] + ".once", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        ack(self, delivery)
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Consumer.ack = die_the_first_time
+"""
+
+
+@pytest.fixture
+def frames(node: PrivateNode) -> Iterator[Proxy]:
+    with Proxy(node.port, sees_frames=True) as between:
+        yield between
+
+
+def dead(node: PrivateNode, queue: str) -> int:
+    return amqp.depth(node.url, f"{queue}.dead")
+
+
+@pytest.mark.parametrize("retries", [2, 0])
+def test_f109_a_lost_acknowledgement_does_not_double_the_tries(
+    frames: Proxy, node: PrivateNode, typed_queue: str, runs: Runs, retries: int
+) -> None:
+    """It is the one of the first retry that is lost; with no retries, that of the dead letter."""
+    options = ("--workers", "2", "--retries", str(retries), "--retry-delay", "0.1")
+    with supervised("handlers:act", *options, url=frames.url, queue=typed_queue, env=runs.env) as pool:
+        pool.ready()
+        cut = frames.cut_at(ACK, to_broker=True, after_confirm=True)
+        amqp.publish(node.url, typed_queue, [FAILS], ids=["task"])
+        assert cut.done.wait(10)
+        assert pool.hear("task.already_parked", message_id="task")["attempt"] == 1
+        pool.hear("task.dead_lettered")
+        eventually(lambda: dead(node, typed_queue) == 1)
+        totals = pool.status()["totals"]
+        assert (totals["failed"], totals["retried"], totals["dead_lettered"]) == (retries + 1, retries, 1)
+        assert pool.stop() == 0
+    assert runs.lines("began") == ["task"] * (retries + 1)
+    assert amqp.depth(node.url, typed_queue) == 0
+    assert dead(node, typed_queue) == 1
+
+
+def test_f109_nor_does_a_worker_that_is_killed_before_its_acknowledgement(
+    node: PrivateNode, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    handler_modules.write(tmp_path, "killed", KILLED_BEFORE_ITS_ACK)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = runs.env | {"PYTHONPATH": path}
+    options = ("--workers", "2", "--retries", "1", "--retry-delay", "0.1")
+    with supervised("killed:act", *options, url=node.url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(node.url, queue, [FAILS], ids=["task"])
+        pool.hear("worker.exited", cause="SIGKILL", settling=True)
+        pool.hear("task.already_parked", message_id="task")
+        pool.hear("task.dead_lettered")
+        assert pool.stop() == 0
+    assert runs.lines("began") == ["task"] * 2
+    assert dead(node, queue) == 1
+
+
+def test_f109_a_second_message_of_the_same_id_is_run_like_any_other(
+    frames: Proxy, node: PrivateNode, queue: str, runs: Runs
+) -> None:
+    options = ("--workers", "2", "--retries", "1", "--retry-delay", "0.1")
+    with supervised("handlers:act", *options, url=frames.url, queue=queue, env=runs.env) as pool:
+        pool.ready()
+        cut = frames.cut_at(ACK, to_broker=True, after_confirm=True)
+        amqp.publish(node.url, queue, [FAILS], ids=["twin"])
+        assert cut.done.wait(10)
+        pool.hear("task.already_parked", message_id="twin")
+        amqp.publish(node.url, queue, [FAILS], ids=["twin"])
+        pool.hear("task.dead_lettered", count=2)
+        assert pool.stop() == 0
+    assert runs.lines("began") == ["twin"] * 4
+    assert dead(node, queue) == 2
