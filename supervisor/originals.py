@@ -11,6 +11,7 @@ import os
 import select as select_module
 import socket
 import time
+from _socket import socket as socket_type
 from _thread import RLock, allocate_lock, start_new_thread
 from os import fork, waitpid
 from select import poll, select
@@ -27,6 +28,7 @@ __all__ = [
     "replaced",
     "select",
     "sleep",
+    "socket_type",
     "start_new_thread",
     "waitpid",
 ]

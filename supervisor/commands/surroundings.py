@@ -30,8 +30,10 @@ _UNLIMITED: Final = 2**60
 _IMPORT: Final = """
 import json, os, sys, time
 from supervisor import originals
+from supervisor.worker import shared
 from supervisor.worker.handler import CannotLoad, load
 target, app_dir, fd = sys.argv[1:]
+before = shared.opened()
 begun, error, raised = time.monotonic(), "", False
 try:
     load(target, app_dir)
@@ -40,7 +42,9 @@ except CannotLoad as refused:
 threads = len(os.listdir("/proc/self/task"))
 with open("/proc/self/statm") as told:
     resident = int(told.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-found = [error, time.monotonic() - begun, threads, raised, originals.replaced(), resident]
+inherited = shared.found(before)
+inherited = shared.sentence(inherited) if inherited else ""
+found = [error, time.monotonic() - begun, threads, raised, originals.replaced(), resident, inherited]
 os.write(int(fd), json.dumps(found).encode())
 os._exit(0)
 """

@@ -45,6 +45,8 @@ class Imported:
     """Functions of the standard library that it replaced: gevent and eventlet do."""
     resident: int = 0
     """Bytes that the process took then; a worker takes a little more. 0: not known."""
+    shared: str = ""
+    """What it opened that workers forked after it would share, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,9 @@ def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
             "for all workers: each imports it anew"
         )
         yield Finding(Level.NOTE, "handler", what, "export WORKQ_PRELOAD=false")
+    elif imported.shared and settings.preload:
+        what = f"the import of {settings.handler} changes its process: {imported.shared}"
+        yield Finding(Level.WARNING, "handler", what, "export WORKQ_PRELOAD=false")
     else:
         yield ok("handler", f"{settings.handler} is imported in {imported.seconds:.1f} s")
 

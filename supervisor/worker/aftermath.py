@@ -10,6 +10,7 @@ import ctypes
 import faulthandler
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +54,20 @@ def demand(fds: Iterable[int]) -> None:
                 "the import closed descriptors that are not its own (os.closerange, a library that makes daemons): "
                 "without them the supervisor cannot be heard; close only what the module has opened"
             ) from None
+
+
+def reseed() -> None:
+    """In a worker, after the fork: have `numpy.random.randint` and the like draw other numbers than in its siblings.
+
+    Python does the same for `random` by itself (os.register_at_fork, in random.py), whatever seed the import has set.
+    Nothing is imported for it, and a generator that the module keeps for itself cannot be known.
+    """
+    seed = getattr(sys.modules.get("numpy.random"), "seed", None)
+    if seed is not None:
+        try:
+            seed()
+        except Exception:  # noqa: BLE001 - set_bit_generator() may have put another there, which cannot be seeded anew
+            pass
 
 
 class Undone:

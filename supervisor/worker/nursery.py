@@ -41,7 +41,7 @@ from supervisor.vocabulary import (
     Record,
     Threaded,
 )
-from supervisor.worker import aftermath, comm, deathsig, rehearsal
+from supervisor.worker import aftermath, comm, deathsig, rehearsal, shared
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.main import Birth, live
 from supervisor.worker.task import Task
@@ -85,6 +85,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     begun = now()
     handler = undone = None
     if order.preload:
+        before = shared.opened()
         try:
             handler = load(settings.handler, settings.app_dir)
         except CannotLoad as error:
@@ -101,8 +102,9 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
             return EXIT_DONE
         # The import may have set up logging in its own way; workers' lines must stay whole.
         _configure_logs(settings, link, board_fd, log_fd)
-        if undone.said:
-            because = f"the import of {settings.handler} has changed its process: {undone.said}"
+        inherited = shared.found(before)
+        if said := "; ".join(filter(None, (undone.said, shared.sentence(inherited) if inherited else ""))):
+            because = f"the import of {settings.handler} has changed its process: {said}"
             logs.get_logger().warning("handler.side_effects", because=because)
     # What is alive now is alive for good: workers share its pages as long as the collector does not write to them.
     gc.collect()
@@ -113,6 +115,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     def birth(worker_link: Link) -> Birth:
         if undone is not None:
             undone.restore()
+        aftermath.reseed()
         return Birth(order.parent, settings, worker_link, board, log_fd, handler)
 
     _serve(link, birth)

@@ -438,6 +438,9 @@ def test_the_unit_of_a_process_is_read_from_its_cgroup() -> None:
         ({"health": Health("in use", "running")}, {"health_explicit": True}, "health port", Level.OK, ""),
         ({"imported": Imported(threads=3)}, {"preload": False}, "handler", Level.OK, ""),
         ({"imported": Imported(replaced=["os.fork"])}, {}, "handler", Level.NOTE, "export WORKQ_PRELOAD=false"),
+        ({"imported": Imported(shared="it has opened a connection")}, {}, "handler", Level.WARNING,
+         "export WORKQ_PRELOAD=false"),
+        ({"imported": Imported(shared="it has opened a connection")}, {"preload": False}, "handler", Level.OK, ""),
         ({"imported": Imported("it is a class", raised=False)}, {}, "handler", Level.PROBLEM, ""),
     ],
 )  # fmt: skip
