@@ -400,7 +400,7 @@ BUGS = [
         "a message is judged while whoever holds it may be dying of it",
         "poison.py",
         "            self._waiting[page] = _Question(suspect, now, begun)\n            return []\n",
-        "            return [self._tell(page, suspect)]\n",
+        "            return [self._tell(page, suspect, now)]\n",
         SCENES,
     ),
     Bug(
