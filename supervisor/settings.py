@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from supervisor import cgroup
 from supervisor.endpoint import Endpoint
 from supervisor.queues import TYPES, dead
 
@@ -71,6 +72,8 @@ class Span:
 
     least: int
     most: int
+    by: str = field(default="given", compare=False)
+    """What the number comes from; with `auto`, which limit on CPUs it is."""
 
     @property
     def is_fixed(self) -> bool:
@@ -181,18 +184,51 @@ def _flag(value: object) -> bool:
     return flag
 
 
+@dataclass(frozen=True, slots=True)
+class Cpus:
+    """What this process may use of the machine's CPUs: containers, CPUAffinity= and CPUQuota= narrow it."""
+
+    affinity: int
+    quota: float | None
+    """CPUs' worth of time that its cgroup gets; None: no limit."""
+
+    @property
+    def workers(self) -> int:
+        """One for each. A part of a CPU counts as one: what is left of a quota is worth a worker."""
+        return min(self.affinity, WORKERS_MOST, self.affinity if self.quota is None else math.ceil(self.quota))
+
+    @property
+    def count(self) -> float:
+        return float(self.affinity) if self.quota is None else min(self.affinity, self.quota)
+
+    @property
+    def is_quota(self) -> bool:
+        """Whether the quota rules, or else the affinity."""
+        return self.quota is not None and self.quota < self.affinity
+
+    def __str__(self) -> str:
+        """What `auto` goes by."""
+        if self.is_quota:
+            return f"auto: the cgroup's CPU quota of {self.quota:g}"
+        return f"auto: {self.affinity} CPU{'s' if self.affinity > 1 else ''} by affinity"
+
+
+def usable_cpus() -> Cpus:
+    return Cpus(len(os.sched_getaffinity(0)), cgroup.cpu_quota())
+
+
 def _workers(value: object) -> Span:
     least, is_range, most = value.partition("..") if isinstance(value, str) else (value, "", "")
-    # The CPUs this process may run on, not those of the machine: containers and CPUAffinity= narrow it.
-    cpus = min(WORKERS_MOST, len(os.sched_getaffinity(0)))
     if value == "auto":
-        return Span(cpus, cpus)
+        cpus = usable_cpus()
+        return Span(cpus.workers, cpus.workers, str(cpus))
     number = _number(1, WORKERS_MOST)
     try:
         low = number(least)
         if is_range and most.strip() == "auto":
             # Not an error on a machine with fewer CPUs: one file shall do for large hosts and small ones.
-            return Span(low, max(low, cpus))
+            cpus = usable_cpus()
+            return Span(low, max(low, cpus.workers), str(cpus))
         high = number(most) if is_range else low
     except ValueError as error:
         raise ValueError(f"{error}, MIN..MAX of two such numbers, or auto for one per CPU") from None
@@ -376,7 +412,7 @@ _TABLE: Final = (
     Option("heartbeat", "Broker", "D", _heartbeat, "15s", "AMQP heartbeat, in whole seconds: rounded up."),
     Option(
         "workers", "Workers", "N", _workers, "auto",
-        "How many workers: N, MIN..MAX to scale by the queue's backlog, or auto for one per CPU.",
+        "How many workers: N, MIN..MAX to scale by the queue's backlog, or auto: one per CPU of the affinity or quota.",
     ),
     Option("app_dir", "Workers", "DIR", _directory, ".", "Where the handler's module is; put at the end of sys.path."),
     Option("preload", "Workers", "", _flag, "true", "Import the handler once and fork, or anew in every worker."),

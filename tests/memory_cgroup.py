@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from supervisor.parent import cgroup
+from supervisor import cgroup
 from tests.supervision import eventually
 
 

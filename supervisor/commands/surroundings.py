@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from supervisor.parent import cgroup
+from supervisor import cgroup
 from supervisor.policy.host import PROPERTIES, Health, Host, Imported, unit_of, units
-from supervisor.settings import Address, Settings
+from supervisor.settings import Address, Settings, usable_cpus
 from supervisor.vocabulary import EXIT_DONE
 
 UNITS: Final = ("workq-supervise.service", "workq-supervise@*.service")
@@ -57,7 +57,7 @@ def look(settings: Settings, *, handler: bool, unit_names: Sequence[str] = ()) -
     memory, by = _memory(counter)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return Host(
-        cpus=_cpus(),
+        cpus=usable_cpus(),
         memory=memory,
         memory_by=by,
         files=-1 if files == resource.RLIM_INFINITY else files,
@@ -86,28 +86,6 @@ def _limits(directory: Path | None) -> list[int]:
         above = directory.parent
         directory = above if (above / "cgroup.procs").exists() else None
     return found
-
-
-def _cpus() -> float:
-    cpus = float(len(os.sched_getaffinity(0)))
-    for path in (Path("/sys/fs/cgroup/cpu.max"), *_own_cpu_max()):
-        quota, _, period = (_read(path) or "").partition(" ")
-        if quota.isdigit() and period.isdigit():
-            cpus = min(cpus, int(quota) / int(period))
-    v1 = Path("/sys/fs/cgroup/cpu")
-    quota, period = _read(v1 / "cpu.cfs_quota_us") or "", _read(v1 / "cpu.cfs_period_us") or ""
-    if quota.isdigit() and period.isdigit() and int(period):
-        cpus = min(cpus, int(quota) / int(period))
-    return cpus
-
-
-def _own_cpu_max() -> list[Path]:
-    """Of this process's cgroup (v2) where the whole tree is mounted."""
-    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
-        hierarchy, _, path = line.split(":", 2)
-        if hierarchy == "0" and path != "/":
-            return [Path("/sys/fs/cgroup" + path) / "cpu.max"]
-    return []
 
 
 def _read(path: Path) -> str | None:

@@ -221,6 +221,7 @@ class Supervisor:
             handler=settings.handler,
             workers=settings.workers.least,
             workers_most=settings.workers.most,
+            workers_by=settings.workers.by,
             brokers=brokers,
         )
         self._perform(self._pool.start(now()))

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import psutil
 
-from supervisor import logs
+from supervisor import cgroup, logs
 from supervisor.clock import now
 from supervisor.frames import kinds_of
 from supervisor.link import Link
-from supervisor.parent import cgroup, leftovers, refusals
+from supervisor.parent import leftovers, refusals
 from supervisor.parent import nursery as nursery_process
 from supervisor.parent.births import Births, Newborn
 from supervisor.parent.descriptors import Descriptors, close

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from supervisor.policy import hung
 from supervisor.policy.checkup import Finding, Level, ok
-from supervisor.settings import Settings
+from supervisor.settings import Cpus, Settings
 
 MIB: Final = 1024**2
 OVERHEAD: Final = 100 * MIB
@@ -63,8 +63,7 @@ class Health:
 class Host:
     """What could be found out. None: not known, or not there."""
 
-    cpus: float
-    """That this process may use, by affinity and cgroup."""
+    cpus: Cpus
     memory: int
     """Bytes that it may use, by cgroup and machine."""
     memory_by: str
@@ -133,12 +132,13 @@ def _app_dir(host: Host, settings: Settings) -> Iterator[Finding]:
 
 
 def _cpus(host: Host, settings: Settings) -> Iterator[Finding]:
-    workers = settings.workers.most
-    if workers > 4 * host.cpus and workers > 4:
-        what = f"{workers} workers share {host.cpus:g} CPUs; well if tasks wait for others most of the time"
-        yield Finding(Level.NOTE, "CPUs", what, f"export WORKQ_WORKERS={max(1, int(host.cpus))}")
+    workers, cpus = settings.workers.most, host.cpus.count
+    by = f"by the cgroup's CPU quota, of {host.cpus.affinity} by affinity" if host.cpus.is_quota else "by affinity"
+    if workers > 4 * cpus and workers > 4:
+        what = f"{workers} workers share {cpus:g} CPUs ({by}); well if tasks wait for others most of the time"
+        yield Finding(Level.NOTE, "CPUs", what, f"export WORKQ_WORKERS={max(1, int(cpus))}")
     else:
-        yield ok("CPUs", f"{host.cpus:g} for {settings.workers} workers")
+        yield ok("CPUs", f"{cpus:g} ({by}) for {settings.workers} workers")
 
 
 def _memory(memory: int, whose: str, settings: Settings) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from supervisor.parent.descriptors import PER_WORKER
 from tests import amqp, handler_modules
+from tests.cpu_cgroup import cpu_cgroup
 from tests.pids_cgroup import pids_cgroup
 from tests.supervision import Runs, Supervision, eventually, retinue, supervised
 
@@ -167,3 +168,19 @@ def test_f75_health_answers_when_there_is_a_thread_for_it_again(broker_url: str,
         pool.ready()
         eventually(lambda: ready_without(pool, "pids.max"))
         assert pool.stop() == 0
+
+
+# --------------------------------------------------------------------------------------------------- CPU quotas
+
+
+def test_f83_workers_auto_is_as_many_as_the_quota_of_a_cgroup_above_is_worth_and_the_log_says_so(
+    broker_url: str, queue: str
+) -> None:
+    options = ("--workers", "auto", "--burst")
+    with cpu_cgroup() as group:
+        group.limit(0.5)
+        with supervised("handlers:work", *options, url=broker_url, queue=queue, inside=group.inside) as pool:
+            assert pool.wait() == 0
+            [started] = pool.named("supervisor.started")
+            assert started["workers"] == started["workers_most"] == 1
+            assert started["workers_by"] == "auto: the cgroup's CPU quota of 0.5"

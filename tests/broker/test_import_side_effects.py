@@ -420,7 +420,8 @@ def test_f68_a_handler_whose_class_cannot_be_asked_for_works(broker_url: str, qu
     [
         "import supervisor.worker.consumer as c\nc.Consumer.next = lambda self: 1 / 0\n",
         "import supervisor.worker.main as m\nm.settle = lambda *_: 1 / 0\n",
-        "import sys, supervisor.worker.main as m\nsys.stderr = None\nm.Consumer.open = lambda _: sys.exit('bye')\n",
+        "import sys, supervisor.worker.main as m\nsys.stderr = None\n"
+        "m.Consumer.open = lambda *_, **__: sys.exit('bye')\n",
     ],
     ids=["between tasks", "after a task", "SystemExit without a stderr"],
 )

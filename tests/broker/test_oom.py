@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from supervisor.parent.cgroup import EXPENDABLE
+from supervisor.cgroup import EXPENDABLE
 from supervisor.parent.leftovers import children
 from tests import amqp
 from tests.memory_cgroup import memory_cgroup

@@ -25,7 +25,7 @@ from supervisor.policy.checkup import (
     examine,
 )
 from supervisor.policy.host import Health, Host, Imported
-from supervisor.settings import OPTIONS, Address, Settings
+from supervisor.settings import OPTIONS, Address, Cpus, Settings
 from supervisor.vocabulary import Kind
 
 PASSWORD = "Zq7xK"
@@ -332,7 +332,7 @@ def test_a_management_url_is_checked_and_not_quoted(url: str) -> None:
 
 # --------------------------------------------------------------------------------------------------- the machine
 
-WELL = Host(cpus=4, memory=8 * 1024**3, memory_by="machine", files=1024)
+WELL = Host(cpus=Cpus(4, None), memory=8 * 1024**3, memory_by="machine", files=1024)
 
 SHOW = """\
 Type=notify
@@ -422,7 +422,7 @@ def test_the_unit_of_a_process_is_read_from_its_cgroup() -> None:
 @pytest.mark.parametrize(
     ("facts", "given", "subject", "level", "fix"),
     [
-        ({"cpus": 0.5}, {"workers": "8"}, "CPUs", Level.NOTE, "export WORKQ_WORKERS=1"),
+        ({"cpus": Cpus(2, 0.5)}, {"workers": "8"}, "CPUs", Level.NOTE, "export WORKQ_WORKERS=1"),
         ({"memory": 500 * 1024**2}, {"workers": "4", "max_memory": 128 * 1024**2}, "memory", Level.WARNING,
          "export WORKQ_MAX_MEMORY=100M"),
         ({"memory": 500 * 1024**2, "memory_by": "cgroup"}, {"workers": "4"}, "memory", Level.NOTE,

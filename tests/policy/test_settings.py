@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from supervisor.endpoint import Endpoint
 from supervisor.settings import (
     OPTIONS,
     Address,
+    Cpus,
     Settings,
     SettingsError,
     Span,
@@ -30,12 +30,13 @@ from supervisor.settings import (
     parse_duration,
     parse_size,
     unreloadable,
+    usable_cpus,
 )
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "config" / "workq.toml"
 SECRET = "Zq7xK"
-CPUS = len(os.sched_getaffinity(0))
+CPUS = usable_cpus().workers
 NO_VALUES = ("handler", "declare", "preload", "burst", "reload")
 """Options that take none on the command line, and the one that is no option there."""
 
@@ -615,3 +616,31 @@ def test_importing_settings_brings_nothing_heavy_into_a_worker() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "workers", "by"),
+    [
+        (8, None, 8, "auto: 8 CPUs by affinity"),
+        (1, None, 1, "auto: 1 CPU by affinity"),
+        (8, 8.0, 8, "auto: 8 CPUs by affinity"),
+        (8, 64.0, 8, "auto: 8 CPUs by affinity"),
+        (8, 2.0, 2, "auto: the cgroup's CPU quota of 2"),
+        (8, 1.5, 2, "auto: the cgroup's CPU quota of 1.5"),
+        (8, 0.1, 1, "auto: the cgroup's CPU quota of 0.1"),
+        (2, 1.5, 2, "auto: the cgroup's CPU quota of 1.5"),
+        (4096, None, 1024, "auto: 4096 CPUs by affinity"),
+    ],
+)
+def test_f83_auto_is_the_smaller_of_affinity_and_quota_and_a_part_of_a_cpu_is_worth_a_worker(
+    affinity: int, quota: float | None, workers: int, by: str
+) -> None:
+    cpus = Cpus(affinity, quota)
+    assert (cpus.workers, str(cpus)) == (workers, by)
+
+
+def test_f83_what_the_number_of_workers_comes_from_is_no_part_of_it() -> None:
+    assert load("a:b", {"workers": "3"}, {}).workers.by == "given"
+    assert load("a:b", {}, {}).workers.by == str(usable_cpus())
+    assert load("a:b", {"workers": "1..auto"}, {}).workers.by == str(usable_cpus())
+    assert Span(2, 2, "auto") == Span(2, 2), "a reload that finds the same number has changed nothing"

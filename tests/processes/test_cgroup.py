@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from supervisor import cgroup
+from supervisor.cgroup import EXPENDABLE, UNCLAIMED_FOR, OomKills, cpu_quota, find_counter, make_expendable
 from supervisor.clock import now
-from supervisor.parent import cgroup
-from supervisor.parent.cgroup import EXPENDABLE, UNCLAIMED_FOR, OomKills, find_counter, make_expendable
 from tests.memory_cgroup import memory_cgroup
 
 MEBIBYTE = 1 << 20
@@ -155,3 +155,61 @@ def test_this_kernel_is_read_right() -> None:
     with memory_cgroup() as group, group.inside():
         assert cgroup.find_counter() == group.counter
     assert cgroup.find_counter() == counter
+
+
+# ------------------------------------------------------------------------------------------------ 83: CPU quotas
+
+V1_CPU = "37 31 0:32 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
+
+
+@pytest.mark.parametrize(
+    ("quotas", "expected"),
+    [
+        ({}, None),
+        ({"a.slice": "max 100000\n"}, None),
+        ({"a.slice/b.service": "150000 100000\n"}, 1.5),
+        ({"a.slice/b.service": "max 100000\n", "a.slice": "50000 100000\n"}, 0.5),
+        ({"a.slice/b.service": "400000 100000\n", "a.slice": "20000 10000\n"}, 2.0),
+        ({"a.slice/b.service": "100000 100000\n", "a.slice": "800000 100000\n"}, 1.0),
+        ({"a.slice/b.service": "nonsense\n"}, None),
+        ({"a.slice/b.service": "100000 0\n"}, None),
+        ({"a.slice/sibling.service": "100000 100000\n"}, None),
+    ],
+)
+def test_f83_version_2_the_smallest_quota_on_the_way_up_counts(
+    tmp_path: Path, quotas: dict[str, str], expected: float | None
+) -> None:
+    machine = Machine(tmp_path, "0::/a.slice/b.service\n", V2_MOUNT)
+    for path, text in quotas.items():
+        machine.has(f"{path}/cpu.max", text)
+    assert cpu_quota(machine.proc) == expected
+
+
+@pytest.mark.parametrize(
+    ("quotas", "expected"),
+    [
+        ({"a/b": ("-1", "100000")}, None),
+        ({"a/b": ("250000", "100000")}, 2.5),
+        ({"a/b": ("-1", "100000"), "a": ("100000", "50000")}, 2.0),
+        ({"a/b": ("50000", "100000"), "a": ("100000", "50000"), "": ("-1", "100000")}, 0.5),
+    ],
+)
+def test_f83_version_1_the_smallest_quota_on_the_way_up_counts(
+    tmp_path: Path, quotas: dict[str, tuple[str, str]], expected: float | None
+) -> None:
+    machine = Machine(tmp_path, "5:cpu,cpuacct:/a/b\n4:memory:/some/where\n0::/\n", V1_CPU + V1_MOUNTS)
+    for path, (quota, period) in quotas.items():
+        machine.has(f"cpu,cpuacct/{path}/cpu.cfs_quota_us", quota)
+        machine.has(f"cpu,cpuacct/{path}/cpu.cfs_period_us", period)
+    assert cpu_quota(machine.proc) == expected
+
+
+def test_f83_a_container_has_its_quota_at_the_root_of_what_it_sees(tmp_path: Path) -> None:
+    # A cgroup namespace, as docker and podman make them with version 2.
+    machine = Machine(tmp_path, "0::/\n", V2_MOUNT)
+    machine.has("cpu.max", "300000 100000\n")
+    assert cpu_quota(machine.proc) == 3.0
+
+
+def test_f83_without_proc_there_is_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "nothing") is None

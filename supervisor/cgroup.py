@@ -1,4 +1,5 @@
-"""Control groups: whom the kernel's OOM killer shall take, and whether it did; whether processes are used up.
+"""Control groups: whom the kernel's OOM killer shall take, and whether it did; whether processes are used up; how much
+CPU time there is.
 
 A process that it kills dies by SIGKILL like any other; only the counter of its memory cgroup tells the difference:
 `oom_kill` in `memory.events` (cgroup v2, Documentation/admin-guide/cgroup-v2.rst) or in `memory.oom_control` (v1,
@@ -99,6 +100,32 @@ def full_of_processes(proc: Path = Path("/proc/self")) -> tuple[Path, int] | Non
             if directory == top:
                 break
     return None
+
+
+def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
+    """How many CPUs this process may keep busy, by the quota of its cgroup or of one above it: the smallest. None when
+    none of them has one, or it cannot be told."""
+    found = []
+    for own, top, is_v2 in _own(proc, "cpu"):
+        for directory in (own, *own.parents):
+            quota = _quota(directory, is_v2)
+            if quota is not None:
+                found.append(quota)
+            if directory == top:
+                break
+    return min(found, default=None)
+
+
+def _quota(directory: Path, is_v2: bool) -> float | None:
+    try:
+        if is_v2:
+            quota, period = (directory / "cpu.max").read_text().split()
+        else:
+            quota = (directory / "cpu.cfs_quota_us").read_text()
+            period = (directory / "cpu.cfs_period_us").read_text()
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None  # `max`; -1 in v1; the root has no quota
 
 
 def _own(proc: Path, controller: str) -> Iterator[tuple[Path, Path, bool]]:
