@@ -8,7 +8,7 @@ What a report must be is said once, by the annotations in `vocabulary`, and chec
 |---|---|
 | `int` | 0 to 2^63 - 1; `Annotated[int, N]`: N at most |
 | `float` | a finite number, not below 0 |
-| `str` | text that can be encoded; `Annotated[str, N]`: no more than its first N characters are kept |
+| `str` | text that can be encoded; `Annotated[str, N]`: no more than its first N bytes are kept, redacted |
 | `list[X]` | each an X; no more than the first 1,000 are kept |
 | an enum, `Literal` | one of its values |
 | `X | Y` | either |
@@ -28,6 +28,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from supervisor import vocabulary as v
+from supervisor.redaction import clip_start
 
 MAX_BYTES: Final = 160 * 1024
 """A message's size at most: below the kernel's default send buffer (212,992 bytes, socket(7)), above every bounded
@@ -157,7 +158,8 @@ def _text(most: int) -> Check:
             value.encode()
         except UnicodeEncodeError:
             _refuse("holds a lone surrogate")
-        return value[:most]
+        # A password that the cut severs is not known for one by whoever logs it.
+        return value if len(value) <= most else clip_start(value, most)
 
     return check
 

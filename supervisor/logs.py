@@ -12,11 +12,9 @@ import json
 import logging
 import math
 import os
-import re
 import select
 import stat
 import sys
-import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime
@@ -26,9 +24,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
-from supervisor import originals
+from supervisor import failure, originals
 from supervisor.clock import now
 from supervisor.light import structlog
+from supervisor.redaction import SCHEME, clip_end, redact
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger
@@ -234,32 +233,10 @@ _encode: Final = json.JSONEncoder(
 ).encode
 """ASCII, so that U+2028, U+0085 and the C1 controls break neither a line nor a terminal."""
 
-_SCHEME: Final = re.compile(r"(amqps?://)", re.IGNORECASE)
-_REDACTED: Final = re.compile(r"[\w.~%-]*:\*\*\*")
-
 
 def utc() -> str:
     """This instant for people: `2026-11-23T13:40:51.629Z`."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
-
-
-def redact(text: str) -> str:
-    """`amqp://user:password@host` -> `amqp://***@host`, everywhere in the text.
-
-    Everything up to the last `@` of the line goes, for a password may hold an unescaped `/`, `@` or blank. The price
-    is that a mail address later on the line takes the host with it.
-    """
-    if "://" not in text:
-        return text
-    head, *rest = _SCHEME.split(text)
-    parts = [head]
-    for scheme, tail in zip(rest[::2], rest[1::2], strict=True):
-        line, newline, others = tail.partition("\n")
-        at = line.rfind("@")
-        # An Endpoint's own text is redacted already, and shows the user on purpose.
-        is_clean = at < 0 or _REDACTED.fullmatch(line[:at])
-        parts += [scheme, line if is_clean else "***" + line[at:], newline, others]
-    return "".join(parts)
 
 
 def _text(value: object) -> str:
@@ -311,7 +288,7 @@ def _json(record: dict[str, Any]) -> str:
     """One line of strict JSON without its newline, of at most `MAX_LINE` - 1 characters, all ASCII."""
     try:
         line = _encode(record)
-        if len(line) < MAX_LINE and not ("\\ud" in line or ("://" in line and _SCHEME.search(line))):
+        if len(line) < MAX_LINE and not ("\\ud" in line or ("://" in line and SCHEME.search(line))):
             return line
     except Exception:  # noqa: BLE001 - NaN, a circle, a key that is no string, a mapping that raises
         pass
@@ -504,11 +481,8 @@ def _render_exception(logger: object, method: str, fields: EventDict) -> None:
 
 
 def _traceback(error: BaseException) -> str:
-    try:
-        text = redact("".join(traceback.format_exception(error))).rstrip("\n")
-    except Exception:  # noqa: BLE001 - formatting runs the exception's own code
-        text = _text(error)
-    return text if len(text) <= MAX_TRACEBACK else f"…[{len(text)} chars]{text[-MAX_TRACEBACK:]}"
+    text = failure.rendered(error, error.__traceback__).rstrip("\n")
+    return redact(text) if len(text) <= MAX_TRACEBACK else f"…[{len(text)} chars]{clip_end(text, MAX_TRACEBACK)}"
 
 
 class _Bridge(logging.Handler):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
+
+from supervisor import failure
 
 
 def flush() -> None:
@@ -31,11 +32,7 @@ def complain(text: str) -> None:
 
 def complain_of(error: BaseException) -> None:
     """Write its traceback likewise. Raises nothing, whatever the error's class does."""
-    try:
-        text = "".join(traceback.format_exception(error))
-    except BaseException:  # noqa: BLE001 - formatting runs the exception's own code
-        text = f"{type(error).__name__}, and its traceback cannot be made\n"
-    complain(text)
+    complain(failure.rendered(error, error.__traceback__))
 
 
 def occupy() -> None:

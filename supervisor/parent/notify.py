@@ -17,6 +17,7 @@ from typing import Final
 from supervisor.clock import now
 from supervisor.policy.slot import Seat
 from supervisor.policy.view import PoolView, State
+from supervisor.redaction import redact
 from supervisor.vocabulary import Phase, Reading
 
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -164,6 +165,7 @@ def summary(view: PoolView, readings: Iterable[Reading]) -> str:
             line = f"degraded ({view.because}); {line}"
         if view.is_reloading:
             line = f"reloading; {line}"
+    line = redact(line)
     # The broker's own words are in it: they shall not end the line and begin an assignment of their own.
     line = " ".join("".join(char if char.isprintable() else " " for char in line).split())
     return line if len(line) <= MAX_STATUS else line[: MAX_STATUS - 3] + "..."

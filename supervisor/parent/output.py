@@ -8,9 +8,11 @@ far more slows itself: past the budget its pipe is left full until the next seco
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Final
 
 from supervisor.parent.descriptors import close
+from supervisor.redaction import redact
 
 TAIL: Final = 16 * 1024
 """Bytes kept as evidence."""
@@ -21,6 +23,8 @@ TEXT_PER_SECOND: Final = 1024 * 1024
 """Bytes of all these lines. To write one costs the parent ten times more than to read it."""
 BYTES_PER_SECOND: Final = 16 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
+_URL: Final = re.compile(rb"amqps?://", re.IGNORECASE)
+_URL_BEGINS: Final = re.compile(rb"a(?:m(?:q(?:ps?(?::/?)?)?)?)?\Z", re.IGNORECASE)
 
 
 class Output:
@@ -31,7 +35,10 @@ class Output:
         self.fd = fd
         self._log = log.bind(**fields)
         self._rest = b""
+        self._is_torn = False
+        """Whether something was cut off before the rest that may have been the start of a URL."""
         self._tail = bytearray()
+        self._tail_is_torn = False
         self._lines = 0
         self._text = 0
         self._bytes = 0
@@ -39,8 +46,10 @@ class Output:
 
     @property
     def tail(self) -> str:
-        """The last of it, 16 KiB at most."""
-        return bytes(self._tail).decode("utf-8", "replace")
+        """The last of it, 16 KiB at most, redacted. A line without an end may be one that its writer's death has
+        torn."""
+        text = bytes(self._tail).decode("utf-8", "replace")
+        return redact(text, begins_torn=self._tail_is_torn, ends_torn=True)
 
     @property
     def is_over_budget(self) -> bool:
@@ -87,6 +96,7 @@ class Output:
     def _take(self, data: bytes) -> None:
         self._bytes += len(data)
         self._tail += data
+        self._tail_is_torn |= len(self._tail) > TAIL
         del self._tail[:-TAIL]
         data = self._rest + data
         if not self._is_full:
@@ -94,13 +104,32 @@ class Output:
             for line in lines:
                 self._say(line)
             while len(data) >= LINE_MAX and b"\n" not in data:
-                self._say(data[:LINE_MAX])
-                data = data[LINE_MAX:]
+                data = self._say_piece(data)
         if b"\n" in data or len(data) >= LINE_MAX:
             # Only counted: a pipe brings lines a hundred times faster than they can be written.
             self._suppressed += max(1, data.count(b"\n"))
-            data = data[data.rfind(b"\n") + 1 :][-LINE_MAX:]
+            begin = data.rfind(b"\n") + 1
+            self._is_torn = len(data) - begin > LINE_MAX or (self._is_torn and not begin)
+            data = data[begin:][-LINE_MAX:]
         self._rest = data
+
+    def _say_piece(self, data: bytes) -> bytes:
+        """Say the first piece of a line that is too long, and whose end is not here yet. Returns what is left.
+
+        Not cut within a URL but before it, so that the next piece has it whole. One that is longer than a piece is
+        dropped as far as it goes.
+        """
+        piece, is_torn, ends_torn = data[:LINE_MAX], self._is_torn, False
+        urls = [match.start() for match in _URL.finditer(piece)]
+        if urls and urls[-1]:
+            piece = piece[: urls[-1]]
+        elif urls:
+            is_torn, ends_torn = True, b"@" not in piece
+        elif (begin := _URL_BEGINS.search(piece)) is not None:
+            piece = piece[: begin.start()]
+        self._say(piece, ends_torn=ends_torn)
+        self._is_torn = is_torn
+        return data[len(piece) :]
 
     @property
     def _is_full(self) -> bool:
@@ -108,10 +137,11 @@ class Output:
 
     def _flush(self) -> None:
         if self._rest:
-            self._say(self._rest)
+            self._say(self._rest, ends_torn=True)
             self._rest = b""
 
-    def _say(self, line: bytes) -> None:
+    def _say(self, line: bytes, *, ends_torn: bool = False) -> None:
+        begins_torn, self._is_torn = self._is_torn, False
         line = line.rstrip(b"\r")
         if not line:
             return
@@ -120,7 +150,7 @@ class Output:
             return
         self._lines += 1
         self._text += min(len(line), LINE_MAX)
-        text = line[:LINE_MAX].decode("utf-8", "replace")
+        text = redact(line.decode("utf-8", "replace"), begins_torn=begins_torn, ends_torn=ends_torn)
         if len(line) > LINE_MAX:
-            text += f"…[{len(line)} bytes]"
+            text = f"{text[:LINE_MAX]}…[{len(line)} bytes]"
         self._log.info("worker.output", line=text)

@@ -20,6 +20,7 @@ from typing import Final
 
 from supervisor import queues
 from supervisor.policy import retry
+from supervisor.redaction import clip_end, clip_start
 from supervisor.vocabulary import Verdict
 
 TRACEBACK_MAX: Final = 8 * 1024
@@ -188,13 +189,3 @@ def _later(delay: float, attempt: int, patience: Patience, why: str) -> Later:
 
 def _dead(reason: str, because: str, headers: dict[str, str | int | bytes]) -> DeadLetter:
     return DeadLetter(reason, "dead_lettered", "task.dead_lettered", because, headers)
-
-
-def clip_end(text: str, limit: int) -> str:
-    """The end of `text`, `limit` bytes of UTF-8 at most."""
-    return text.encode("utf-8", "replace")[-limit:].decode("utf-8", "ignore")
-
-
-def clip_start(text: str, limit: int) -> str:
-    """The start of `text`, `limit` bytes of UTF-8 at most."""
-    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")

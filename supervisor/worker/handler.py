@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
+from supervisor import failure
 from supervisor.policy import retry
-from supervisor.policy.settle import TRACEBACK_MAX, Outcome, Raised, Rejected, RetryAsked, Returned, clip_end
+from supervisor.policy.settle import TRACEBACK_MAX, Outcome, Raised, Rejected, RetryAsked, Returned
+from supervisor.redaction import clip_end, clip_start
 from supervisor.worker import contract, forked
 from supervisor.worker.task import Reject, Retry, Task
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _RETURNED: Final = Returned()
 _DEEPEST: Final = 16
+_TEXT_MAX: Final = 4 * 1024
+"""Bytes of what an exception says, where that is the whole story."""
 _FUTURES: Final = (
     ("concurrent.futures", "Future", "result"),
     ("multiprocessing.pool", "ApplyResult", "get"),
@@ -32,9 +35,10 @@ class CannotLoad(Exception):
     """The handler cannot be loaded. `error` is one line, `traceback` the import's own, our frames left out."""
 
     def __init__(self, error: str, traceback: str = "") -> None:
-        super().__init__(error)
-        self.error = error
-        self.traceback = traceback
+        # What an import raises, or the signature of what it defines, has any length; a message on the link has not.
+        self.error = _short(error)
+        self.traceback = clip_end(traceback, TRACEBACK_MAX)
+        super().__init__(self.error)
 
 
 def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
@@ -160,16 +164,20 @@ def _ended(error: BaseException) -> Outcome:
             why, traceback = _text(error)
             return RetryAsked(retry.checked(error.delay), why or "asked for another try", traceback)
     except BaseException as second:  # noqa: BLE001 - see above
-        return Raised(_line(second), _traceback(second), _kind(second))
-    return Raised(_line(error), _traceback(error), _kind(error))
+        return Raised(_line(second), _traceback(second), failure.kind(second))
+    return Raised(_line(error), _traceback(error), failure.kind(error))
 
 
 def _text(error: BaseException) -> tuple[str, str]:
     """What it says, and the traceback of its failure to say so."""
     try:
-        return str.__str__(str(error)), ""
+        return _short(str.__str__(str(error))), ""
     except BaseException as second:  # noqa: BLE001 - __str__ is theirs, SystemExit included
         return f"{type(error).__name__}, whose __str__ raises {type(second).__name__}", _traceback(second)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT_MAX else f"{clip_start(text, _TEXT_MAX)}…[{len(text):,} characters]"
 
 
 def _line(error: BaseException) -> str:
@@ -177,13 +185,6 @@ def _line(error: BaseException) -> str:
     if unreadable:
         return f"{type(error).__name__} (its text cannot be had: __str__ raises)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _kind(error: BaseException) -> str:
-    """As a traceback names it."""
-    kind = type(error)
-    has_module = kind.__module__ not in ("builtins", "__main__")
-    return f"{kind.__module__}.{kind.__qualname__}" if has_module else kind.__qualname__
 
 
 def _why(error: BaseException, module_name: str, app_dir: str) -> str:
@@ -210,8 +211,4 @@ def _traceback(error: BaseException, or_else: str | None = None) -> str:
         start = start.tb_next
     if start is None and or_else is not None:
         return or_else
-    try:
-        lines = traceback.format_exception(type(error), error, start)
-    except BaseException:  # noqa: BLE001 - __str__ is theirs
-        lines = [f"{type(error).__name__}\n"]
-    return clip_end("".join(lines), TRACEBACK_MAX)
+    return clip_end(failure.rendered(error, start), TRACEBACK_MAX)

@@ -14,7 +14,7 @@ import pika
 from pika import data
 
 from supervisor import queues
-from supervisor.policy.settle import clip_end, clip_start
+from supervisor.redaction import clip_end, clip_start
 from supervisor.worker.undecodable import Remains, readable, split, split_table
 
 _ADDRESSES: Final = ("CC", "BCC")

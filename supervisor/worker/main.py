@@ -29,10 +29,9 @@ from supervisor.policy.settle import (
     Settlement,
     TooLarge,
     Undecodable,
-    clip_end,
-    clip_start,
     settle,
 )
+from supervisor.redaction import clip_end, clip_start
 from supervisor.scoreboard import Pen, Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
@@ -592,12 +591,12 @@ def _parked(delivery: Delivery, attempt: int, settlement: DeadLetter) -> Parked:
     return Parked(
         delivery.name,
         settlement.reason,
-        clip_start(logs.redact(settlement.because), BECAUSE_MAX),
+        clip_start(settlement.because, BECAUSE_MAX),
         attempt,
         logs.utc(),
         cause=str(headers.get(queues.CAUSE, "")),
         crashes=int(headers.get(queues.CRASHES, 0)),
-        evidence=clip_end(logs.redact(evidence), EVIDENCE_MAX),
+        evidence=clip_end(evidence, EVIDENCE_MAX),
     )
 
 

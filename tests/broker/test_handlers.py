@@ -44,6 +44,65 @@ def test_f24_a_handler_that_cannot_be_loaded_is_exit_78_with_the_reason_once_and
 
 
 @pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+def test_f71_an_import_that_raises_10_mb_is_exit_78_with_its_begin_and_its_end(
+    broker_url: str, queue: str, tmp_path: Path, preload: str
+) -> None:
+    (tmp_path / "wordy.py").write_text('raise ValueError("begin" + "é" * 10_000_000 + "the end")\n')
+    path = {"PYTHONPATH": str(tmp_path)}
+    with supervised("wordy:work", preload, "--workers", "1", url=broker_url, queue=queue, env=path) as pool:
+        assert pool.wait() == 78
+        [failed] = pool.named("handler.import_failed")
+        assert "ValueError: begin" in failed["because"] and failed["exception"].rstrip().endswith("the end")
+
+
+LARGE = """
+import sys
+
+def down(n):
+    if not n:
+        raise RecursionError("deep down")
+    down(n - 1)
+
+def work(task):
+    if task.text == "deep":
+        sys.setrecursionlimit(200_000)
+        down(100_000)
+    if task.text == "text":
+        raise ValueError("x" * 10_000_000 + "the end")
+    if task.text == "group":
+        raise ExceptionGroup("many", [ValueError(number) for number in range(5000)])
+    one, two = ValueError("one"), KeyError("two")
+    one.__cause__, two.__cause__ = two, one
+    try:
+        down(5000)
+    except RecursionError:
+        task.log.exception("cycle")
+    raise one
+"""
+
+
+def test_f71_failures_of_any_size_are_dead_lettered_with_their_end(broker_url: str, queue: str, tmp_path: Path) -> None:
+    (tmp_path / "large.py").write_text(LARGE)
+    ends = {
+        "deep": "RecursionError: deep down",
+        "text": "the end",
+        "group": "and 4,997 more",
+        "cycle": "ValueError: one",
+    }
+    amqp.publish(broker_url, queue, list(ends), ids=list(ends))
+    path = {"PYTHONPATH": str(tmp_path)}
+    with supervised("large:work", "--workers", "1", "--retries", "0", url=broker_url, queue=queue, env=path) as pool:
+        pool.hear("task.dead_lettered", count=4)
+        assert "deep down" in pool.hear("cycle")["exception"]
+        assert pool.stop() == 0
+        assert len(pool.named("worker.started")) == 1
+    letters = {
+        properties.message_id: properties.headers for _, properties, _ in amqp.drain(broker_url, f"{queue}.dead")
+    }
+    assert {name: letters[name]["x-workq-traceback"].rstrip()[-len(end) :] for name, end in ends.items()} == ends
+
+
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
 def test_f24_an_import_that_hangs_is_given_up_after_the_boot_timeout_and_says_where(
     broker_url: str, queue: str, tmp_path: Path, preload: str
 ) -> None:

@@ -162,6 +162,44 @@ def test_f55_a_url_that_a_handler_raises_loses_its_password_on_its_way_to_the_de
     assert "@elsewhere" in refusal[1] and HUNTED not in refusal[1]
 
 
+SEVERED = """
+import ctypes, sys
+
+def work(task):
+    url, cut = {url!r}, int(task.text)
+    print("." * (8192 - cut) + url, flush=True)
+    task.log.info("told", said="x" * (32700 - cut) + url)
+    sys.stderr.write(url + "." * (16384 - len(url) + cut - 1) + "\\n")
+    sys.stderr.flush()
+    if cut % 2:
+        ctypes.string_at(0)
+    try:
+        raise KeyError("x" * (8192 - cut) + url)
+    except KeyError:
+        raise ConnectionError("x" * (1024 - cut) + url + "." * (7900 - 1024 + 2 * cut))
+"""
+
+
+def test_f98_a_password_that_a_cut_severs_is_in_no_log_and_no_dead_letter(
+    broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    (tmp_path / "severed.py").write_text(SEVERED.format(url=f"amqp://carol:{SECRET}@elsewhere"))
+    options = ("--workers", "1", "--retries", "0", "--max-crashes", "1", "--prefetch", "1")
+    cuts = [16, 22, 27, 17, 23]
+    amqp.publish(broker_url, queue, [str(cut) for cut in cuts], ids=[str(cut) for cut in cuts])
+    with supervised("severed:work", *options, url=broker_url, queue=queue, env={"PYTHONPATH": str(tmp_path)}) as pool:
+        pool.hear("task.dead_lettered", count=2)
+        pool.hear("task.quarantined", count=3)
+        status = pool.get("/status")[1]
+        assert pool.stop() == 0
+        log = json.dumps(pool.events)
+    letters = str([properties for _, properties, _ in amqp.drain(broker_url, f"{queue}.dead")])
+    assert "x-workq-evidence" in letters and "x-workq-traceback" in letters and "....." in log and "xxxxx" in log
+    pieces = {SECRET[at : at + 4] for at in range(len(SECRET) - 3)}
+    for where in (log, letters, status):
+        assert [piece for piece in sorted(pieces) if piece in where] == []
+
+
 def test_f54_every_option_wrong_at_once_is_one_report_without_traceback_or_secret(tmp_path: Path) -> None:
     wrong = {
         "queue": "amq.ours",

@@ -134,3 +134,75 @@ def test_f97_a_child_that_takes_back_what_it_has_written_is_still_read_from() ->
     assert heard.lines == ["at last"]
     assert not out.read()
     out.close()
+
+
+PASSWORD = "hunter2-0815"
+
+
+def leaks(*texts: str) -> list[str]:
+    pieces = {PASSWORD[at : at + 4] for at in range(len(PASSWORD) - 3)}
+    return [piece for piece in sorted(pieces) if any(piece in text for text in texts)]
+
+
+@pytest.mark.parametrize("ending", ["\n", "", " refused, see bob@example.org\n", "x" * LINE_MAX + "\n"])
+@pytest.mark.parametrize("scheme", ["amqp://", "AMQPS://"])
+def test_f98_a_url_that_a_cut_severs_is_redacted_in_the_log_and_in_the_evidence(scheme: str, ending: str) -> None:
+    url = f"{scheme}carol:{PASSWORD}@elsewhere/%2F"
+    for place in (LINE_MAX, TAIL):
+        for cut in range(len(url) + 1):
+            reader, writer = os.pipe()
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 18)
+            heard = Heard()
+            out = Output(reader, heard, slot=0)
+            # The line's first part is cut where the line is, and its last part where the evidence begins.
+            os.write(writer, ("." * (place - cut) + url + ending).encode())
+            assert out.read()
+            os.write(writer, ("." * (TAIL - len(ending) - cut) + "\n").encode())
+            os.close(writer)
+            out.drain()
+            assert leaks(*heard.lines, out.tail) == [], (place, cut)
+            assert all(len(line) <= LINE_MAX + 20 for line in heard.lines)
+            out.close()
+
+
+def test_f98_a_url_that_its_writers_death_has_torn_is_dropped() -> None:
+    for end in range(len(PASSWORD) + 1):
+        out, heard = output(b"refused: amqp://carol:" + PASSWORD[:end].encode())
+        out.drain()
+        assert heard.lines == ["refused: amqp://***"]
+        assert out.tail == "refused: amqp://***"
+        out.close()
+
+
+def test_f98_of_what_is_only_counted_the_end_is_not_taken_for_a_whole_line() -> None:
+    for cut in range(40):
+        reader, writer = os.pipe()
+        out = Output(reader, heard := Heard(), slot=0)
+        os.write(writer, b"x\n" * (LINES_PER_SECOND + 1))
+        assert out.read()
+        url = f"amqp://carol:{PASSWORD}@elsewhere"
+        os.write(writer, (url + "." * (LINE_MAX - len(url) + cut)).encode())
+        assert out.read()
+        out.refill()
+        os.write(writer, b"\n")
+        assert out.read()
+        assert len(heard.lines[-1]) > 4000 and leaks(*heard.lines, out.tail) == []
+        os.close(writer)
+        out.close()
+
+
+def test_f98_a_long_line_with_a_url_keeps_what_surrounds_it() -> None:
+    url = f"amqp://carol:{PASSWORD}@elsewhere"
+    out, heard = output(b"x" * (LINE_MAX - 10) + url.encode() + b" refused")
+    out.drain()
+    # Dropped from the scheme on: nobody can tell whether this is all of it.
+    assert heard.lines == ["x" * (LINE_MAX - 10), "amqp://***"]
+    out.close()
+    out, heard = output(b"x" * (LINE_MAX - 80) + url.encode() + b" refused" + b"." * 20 + b"\n")
+    out.drain()
+    assert heard.lines == ["x" * (LINE_MAX - 80) + "amqp://***@elsewhere refused" + "." * 20]
+    out.close()
+    out, heard = output(b"x" * (LINE_MAX - 2) + b"am" + b"y" * 40_000 + url.encode())
+    out.drain()
+    assert leaks(*heard.lines) == [] and sum(map(len, heard.lines)) > 48_000
+    out.close()

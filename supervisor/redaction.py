@@ -1,0 +1,59 @@
+"""A broker's password in a text: taken out, wherever the text is cut.
+
+Redact first, then cut: once a cut has severed `amqp://user:pass` from its `@`, neither half looks like a URL. Where the
+cut came first, because only a part of the text was kept or has arrived, the torn end must be named.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+SCHEME: Final = re.compile(r"(amqps?://)", re.IGNORECASE)
+_REDACTED: Final = re.compile(r"[\w.~%-]*:\*\*\*")
+_AHEAD: Final = 4096
+"""Characters behind a cut that are looked at: a URL that begins before it ends within them, or is dropped."""
+
+
+def redact(text: str, *, begins_torn: bool = False, ends_torn: bool = False) -> str:
+    """`amqp://user:password@host` -> `amqp://***@host`, everywhere in the text.
+
+    Everything up to the last `@` of the line goes, for a password may hold an unescaped `/`, `@` or blank. The price
+    is that a mail address later on the line takes the host with it.
+
+    `begins_torn`: something was cut off before it, perhaps the start of a URL, so the first line is treated as the rest
+    of one. `ends_torn`: something was cut off behind it, so what follows the last scheme of the last line is dropped.
+    """
+    if not begins_torn and "://" not in text:
+        return text
+    head, *rest = SCHEME.split(text)
+    parts = [_bare(head) if begins_torn else head]
+    for scheme, tail in zip(rest[::2], rest[1::2], strict=True):
+        parts += [scheme, _bare(tail)]
+    if ends_torn and rest and "\n" not in rest[-1]:
+        parts[-1] = "***"
+    return "".join(parts)
+
+
+def _bare(tail: str) -> str:
+    """What follows a scheme, without the user and the password."""
+    line, newline, others = tail.partition("\n")
+    at = line.rfind("@")
+    # An Endpoint's own text is redacted already, and shows the user on purpose.
+    is_clean = at < 0 or _REDACTED.fullmatch(line[:at])
+    return tail if is_clean else f"***{line[at:]}{newline}{others}"
+
+
+def clip_start(text: str, limit: int) -> str:
+    """The start of `text`, `limit` bytes of UTF-8 at most, redacted."""
+    ahead = text[: limit + _AHEAD]
+    shown = redact(ahead, ends_torn=len(ahead) < len(text))
+    return shown.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+
+
+def clip_end(text: str, limit: int) -> str:
+    """The end of `text`, `limit` bytes of UTF-8 at most, redacted. Costs no more for a longer text."""
+    kept = text[-limit:] if limit else ""
+    shown = redact(kept, begins_torn=len(kept) < len(text)).encode("utf-8", "replace")
+    # Bytes may be more than the characters: then this is a second cut, of a text that is redacted.
+    return shown[-limit:].decode("utf-8", "ignore") if limit else ""
