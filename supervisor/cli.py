@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import click
@@ -82,6 +84,7 @@ def _supervise(**given: Any) -> None:
     if ctx.args:
         # click's own sentence would quote the argument, and a stray argument may be a URL.
         raise click.UsageError(f"one MODULE:FUNCTION is expected, and {len(ctx.args) + 1} arguments are given")
+    started_in = _directory_by_name(os.environ)
     handler = given.pop("handler")
     command_line = {name: value for name, value in given.items() if value not in (None, ())}
     settings = _settings(handler, command_line)
@@ -92,8 +95,33 @@ def _supervise(**given: Any) -> None:
         click.echo(f"{NAME}: the supervisor cannot start: {error.filename}: {error.strerror}", err=True)
         sys.exit(EXIT_KILLED)
 
-    # A reload reads the files again; the command line and the environment are what they were.
-    sys.exit(run(settings, lambda: load(handler, command_line, os.environ)))
+    def reread() -> Settings:
+        """For a reload: the directory and the files anew; command line and environment are what they were."""
+        if started_in is not None:
+            _enter(started_in)
+        return load(handler, command_line, os.environ)
+
+    sys.exit(run(settings, reread))
+
+
+def _directory_by_name(environ: Mapping[str, str]) -> str | None:
+    """The working directory as it was named to get there, which may be by a link: /srv/app/current. None where nobody
+    says. The kernel knows only what the link led to, so a shell keeps the name in $PWD, and hands it to its children
+    (POSIX, pwd(1)), who may since have gone elsewhere."""
+    name = environ.get("PWD", "")
+    try:
+        return name if name.startswith("/") and Path(name).samefile(os.curdir) else None
+    except OSError:
+        return None
+
+
+def _enter(directory: str) -> None:
+    """Where a link leads now. The whole process goes there, and nurseries that it starts with it: code, files of
+    settings, and what the handler reads by a relative path are of one release. Raises SettingsError."""
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise SettingsError([f"the working directory {directory} cannot be entered: {error.strerror}"]) from None
 
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> Settings:

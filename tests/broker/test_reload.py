@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,4 +305,109 @@ def test_with_reload_a_change_of_a_file_is_a_reload(broker_url: str, queue: str,
         for pid in pool.pids():
             assert "watchfiles" not in Path(f"/proc/{pid}/maps").read_text(), "a worker has it in memory"
         assert "watchfiles" in Path(f"/proc/{pool.pid}/maps").read_text()
+        assert pool.stop() == 0
+
+
+# ----------------------------------------------------------------------------- 84: releases, and a link to the current
+
+RELEASE = """
+from pathlib import Path
+from handlers import note
+note("imported", "{name} " + Path("data").read_text())
+def work(task):
+    note("{name}", task.message_id)
+"""
+
+
+class Deployment:
+    """Directories of releases, and a link to the one that is current, as Capistrano and its like keep them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.link = directory / "current"
+
+    def release(self, name: str, max_tasks: int) -> Path:
+        release = self.directory / "releases" / name
+        release.mkdir(parents=True)
+        handler_modules.write(release, "app", RELEASE.format(name=name))
+        (release / "data").write_text(f"with the data of {name}")
+        (release / "workq.toml").write_text(f"max_tasks = {max_tasks}\n")
+        return release
+
+    def make_current(self, release: Path) -> None:
+        fresh = self.directory / "fresh"
+        fresh.symlink_to(release)
+        fresh.rename(self.link)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Deployment:
+    return Deployment(tmp_path)
+
+
+IN_IT = ("sh", "-c", 'cd "$0" && export PWD && exec "$@"')
+"""As a shell does it: the working directory is the release, and $PWD is the link."""
+
+
+@pytest.mark.parametrize("is_removed", [False, True], ids=["the old release is kept", "the old release is removed"])
+def test_f84_a_reload_goes_by_the_link_that_the_supervisor_was_started_in(
+    broker_url: str, queue: str, deployment: Deployment, runs: Runs, is_removed: bool
+) -> None:
+    old, new = deployment.release("old", 1000), deployment.release("new", 2000)
+    deployment.make_current(old)
+    env = runs.env | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    options = ("--workers", "1", "--app-dir", ".", "--config", "workq.toml")
+    inside = (*IN_IT, str(deployment.link))
+    with supervised("app:work", *options, url=broker_url, queue=queue, env=env, inside=inside) as pool:
+        amqp.publish(broker_url, queue, ["x"], ids=["first"])
+        pool.ready()
+        runs.hear("old")
+        deployment.make_current(new)
+        if is_removed:
+            shutil.rmtree(old)
+        pool.send(signal.SIGHUP)
+        pool.hear("reload.finished", generation=2)
+        # Two ways to become a nursery: the first was forked, the next is executed.
+        assert runs.lines("imported") == ["old with the data of old", "new with the data of new"]
+        assert "max_tasks" in pool.hear("reload.settings")["because"], "the file beside it is read anew as well"
+        amqp.publish(broker_url, queue, ["x"], ids=["second"])
+        assert runs.hear("new") == ["second"]
+        assert pool.stop() == 0
+
+
+@pytest.mark.parametrize("pwd", ["another", "none"])
+def test_f84_where_pwd_names_another_directory_or_none_a_reload_stays_where_it_is(
+    broker_url: str, queue: str, deployment: Deployment, runs: Runs, pwd: str
+) -> None:
+    here, elsewhere = deployment.release("here", 1000), deployment.release("elsewhere", 2000)
+    env = runs.env | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    options = ("--workers", "1", "--app-dir", ".", "--config", "workq.toml")
+    variable = (f"PWD={elsewhere}",) if pwd == "another" else ("--unset=PWD",)
+    inside = ("env", f"--chdir={here}", *variable)
+    with supervised("app:work", *options, url=broker_url, queue=queue, env=env, inside=inside) as pool:
+        pool.ready()
+        pool.send(signal.SIGHUP)
+        pool.hear("reload.finished", generation=2)
+        assert runs.lines("imported") == ["here with the data of here"] * 2
+        assert pool.stop() == 0
+
+
+def test_f84_a_reload_while_there_is_no_such_link_fails_and_says_so_and_a_later_one_succeeds(
+    broker_url: str, queue: str, deployment: Deployment, runs: Runs
+) -> None:
+    old, new = deployment.release("old", 1000), deployment.release("new", 2000)
+    deployment.make_current(old)
+    env = runs.env | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    options = ("--workers", "1", "--app-dir", ".")
+    inside = (*IN_IT, str(deployment.link))
+    with supervised("app:work", *options, url=broker_url, queue=queue, env=env, inside=inside) as pool:
+        pool.ready()
+        deployment.link.unlink()
+        pool.send(signal.SIGHUP)
+        because = pool.hear("reload.failed")["because"]
+        assert f"the working directory {deployment.link} cannot be entered: No such file or directory" in because
+        deployment.make_current(new)
+        pool.send(signal.SIGHUP)
+        pool.hear("reload.finished", generation=2)
+        assert runs.lines("imported")[-1] == "new with the data of new"
         assert pool.stop() == 0
