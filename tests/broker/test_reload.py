@@ -408,6 +408,6 @@ def test_f84_a_reload_while_there_is_no_such_link_fails_and_says_so_and_a_later_
         assert f"the working directory {deployment.link} cannot be entered: No such file or directory" in because
         deployment.make_current(new)
         pool.send(signal.SIGHUP)
-        pool.hear("reload.finished", generation=2)
+        pool.hear("reload.finished")
         assert runs.lines("imported")[-1] == "new with the data of new"
         assert pool.stop() == 0
