@@ -285,6 +285,17 @@ def _address(value: object) -> Address:
         raise ValueError("HOST:PORT with a port from 0 to 65535") from None
 
 
+def _host_names(value: object) -> tuple[str, ...]:
+    """Text with one name or several, or a list of such texts."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a host's name or a list of names")
+    names = [name for text in texts for name in re.split(r"[\s,]+", text) if name]
+    if not all(re.fullmatch(r"(?=.{1,253}$)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", name) for name in names):
+        raise ValueError("host names without scheme and port, such as workers.example.org")
+    return tuple(dict.fromkeys(name.lower().removesuffix(".") for name in names))
+
+
 def _directory(value: object) -> str:
     path = _path(value)
     if not _holds(path.is_dir):
@@ -460,6 +471,11 @@ _TABLE: Final = (
         reloadable=False,
     ),
     Option(
+        "health_host", "Health and logs", "NAME", _host_names, "",
+        "A name by which the health port may be asked, beside addresses, localhost and this host's; repeat it.",
+        repeatable=True,
+    ),
+    Option(
         "control", "Health and logs", "PATH", _control, AUTO,
         "The unix socket for workq status, top, scale, reload, drain; or off. auto: $RUNTIME_DIRECTORY/workq.sock, "
         "else $XDG_RUNTIME_DIR/workq-QUEUE.sock, else off.",
@@ -522,6 +538,8 @@ class Settings:
     health: Address | None = _default("health")  # noqa: RUF009 (a Field, not a value)
     health_explicit: bool = False
     """Whether somebody asked for this address, or it is only the default."""
+    health_host: tuple[str, ...] = _default("health_host")
+    """Names by which the health port may be asked, beside those that are always right."""
     control: str | None = None
     """Where the control socket is to be, absolute."""
     control_explicit: bool = False
@@ -548,7 +566,8 @@ class Settings:
         """The inverse of `to_wire`."""
         health = Address(*wire["health"]) if wire["health"] else None
         urls = tuple(map(Endpoint.from_wire, wire["url"]))
-        return cls(**{**wire, "url": urls, "workers": Span(*wire["workers"]), "health": health})
+        changed = {"url": urls, "workers": Span(*wire["workers"]), "health": health}
+        return cls(**{**wire, **changed, "health_host": tuple(wire["health_host"])})
 
 
 # ------------------------------------------------------------------------------------------------------- sources

@@ -45,6 +45,7 @@ _SILENT: Final = frozenset(
         "retry_delay",
         "preload",
         "control",
+        "health_host",
         "reload",
     }
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import ClassVar, Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from supervisor.clock import now
@@ -52,6 +53,18 @@ class Client(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._be_patient()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP. uvicorn's own lets the application answer as well, and answers what has been answered
+        already, or a HEAD with a body: h11 refuses that, which would be a traceback in the log for each such request."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            # As if it were gone: nothing that the application says is sent any more.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.close()
 
     def send_away(self) -> None:
         # Not close(): that waits until what is written has been read.

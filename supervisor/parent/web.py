@@ -21,6 +21,7 @@ from supervisor import logs
 from supervisor.clock import now
 from supervisor.light import without
 from supervisor.parent import control, page, refusals
+from supervisor.policy import addressed
 from supervisor.policy.status import readiness
 from supervisor.vocabulary import Wish
 
@@ -64,8 +65,9 @@ class Site:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         if scope["type"] != "http":
             return
+        refusal = self._refusal(scope)
         try:
-            status, kind, body = await self._respond(scope, receive)
+            status, kind, body = refusal or await self._respond(scope, receive)
         except (OSError, ImportError) as error:  # out of descriptors, most likely
             status, kind, body = _refused(503, refusals.because("this cannot be answered now", error))
         headers = [
@@ -74,8 +76,26 @@ class Site:
             (b"cache-control", b"no-store"),
             *page.HEADERS,
         ]
+        if refusal is not None:
+            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _refusal(self, scope: dict[str, Any]) -> Answer | None:
+        """What is wrong with the request whatever it asks for."""
+        headers = dict(scope["headers"])
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy in front may go by the other one, and see other requests in the same bytes (RFC 9112, 6.1).
+            return 400, _TEXT, b"Content-Length or Transfer-Encoding, not both\n"
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self._is_for_us(host):
+            return None
+        return 421, _TEXT, b"asked by a name that is not known to be this host's: allow it with --health-host NAME\n"
+
+    def _is_for_us(self, host: str) -> bool:
+        settings = self._supervisor.settings
+        names = [*settings.health_host, *([settings.health.host] if settings.health else [])]
+        return addressed.is_ours(host, socket.gethostname(), names)
 
     async def _respond(self, scope: dict[str, Any], receive: Any) -> Answer:
         return self._answer(scope["method"], scope["path"])
@@ -128,6 +148,9 @@ class ControlSite(Site):
             "/drain": lambda _: supervisor.wishes.make(Wish.DRAIN, "workq drain"),
         }
 
+    def _is_for_us(self, host: str) -> bool:
+        return True  # no browser reaches a socket in the file system
+
     async def _respond(self, scope: dict[str, Any], receive: Any) -> Answer:
         verb = self._verbs.get(scope["path"])
         if verb is None:
@@ -163,6 +186,9 @@ async def _body(receive: Any) -> dict[str, Any]:
     body = b""
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            # Its sender went, or sent what is no HTTP: perhaps that was not all of it.
+            raise ValueError("the request broke off")
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
             raise ValueError(f"a body of at most {MAX_BODY} bytes is expected")

@@ -261,7 +261,7 @@ def dial(address: str) -> socket.socket:
 def ask(dial: Dial, path: str = "/healthz") -> str:
     """What a well-behaved client gets, head and body. Raises TimeoutError after ten seconds of silence."""
     with dial() as sock:
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         parts = []
         while part := sock.recv(65536):
             parts.append(part)
@@ -297,12 +297,12 @@ def never_reads(dial: Dial, held: ExitStack) -> None:
         sock = held.enter_context(dial())
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(0.02)
-        send(sock, b"GET / HTTP/1.1\r\nHost: here\r\n\r\n" * 2000)
+        send(sock, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
 
 
 def ten_megabytes(dial: Dial, held: ExitStack) -> None:
     size = 10 * 1024 * 1024
-    head = b"POST /status HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % size
+    head = b"POST /status HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size
     for begin in (head, b"GET /" + b"x" * size, b"GET / HTTP/1.1\r\nHost: " + b"h" * size):
         send(held.enter_context(dial()), begin.ljust(size, b"."))
 
@@ -340,6 +340,120 @@ def test_f56_500_bad_clients_of_every_kind_cost_neither_an_answer_nor_a_turn_of_
         eventually(lambda: supervisor.num_fds() <= fds + 4)
         # Nor may they write our log for us.
         assert len([line for line in pool.events if "HTTP" in line["event"] or "accept" in line["event"]]) == 0
+        assert pool.stop() == 0
+
+
+# ------------------------------------------------------------------------------------------------- bad requests
+
+
+def exchange(dial: Dial, *pieces: bytes) -> bytes:
+    """All that comes back until the other side closes. Raises TimeoutError after ten seconds of silence."""
+    with dial() as sock:
+        for piece in pieces:
+            send(sock, piece)
+        parts = []
+        with suppress(ConnectionResetError):
+            while part := sock.recv(65536):
+                parts.append(part)
+    return b"".join(parts)
+
+
+def get(dial: Dial, host: str, path: str = "/status") -> int:
+    """The status, asked by this name."""
+    head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    return int(exchange(dial, head.encode()).split()[1])
+
+
+def test_f101_the_health_port_answers_to_the_names_that_are_its_own_and_the_control_socket_to_any(
+    broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    control, own = str(tmp_path / "s"), socket.gethostname()
+    names = ("--health-host", "workers.example.org,other", "--health-host", "Third.")
+    options = ("--workers", "1", "--control", control, *names)
+    with supervised("handlers:work", *options, url=broker_url, queue=queue) as pool:
+        health = pool.ready().health
+        port = health.rpartition(":")[2]
+        ours = (
+            "127.0.0.1",
+            "[::1]",
+            "10.1.2.3",
+            "localhost",
+            "LOCALHOST.",
+            own,
+            "workers.example.org",
+            "other",
+            "third",
+        )
+        foreign = (
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            f"{own}.evil.example",
+            "example.org",
+        )
+        for host in ours:
+            assert {get(lambda: dial(health), name) for name in (host, f"{host}:{port}", f"{host}:1")} == {200}, host
+        for host in foreign:
+            for path in ("/", "/status", "/metrics", "/healthz", "/readyz", "/none"):
+                assert get(lambda: dial(health), f"{host}:{port}", path) == 421, host
+            assert get(lambda: dial(control), host) == 200, host
+        assert exchange(lambda: dial(health), b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        told = exchange(lambda: dial(health), b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        assert b"--health-host" in told and queue.encode() not in told
+        assert pool.stop() == 0
+
+
+MALFORMED = [
+    b"zz\r\n", b"-1\r\nx", b"5\r\nhello", b"5\r\nhello!!\r\n0\r\n\r\n", b"f" * 30 + b"\r\nx", b"\r\n\r\n\r\n",
+    b"0\r\nno header\r\n\r\n", b"1;" + b"x" * 40_000, b"\0\xff\r\n", b"0\r\n\rGET",
+]  # fmt: skip
+"""Bodies that are not chunked as they claim to be."""
+
+
+@pytest.mark.parametrize("door", ["health", "control"])
+def test_f100_a_request_that_is_no_http_costs_its_sender_the_connection_and_us_no_line(
+    broker_url: str, queue: str, tmp_path: Path, door: str
+) -> None:
+    control = str(tmp_path / "s")
+    with supervised("handlers:work", "--workers", "1", "--control", control, url=broker_url, queue=queue) as pool:
+        address = control if door == "control" else pool.ready().health
+        pool.ready()
+        for verb in (b"GET /status", b"POST /status", b"POST /drain", b"HEAD /", b"GET /none"):
+            head = verb + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            for body in MALFORMED:
+                for pieces in ((head + body,), (head, body), (b"GET / HTTP/1.1\r\nHost: x.y\r\n\r\n" + head + body,)):
+                    with dial(address) as sock:
+                        for piece in pieces:
+                            send(sock, piece)
+                        with suppress(OSError):
+                            sock.shutdown(socket.SHUT_WR)
+                            while sock.recv(65536):
+                                pass
+        for line in (b"\0\0\0\0\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n"):
+            exchange(lambda: dial(address), line)
+        assert json.loads(ask(lambda: dial(address), "/status").partition("\r\n\r\n")[2])["state"] == "running"
+        assert pool.stop() == 0
+        ordinary = {"worker", "supervisor", "health", "control", "broker", "handler", "queue"}
+        assert [line for line in pool.events if line["event"].partition(".")[0] not in ordinary] == []
+
+
+@pytest.mark.parametrize("door", ["health", "control"])
+def test_f104_two_lengths_in_one_request_are_refused_and_the_connection_is_closed(
+    broker_url: str, queue: str, tmp_path: Path, door: str
+) -> None:
+    control = str(tmp_path / "s")
+    with supervised("handlers:work", "--workers", "1", "--control", control, url=broker_url, queue=queue) as pool:
+        address = control if door == "control" else pool.ready().health
+        pool.ready()
+        lengths = [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"]
+        smuggled = b"0\r\n\r\nGET /status HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for verb in (b"GET /healthz", b"POST /drain"):
+            for pair in (lengths, lengths[::-1]):
+                head = verb + b" HTTP/1.1\r\nHost: localhost\r\n" + b"".join(pair) + b"\r\n"
+                told = exchange(lambda: dial(address), head + smuggled)
+                assert told.startswith(b"HTTP/1.1 400 ") and told.count(b"HTTP/1.1 ") == 1
+                assert b"connection: close" in told.lower()
+        assert json.loads(ask(lambda: dial(address), "/status").partition("\r\n\r\n")[2])["state"] == "running"
         assert pool.stop() == 0
 
 

@@ -87,6 +87,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         max_body=16 * 1024**2,
         health=Address("127.0.0.1", 9191),
         health_explicit=False,
+        health_host=(),
         log_format="auto",
         log_level="info",
         app_dir=str(Path.cwd()),
@@ -290,6 +291,7 @@ def test_a_certificate_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
         ("health", "off", None),
         ("health", "0.0.0.0:0", Address("0.0.0.0", 0)),
         ("health", "[::1]:9191", Address("::1", 9191)),
+        ("health_host", "Workers.example.org, other.", ("workers.example.org", "other")),
         ("queue", "q" * 250, "q" * 250),
         ("queue", "größe/1", "größe/1"),
         ("queue_type", "quorum", "quorum"),
@@ -373,6 +375,8 @@ WRONG: list[tuple[str, object]] = [
     ("health", "127.0.0.1:65536"),
     ("health", "127.0.0.1:http"),
     ("health", "[localhost]:1"),
+    ("health_host", "name:9191"),
+    ("health_host", "*"),
     ("log_format", "xml"),
     ("log_level", "INFO!"),
     ("app_dir", "/nonexistent/directory"),
@@ -605,7 +609,13 @@ def test_a_reload_may_change_credentials_and_limits_and_not_what_is_bound_to_the
 
 
 def test_settings_survive_json_passwords_included() -> None:
-    given = {"url": ("amqp://u:p%40@a/v", "amqps://[::1]"), "health": "[::1]:0", "max_memory": "1G", "workers": "2..8"}
+    given = {
+        "url": ("amqp://u:p%40@a/v", "amqps://[::1]"),
+        "health": "[::1]:0",
+        "max_memory": "1G",
+        "workers": "2..8",
+        "health_host": ("a", "b"),
+    }
     for settings in (load("a:b", {}, {}), load("a:b", given, {}), load("a:b", {"health": "off"}, {})):
         assert Settings.from_wire(json.loads(json.dumps(settings.to_wire()))) == settings
 
