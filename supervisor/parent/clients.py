@@ -56,7 +56,7 @@ class Client(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP. uvicorn's own lets the application answer as well, and answers what has been answered
-        already, or a HEAD with a body: h11 refuses that, which would be a traceback in the log for each such request."""
+        already, or a HEAD with a body: h11 refuses that, a traceback in the log for each such request."""
         if self.cycle is not None and not self.cycle.response_complete:
             # As if it were gone: nothing that the application says is sent any more.
             self.cycle.disconnected = True
