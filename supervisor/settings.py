@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -517,6 +518,10 @@ class Settings:
     """`module:function`."""
     url: tuple[Endpoint, ...] = _default("url")
     """The nodes of one broker, at least one."""
+    url_open: str = ""
+    """The file that they came from, where everybody on this machine can read it."""
+    url_mode: str = ""
+    """Its mode then: `0644`."""
     queue: str = _default("queue")
     queue_type: str = _default("queue_type")
     """`default` (send no type), `quorum` or `classic`."""
@@ -552,6 +557,13 @@ class Settings:
     burst: bool = _default("burst")
     burst_wait: float = _default("burst_wait")
     reload: bool = _default("reload")
+
+    @property
+    def exposure(self) -> str:
+        """What is wrong with the file that holds the password, in words; empty: nothing."""
+        if not self.url_open:
+            return ""
+        return f"{self.url_open} has mode {self.url_mode}: every user here can read the broker's password in it"
 
     def to_wire(self) -> dict[str, Any]:
         """As JSON, passwords included: for a private socket only."""
@@ -869,10 +881,28 @@ def _take_url_file(values: dict[str, Any], given: _Given, problems: list[str]) -
         return
     try:
         values["url"] = _read_urls(path)
+        if mode := _mode_for_all(path):
+            values |= {"url_open": str(path), "url_mode": mode}
     except OSError as error:
         problems.append(f"{given.source}: cannot read {_shown(given.value)}: {error.strerror}")
     except ValueError as error:
         problems.append(_problem(given, str(error), secret=True))
+
+
+def _mode_for_all(path: Path) -> str:
+    """The mode of a file that others can read. Empty where they cannot: by the mode, since a directory on the way there
+    is closed to them (as systemd's credentials are), or since it is a pipe."""
+    try:
+        real = path.resolve()
+        mode = real.stat().st_mode
+        is_open = stat.S_ISREG(mode) and mode & stat.S_IROTH
+        return f"{stat.S_IMODE(mode):04o}" if is_open and all(map(_is_passable, real.parents)) else ""
+    except OSError:
+        return ""  # it has been read, so this is no name in the file system: /dev/fd/3
+
+
+def _is_passable(directory: Path) -> bool:
+    return bool(directory.stat().st_mode & stat.S_IXOTH)
 
 
 def _read_urls(path: Path) -> tuple[Endpoint, ...]:

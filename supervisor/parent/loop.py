@@ -224,7 +224,12 @@ class Supervisor:
             workers_by=settings.workers.by,
             brokers=brokers,
         )
+        self._warn_of_exposure()
         self._perform(self._pool.start(now()))
+
+    def _warn_of_exposure(self) -> None:
+        if exposure := self.settings.exposure:
+            self._log.warning("supervisor.url_file_open", because=f"{exposure}; close it by chmod 600")
 
     def serve(self, health: socket.socket | None, listener: Listener | None) -> None:
         """Have these sockets answered, beside the loop."""
@@ -283,6 +288,8 @@ class Supervisor:
         if settings.log_level != former.log_level:
             logs.set_level(settings.log_level)
             self._log = logs.get_logger()
+        if settings.exposure != former.exposure:
+            self._warn_of_exposure()
         changed = [name for name in OPTIONS if getattr(former, name, None) != getattr(settings, name, None)]
         if changed:
             self._note("info", "reload.settings", f"changed: {', '.join(changed)}", generation=self.view.generation)

@@ -84,6 +84,7 @@ def examine(host: Host, settings: Settings) -> list[Finding]:
     return [
         *_handler(host, settings),
         *_app_dir(host, settings),
+        *_url_file(settings),
         *_cpus(host, settings),
         *_memory(host.memory, f"the {host.memory_by}", settings),
         *_memory_limit(host.imported, settings),
@@ -129,6 +130,11 @@ def _app_dir(host: Host, settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "app dir", what, f"chmod go-w {shlex.quote(settings.app_dir)}")
     else:
         yield ok("app dir", settings.app_dir)
+
+
+def _url_file(settings: Settings) -> Iterator[Finding]:
+    if settings.exposure:
+        yield Finding(Level.WARNING, "url file", settings.exposure, f"chmod 600 {shlex.quote(settings.url_open)}")
 
 
 def _cpus(host: Host, settings: Settings) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psutil
@@ -198,6 +199,33 @@ def test_f98_a_password_that_a_cut_severs_is_in_no_log_and_no_dead_letter(
     pieces = {SECRET[at : at + 4] for at in range(len(SECRET) - 3)}
     for where in (log, letters, status):
         assert [piece for piece in sorted(pieces) if piece in where] == []
+
+
+def test_f102_a_url_file_that_everybody_can_read_is_warned_of_at_the_start_and_by_check(
+    broker_url: str, queue: str
+) -> None:
+    with TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        file = Path(directory) / "url"
+        file.write_text(broker_url + "\n")
+        for mode in (0o644, 0o600):
+            file.chmod(mode)
+            options = ("--workers", "1", "--url-file", str(file))
+            with supervised("handlers:work", *options, url="", queue=queue) as pool:
+                pool.ready()
+                assert pool.stop() == 0
+                said = [f"{line['level']} {line['because']}" for line in pool.named("supervisor.url_file_open")]
+            words = ["check", "--json", "--queue", queue, "--management", "off", "--url-file", str(file)]
+            program = Path(sys.executable).with_name("workq")
+            environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
+            done = subprocess.run([program, *words], env=environ, capture_output=True, text=True, timeout=60)
+            found = [line for line in map(json.loads, done.stdout.splitlines()) if line["subject"] == "url file"]
+            if mode == 0o644:
+                assert len(said) == 1 and said[0].startswith("warning ") and "mode 0644" in said[0]
+                assert [(line["level"], line["fix"]) for line in found] == [("warning", f"chmod 600 {file}")]
+                assert "mode 0644" in found[0]["what"]
+            else:
+                assert said == found == []
 
 
 def test_f54_every_option_wrong_at_once_is_one_report_without_traceback_or_secret(tmp_path: Path) -> None:

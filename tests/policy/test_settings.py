@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -60,7 +62,7 @@ def toml(tmp_path: Path, text: str) -> dict[str, str]:
 
 def test_every_setting_is_an_option_and_has_the_default_that_the_table_shows() -> None:
     settings = Settings("a:b")
-    others = ("handler", "control", "health_explicit", "control_explicit")
+    others = ("handler", "url_open", "url_mode", "control", "health_explicit", "control_explicit")
     names = [each.name for each in fields(Settings) if each.name not in others]
     assert {*names, "handler", "control", "url_file", "config"} == set(OPTIONS)
     for name in names:
@@ -247,6 +249,35 @@ def test_a_wrong_url_file_is_reported_by_line_and_never_quoted(tmp_path: Path) -
     assert "it has none" in problems_of({"url_file": str(path)})[0]
     assert "No such file" in problems_of({"url_file": str(tmp_path / "absent")})[0]
     assert "directory" in problems_of({"url_file": str(tmp_path)})[0]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o640, 0o600, 0o400])
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_f102_a_url_file_that_everybody_can_read_is_known_by_its_mode(mode: int, is_closed: bool) -> None:
+    # Not in tmp_path, which nobody else may look into.
+    with TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o700 if is_closed else 0o755)
+        file = Path(directory) / "url"
+        file.write_text(f"amqp://u:{SECRET}@h/\n")
+        file.chmod(mode)
+        settings = load("a:b", {"url_file": str(file)}, {})
+    is_open = bool(mode & 0o004) and not is_closed
+    assert (f"{mode:04o}" in settings.exposure, settings.url_open) == (is_open, str(file) if is_open else "")
+    assert SECRET not in settings.exposure
+
+
+def test_f102_urls_from_a_pipe_or_from_a_closed_directory_of_credentials_are_no_file_that_others_can_read(
+    tmp_path: Path,
+) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"amqp://h/")
+    os.close(writer)
+    assert load("a:b", {"url_file": f"/dev/fd/{reader}"}, {}).exposure == ""
+    os.close(reader)
+    tmp_path.chmod(0o500)
+    (tmp_path / "amqp-url").write_text("amqp://h/")
+    assert load("a:b", {}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}).exposure == ""
+    tmp_path.chmod(0o700)
 
 
 def test_url_and_url_file_in_one_source_is_a_problem() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 
@@ -308,6 +309,18 @@ def work(task):
         except OSError:
             pass
 """
+
+
+def test_f105_no_process_of_the_unit_leaves_a_core_not_even_one_that_is_killed_by_sigsegv(
+    service: Service, broker_url: str
+) -> None:
+    service.settings("handlers:act", max_crashes=1).start()
+    assert service.show("LimitCORE") == "0"
+    for pid in service.pids():
+        limits = service.box.run("cat", f"/proc/{pid}/limits", check=False).stdout
+        assert not limits or re.search(r"^Max core file size +0 +0 ", limits, re.M)
+    amqp.publish(broker_url, service.queue, [json.dumps({"kill": "SIGSEGV"})], ids=["crash"])
+    assert "core dumped" not in service.hear("worker.exited", message_id="crash")["status"]
 
 
 def test_workers_cannot_speak_in_the_units_name(service: Service, broker_url: str) -> None:
