@@ -30,7 +30,7 @@ _UNLIMITED: Final = 2**60
 _IMPORT: Final = """
 import json, os, sys, time
 from supervisor import originals
-from supervisor.worker import shared
+from supervisor.worker import aftermath, shared
 from supervisor.worker.handler import CannotLoad, load
 target, app_dir, fd = sys.argv[1:]
 before = shared.opened()
@@ -39,7 +39,7 @@ try:
     load(target, app_dir)
 except CannotLoad as refused:
     error, raised = refused.error, bool(refused.traceback)
-threads = len(os.listdir("/proc/self/task"))
+threads = len(aftermath.threads() if originals.replaced() else aftermath.threads_after_a_fork())
 with open("/proc/self/statm") as told:
     resident = int(told.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 inherited = shared.found(before)

@@ -11,11 +11,12 @@ import faulthandler
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor import streams
+from supervisor import originals, streams
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 _PR_GET_CHILD_SUBREAPER: Final = 37
@@ -101,6 +102,41 @@ class Undone:
         """In a worker: what it may have."""
         if self._on_child is not None and self._on_child is not signal.SIG_DFL:  # None: C's, and not to be had back
             signal.signal(signal.SIGCHLD, self._on_child)
+
+
+def threads_after_a_fork() -> list[str]:
+    """The names of the threads that a fork would forget, this process's own first.
+
+    Some libraries end their threads before a fork, and start them anew when they are needed (OpenBLAS, and with it
+    numpy: pthread_atfork(3)). Whether one does is seen by trying.
+    """
+    if len(threads()) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of what is tried here
+            pid = originals.fork()
+        if pid == 0:
+            os._exit(0)
+        wait_for(pid)
+    return threads()
+
+
+def threads() -> list[str]:
+    """The names of this process's threads, as the kernel knows them: threads of C libraries too."""
+    names = []
+    for task in sorted(Path("/proc/self/task").iterdir(), key=lambda path: int(path.name)):
+        try:
+            names.append((task / "comm").read_text().strip())
+        except OSError:
+            pass  # it ended meanwhile
+    return names
+
+
+def wait_for(child: int) -> None:
+    """Until it is gone."""
+    try:
+        originals.waitpid(child, 0)
+    except ChildProcessError:
+        pass  # it is: somebody else has reaped it, a handler of SIGCHLD in C
 
 
 def _is_subreaper() -> bool:

@@ -20,7 +20,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from supervisor import logs, originals, streams, trace
@@ -94,9 +93,9 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
         aftermath.demand((link_fd, board_fd, log_fd))
         undone = aftermath.Undone()
         if replaced := originals.replaced():
-            link.send(Threaded(_threads()[1:], replaced))
+            link.send(Threaded(aftermath.threads()[1:], replaced))
             return EXIT_DONE
-        threads = _threads_after_a_fork()
+        threads = aftermath.threads_after_a_fork()
         if len(threads) > 1:
             link.send(Threaded(threads[1:]))
             return EXIT_DONE
@@ -156,31 +155,6 @@ def _prepare_tracing() -> None:
         pass  # each worker says so
 
 
-def _threads_after_a_fork() -> list[str]:
-    """The names of the threads that a fork would forget, this process's own first.
-
-    Some libraries end their threads before a fork, and start them anew when they are needed (OpenBLAS, and with it
-    numpy: pthread_atfork(3)). Whether one does is seen by trying.
-    """
-    if len(_threads()) > 1:
-        pid = originals.fork()
-        if pid == 0:
-            os._exit(0)
-        _wait_for(pid)
-    return _threads()
-
-
-def _threads() -> list[str]:
-    """The names of this process's threads, as the kernel knows them: threads of C libraries too."""
-    names = []
-    for task in sorted(Path("/proc/self/task").iterdir(), key=lambda path: int(path.name)):
-        try:
-            names.append((task / "comm").read_text().strip())
-        except OSError:
-            pass  # it ended meanwhile
-    return names
-
-
 def _serve(link: Link, birth: Callable[[Link], Birth]) -> None:
     note = mmap.mmap(-1, _PID_BYTES)
     while (received := link.receive()) is not None:
@@ -221,19 +195,11 @@ def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
             child()
         note[:_PID_BYTES] = pid.to_bytes(_PID_BYTES, "little", signed=True)
         os._exit(0)
-    _wait_for(middle)
+    aftermath.wait_for(middle)
     pid = int.from_bytes(note[:_PID_BYTES], "little", signed=True)
     if pid <= 0:
         raise OSError(-pid, os.strerror(-pid) if pid else "the process in the middle was killed")
     return pid
-
-
-def _wait_for(child: int) -> None:
-    """Until it is gone."""
-    try:
-        originals.waitpid(child, 0)
-    except ChildProcessError:
-        pass  # it is: somebody else has reaped it, a handler of SIGCHLD in C
 
 
 def _become(link: Link, birth: Callable[[Link], Birth], worker_fd: int, output_fd: int) -> NoReturn:

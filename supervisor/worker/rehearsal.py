@@ -97,10 +97,12 @@ class _Understudy(Worker):
 
     def play(self, door: socket.socket) -> None:
         self._tells_starts = self._tells_tasks = False
-        self._consumer.watch(door.fileno(), _Broker(self._consumer, door).accept)
+        broker = _Broker(self._consumer, door)
+        self._consumer.watch(door.fileno(), broker.accept)
         # A loopback that drops packets is no reason to start late.
         self._consumer.after(PATIENCE, lambda: self._consumer.leave(Cause.BROKER, "the loopback is silent"))
-        end = self.run()
+        with closing(broker):
+            end = self.run()
         if end.cause is not Cause.DRAINED:
             raise OSError(end.detail)
 
@@ -126,6 +128,10 @@ class _Broker:
     def accept(self) -> None:
         self._line, _ = self._door.accept()
         self._consumer.watch(self._line.fileno(), self._hear)
+
+    def close(self) -> None:
+        """Of a worker that has left, nothing more is heard: not even that it has hung up."""
+        self._line.close()
 
     def _hear(self) -> None:
         read = self._line.recv(4096)
