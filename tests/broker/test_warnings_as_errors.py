@@ -61,15 +61,16 @@ def a_whole_life(pool: Supervision, url: str, queue: str, control: str, env: dic
 
 
 def says_nothing(pool: Supervision) -> None:
-    """Of warnings: a line that is no JSON; what a process wrote to its stderr; what is logged, for Python looks here."""
+    """Of warnings: a line that is no JSON; what a process wrote to its stderr; what Python has logged."""
     assert pool.invalid == []
     lines = [line["line"] if line["event"] == "worker.output" else line["event"] for line in pool.events]
     assert not [line for line in lines if "Warning" in line or "Exception ignored" in line]
     assert not [line for line in pool.events if line.get("logger") == "py.warnings"]
 
 
-@pytest.mark.parametrize("strict", STRICT)
-@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+@pytest.mark.parametrize(
+    ("strict", "preload"), [("PYTHONWARNINGS=error", "--preload"), ("PYTHONDEVMODE=1", "--no-preload")]
+)
 def test_f85_where_warnings_are_errors_nothing_of_ours_warns_and_lines_stay_json(
     broker_url: str, queue: str, tmp_path: Path, runs: Runs, strict: str, preload: str
 ) -> None:
