@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from supervisor import cgroup
+from supervisor import cgroup, namesake
 from supervisor.policy.host import PROPERTIES, Health, Host, Imported, unit_of, units
 from supervisor.settings import Address, Settings, usable_cpus
 from supervisor.vocabulary import EXIT_DONE
@@ -64,6 +64,7 @@ def look(settings: Settings, *, handler: bool, unit_names: Sequence[str] = ()) -
         health=_health(settings.health) if settings.health else None,
         app_dir_open_to=_open_to(Path(settings.app_dir)),
         imported=import_handler(settings) if handler else None,
+        clash=namesake.clash(),
         units=_units(unit_names),
     )
 

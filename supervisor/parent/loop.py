@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from supervisor import logs
+from supervisor import logs, namesake
 from supervisor.clock import now
 from supervisor.parent import control, descriptors, refusals
 from supervisor.parent.control import Listener, Wishes
@@ -225,6 +225,8 @@ class Supervisor:
             brokers=brokers,
         )
         self._warn_of_exposure()
+        if clash := namesake.clash():
+            self._log.warning("supervisor.namesake", because=f"{clash.what}: {clash.fix}")
         self._perform(self._pool.start(now()))
 
     def _warn_of_exposure(self) -> None:

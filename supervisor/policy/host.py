@@ -75,6 +75,8 @@ class Host:
     """Who else may write to `--app-dir`: `everybody`, `group games`; empty: nobody but its owner and root."""
     imported: Imported | None = None
     """None: no handler was named."""
+    clash: tuple[str, str] | None = None
+    """What is wrong with our own installation, and what sets it right."""
     units: Sequence[Mapping[str, str]] | None = None
     """`systemctl show` of each unit; None: systemd is not at work here."""
 
@@ -82,6 +84,7 @@ class Host:
 def examine(host: Host, settings: Settings) -> list[Finding]:
     """Everything that is to be said about the machine."""
     return [
+        *_installation(host),
         *_handler(host, settings),
         *_app_dir(host, settings),
         *_url_file(settings),
@@ -92,6 +95,11 @@ def examine(host: Host, settings: Settings) -> list[Finding]:
         *_health(host, settings),
         *_systemd(host, settings),
     ]
+
+
+def _installation(host: Host) -> Iterator[Finding]:
+    if host.clash is not None:
+        yield Finding(Level.WARNING, "installation", *host.clash)
 
 
 def _handler(host: Host, settings: Settings) -> Iterator[Finding]:

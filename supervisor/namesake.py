@@ -1,0 +1,53 @@
+"""supervisord's distribution, `supervisor`, installs a package of the same name as ours.
+
+In one environment both have the same directory. The one that comes later overwrites `supervisor/__init__.py`, and the
+one that is uninstalled takes it along. All else of ours works without that file, and so can report it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_DISTRIBUTION: Final = re.compile(r"supervisor-([0-9][\w.+!]*?)(?:-py[0-9.]+)?\.(?:dist|egg)-info")
+_OWN: Final = "give this one an environment of its own"
+_APART: Final = "python -m venv /opt/workq && /opt/workq/bin/pip install workq-supervise"
+_REINSTALL: Final = "pip install --force-reinstall --no-deps workq-supervise"
+_LOST: Final = "`from supervisor import Retry` fails in a handler"
+
+
+class Clash(NamedTuple):
+    """What is wrong with the installation, and the line that fixes it."""
+
+    what: str
+    fix: str
+
+
+def clash() -> Clash | None:
+    """None when the package is ours alone. Looks at our own directory only: of a supervisord elsewhere on sys.path
+    Python has decided by now which of the two is imported."""
+    other = _other(Path(__file__).parents[1])
+    # Looked up, not imported: a room that imports the package would know all rooms. Theirs is empty.
+    is_ours = hasattr(sys.modules["supervisor"], "__version__")
+    if other and is_ours:
+        what = f"supervisord ({other}) is installed in the same environment, and both are the package `supervisor`"
+        return Clash(f"{what}: to upgrade or uninstall either breaks the other; {_OWN}", _APART)
+    if other:
+        what = f"supervisord ({other}) is installed in the same environment and has overwritten supervisor/__init__.py"
+        return Clash(f"{what}: {_LOST}; {_OWN}", _APART)
+    if not is_ours:
+        what = "supervisor/__init__.py is missing or not ours, as after supervisord was uninstalled from here"
+        return Clash(f"{what}: {_LOST}; install it again", _REINSTALL)
+    return None
+
+
+def _other(site: Path) -> str:
+    """The name and version of the other distribution; empty: it is not there."""
+    try:
+        names = os.listdir(site)  # noqa: PTH208
+    except OSError:
+        return ""
+    return next((f"supervisor {found[1]}" for name in names if (found := _DISTRIBUTION.fullmatch(name))), "")
