@@ -18,6 +18,7 @@ SCENES = "test_pool.py"
 LEDGER = "test_poison.py"
 SHORTAGE = "test_shortage.py"
 PARKINGS = "test_parkings.py"
+ADDRESSED = "test_addressed.py"
 TESTS_FAILED = 1
 """pytest's exit code; others mean that it could not even run them."""
 
@@ -35,6 +36,21 @@ class Bug:
 
 
 BUGS = [
+    Bug(
+        "any host with our first label is ours",
+        "addressed.py",
+        "    return name in {",
+        "    return name.partition('.')[0] in {",
+        ADDRESSED,
+    ),
+    Bug(
+        "what looks like the start of an address is one",
+        "addressed.py",
+        "_is_address(name)",
+        "name[0].isdigit()",
+        ADDRESSED,
+    ),
+    Bug("names are compared with their port", "addressed.py", "_without_port(host.strip())", "host.strip()", ADDRESSED),
     Bug(
         "every seat asks a machine that refuses",
         "shortage.py",
@@ -517,7 +533,7 @@ def _copy(to: Path) -> None:
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "supervisor", to / "supervisor", ignore=leave_out)
     (to / "tests" / "policy").mkdir(parents=True)
-    for name in ("world.py", MACHINE, SCENES, LEDGER, SHORTAGE, PARKINGS, "test_truth.py", "test_retry.py"):
+    for name in ("world.py", MACHINE, SCENES, LEDGER, SHORTAGE, PARKINGS, ADDRESSED, "test_truth.py", "test_retry.py"):
         shutil.copy(ROOT / "tests" / "policy" / name, to / "tests" / "policy")
     (to / "pyproject.toml").write_text(
         '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\npythonpath = ["."]\n'

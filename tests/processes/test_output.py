@@ -191,6 +191,13 @@ def test_f98_of_what_is_only_counted_the_end_is_not_taken_for_a_whole_line() -> 
         out.close()
 
 
+def test_f98_a_password_that_goes_on_in_the_next_piece_is_dropped_from_both() -> None:
+    out, heard = output(b"." * 100 + f"amqp://carol:{PASSWORD * 800}@elsewhere".encode())
+    out.drain()
+    assert heard.lines == ["." * 100, "amqp://***", "***@elsewhere"]
+    out.close()
+
+
 def test_f98_a_long_line_with_a_url_keeps_what_surrounds_it() -> None:
     url = f"amqp://carol:{PASSWORD}@elsewhere"
     out, heard = output(b"x" * (LINE_MAX - 10) + url.encode() + b" refused")
