@@ -42,6 +42,8 @@ class Parking:
         self._dead: Publisher | None = None
         self._safe_at: dict[str, float] = {}
         """By queue, of those that are known to be there: when it may be published to, monotonic seconds."""
+        self._refusing: set[str] = set()
+        """Queues that have refused a message since they last took one."""
         self._has_queues = has_queues
         self._blocked = blocked
         self._is_blocked = False
@@ -171,11 +173,20 @@ class Parking:
         self._await_safe(publisher, declaration)
         try:
             publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
-        except Unroutable:
-            # Somebody has deleted it since it was declared.
-            del self._safe_at[queue]
+        except (Unroutable, Refused) as error:
+            if isinstance(error, Unroutable):
+                # Somebody has deleted it since it was declared.
+                del self._safe_at[queue]
+            elif error.trouble is None and queue not in self._refusing:
+                # Perhaps another worker has just declared it again: without a leader yet, a queue refuses. Once, so
+                # that one that is full is not waited for each time.
+                self._refusing.add(queue)
+                self.learn([queue])
+            else:
+                raise
             self._await_safe(publisher, declaration)
             publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
+        self._refusing.discard(queue)
         if self._is_blocked:
             self._is_blocked = False
             self._blocked(False)

@@ -19,8 +19,9 @@ import pytest
 
 from scripts.benches import rates
 from scripts.benches.contenders import BarePika, Contender, Workq
-from scripts.benches.measure import Reading, channel, cpu, depth, pss, reaped, rss, wait_depth, wakeups
+from scripts.benches.measure import Reading, cpu, pss, reaped, rss, wakeups
 from scripts.benches.notes import Notes
+from scripts.benches.queues import channel, depth, wait_depth
 from scripts.benches.row import BenchError
 from supervisor.commands.node import PrivateNode
 from tests import amqp

@@ -4,17 +4,17 @@ says which and asks."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from click.testing import CliRunner
 
+from supervisor import settings
+from supervisor.commands import main
 from tests import amqp, workq
 from tests.supervision import supervised
 from tests.terminal import terminal
-
-ETC = Path("/etc/workq")
 
 
 @pytest.fixture
@@ -29,20 +29,13 @@ def files(tmp_path: Path, broker_url: str, queue: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def unit(broker_url: str, queue: str) -> Iterator[str]:
-    """The name of a unit whose files are where the shipped unit has them."""
-    if not os.access(ETC if ETC.exists() else ETC.parent, os.W_OK):
-        pytest.skip("only root may write to /etc/workq")
+def unit(broker_url: str, queue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a unit whose files are where this process looks for them, which is not this machine's /etc."""
     name = f"test-{uuid4().hex[:8]}"
-    ETC.mkdir(exist_ok=True)
-    written = {ETC / f"{name}.toml": f"queue = '{queue}'\n", ETC / f"{name}.amqp-url": broker_url}
-    try:
-        for path, text in written.items():
-            path.write_text(text)
-        yield name
-    finally:
-        for path in written:
-            path.unlink(missing_ok=True)
+    (tmp_path / f"{name}.toml").write_text(f"queue = '{queue}'\n")
+    (tmp_path / f"{name}.amqp-url").write_text(broker_url)
+    monkeypatch.setattr(settings, "UNITS", tmp_path)
+    return name
 
 
 def _sources(files: dict[str, str], broker_url: str, queue: str) -> list[tuple[list[str], dict[str, str]]]:
@@ -72,15 +65,23 @@ def test_f90_publish_and_dead_find_queue_and_broker_wherever_the_supervisor_woul
 
 def test_f90_a_unit_is_named_and_the_callers_own_variables_do_not_count(unit: str, broker_url: str, queue: str) -> None:
     misleading = {"WORKQ_URL": "amqp://127.0.0.1:1/", "WORKQ_QUEUE": "another", "WORKQ_CONFIG": "/nonexistent"}
-    out, _ = workq.run("publish", "--unit", unit, "body", env=misleading)
-    assert f"confirmed 1, to {queue} on" in out
+
+    def run(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(main, [*arguments, "--unit", unit], env=misleading)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    assert f"confirmed 1, to {queue} on" in run("publish", "body")
     amqp.publish(broker_url, f"{queue}.dead", ["0"], ids=["m"])
-    out, _ = workq.run("dead", "drop", "--all", "--yes", "--unit", f"workq-supervise@{unit}.service", env=misleading)
-    assert f"from {queue}.dead on" in out
-    out, _ = workq.run("check", "--unit", unit, "--management", "off")
-    assert f"{queue} on" in out
-    _, err = workq.run("status", "--unit", unit, env={"WORKQ_HEALTH": "127.0.0.1:1"}, code=69)
-    assert f"/run/workq/{unit}/workq.sock" in err
+    assert f"from {queue}.dead on" in run("dead", "drop", "--all", "--yes")
+    assert f"{queue} on" in run("check", "--management", "off")
+    misleading["WORKQ_HEALTH"] = "127.0.0.1:1"
+    assert f"/run/workq/{unit}/workq.sock" in run("status", code=69)
+
+
+def test_f90_a_unit_may_be_named_as_systemctl_names_it() -> None:
+    _, err = workq.run("dead", "drop", "--all", "--yes", "--unit", "workq-supervise@no-such-unit.service", code=2)
+    assert "/etc/workq/no-such-unit.toml" in err
 
 
 @pytest.mark.parametrize(

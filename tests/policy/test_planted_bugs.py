@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.planted
+
 ROOT = Path(__file__).parents[2]
 MACHINE = "test_pool_machine.py"
 SCENES = "test_pool.py"
