@@ -19,6 +19,7 @@ _LOOK_EVERY: Final = 0.1
 _STAGES: Final = {
     "loading": "generation {} is being imported",
     "trying": "one worker of generation {} is to show that it can consume",
+    "waiting": "the broker is away; generation {} takes over when it is back",
     "replacing": "it consumes; the other workers follow, each when it has finished its task",
 }
 

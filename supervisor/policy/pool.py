@@ -85,6 +85,8 @@ class Pool:
         """The next generation's, until a worker of it consumes."""
         self._trial: int | None = None
         """The seat of that worker: its next one is the incoming nursery's."""
+        self._is_held = False
+        """The incoming generation has met a broker that is away, and waits for it."""
         self._past: dict[int, Settings] = {}
         """By generation: the limits under which workers still at work have begun."""
         self._newest = 1
@@ -172,7 +174,7 @@ class Pool:
             steady=sum(1 for s in ready if s.ready_since is not None and now - s.ready_since >= STEADY),
             wanted=self._wanted,
             reload=self._reloads.latest,
-            is_reloading=self._incoming is not None or self._is_rolling,
+            is_reloading=(self._incoming is not None and not self._is_held) or self._is_rolling,
         )
 
     # --------------------------------------------------------------------------------------------- to be told
@@ -432,6 +434,11 @@ class Pool:
 
     def _try_next(self, now: float) -> Iterator[Action]:
         """Find the seat whose next worker tries the incoming generation: one that is empty, else an idle one."""
+        if self._is_held and self._broker.away_since is not None:
+            return
+        if self._is_held:
+            self._is_held = False
+            self._reloads.reach(Stage.TRYING)
         if self._trial is not None and self._trial < self._wanted:
             return
         seats = self._slots[: self._wanted]
@@ -454,6 +461,7 @@ class Pool:
         """A worker of the next generation consumes: it is the present one from here."""
         self._unfork(Seat.WAITING, now)
         former, self._nursery, self._incoming, self._trial = self._nursery, incoming, None, None
+        self._is_held = False
         self._past[former.generation] = former.settings
         self._broker.queues_since = now  # its retries may need other delay queues, which are no older than this
         self._settings = settings = incoming.settings
@@ -475,6 +483,7 @@ class Pool:
             if self._is_on_trial(slot) and slot.phase is Seat.FORKING:
                 slot.enter(*((phase, deadline) if slot.number < self._wanted else (Seat.EMPTY, None)))
         self._incoming = self._trial = None
+        self._is_held = False
 
     def _reload_failed(self, because: str, now: float, traceback: str = "") -> list[Action]:
         """The generation there is stays. Its nursery forks where one of the other was on its way."""
@@ -496,6 +505,23 @@ class Pool:
         failed = self._reload_failed(f"its first worker does not consume: {because}", now, traceback)
         slot.enter(*((Seat.WAITING, now) if slot.number < self._wanted else (Seat.EMPTY, None)))
         return [stop, *failed]
+
+    def _proves_nothing(self, fault: Fault) -> bool:
+        """Whether the trial's failure is the broker's: it is away for the generation there as well, by the same URLs.
+        Not before that has been seen, or settings that no broker takes would be tried for ever."""
+        return (
+            self._incoming is not None
+            and fault is Fault.BROKER
+            and self._broker.away_since is not None
+            and self._incoming.settings.url == self._settings.url
+        )
+
+    def _hold(self, because: str) -> Action:
+        """The incoming generation stays loaded. Those there look for the broker: their settings have been proved."""
+        self._trial, self._is_held = None, True
+        self._reloads.reach(Stage.WAITING)
+        because = f"the broker is away ({because}): the reload is carried out when it is back; another one replaces it"
+        return Say("reload.waiting", "warning", because, {"generation": self._newest})
 
     def _replace_next(self, now: float) -> Iterator[Action]:
         """Replace one worker of an older generation, when the one before it has been replaced by one that consumes."""
@@ -682,6 +708,9 @@ class Pool:
         actions += self._broker.block(died.page, None, now)
         if self._orphans.pop(died.page, None) is not None:
             follows = self._follow_orphan(slot)
+        elif is_trial and self._state is not State.DRAINING and self._proves_nothing(fault):
+            actions.append(self._hold(death.because(died, cause, fault)))
+            follows = self._follow(slot, died.said, died.finished, fault, was_ready, lived, now, actions)
         elif is_trial and self._state is not State.DRAINING:
             failed = died.said if isinstance(died.said, LoadFailed) else None
             because = failed.error if failed else death.because(died, cause, fault)
@@ -922,7 +951,8 @@ class Pool:
     def _spawns(self, now: float) -> Iterator[Action]:
         if self._state is State.DRAINING:
             return
-        for slot in self._slots:
+        # A reload's trial first: where one at a time may try the broker, a seat before it would always be the one.
+        for slot in sorted(self._slots, key=lambda slot: slot.number != self._trial):
             if slot.phase is Seat.WAITING and slot.is_due(now) and self._free_at(slot) <= now:
                 slot.enter(Seat.FORKING, now + FORK_TIMEOUT)
                 slot.spawned_at = now

@@ -2,6 +2,7 @@
 
 loading     a nursery of the next generation imports the code; nothing else has changed
 trying      one worker of that generation is to show that it can consume; the others stay as they are
+waiting     it could not, because the broker is away, as it is for those that run: tried again when that is back
 replacing   it consumes: the rest is replaced, one at a time, each when it has finished its task
 finished    every worker is of that generation
 failed      and the generation before stays
@@ -19,6 +20,7 @@ class Stage(StrEnum):
 
     LOADING = "loading"
     TRYING = "trying"
+    WAITING = "waiting"
     REPLACING = "replacing"
     FINISHED = "finished"
     FAILED = "failed"

@@ -411,3 +411,32 @@ def test_f84_a_reload_while_there_is_no_such_link_fails_and_says_so_and_a_later_
         pool.hear("reload.finished")
         assert runs.lines("imported")[-1] == "new with the data of new"
         assert pool.stop() == 0
+
+
+# ----------------------------------------------------------------------------------- 113: while the broker is away
+
+
+def test_f113_a_reload_while_the_broker_is_away_waits_for_it_and_is_carried_out_and_a_later_one_replaces_it(
+    tmp_path: Path, runs: Runs
+) -> None:
+    handler_modules.write(tmp_path, "app", CODE.format(generation="first"))
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    with PrivateNode(tmp_path / "node") as node:
+        options = ("--workers", "2")
+        with supervised("app:work", *options, url=node.url, queue="reloaded", env=env) as pool:
+            pool.ready()
+            node.kill()
+            pool.hear("broker.refused")
+            for number, name in ((2, "second"), (3, "third_and_last")):
+                handler_modules.write(tmp_path, "app", CODE.format(generation=name))
+                pool.send(signal.SIGHUP)
+                waits = pool.hear("reload.waiting", generation=number)
+                assert "the reload is carried out when it is back; another one replaces it" in waits["because"]
+                assert pool.status()["reload"]["state"] == "waiting"
+            assert not pool.named("reload.failed")
+            node.start()
+            pool.hear("reload.finished", generation=3)
+            amqp.publish(node.url, "reloaded", ["0"], ids=["after"])
+            assert runs.hear("third_and_last") == ["after"]
+            assert not pool.named("reload.failed")
+            assert pool.stop() == 0

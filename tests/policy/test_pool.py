@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from supervisor import queues
+from supervisor.endpoint import Endpoint
 from supervisor.policy import reload, status
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
@@ -1716,3 +1717,79 @@ def test_drain_asked_again_changes_nothing_and_scale_has_limits() -> None:
     assert not [worker for worker in world.workers.values() if worker.signals]
     world.live(10.0)
     assert world.left is not None and world.left.code == 0
+
+
+def _trial_is_refused(world: World) -> None:
+    """The first worker of the incoming generation meets a broker that is away."""
+    assert world.incoming is not None
+    while not world.incoming.births:
+        world.advance(0.1)
+    trial = world.fork(world.incoming.births[0])
+    world.connect(trial)
+    world.leave(trial, Cause.BROKER, "it is refused", Kind.REFUSED)
+    world.be_gone(trial)
+
+
+def _reload_while_away(world: World) -> None:
+    world.ask(Wish.RELOAD)
+    world.reload_loads()
+    _trial_is_refused(world)
+
+
+def test_f113_a_reload_while_the_broker_is_away_waits_and_is_carried_out_when_it_is_back() -> None:
+    world = _up(workers=3)
+    _lose_the_broker(world)
+    _is_refused(world)
+    _reload_while_away(world)
+    assert _reload_of(world) == (reload.Stage.WAITING, "")
+    assert not world.pool.view(world.now).is_reloading, "systemd does not wait for it"
+    for _ in range(5):
+        _is_refused(world)
+    said = [each for each in _of(world, Say) if each.event.startswith("reload.")]
+    assert [each.event for each in said] == ["reload.started", "reload.waiting"], "once, however long it takes"
+    world.live(60.0, until_well=True)
+    assert _reload_of(world) == (reload.Stage.FINISHED, "")
+    assert {worker.generation for worker in world.workers.values()} == {2}
+
+
+def test_f113_a_later_reload_replaces_one_that_waits_for_the_broker() -> None:
+    world = _up(workers=2)
+    _lose_the_broker(world)
+    _is_refused(world)
+    _reload_while_away(world)
+    _reload_while_away(world)
+    assert _reload_of(world) == (reload.Stage.WAITING, "")
+    assert world.incoming is not None and world.incoming.generation == 3
+    world.live(60.0, until_well=True)
+    assert {worker.generation for worker in world.workers.values()} == {3}
+
+
+def test_f113_a_trial_that_fails_where_the_others_consume_or_with_another_url_is_a_failed_reload() -> None:
+    elsewhere = (Endpoint("elsewhere", 5672),)
+    for changed in (True, False):
+        world = _up(workers=2)
+        if changed:
+            _lose_the_broker(world)
+            _is_refused(world)
+        settings = replace(world.settings, url=elsewhere) if changed else world.settings
+        world.tell(Asked(Wish.RELOAD, "SIGHUP", settings=settings))
+        world.reload_loads()
+        if not changed:
+            [old] = [worker for worker in world.workers.values() if worker.order]
+            world.leave(old, Cause.DRAINED)
+            world.be_gone(old)
+        _trial_is_refused(world)
+        assert _reload_of(world)[0] is reload.Stage.FAILED
+
+
+def test_f113_a_trial_that_waits_for_its_turn_is_the_next_to_try_the_broker() -> None:
+    world = _up(workers=3)
+    _lose_the_broker(world)
+    probe = _probe(world)
+    world.ask(Wish.RELOAD)
+    world.reload_loads()
+    world.leave(probe, Cause.BROKER, "it is refused", Kind.REFUSED)
+    world.be_gone(probe)
+    while not world.births:
+        world.advance(0.1)
+    assert world.incoming is not None and world.incoming.births, "not the seat that was the first before"
