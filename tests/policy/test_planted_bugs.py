@@ -209,8 +209,8 @@ BUGS = [
     Bug(
         "it spawns while it drains",
         "pool.py",
-        "        if self._state is State.DRAINING:\n            return\n        for slot in self._slots:\n",
-        "        for slot in self._slots:\n",
+        "        if self._state is State.DRAINING:\n            return\n        # A reload's trial first",
+        "        # A reload's trial first",
         also=(
             ('        if self._state is State.DRAINING:\n            return "none: the supervisor is stopping"\n', ""),
         ),
