@@ -13,6 +13,7 @@ import pytest
 from supervisor.commands.surroundings import import_handler
 from supervisor.endpoint import Endpoint
 from supervisor.settings import Settings
+from supervisor.worker import shared
 from tests import amqp, handler_modules
 from tests.supervision import Runs, supervised
 
@@ -176,6 +177,13 @@ def test_f69_workq_check_says_what_workers_would_share(
         assert name in shares.shared
     innocent = import_handler(Settings(handler="innocent:work", app_dir=str(tmp_path)))
     assert not innocent.error and not innocent.shared
+
+
+def test_f69_what_was_open_before_the_import_is_not_reported() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        said = f"a connection to 127.0.0.1:{listener.getsockname()[1]} (descriptor {client.fileno()})"
+        assert said in shared.found({})
+        assert said not in shared.found(shared.opened())
 
 
 # --------------------------------------------------------------------------------------------- 70: what is random
