@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.scoreboard import PAGES
 from tests import amqp, handler_modules
 from tests.garbage import garbage, report
 from tests.supervision import HERE, Runs, Supervision, eventually, supervised
@@ -166,7 +167,7 @@ def test_f96_nothing_that_is_written_on_the_scoreboard_stops_the_pool_or_spoils_
         assert pool.hear("worker.exited", cause="exit 3")["message_id"] == "killer"
         pool.hear("task.quarantined", message_id="killer")
         assert pool.stop() == 0
-    assert runs.lines("refused") == ["0", "4096", str(2 * 4096 * 1025)]
+    assert runs.lines("refused") == ["0", "4096", str(2 * 4096 * (1 + PAGES))]
 
 
 def shown(pool: Supervision) -> dict[str, float]:
