@@ -157,7 +157,7 @@ def _utc(at: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/test chaos", description=__doc__.split("\n\n")[1])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long the weather is bad (default: 10)")
-    parser.add_argument("--tasks", type=int, default=0, help="and at least so many tasks (default: 1000 a minute)")
+    parser.add_argument("--tasks", type=int, default=0, help="and at least so many tasks (default: 200 a minute)")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of an earlier run, to repeat it")
     parser.add_argument("--queue-type", choices=("classic", "quorum"), default="classic")
     parser.add_argument("--cluster", action="store_true", help="a quorum queue on three nodes")
@@ -180,7 +180,7 @@ def main() -> int:
         run, told = soak(
             Path(directory),
             minutes=arguments.minutes,
-            tasks=arguments.tasks or int(1000 * arguments.minutes),
+            tasks=arguments.tasks or int(200 * arguments.minutes),
             seed=arguments.seed,
             queue_type=arguments.queue_type,
             cluster=arguments.cluster,
