@@ -45,6 +45,8 @@ CONNECT_TIMEOUT: Final = 40.0
 """Seconds for one of the brokers to be reached: with `ANSWER_TIMEOUT` still below what the supervisor allows."""
 ANSWER_TIMEOUT: Final = 15.0
 """Seconds the broker has to answer one request while the worker starts or leaves."""
+OURS_WITHIN: Final = 2.0
+"""Seconds for the broker to answer about the queues for retries and dead letters before a worker goes on without."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds for a farewell to a broker that is believed to be well."""
 
@@ -246,7 +248,7 @@ class Consumer:
             # Only a quorum queue takes the argument.
             self._arguments = {}
             self._consume()
-        self._wait("queue.declare", lambda: not self._undeclared)
+        self._await_ours()
         self._has_arrived = True
         return str(endpoint)
 
@@ -457,6 +459,18 @@ class Consumer:
                 on_done=partial(self._has_declared_ours, declaration["queue"]),
                 on_failed=partial(self._refused_ours, declaration["queue"]),
             )
+
+    def _await_ours(self) -> None:
+        """Wait for the answers, but not for long: a queue whose node is away keeps the broker from answering for many
+        seconds, and whoever consumes does not need it yet. Raises Gone."""
+        deadline = now() + OURS_WITHIN
+        timer = self._ioloop.call_later(OURS_WITHIN, _nothing)
+        while self._undeclared and now() < deadline:
+            self._pump_unless_gone()
+        self._ioloop.remove_timeout(timer)
+        if self._undeclared:
+            names = ", ".join(sorted(self._undeclared))
+            self.refused = f"the broker has not answered within {OURS_WITHIN:g} s whether it has {names}"
 
     def _has_declared_ours(self, queue: str, _is_new: bool) -> None:
         self._undeclared.discard(queue)
