@@ -35,8 +35,11 @@ def rendered(error: BaseException, start: TracebackType | None) -> str:
     try:
         if _is_modest(error):
             return "".join(traceback.format_exception(type(error), error, start))
-        return _in_brief(error, start)
     except BaseException:  # noqa: BLE001 - __str__, and all else, is theirs
+        pass
+    try:
+        return _in_brief(error, start)
+    except BaseException:  # noqa: BLE001 - as above
         return f"{type(error).__name__}\n"
 
 
@@ -73,7 +76,7 @@ def _is_modest(error: BaseException) -> bool:
 def _said(error: BaseException) -> str:
     try:
         return str.__str__(str(error))
-    except Exception:  # noqa: BLE001 - theirs; the traceback module has words for it
+    except BaseException:  # noqa: BLE001 - theirs, and it may raise SystemExit
         return ""
 
 
