@@ -109,7 +109,7 @@ def test_f71_any_other_failure_is_rendered_as_python_does(make: Callable[[], Bas
 
 
 def test_f71_an_exception_that_cannot_be_rendered_is_named() -> None:
-    assert failure.rendered(Unsayable(), None) == "Unsayable\n"
+    assert failure.rendered(Unsayable(), None) == "tests.policy.test_failure.Unsayable: <exception str() failed>\n"
 
 
 def test_f71_a_handler_that_cannot_be_loaded_fits_on_the_link_whatever_it_has_to_say() -> None:
