@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from supervisor import logs, namesake
+from supervisor import logs, namesake, streams
 from supervisor.clock import now
-from supervisor.parent import control, descriptors, refusals
+from supervisor.parent import control, refusals
 from supervisor.parent.control import Listener, Wishes
 from supervisor.parent.processes import Processes
 from supervisor.parent.serving import Serving
@@ -67,7 +67,7 @@ Reread = Callable[[], Settings]
 def run(settings: Settings, reread: Reread) -> int:
     """Supervise until asked to leave. Returns the exit code."""
     try:
-        _open_standard_streams()
+        streams.occupy()
         board = Scoreboard.create()
         log_fd = os.dup(2)
         # Settled here, where the terminal is: a worker's own stderr is a pipe.
@@ -134,14 +134,6 @@ def _changes(directory: str, supervisor: Supervisor, log: Any) -> Changes | None
         because = refusals.because(f"{directory} is not watched", error)
         log.error("reload.not_watching", because=f"{because}; there are SIGHUP and workq reload")
         return None
-
-
-def _open_standard_streams() -> None:
-    """Whoever started us may have closed some (`<&-`): what is opened next would get their numbers, and be taken for
-    them."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    descriptors.close(fd)
 
 
 def _resolved(settings: Settings, log_fd: int) -> Settings:
