@@ -5,7 +5,7 @@ that has killed `max_crashes` workers is quarantined instead. So a message kills
 supervisor. What other supervisors saw of it is not known here; a quorum queue's own count is the second fence.
 
 That count says only that a message came back, not why: a lost connection counts, and so does every message that a
-worker had prefetched. And from 4.0 on RabbitMQ drops a message at its 20th return. So shortly before that:
+worker had prefetched. And from 4.0 on RabbitMQ drops a message at its 20th return. So half-way to that:
 
 | the message                                  | what follows                                                    |
 |----------------------------------------------|-----------------------------------------------------------------|
@@ -25,7 +25,7 @@ what is on its way to it counts as well.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Container
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -33,11 +33,14 @@ from supervisor.policy import advice
 from supervisor.policy.parkings import Parkings
 from supervisor.vocabulary import Reading, Suspect, Tell, Verdict
 
-RETURNS_MAX: Final = 18
-"""Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: two before the limit of 20 at which
-RabbitMQ 4 drops it silently (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)."""
+RETURNS_MAX: Final = 10
+"""Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: half the limit of 20 at which
+RabbitMQ 4 drops it silently (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling). The other half is
+for workers that lose their connection while they wait for the verdict or put it back: each returns it once more."""
+RETURNS_URGENT: Final = 15
+"""From here on the verdict does not wait for earlier holders of the message."""
 PUT_BACK_MAX: Final = 5
-"""So it may come back 107 times, blamed for nothing, and still be run."""
+"""So it may come back 59 times, blamed for nothing, and still be run."""
 ROOM: Final = 2_000
 """Keys remembered at most, with 16 KiB of output each; the one that killed longest ago is forgotten first."""
 DEATHS: Final = 10
@@ -99,6 +102,10 @@ class Ledger:
     def is_condemned(self, crashes: int) -> bool:
         return crashes >= self.max_crashes
 
+    def is_urgent(self, returns: int) -> bool:
+        """Whether the broker may drop the message before an earlier holder ends."""
+        return self.has_limit and returns >= RETURNS_URGENT
+
     def verdict(self, key: str, returns: int = 0, put_back: int = 0) -> Verdict:
         """May this message run? `returns`: how often a quorum queue says that it came back, from whichever host, since
         it was put back fresh for the last of so many times."""
@@ -124,7 +131,6 @@ class Ledger:
 @dataclass(slots=True)
 class _Question:
     suspect: Suspect
-    asked_at: float
     holders: set[int]
     """The pages of workers that may still run this message."""
 
@@ -133,8 +139,10 @@ class Suspects:
     """Workers that have asked whether a message may run, and wait for the answer.
 
     A message is not run beside an earlier run of it: the question waits until each worker that holds the message has
-    ended or put it down. An orphan has `--lost-grace` for that. Any other holder has as long to find out that its
-    connection is gone; after that it is taken to run another message of the same key.
+    ended or put it down. (One that is urgent does not wait. It is not run either: the copy that is put back is asked
+    about again, and waits.) An orphan has `--lost-grace` for that. Any other holder has as long as its task takes: a
+    node that is cut off from its cluster keeps the holder's connection alive while the cluster gives the message to
+    somebody else. So two messages of one key that have come back are run one after the other.
 
     Of several that ask about one message, only the last to ask can still have its connection, so it is the first to be
     answered; the others wait for it in turn.
@@ -150,9 +158,9 @@ class Suspects:
         """The worker of this page asks about a message that those of other pages, `holders`, have, too."""
         self._waiting.pop(page, None)
         begun = {holder for holder in holders if holder not in self._waiting}
-        if begun:
+        if begun and not self._ledger.is_urgent(suspect.delivery_count):
             # It may also be dying of it this instant: its connection is closed before its pidfd tells.
-            self._waiting[page] = _Question(suspect, now, begun)
+            self._waiting[page] = _Question(suspect, begun)
             return []
         return [self._tell(page, suspect, now)]
 
@@ -167,19 +175,15 @@ class Suspects:
             question.holders.discard(page)
         return self._answer(now)
 
-    def sampled(
-        self, readings: tuple[Reading, ...], orphans: Container[int], patience: float, now: float
-    ) -> list[Tell]:
+    def sampled(self, readings: tuple[Reading, ...], now: float) -> list[Tell]:
         """Look again which pages show a message that is asked about. A dead worker's does until it is reaped."""
         for asked_by, question in self._waiting.items():
-            is_patient = now - question.asked_at < patience
             question.holders = {
                 reading.page
                 for reading in readings
                 if reading.key == question.suspect.key
                 and reading.page != asked_by
                 and reading.page not in self._waiting
-                and (is_patient or reading.page in orphans)
             }
         return self._answer(now)
 

@@ -844,9 +844,7 @@ class Pool:
         self._sampled_at = now
         self._looks.sampled(tuple(reading for reading in readings if reading.page not in self._orphans), now)
         actions: list[Action] = [*self._find_silent(readings, now)]
-        # As long as a holder may need to find out that its connection is gone.
-        patience = max(self._settings.lost_grace, hung.SILENT_AFTER * self._settings.heartbeat)
-        actions += self._suspects.sampled(readings, self._orphans, patience, now)
+        actions += self._suspects.sampled(readings, now)
         for reading in readings:
             slot = self._at(reading.page)
             if slot.pid == reading.pid and slot.phase in (Seat.READY, Seat.DRAINING):

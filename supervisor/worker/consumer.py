@@ -46,7 +46,8 @@ CONNECT_TIMEOUT: Final = 40.0
 ANSWER_TIMEOUT: Final = 15.0
 """Seconds the broker has to answer one request while the worker starts or leaves."""
 OURS_WITHIN: Final = 2.0
-"""Seconds for the broker to answer about the queues for retries and dead letters before a worker goes on without."""
+"""Seconds at least for the broker to answer about the queues for retries and dead letters before a worker goes on
+without; over a slow network as many as the connection took."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds for a farewell to a broker that is believed to be well."""
 
@@ -225,6 +226,7 @@ class Consumer:
         random.shuffle(endpoints)
         for endpoint in endpoints:
             self._ioloop.begin()
+            begun = now()
             try:
                 self._connect(endpoint, deadline)
                 break
@@ -240,6 +242,7 @@ class Consumer:
         else:
             self._gone = _none_of(refusals)
             raise self._gone
+        connected = now()
         self._arguments = advice.consumer_arguments(self.version, self._settings)
         if declare_ours:
             self._declare_ours()
@@ -248,7 +251,7 @@ class Consumer:
             # Only a quorum queue takes the argument.
             self._arguments = {}
             self._consume()
-        self._await_ours()
+        self._await_ours(max(OURS_WITHIN, connected - begun))
         self._has_arrived = True
         return str(endpoint)
 
@@ -460,17 +463,17 @@ class Consumer:
                 on_failed=partial(self._refused_ours, declaration["queue"]),
             )
 
-    def _await_ours(self) -> None:
+    def _await_ours(self, patience: float) -> None:
         """Wait for the answers, but not for long: a queue whose node is away keeps the broker from answering for many
         seconds, and whoever consumes does not need it yet. Raises Gone."""
-        deadline = now() + OURS_WITHIN
-        timer = self._ioloop.call_later(OURS_WITHIN, _nothing)
+        deadline = now() + patience
+        timer = self._ioloop.call_later(patience, _nothing)
         while self._undeclared and now() < deadline:
             self._pump_unless_gone()
         self._ioloop.remove_timeout(timer)
         if self._undeclared:
             names = ", ".join(sorted(self._undeclared))
-            self.refused = f"the broker has not answered within {OURS_WITHIN:g} s whether it has {names}"
+            self.refused = f"the broker has not answered within {patience:.0f} s whether it has {names}"
 
     def _has_declared_ours(self, queue: str, _is_new: bool) -> None:
         self._undeclared.discard(queue)

@@ -236,6 +236,8 @@ class Worker:
         pen = self._pen
         if delivery.redelivered:
             pen.count("redelivered")
+        # A fresh copy is not marked as redelivered, and an earlier holder may still run it.
+        if delivery.redelivered or delivery.put_back:
             verdict = self._ask(delivery)
             if verdict is None:
                 return

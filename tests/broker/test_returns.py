@@ -26,7 +26,7 @@ def work(task):
     if not task.lost:
         note("done", task.message_id)
 """
-NEAR: int = 18
+NEAR: int = 10
 """Returns at which a worker looks twice."""
 CLOSE_ALL = '[rabbit_networking:close_connection(P, <<"test">>) || P <- rabbit_networking:connections()].'
 
@@ -90,7 +90,7 @@ def test_f111_what_the_broker_would_soon_drop_is_put_back_as_it_came_and_run(
     have_returned(broker_url, quorum_queue, NEAR)
     with supervised("handlers:work", "--workers", "1", url=broker_url, queue=quorum_queue, env=runs.env) as pool:
         put_back = pool.hear("task.put_back", message_id="much-travelled")
-        assert "returned 18 times" in put_back["because"]
+        assert "returned 10 times" in put_back["because"]
         pool.hear("task.succeeded", message_id="much-travelled", attempt=2)
         assert pool.status()["totals"]["quarantined"] == 0
         assert pool.stop() == 0

@@ -437,7 +437,7 @@ class _Book:
             task = self._evidence.tasks.get(letter.task)
             if task is None:
                 found.append(f"{letter.task}, which nobody published")
-            elif letter.reason == "crash" and self._blamed(task.name) < MAX_CRASHES:
+            elif letter.reason == "crash" and self._blamed(task.name) < self._deaths_needed(letter):
                 blamed = f"{self._blamed(task.name)} workers died of it"
                 found.append(f"{task.name} ({task.kind}) is quarantined, {letter.cause}: {blamed}")
             elif letter.reason not in ("crash", task.reason):
@@ -448,6 +448,10 @@ class _Book:
             if task.reason is not None and task.name in self.done
         ]
         return found
+
+    def _deaths_needed(self, letter: Letter) -> int:
+        """A quorum queue's own count is the second fence: one death here, and others elsewhere."""
+        return 1 if letter.cause.startswith("returned ") else MAX_CRASHES
 
     def killers(self) -> list[str]:
         """Those that killed more workers of one supervisor than they may. Two copies may kill at the same time."""
@@ -463,13 +467,14 @@ class _Book:
         return task.publishes if task else 0
 
     def _blamed(self, name: str) -> int:
-        """Workers that one supervisor may have thought killed by it, at most."""
+        """Workers that one supervisor may have thought killed by it, at most. One that was killed takes the lines with
+        it that nobody had read yet."""
         told = Counter(death.supervisor for death in self.deaths if death.is_blamed and death.task == name)
         silent = Counter(
             run.supervisor
             for run in self._of(name)
-            if id(run) in self._last and run.life not in self._death_of and run.supervisor in self._dropped
-            if self._dropped[run.supervisor]
+            if id(run) in self._last and run.life not in self._death_of
+            if self._dropped.get(run.supervisor) or run.supervisor in self._killed_supervisors
         )
         return max((told + silent).values(), default=0)
 

@@ -240,6 +240,8 @@ PLANTED: list[tuple[str, Change, set[str]]] = [
     ("a task is dead twice", changed(letters=(*GOOD.letters, Letter("bad", "exception"))), {TWICE}),
     ("an innocent one is quarantined", changed(letters=(*GOOD.letters, Letter("killed", "crash", "SIGKILL"))),
      {REASON}),
+    ("an innocent one has come back often",
+     changed(letters=(*GOOD.letters, Letter("plain", "crash", "returned 10 times"))), {REASON}),
     ("a dead letter of another reason", changed(letters=(Letter("bad", "rejected"), GOOD.letters[1])), {REASON}),
     ("a dead letter that nobody published", changed(letters=(*GOOD.letters, Letter("stranger", "exception"))),
      {REASON}),
@@ -342,6 +344,18 @@ def test_f114_lines_that_were_dropped_excuse_as_many_and_no_more() -> None:
     assert found(untold(GOOD)) == {EXTRA, METRICS}
     assert found(with_steady(dropped=2.0)(untold(GOOD))) == set()
     assert judge(with_steady(dropped=2.0)(untold(GOOD))).extra[Why.UNLOGGED] == 1
+
+
+def test_f114_one_that_killed_a_worker_and_has_come_back_often_is_rightly_dead() -> None:
+    letter = Letter("killed", "crash", "returned 10 times")
+    assert REASON not in found(replace(GOOD, letters=(*GOOD.letters, letter)))
+
+
+def test_f114_deaths_that_a_killed_supervisor_could_not_tell_any_more_count_where_a_letter_needs_them() -> None:
+    unheard = with_runs(*(ran("bomb", 300 + n, 11.0 + n, supervisor=DOOMED) for n in range(3)))
+    silent = without_log("worker.exited", message_id="bomb")
+    assert REASON in found(silent(GOOD))
+    assert REASON not in found(unheard(silent(GOOD)))
 
 
 def test_f114_runs_of_one_pid_in_two_lives_are_not_mixed_up() -> None:

@@ -369,8 +369,8 @@ BUGS = [
     Bug(
         "a message may run again because a sample fell into the death of its holder",
         "poison.py",
-        "is_patient = now - question.asked_at < patience",
-        "is_patient = False",
+        "if reading.key == question.suspect.key",
+        "if False",
         SCENES,
     ),
     Bug(
@@ -510,6 +510,20 @@ BUGS = [
         "            if account is not None:\n                return Verdict(key, False, account.crashes, cause",
         "            if False:\n                return Verdict(key, False, account.crashes, cause",
         LEDGER,
+    ),
+    Bug(
+        "what the broker may drop any moment waits for its orphan",
+        "poison.py",
+        "if begun and not self._ledger.is_urgent(suspect.delivery_count):",
+        "if begun:",
+        SCENES,
+    ),
+    Bug(
+        "nobody waits for an orphan once a message has come back",
+        "poison.py",
+        "return self.has_limit and returns >= RETURNS_URGENT",
+        "return self.has_limit",
+        SCENES,
     ),
     Bug(
         "nobody tells the ledger what the broker does",

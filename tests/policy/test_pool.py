@@ -13,6 +13,7 @@ from supervisor.endpoint import Endpoint
 from supervisor.policy import reload, status
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
+from supervisor.policy.poison import RETURNS_URGENT
 from supervisor.policy.restart import LULL
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat
 from supervisor.policy.view import State
@@ -49,9 +50,10 @@ from supervisor.vocabulary import (
 from tests.policy.world import MB, Message, Stage, Worker, World, settings
 
 
-def _up(**changes: object) -> World:
+def _up(version: str = "", **changes: object) -> World:
     """A world in which every worker consumes."""
     world = World(settings(**changes))
+    world.version = version or world.version
     world.live(30.0, until_well=True)
     world.log.clear()
     return world
@@ -1331,9 +1333,9 @@ def test_a_sample_in_the_midst_of_a_death_does_not_let_the_message_run_once_more
     assert (verdict.run, verdict.crashes) == (False, 1)
 
 
-def _lost(**changes: object) -> tuple[World, Worker, Message]:
+def _lost(version: str = "", **changes: object) -> tuple[World, Worker, Message]:
     """Two workers. The first has lost its connection, and its handler runs on."""
-    world = _up(workers=2, **changes)
+    world = _up(version, workers=2, **changes)
     orphan = _working(world, 0, "k")
     message = orphan.message
     assert message is not None
@@ -1384,6 +1386,27 @@ def test_f110_a_message_waits_for_the_end_of_its_orphan_and_is_then_run() -> Non
     assert not _verdicts(world), "its process may still do something"
     world.be_gone(orphan)
     assert [verdict.run for verdict in _verdicts(world)] == [True]
+
+
+def test_f111_what_the_broker_may_drop_any_moment_does_not_wait_for_its_orphan_and_its_copy_does() -> None:
+    world, orphan, message = _lost("4.0.5", lost_grace=15.0)
+    message.returns = RETURNS_URGENT
+    world.deliver(world.workers[1], message)
+    [verdict] = _verdicts(world)
+    assert (verdict.run, verdict.fresh) == (False, True)
+    [copy] = world.queue
+    world.deliver(world.workers[1], copy)
+    assert len(_verdicts(world)) == 1, "two runs at once"
+    world.leave(orphan, Cause.BROKER, "connection reset", Kind.LOST)
+    world.be_gone(orphan)
+    assert [verdict.run for verdict in _verdicts(world)] == [False, True]
+
+
+def test_f111_what_has_room_for_more_returns_waits_for_its_orphan() -> None:
+    world, _, message = _lost("4.0.5", lost_grace=15.0)
+    message.returns = RETURNS_URGENT - 1
+    world.deliver(world.workers[1], message)
+    assert not _verdicts(world)
 
 
 def test_f77_the_deaths_of_orphans_count_and_no_run_begins_before_they_do() -> None:
@@ -1473,15 +1496,17 @@ def test_a_worker_that_leaves_while_it_waits_is_not_answered() -> None:
     assert not _verdicts(world)
 
 
-def test_a_holder_that_keeps_its_connection_has_another_message_of_that_key() -> None:
+def test_f110_a_message_waits_for_a_holder_that_keeps_its_connection_as_long_as_that_takes() -> None:
+    """A node that is cut off from its cluster keeps it, and the cluster gives the message to somebody else."""
     world = _up(lost_grace=15.0, heartbeat=2)
-    _working(world, 0, "k")
+    holder = _working(world, 0, "k")
     _suspecting(world, 1, "k")
-    for _ in range(14):
+    for _ in range(600):
         world.advance(1.0)
+        holder.beat = world.now
         world.sample()
     assert not _verdicts(world)
-    world.advance(1.0)
+    world.finish_task(holder)
     world.sample()
     assert [verdict.run for verdict in _verdicts(world)] == [True]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from supervisor.policy.broker import PROBE_FOR
-from supervisor.policy.poison import PUT_BACK_MAX, RETURNS_MAX
+from supervisor.policy.poison import PUT_BACK_MAX, RETURNS_MAX, RETURNS_URGENT
 from supervisor.policy.pool import Pool
 from supervisor.policy.view import State
 from supervisor.settings import Settings, Span
@@ -523,7 +523,7 @@ class World:
         """The broker gives it a message; it runs, or is quarantined, at once unless somebody here runs it still."""
         self.queue.remove(message)
         worker.message, worker.since, worker.is_settling = message, self.now, False
-        if not message.is_redelivered:
+        if not (message.is_redelivered or message.put_back):
             return
         worker.is_asking = True
         others = [other for other in self.workers.values() if other is not worker and other.message]
@@ -537,6 +537,8 @@ class World:
             assert asking.message is not None
             others = [worker.message.key for worker in self.workers.values() if worker.message and worker.is_running]
             assert asking.message.key in others, "a question is forgotten"
+            is_urgent = self.version >= "4.0" and asking.message.returns >= RETURNS_URGENT
+            assert not is_urgent, "the broker may drop what waits for its verdict"
 
     def finish_task(self, worker: Worker) -> None:
         """Its handler returns, and that is settled."""
