@@ -18,6 +18,7 @@ from pika.adapters.utils import connection_workflow as workflow
 from pika.heartbeat import HeartbeatChecker
 
 from supervisor import queues
+from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.version import __version__
 from supervisor.vocabulary import Kind
@@ -118,11 +119,32 @@ class Heartbeats(HeartbeatChecker):
     def connection_is_idle(self) -> bool:
         return bool(self._idle_byte_intervals >= 4)
 
+    def _send_heartbeat_frame(self) -> None:
+        connection: Any = self._connection
+        connection.touch()
+        super()._send_heartbeat_frame()  # type: ignore[no-untyped-call]
+
 
 class Connection(pika.SelectConnection):
-    """One that knows whether it has met a broker at all, and soon notices when that is silent."""
+    """One that knows whether it has met a broker at all, soon notices when that is silent, and knows for how long
+    nothing has gone either way."""
 
     _was_strange = False
+    _touched = math.inf
+    _longest = 0.0
+
+    def touch(self) -> None:
+        """Something goes out, or has come."""
+        at = now()
+        if at - self._touched > self._longest:
+            self._longest = at - self._touched
+        self._touched = at
+
+    @property
+    def silence(self) -> float:
+        """Seconds without a byte until now; 0 when it has lived through longer ones."""
+        lasts = now() - self._touched
+        return max(0.0, lasts) if lasts > 0.9 * self._longest else 0.0
 
     @property
     def is_strange(self) -> bool:

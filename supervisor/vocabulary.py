@@ -354,6 +354,8 @@ class Lost:
     kind: Kind | Literal[""]
     finished: int = 0
     """Filled in by the parent: tasks that this worker has brought to an end so far."""
+    silence: float = 0.0
+    """As in `Leaving`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +368,8 @@ class Leaving:
     """Where the broker is the cause."""
     is_unsettled: bool = False
     """A task came to its end, and the broker could not be told."""
+    silence: float = 0.0
+    """Seconds without a byte before the connection ended by itself; 0: it had been silent for longer before."""
 
 
 @dataclass(frozen=True, slots=True)

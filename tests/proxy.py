@@ -92,6 +92,8 @@ class Connection:
     to_broker: int = 0
     """Bytes that have been forwarded."""
     to_client: int = 0
+    carried_at: float = 0.0
+    """When it last carried a byte, or began; the loop's time."""
     is_over: bool = False
     is_forgotten: bool = False
     name: bytes = b""
@@ -105,6 +107,7 @@ class Connection:
             self.to_broker += size
         else:
             self.to_client += size
+        self.carried_at = asyncio.get_running_loop().time()
 
     def left(self, way: Way) -> int:
         """How many bytes it may carry this way before it is cut."""
@@ -155,6 +158,7 @@ class Proxy:
         self._ways = (Way(leads_to_broker=True), Way(leads_to_broker=False))
         self._sees_frames = sees_frames
         self._armed: Cut | None = None
+        self._reaping: asyncio.Task[None] | None = None
         self._accepting: tuple[socket.socket, asyncio.Task[None]] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -165,6 +169,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close_idle(None)
         self.refuse()
         self.reset()
         asyncio.run_coroutine_threadsafe(self._settled(), self._loop).result(WITHIN)
@@ -194,6 +199,17 @@ class Proxy:
     def close(self, *chosen: Connection) -> int:
         """The same with a FIN, as a load balancer ends them in order."""
         return self._on_each(chosen, lambda connection: self._cut(connection, reset=False))
+
+    def close_idle(self, after: float | None) -> None:
+        """A FIN to both ends of each connection that has carried nothing, either way, for so many seconds; None: to no
+        more."""
+
+        def change() -> None:
+            if self._reaping is not None:
+                self._reaping.cancel()
+            self._reaping = None if after is None else self._loop.create_task(self._reap(after))
+
+        self._do(change)
 
     def silence(self, *, to_broker: bool = True, to_client: bool = True) -> None:
         """Forward nothing that goes this way, ends of connections included, until `heal`."""
@@ -288,6 +304,13 @@ class Proxy:
         self._do(every)
         return len(reached)
 
+    async def _reap(self, after: float) -> None:
+        while True:
+            for connection in self.live:
+                if self._loop.time() - connection.carried_at >= after:
+                    self._cut(connection, reset=False)
+            await asyncio.sleep(after / 50)
+
     def _listen(self) -> None:
         if self._accepting is None:
             listener = socket.create_server((self.host, self.port), backlog=128)
@@ -309,7 +332,7 @@ class Proxy:
             for end in (client, broker):
                 end.setblocking(False)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(client, broker)
+            connection = Connection(client, broker, carried_at=self._loop.time())
             self.connections.append(connection)
             try:
                 await self._loop.sock_connect(broker, self._target)

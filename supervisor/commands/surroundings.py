@@ -24,6 +24,8 @@ from supervisor.vocabulary import EXIT_DONE
 UNITS: Final = ("workq-supervise.service", "workq-supervise@*.service")
 _SYSTEMCTL_TIMEOUT: Final = 10.0
 _HTTP_TIMEOUT: Final = 2.0
+_TROUBLE_MOST: Final = 500
+"""Characters that are taken over."""
 _UNLIMITED: Final = 2**60
 """What the first version of cgroups says for "no limit" is a little less than 2^63."""
 
@@ -172,19 +174,21 @@ def _health(address: Address) -> Health:
         try:
             probe.bind((address.host, address.port))
         except OSError as error:
-            return Health(error.strerror or str(error), _state(address))
+            return Health(error.strerror or str(error), *_answer(address))
     return Health()
 
 
-def _state(address: Address) -> str:
-    """What a supervisor that listens there says of itself; empty: there is none."""
+def _answer(address: Address) -> tuple[str, str]:
+    """The state in which a supervisor that listens there says it is, and its trouble; empty: there is none."""
     connection = http.client.HTTPConnection(address.host, address.port, timeout=_HTTP_TIMEOUT)
     try:
         connection.request("GET", "/status")
         status = json.loads(connection.getresponse().read(1024 * 1024))
-        return str(status["state"]) if "workers" in status else ""
+        if "workers" not in status:
+            return "", ""
+        return str(status["state"]), " ".join(str(status["trouble"] or "").split())[:_TROUBLE_MOST]
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return ""
+        return "", ""
     finally:
         connection.close()
 

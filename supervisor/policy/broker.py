@@ -14,6 +14,7 @@ from typing import Final
 from supervisor import queues
 from supervisor.policy import restart
 from supervisor.policy.restart import Fault
+from supervisor.policy.silence import Silences
 from supervisor.settings import Settings
 from supervisor.vocabulary import Kind, Ready, Say, slot_of
 
@@ -66,15 +67,31 @@ class Broker:
     """Workers prefetch less than `--prefetch`, and it was said."""
     blocked: dict[int, Blockage] = field(default_factory=dict)
     """By page: why its worker cannot park the message in its hand."""
+    silences: Silences = field(default_factory=Silences)
+    is_idling_named: bool = False
+    """It was said that idle connections are closed."""
 
-    def lose(self, kind: str, detail: str, consuming: int, now: float) -> list[Say]:
-        """A worker that consumed was sent away, or lost its connection; `consuming` are left."""
+    def lose(self, kind: str, detail: str, consuming: int, now: float, *, is_usual: bool = False) -> list[Say]:
+        """A worker that consumed was sent away, or lost its connection; `consuming` are left. `is_usual`: as one
+        knows, and has said."""
         self._note(kind, detail)
         if consuming or self.away_since is not None:
             return []
         self.away_since = now
         self.queues_since = None  # what comes back may be another broker, or the same without its disk
-        return [Say("broker.lost", "error", f"no worker consumes: {detail}", {"kind": kind})]
+        level = "info" if is_usual else "error"
+        return [Say("broker.lost", level, f"no worker consumes: {detail}", {"kind": kind})]
+
+    def name_idling(self, heartbeat: float, now: float) -> list[Say]:
+        """Say once that something closes idle connections, when that is known."""
+        because = self.silences.because(heartbeat, now)
+        was_named, self.is_idling_named = self.is_idling_named, because is not None
+        return [] if because is None or was_named else [Say("broker.idle_timeout", "error", because)]
+
+    def story(self, heartbeat: float, now: float) -> str | None:
+        """Its trouble; or what is behind it."""
+        behind = self.silences.because(heartbeat, now) if self.kind in ("", Kind.LOST) else None
+        return behind or self.trouble
 
     def fail(
         self, fault: Fault, kind: str, detail: str, streak: int, now: float, roll: float

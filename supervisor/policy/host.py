@@ -57,6 +57,8 @@ class Health:
     """Why the address cannot be had; empty: it can."""
     supervisor: str = ""
     """One of ours answers there, and says that it is in this state."""
+    trouble: str = ""
+    """What it has met while it runs, and a short look does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,8 @@ def _health(host: Host, settings: Settings) -> Iterator[Finding]:
         yield ok("health port", "off")
     elif health.supervisor:
         yield ok("health port", f"a supervisor answers at {settings.health}: {health.supervisor}")
+        if health.trouble:
+            yield Finding(Level.WARNING, "supervisor", f"the one at {settings.health} says: {health.trouble}")
     elif health.error and not settings.health_explicit:
         yield ok("health port", f"{settings.health}, the default: {health.error}; a free port is taken instead")
     elif health.error:

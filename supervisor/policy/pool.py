@@ -146,7 +146,7 @@ class Pool:
     def view(self, now: float) -> PoolView:
         ready = self._consuming()
         doubt = self._looks.doubt
-        blockade = self._broker.blockade
+        blockade, story = self._broker.blockade, self._broker.story(self._settings.heartbeat, now)
         is_held_up = bool(ready) and all(slot.number in self._broker.blocked for slot in ready)
         return PoolView(
             state=self._state,
@@ -165,7 +165,7 @@ class Pool:
             dead=self._looks.dead(now),
             parked=self._looks.parked,
             broker=self._broker.address,
-            trouble=(is_held_up and blockade) or self._broker.trouble or blockade or (doubt.because if doubt else None),
+            trouble=(is_held_up and blockade) or story or blockade or (doubt.because if doubt else None),
             is_starved=self._looks.is_starved,
             shortage=self._shortage.because,
             is_held_up=is_held_up,
@@ -463,6 +463,8 @@ class Pool:
         former, self._nursery, self._incoming, self._trial = self._nursery, incoming, None, None
         self._is_held = False
         self._past[former.generation] = former.settings
+        if (former.settings.heartbeat, former.settings.url) != (incoming.settings.heartbeat, incoming.settings.url):
+            self._broker.silences.forget()
         self._broker.queues_since = now  # its retries may need other delay queues, which are no older than this
         self._settings = settings = incoming.settings
         self._ledger.max_crashes = settings.max_crashes
@@ -675,7 +677,7 @@ class Pool:
             actions += termination.kill(
                 older, Cause.BROKER, "the stand-in for this orphan has lost its connection, too"
             )
-        said = Leaving(Cause.BROKER, lost.detail, lost.kind)
+        said = Leaving(Cause.BROKER, lost.detail, lost.kind, silence=lost.silence)
         fault = death.fault_of_broker(said)
         was_ready = slot.ready_since is not None
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
@@ -688,7 +690,7 @@ class Pool:
     def _exited(self, slot: Slot, died: Exited, now: float) -> list[Action]:
         was_ready = slot.ready_since is not None
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
-        trouble = self._broker.trouble
+        trouble, is_usual = self._broker.trouble, self._is_usual(died.said)
         cause = death.cause_of(slot, died)
         fault = death.fault_of(died, cause, has_worked=self._worked)
         crashes = 0
@@ -724,7 +726,8 @@ class Pool:
             if self._ledger.is_condemned(crashes):
                 follows += " and will be quarantined"
         is_old_news = fault in broker.FAULTS and not was_ready and trouble == self._broker.trouble
-        return [death.obituary(slot.number, died, cause, fault, follows, now, is_old_news), *actions]
+        told = death.obituary(slot.number, died, cause, fault, follows, now, is_old_news or is_usual)
+        return [told, *actions]
 
     def _parked(self, slot: Slot, moved: tuple[Moved, ...], now: float) -> None:
         """What a worker that ends had put into other queues, which it may not have been able to acknowledge."""
@@ -773,8 +776,14 @@ class Pool:
             return "none: restarting will not help"
         if fault is Fault.UNEXPLAINED:
             self._note_unexplained(now, actions)
+        is_usual = self._is_usual(said)
+        if isinstance(said, Leaving) and said.cause == Cause.BROKER and was_ready:
+            self._broker.silences.ended(said.kind, said.silence, now)
+            actions += self._broker.name_idling(self._settings.heartbeat, now)
+        elif fault in broker.FAULTS and not was_ready:
+            self._broker.silences.missed()
         # Where a task's failure is what cannot be parked, each worker finishes one, and proves nothing by it.
-        has_recovered = lived >= STEADY or (finished > 0 and fault is not Fault.LOCAL)
+        has_recovered = lived >= STEADY or (finished > 0 and fault is not Fault.LOCAL) or is_usual
         streak = slot.count(fault, recovered=has_recovered)
         roll = self._roll(slot.number)
         again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=roll).at
@@ -782,7 +791,7 @@ class Pool:
             consuming = self._count(Seat.READY)
             kind, detail = said.kind, said.detail or "it did not say why"
             if was_ready:
-                actions += self._broker.lose(kind, detail, consuming, now)
+                actions += self._broker.lose(kind, detail, consuming, now, is_usual=is_usual)
             elif consuming:
                 actions += self._broker.turn_away(kind, detail, consuming)
             if not consuming and again > now + restart.LULL:
@@ -792,6 +801,10 @@ class Pool:
         slot.restarts += 1
         slot.enter(Seat.WAITING, again)
         return "restart at once" if again <= now else f"restart in {again - now:.2f} s"
+
+    def _is_usual(self, said: Leaving | LoadFailed | None) -> bool:
+        """Whether its connection was closed for being idle, as is known of idle ones."""
+        return isinstance(said, Leaving) and self._broker.silences.expects(said.kind, said.silence)
 
     def _wait_for_the_probe(self, at: float) -> None:
         for slot in self._slots:

@@ -76,6 +76,8 @@ class Gone(Exception):
         self.detail = detail
         self.kind = kind
         """What is wrong with the broker, where that is the cause."""
+        self.silence = 0.0
+        """Seconds without a byte before the connection ended; 0: it had been silent for longer before."""
 
 
 @dataclass(slots=True)
@@ -677,17 +679,19 @@ class Consumer:
         if isinstance(error, str):
             self._end(Cause.BROKER, error, Kind.OTHER)
             return
+        silence = self._connection.silence if self._connection is not None and self._has_arrived else 0.0
         if self._connection is not None and not self._has_arrived:
             error = amqp.opening_error(self._connection, error)
         trouble = amqp.explain(error, self._endpoint)
         reason = trouble.reason
         if trouble.kind is Kind.ACK_TIMEOUT:
             reason += f"; {advice.remedy(self.version, self._settings)}"
-        self._end(_CAUSES.get(trouble.kind, Cause.BROKER), reason, trouble.kind)
+        self._end(_CAUSES.get(trouble.kind, Cause.BROKER), reason, trouble.kind, silence)
 
-    def _end(self, cause: Cause, detail: str, kind: Kind) -> None:
+    def _end(self, cause: Cause, detail: str, kind: Kind, silence: float = 0.0) -> None:
         if self._gone is None:
             self._gone = Gone(cause, detail, kind)
+            self._gone.silence = silence
             if self.unattended.free_since is not None:
                 self._lost(self._gone)
 

@@ -72,6 +72,7 @@ class Connection(undecodable.Connection):
             spec.FRAME_METHOD, channel.channel_number, _ACK_SIZE, spec.Basic.Ack.INDEX, tag, 0, spec.FRAME_END
         )
         transport: Any = self._transport
+        self.touch()
         self.bytes_sent += len(frame)
         self.frames_sent += 1
         try:
@@ -100,6 +101,7 @@ class Connection(undecodable.Connection):
         transport._on_socket_readable()
 
     def _on_data_available(self, data_in: bytes) -> None:
+        self.touch()
         at = 0
         if not self._frame_buffer:
             while (delivery := whole(data_in, at)) is not None:

@@ -133,7 +133,7 @@ def live(birth: Birth) -> NoReturn:
     worker = Worker(birth, received[0], pen, sink, handler)
     end = worker.run()
     pen.phase(Phase.LEAVING)
-    birth.link.send(Leaving(end.cause, end.detail, end.kind or "", worker.is_unsettled))
+    birth.link.send(Leaving(end.cause, end.detail, end.kind or "", worker.is_unsettled, end.silence))
     _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
 
 
@@ -542,7 +542,7 @@ class Worker:
         """Called from the keeper's thread."""
         if (task := self._task) is not None:
             task.lost = True
-        self._link.send(Lost(gone.detail, gone.kind or ""), wait=False)
+        self._link.send(Lost(gone.detail, gone.kind or "", silence=gone.silence), wait=False)
 
     def _blocked(self, is_blocked: bool) -> None:
         if is_blocked:

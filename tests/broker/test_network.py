@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from supervisor.commands import main
 from supervisor.commands.node import Port, PrivateNode
 from tests import amqp
 from tests.cluster import NotPermitted, OtherHost
@@ -464,3 +467,48 @@ def test_something_else_that_listens_there_is_told_as_that() -> None:
         with supervised("handlers:work", "--workers", "1", url=url, queue="any") as pool:
             refused(pool, "protocol", "does not answer in AMQP 0-9-1; is the port right (5672)")
             assert pool.stop() == 0
+
+
+# ------------------------------------------------------------------------------------------------- idle timeouts
+
+
+def test_f125_an_idle_timeout_below_the_heartbeat_is_named_once_and_a_reload_with_a_lower_one_ends_it(
+    proxy: Proxy, queue: str, tmp_path: Path
+) -> None:
+    settings = tmp_path / "workq.toml"
+    settings.write_text('heartbeat = "15s"\n')
+    proxy.close_idle(2.4)
+    options = ("--workers", "2", "--config", str(settings))
+    with supervised("handlers:work", *options, url=proxy.url, queue=queue) as pool:
+        named = pool.hear("broker.idle_timeout")
+        assert "something between us and the broker closes idle connections after 2.4 s" in named["because"]
+        assert "lower --heartbeat below 1.2 s" in named["because"]
+        ends = len(pool.named("worker.exited"))
+        pool.hear("worker.exited", count=ends + 2)
+        assert {line["level"] for line in pool.named("worker.exited")[ends:]} == {"info"}
+        assert len(pool.named("broker.idle_timeout")) == 1
+        assert named["because"] in pool.get("/readyz")[1]
+        address = pool.health.removeprefix("http://")
+        command = ["check", "--json", "--management", "off", "--url", proxy.url, "--queue", queue, "--health", address]
+        found = [json.loads(line) for line in CliRunner().invoke(main, command).stdout.splitlines()]
+        assert [line["level"] for line in found if named["because"] in line["what"]] == ["warning"]
+        settings.write_text('heartbeat = "1s"\n')
+        pool.send(signal.SIGHUP)
+        pool.hear("reload.finished")
+        eventually(lambda: pool.get("/readyz") == (200, "2 of 2 workers consume\n"))
+        assert pool.stop() == 0
+
+
+def test_f125_a_task_that_runs_again_for_an_idle_timeout_is_named_as_well(
+    proxy: Proxy, node: PrivateNode, queue: str, runs: Runs
+) -> None:
+    proxy.close_idle(2.4)
+    options = ("--workers", "1", "--lost-grace", "0")
+    with supervised("handlers:work", *options, url=proxy.url, queue=queue, env=runs.env) as pool:
+        amqp.publish(node.url, queue, ["60"], ids=["long"])
+        named = pool.hear("broker.idle_timeout")
+        assert "a task that takes longer runs again" in named["because"]
+        assert len(runs.lines("began")) >= 3
+        proxy.close_idle(None)
+        pool.send(signal.SIGKILL)
+        pool.wait()

@@ -436,6 +436,7 @@ def test_the_unit_of_a_process_is_read_from_its_cgroup() -> None:
          "health port", Level.PROBLEM, "ss -ltnp 'sport = :80'"),
         ({"health": Health("Address already in use")}, {}, "health port", Level.OK, ""),
         ({"health": Health("in use", "running")}, {"health_explicit": True}, "health port", Level.OK, ""),
+        ({"health": Health("in use", "running", "idle ones are closed")}, {}, "supervisor", Level.WARNING, ""),
         ({"clash": ("supervisord is there", "python -m venv")}, {}, "installation", Level.WARNING, "python -m venv"),
         ({"imported": Imported(threads=3)}, {"preload": False}, "handler", Level.OK, ""),
         ({"imported": Imported(replaced=["os.fork"])}, {}, "handler", Level.NOTE, "export WORKQ_PRELOAD=false"),

@@ -321,6 +321,70 @@ def _lose_the_broker(world: World) -> None:
         world.be_gone(worker)
 
 
+def _idle_out(world: World, worker: Worker, silence: float = 5.0) -> None:
+    world.advance(silence)
+    world.leave(worker, Cause.BROKER, "the connection is gone", Kind.LOST, silence)
+    world.be_gone(worker)
+
+
+def test_f125_idle_connections_that_are_closed_again_and_again_are_named_once_and_cost_no_backoff() -> None:
+    world = _up(workers=1, heartbeat=15.0)
+    for number in range(8):
+        _idle_out(world, next(iter(world.workers.values())))
+        if number >= 3:
+            [waiting] = world.pool.view(world.now).slots
+            assert waiting.seat is Seat.WAITING
+            assert (world.pool.deadline or world.now) - world.now <= LULL + 0.001, "the broker is well"
+        world.live(30.0, until_well=True)
+    [named] = [say for say in _of(world, Say) if say.event == "broker.idle_timeout"]
+    assert named.level == "error" and "closes idle connections after 5 s" in named.because
+    view = world.pool.view(world.now)
+    assert status.readiness(view)[0] and "lower --heartbeat below 2.5 s" in status.readiness(view)[1]
+    levels = [say.level for say in _obituaries(world)]
+    assert levels == ["warning"] * 3 + ["info"] * 5
+    lost = [say.level for say in _of(world, Say) if say.event == "broker.lost"]
+    assert lost == ["error"] * 3 + ["info"] * 5
+
+
+def test_f125_a_broker_that_goes_away_later_is_what_readiness_names() -> None:
+    world = _up(workers=1)
+    for _ in range(4):
+        _idle_out(world, next(iter(world.workers.values())))
+        world.live(30.0, until_well=True)
+    _lose_the_broker(world)
+    _is_refused(world)
+    assert "idle connections" not in (world.pool.view(world.now).trouble or "")
+
+
+def test_f125_tasks_that_lose_their_connections_in_the_middle_count_as_well_and_once() -> None:
+    world = _up(workers=1)
+    for number in range(3):
+        [worker] = world.workers.values()
+        message = Message(f"k{number}")
+        world.queue.append(message)
+        world.deliver(worker, message)
+        world.advance(5.0)
+        world.cut_off(worker)
+        world.notice(worker, silence=5.0)
+        assert ("broker.idle_timeout" in {say.event for say in _of(world, Say)}) is (number == 2)
+        world.queue.clear()
+        world.leave(worker, Cause.BROKER, "the connection is gone", Kind.LOST, 5.0)
+        world.be_gone(worker)
+        world.live(30.0, until_well=True)
+
+
+def test_f125_a_reload_with_another_heartbeat_begins_anew() -> None:
+    world = _up(workers=1)
+    for _ in range(4):
+        _idle_out(world, next(iter(world.workers.values())))
+        world.live(30.0, until_well=True)
+    assert world.pool.view(world.now).trouble
+    world.tell(Asked(Wish.RELOAD, "SIGHUP", settings=settings(workers=1, heartbeat=2.0)))
+    world.live(30.0, until_well=True)
+    assert world.pool.view(world.now).generation == 2
+    assert world.pool.view(world.now).trouble is None
+
+
 def _probe(world: World) -> Worker:
     """The one worker that is on its way to the broker."""
     nursery = world.nursery

@@ -546,11 +546,13 @@ class World:
         worker.message = None
         worker.finished += 1
 
-    def leave(self, worker: Worker, cause: str, detail: str = "it says so", kind: str = "") -> None:
+    def leave(
+        self, worker: Worker, cause: str, detail: str = "it says so", kind: str = "", silence: float = 0.0
+    ) -> None:
         """Last words. A message in hand goes back, as when the connection is lost under it."""
         self._give_back(worker)
         worker.stage = Stage.LEAVING
-        worker.said = Leaving(cause, detail, kind)
+        worker.said = Leaving(cause, detail, kind, silence=silence)
         self.tell(WorkerSaid(worker.page, worker.said))
 
     def cut_off(self, worker: Worker) -> None:
@@ -562,12 +564,12 @@ class World:
         assert self.version < "4.0" or worker.message.returns < 20, "the broker has dropped a message"
         self.queue.append(worker.message)
 
-    def notice(self, worker: Worker) -> None:
+    def notice(self, worker: Worker, silence: float = 0.0) -> None:
         """And then the worker is."""
         worker.lost_at = self.now
         worker.is_orphan = not self.is_stopping and not worker.signals
         self.is_finishing = self.is_finishing and not (worker.is_orphan and worker.slot < self.wanted)
-        self.tell(WorkerSaid(worker.page, Lost("connection reset", Kind.LOST)))
+        self.tell(WorkerSaid(worker.page, Lost("connection reset", Kind.LOST, silence=silence)))
 
     def be_gone(self, worker: Worker) -> None:
         """The exit that goes with the last words."""

@@ -56,6 +56,24 @@ def received(client: socket.socket, size: int) -> bytes:
     return data
 
 
+def test_it_closes_what_is_idle_and_nothing_else(proxy: Proxy) -> None:
+    with connect(proxy) as idle, connect(proxy) as busy:
+        for client in (idle, busy):
+            client.sendall(b"a")
+            assert received(client, 1) == b"a"
+        proxy.close_idle(0.5)
+        idle.setblocking(False)
+        for _ in range(1000):
+            busy.sendall(b"b")
+            assert received(busy, 1) == b"b"
+            if len(proxy.live) == 1:
+                break
+            time.sleep(0.01)
+        assert idle.recv(1) == b""
+        [alive] = proxy.live
+        assert alive.to_client > 1
+
+
 def test_it_forwards_faithfully_and_counts_also_after_a_half_close(proxy: Proxy) -> None:
     data = bytes(range(256)) * 4096
     with connect(proxy) as client:
