@@ -599,7 +599,18 @@ def _copy(to: Path) -> None:
     leave_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "supervisor", to / "supervisor", ignore=leave_out)
     (to / "tests" / "policy").mkdir(parents=True)
-    for name in ("world.py", MACHINE, SCENES, LEDGER, SHORTAGE, PARKINGS, ADDRESSED, "test_truth.py", "test_retry.py"):
+    for name in (
+        "world.py",
+        MACHINE,
+        SCENES,
+        LEDGER,
+        SHORTAGE,
+        PARKINGS,
+        ADDRESSED,
+        SILENCE,
+        "test_truth.py",
+        "test_retry.py",
+    ):
         shutil.copy(ROOT / "tests" / "policy" / name, to / "tests" / "policy")
     (to / "pyproject.toml").write_text(
         '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\npythonpath = ["."]\n'

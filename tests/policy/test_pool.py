@@ -336,7 +336,9 @@ def test_f125_idle_connections_that_are_closed_again_and_again_are_named_once_an
             assert waiting.seat is Seat.WAITING
             assert (world.pool.deadline or world.now) - world.now <= LULL + 0.001, "the broker is well"
         world.live(30.0, until_well=True)
-    [named] = [say for say in _of(world, Say) if say.event == "broker.idle_timeout"]
+    every = [say for say in _of(world, Say) if say.event == "broker.idle_timeout"]
+    assert len(every) == 1
+    named = every[0]
     assert named.level == "error" and "closes idle connections after 5 s" in named.because
     view = world.pool.view(world.now)
     assert status.readiness(view)[0] and "lower --heartbeat below 2.5 s" in status.readiness(view)[1]
