@@ -25,6 +25,7 @@ from supervisor.policy.checkup import (
     examine,
 )
 from supervisor.policy.host import Health, Host, Imported
+from supervisor.policy.poison import RETURNS_MAX
 from supervisor.settings import OPTIONS, Address, Cpus, Settings
 from supervisor.vocabulary import Kind
 
@@ -156,9 +157,9 @@ def test_a_plain_connection_to_another_host_is_a_warning() -> None:
     [
         ("3.10.8", quorum(), {}, Level.OK),
         ("4.0.5", quorum(), {}, Level.NOTE),
-        ("4.0.5", quorum(**{"x-delivery-limit": 18}), {}, Level.PROBLEM),
+        ("4.0.5", quorum(**{"x-delivery-limit": RETURNS_MAX}), {}, Level.PROBLEM),
         ("4.0.5", quorum(**{"x-delivery-limit": -1}), {}, Level.OK),
-        ("3.10.8", quorum(), {"delivery-limit": 18}, Level.PROBLEM),
+        ("3.10.8", quorum(), {"delivery-limit": RETURNS_MAX}, Level.PROBLEM),
         ("3.10.8", quorum(), {"delivery-limit": 19}, Level.WARNING),
         ("4.0.5", quorum(), {"delivery-limit": 19}, Level.NOTE),
         ("3.10.8", quorum(), {"delivery-limit": 3, "dead-letter-exchange": "dlx"}, Level.OK),
