@@ -1,7 +1,7 @@
 """workq-supervise: crash-proof consumers on a RabbitMQ queue.
 
 A handler needs nothing from here. For control it may raise `Retry` or `Reject`; for types, `Task`; to send work,
-`Publisher`. Names are loaded when first used, so that a worker pays only for what it touches.
+`Publisher`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Publisher", "Reject", "Retry", "Task", "__version__"]
 
-_HOMES = {
-    "Publisher": "supervisor.publisher",
-    "Reject": "supervisor.worker.task",
-    "Retry": "supervisor.worker.task",
-    "Task": "supervisor.worker.task",
-}
-
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'supervisor' has no attribute {name!r}")
-    from importlib import import_module
+    from supervisor.public import load
 
-    return getattr(import_module(home), name)
+    return load(__name__, name)

@@ -16,7 +16,7 @@ _DISTRIBUTION: Final = re.compile(r"supervisor-([0-9][\w.+!]*?)(?:-py[0-9.]+)?\.
 _OWN: Final = "give this one an environment of its own"
 _APART: Final = "python -m venv /opt/workq && /opt/workq/bin/pip install workq-supervise"
 _REINSTALL: Final = "pip install --force-reinstall --no-deps workq-supervise"
-_LOST: Final = "`from supervisor import Retry` fails in a handler"
+_LOST: Final = "`from supervisor import Retry` fails in a handler, `from workq import Retry` works"
 
 
 class Clash(NamedTuple):

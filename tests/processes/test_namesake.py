@@ -23,7 +23,8 @@ class Site:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.package = directory / "supervisor"
-        shutil.copytree(ROOT / "supervisor", self.package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "supervisor", self.package, ignore=shutil.ignore_patterns("__pycache__", "alias"))
+        shutil.copy(ROOT / "supervisor/alias/workq.py", directory)
 
     def install_supervisord(self) -> None:
         for name in THEIRS:
@@ -92,6 +93,7 @@ def test_f86_supervisord_that_came_later_and_then_went_is_named_and_what_is_brok
     site.install_supervisord()
     [said] = site.said_at_start()
     assert "has overwritten supervisor/__init__.py: `from supervisor import Retry` fails in a handler" in said
+    assert "`from workq import Retry` works" in said
     site.uninstall_supervisord()
     [said] = site.said_at_start()
     assert "is missing or not ours, as after supervisord was uninstalled from here" in said
@@ -99,3 +101,16 @@ def test_f86_supervisord_that_came_later_and_then_went_is_named_and_what_is_brok
     assert site.found() == [("warning", "pip install --force-reinstall --no-deps workq-supervise")]
     site.install_ours_again()
     assert site.said_at_start() == []
+
+
+def test_f86_from_workq_import_works_alone_beside_supervisord_and_after_it(site: Site) -> None:
+    names = "Publisher, Reject, Retry, Task, __version__"
+    same = "import supervisor; assert supervisor.Retry is Retry and supervisor.__version__ == __version__"
+    for state in ("alone", "beside", "after"):
+        if state == "beside":
+            site.install_supervisord()
+        if state == "after":
+            site.uninstall_supervisord()
+        done = site.run("-c", f"from workq import {names}; {same if state == 'alone' else ''}")
+        assert (done.returncode, done.stderr) == (0, ""), state
+    assert "module 'workq' has no attribute 'Nonsense'" in site.run("-c", "import workq; workq.Nonsense").stderr

@@ -1,0 +1,19 @@
+"""`from workq import Retry` is `from supervisor import Retry`, also where supervisord has overwritten that package's
+`__init__.py`. In the wheel this module stands beside the package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from supervisor.public import load
+
+if TYPE_CHECKING:
+    from supervisor.publisher import Publisher
+    from supervisor.version import __version__
+    from supervisor.worker.task import Reject, Retry, Task
+
+__all__ = ["Publisher", "Reject", "Retry", "Task", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    return load(__name__, name)

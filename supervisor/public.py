@@ -1,0 +1,27 @@
+"""The names that users import, and where each is at home.
+
+They are loaded when first used, so that a worker pays only for what it touches. Two modules offer them: the package
+itself, and `workq` (`alias/workq.py`), which works without the package's `__init__.py`: supervisord's distribution has
+a package of the same name and overwrites that file.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+_HOMES: Final = {
+    "Publisher": "supervisor.publisher",
+    "Reject": "supervisor.worker.task",
+    "Retry": "supervisor.worker.task",
+    "Task": "supervisor.worker.task",
+    "__version__": "supervisor.version",
+}
+NAMES: Final = sorted(_HOMES)
+
+
+def load(module: str, name: str) -> Any:
+    """What a module's `__getattr__` (PEP 562) returns. Raises AttributeError, which names that module."""
+    if (home := _HOMES.get(name)) is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)
