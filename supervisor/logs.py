@@ -14,6 +14,7 @@ import math
 import os
 import select
 import stat
+import struct
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ from supervisor import failure, originals
 from supervisor.clock import now
 from supervisor.light import structlog
 from supervisor.redaction import SCHEME, clip_end, redact
+from supervisor.vocabulary import LOG_SPACE
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger
@@ -50,6 +52,14 @@ _MIN_VALUE: Final = 64
 _MAX_DEPTH: Final = 20
 _GONE: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
+# In the lock's file, behind the byte that is locked.
+_OWED: Final = struct.Struct("<IQ")  # bytes of the rest of a line that is begun; where the log, if it is a file, ended
+_OWED_AT: Final = 64
+_REST_AT: Final = _OWED_AT + _OWED.size
+_NOTHING: Final = (b"", bytes(4))
+_ENDED: Final = (b"", b"\n")
+assert _REST_AT + MAX_LINE <= LOG_SPACE
+
 
 # ------------------------------------------------------------------------------------------------------- writing
 
@@ -67,6 +77,10 @@ class Sink:
     for a longer one, which is several. Thus short lines never wait for one another, and a worker that is stopped, or
     not scheduled, between lock and unlock holds up no other worker. The kernel unlocks when a holder dies (fcntl(2)).
 
+    A line that cannot be finished, because the reader stalls or the disk is full, is left in that file, too: the next
+    process that writes puts the rest of it before its own line. Where the writer died, in the middle
+    of a write to a file, nobody has the rest: there a newline comes first.
+
     `on_long`, when given, takes every line longer than `ATOMIC` bytes instead: only the parent, which nobody kills
     in mid-line, writes in pieces. It is called without any lock held; what it raises counts as a dropped line.
 
@@ -75,7 +89,6 @@ class Sink:
     """
 
     _writing: bool
-    _torn: bool
     _stalled: bool
 
     def __init__(self, fd: int, lock_fd: int, on_long: Callable[[bytes], object] | None = None) -> None:
@@ -85,11 +98,12 @@ class Sink:
         self._lock_fd = lock_fd
         self._on_long = on_long
         self._out = _reopened(fd)
+        self._back = _readable(fd)
         self.renew()
         _SINKS.add(self)
 
     def write(self, line: bytes) -> bool:
-        """Write one line, its newline included. Says whether it was written, or handed to `on_long`."""
+        """Write one line, its newline included. False when it is lost; one that is only begun will be finished."""
         if len(line) > ATOMIC and self._on_long is not None:
             try:
                 self._on_long(line)
@@ -118,6 +132,9 @@ class Sink:
 
     def close(self) -> None:
         """Give back what this object opened itself; `fd` and `lock_fd` are the caller's."""
+        if self._back >= 0:
+            os.close(self._back)
+            self._back = -1
         if self._out != self.fd:
             os.close(self._out)
             self._out = self.fd
@@ -138,25 +155,28 @@ class Sink:
         self._poll.register(self._out, select.POLLOUT)
         self._writing = False
         self._later: list[bytes] = []
-        self._torn = False
         self._stalled = False
 
     def _attempt(self, line: bytes) -> bool:
-        if self._torn:
-            line = b"\n" + line
         long = len(line) > ATOMIC
         try:
             self._lock(fcntl.LOCK_EX if long else fcntl.LOCK_SH)
             try:
-                self._put(line, LONG_PATIENCE if long else SHORT_PATIENCE)
+                owed = b""
+                if not self._is_whole():
+                    if not long:
+                        # The shared lock first: two processes that keep it would wait for each other.
+                        self._unlock()
+                        self._lock(fcntl.LOCK_EX)
+                    owed = self._owed()
+                self._put(owed, line, LONG_PATIENCE if long else SHORT_PATIENCE)
             finally:
-                fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1)
+                self._unlock()
         except OSError as error:
             # Timed out, EPIPE, ENOSPC, EIO, EBADF: the same to a line that nobody can have.
             self._stalled = isinstance(error, TimeoutError)
             self.dropped += 1
             return False
-        self._stalled = False
         return True
 
     def _lock(self, kind: int) -> None:
@@ -181,33 +201,93 @@ class Sink:
         self._shut.add(kind)
         raise BlockingIOError
 
-    def _put(self, line: bytes, limit: float) -> None:
-        """Poll before each piece, so that neither a full pipe blocks nor a closed one sends SIGPIPE."""
-        patience = 0.0 if self._stalled else limit
-        deadline = now() + patience
-        done = 0
-        while True:
-            ready = self._poll.poll(patience * 1000)
-            if not ready:
-                raise TimeoutError
-            if ready[0][1] & _GONE:
-                raise BrokenPipeError
-            count = self._put_piece(line[done : done + ATOMIC])
-            done += count
-            if done == len(line):
-                self._torn = False
-                return
-            if count:
-                self._torn = True
-            elif not patience:
-                raise TimeoutError
-            patience = max(0.0, deadline - now())
+    def _unlock(self) -> None:
+        fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1)
 
-    def _put_piece(self, piece: bytes) -> int:
+    def _is_whole(self) -> bool:
+        """Whether the log ends with the end of a line, as far as can be seen under a shared lock: one who is writing to
+        a file may have come half the way."""
+        return os.pread(self._lock_fd, 4, _OWED_AT) in _NOTHING and (self._back < 0 or self._last() in _ENDED)
+
+    def _owed(self) -> bytes:
+        """What comes before the next line. Under the exclusive lock."""
+        length, end = _OWED.unpack(os.pread(self._lock_fd, _OWED.size, _OWED_AT).ljust(_OWED.size, b"\0"))
+        if length:
+            if length <= MAX_LINE and end == self._end():
+                return os.pread(self._lock_fd, length, _REST_AT)
+            # Its beginning is gone, with what somebody has removed to make room; or somebody else has written since.
+            self._owe(b"")
+            self.dropped += 1
+        return b"" if self._last() in _ENDED else b"\n"
+
+    def _owe(self, rest: bytes) -> None:
+        rest = rest[-MAX_LINE:]
+        os.pwrite(self._lock_fd, rest, _REST_AT)
+        os.pwrite(self._lock_fd, _OWED.pack(len(rest), self._end() if rest else 0), _OWED_AT)
+
+    def _last(self) -> bytes:
+        """The last byte of a file; nothing of an empty one, or of what is no file, or may not be read."""
+        try:
+            return os.pread(self._back, 1, max(0, os.lseek(self._back, 0, os.SEEK_END) - 1))
+        except OSError:
+            return b""
+
+    def _end(self) -> int:
+        found = os.fstat(self._out)
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+    def _put(self, owed: bytes, line: bytes, limit: float) -> None:
+        """Write both; what is left of the one that is begun is owed then. Raises OSError when the line is lost."""
+        data = owed + line
+        done = 0
+        deadline = now() + limit
+        # Where something is owed, another process has waited already.
+        patience = 0.0 if self._stalled or owed else limit
+        try:
+            while done < len(data):
+                done += self._put_next(data[done : done + ATOMIC], patience)
+                patience = max(0.0, deadline - now())
+        except OSError as error:
+            is_gone = isinstance(error, BrokenPipeError)
+            is_begun = done > len(owed)
+            rest = data[done:] if is_begun else owed[done:]
+            if is_gone and len(rest) > 1:
+                # Of a fifo another reader may come. It gets what is in there still, and that is not all.
+                rest = b"\n"
+                self.dropped += not is_begun
+            if rest != owed:
+                self._owe(rest)
+            if is_gone or not is_begun:
+                raise
+            self._stalled = isinstance(error, TimeoutError)
+            return
+        if owed:
+            self._owe(b"")
+        self._stalled = False
+
+    def _put_next(self, piece: bytes, patience: float) -> int:
+        """Poll before each piece, so that neither a full pipe blocks nor a closed one sends SIGPIPE."""
+        ready = self._poll.poll(patience * 1000)
+        if not ready:
+            raise TimeoutError
+        if ready[0][1] & _GONE:
+            raise BrokenPipeError
         try:
             return os.write(self._out, piece)
         except BlockingIOError:
+            if not patience:
+                raise TimeoutError from None
             return 0  # somebody else filled it since the poll
+
+
+def _readable(fd: int) -> int:
+    """A descriptor to read what is in a log that is a file, or -1. The one given may be for writing only."""
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        pass
+    return -1
 
 
 def _reopened(fd: int) -> int:

@@ -10,7 +10,8 @@ A worker maps its own page alone, so that a wild store of a C library's reaches 
 it keeps the descriptor, for the lock below, and a handler can write by that wherever it likes. So the file's size is
 sealed, and what is read is bounded: an instant is one of this supervisor's life, a total never goes backwards.
 
-Byte 0 of the file is also the lock that keeps log lines apart (see `logs.Sink`).
+The beginning of the file is the log's: the lock that keeps lines apart, and the rest of a line that is only begun
+(`logs.Sink`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Final
 from supervisor import queues
 from supervisor.clock import now
 from supervisor.tally import Tally
-from supervisor.vocabulary import SLOTS, Counts, InHand, Moved, Phase, Reading, other_page
+from supervisor.vocabulary import LOG_SPACE, SLOTS, Counts, InHand, Moved, Phase, Reading, other_page
 
 PAGES: Final = 2 * SLOTS
 """The file is sparse: an unused page costs nothing."""
@@ -40,7 +41,7 @@ BOUNDS: Final = (
 """Upper bounds of the duration histogram, seconds."""
 
 _PAGE: Final = 4096
-_HEADER: Final = _PAGE
+_HEADER: Final = LOG_SPACE
 
 # What is in hand: phase last in time, though first in place.
 _PHASE: Final = struct.Struct("<B")

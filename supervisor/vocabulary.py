@@ -42,6 +42,8 @@ EXIT_CONFIG: Final = 78
 
 # ------------------------------------------------------------------------------------------------ slots and pages
 
+LOG_SPACE: Final = 36 * 1024
+"""Bytes at the beginning of the scoreboard's file that are not the scoreboard's but the log's (`logs.Sink`)."""
 SLOTS: Final = 1024
 """Slots at most. Each has two pages of the scoreboard, `slot` and `slot + SLOTS`: an orphan keeps the one it writes to,
 and its stand-in takes the other. Events and actions name a worker by its page."""

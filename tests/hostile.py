@@ -19,6 +19,8 @@ from typing import Any
 
 from handlers import note
 
+from supervisor.vocabulary import LOG_SPACE
+
 
 def act(task: Any) -> None:
     note("began", task.message_id)
@@ -128,7 +130,8 @@ def flood(seconds: float, order: dict[str, Any]) -> None:
 
 
 def spoil(how: str, order: dict[str, Any]) -> None:
-    """Write to every page of the scoreboard but our own, and then, if that is asked for, to our own too."""
+    """Write to every page of the scoreboard but our own, the log's included, and then, if that is asked for, to our own
+    too."""
     fd = scoreboard()
     size = os.fstat(fd).st_size
     if how == "truncate":
@@ -143,7 +146,7 @@ def spoil(how: str, order: dict[str, Any]) -> None:
     dice = random.Random(order.get("seed", 0))
     until = time.monotonic() + order.get("seconds", 0.0)
     while True:
-        for start in range(4096, 4096 * (1 + order.get("pages", 8)), 4096):
+        for start in range(0, LOG_SPACE + 4096 * order.get("pages", 8), 4096):
             board[start : start + 4096] = _page(how, dice)
         if time.monotonic() >= until:
             break
@@ -151,8 +154,8 @@ def spoil(how: str, order: dict[str, Any]) -> None:
 
 def write_pages(pages: list[str], _: dict[str, Any]) -> None:
     """Over the first pages, whoever's they are."""
-    for number, page in enumerate(pages, 1):
-        os.pwrite(scoreboard(), page.encode("latin-1"), 4096 * number)
+    for number, page in enumerate(pages):
+        os.pwrite(scoreboard(), page.encode("latin-1"), LOG_SPACE + 4096 * number)
 
 
 def _page(how: str, dice: random.Random) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from supervisor.scoreboard import PAGES
+from supervisor.vocabulary import LOG_SPACE
 from tests import amqp, handler_modules
 from tests.garbage import garbage, report
 from tests.supervision import HERE, Runs, Supervision, eventually, supervised
@@ -167,7 +168,7 @@ def test_f96_nothing_that_is_written_on_the_scoreboard_stops_the_pool_or_spoils_
         assert pool.hear("worker.exited", cause="exit 3")["message_id"] == "killer"
         pool.hear("task.quarantined", message_id="killer")
         assert pool.stop() == 0
-    assert runs.lines("refused") == ["0", "4096", str(2 * 4096 * (1 + PAGES))]
+    assert runs.lines("refused") == ["0", "4096", str(2 * (LOG_SPACE + 4096 * PAGES))]
 
 
 def shown(pool: Supervision) -> dict[str, float]:

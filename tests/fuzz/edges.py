@@ -24,7 +24,7 @@ from supervisor.policy import hung, status
 from supervisor.policy.pool import Pool
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings, Span
-from supervisor.vocabulary import NurseryReport, Sampled, WorkerReport
+from supervisor.vocabulary import LOG_SPACE, NurseryReport, Sampled, WorkerReport
 from tests.fuzz import material
 
 REPORTS = {union: kinds_of(union) for union in (WorkerReport, NurseryReport)}
@@ -123,7 +123,7 @@ def page(dice: random.Random) -> None:
     before = status.totals(BOARD.read(slot) for slot in slots)
     for slot in slots:
         content = material.page(dice)
-        os.pwrite(BOARD.fd, content[: dice.choice([4096, 600])], 4096 * (1 + slot) + dice.choice([0, 0, 8, 512]))
+        os.pwrite(BOARD.fd, content[: dice.choice([4096, 600])], LOG_SPACE + 4096 * slot + dice.choice([0, 0, 8, 512]))
     readings = [replace(BOARD.read(slot), rss=dice.choice([0, 1 << 30])) for slot in slots]
     for reading in readings:
         hung.examine(reading, SETTINGS, is_ready=True, held_up=False, now=now())

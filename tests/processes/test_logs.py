@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pty
+import resource
 import select
 import signal
 import socket
@@ -790,18 +791,188 @@ def test_a_closed_descriptor_costs_lines_only(lock: int) -> None:
     assert sink.dropped == 1
 
 
-@pytest.mark.usefixtures("impatient")
-def test_after_a_torn_line_the_next_begins_anew(lock: int) -> None:
+LONG = b"L" * 20000 + b"\n"
+
+
+def begun_line(lock: int) -> tuple[int, int, logs.Sink]:
+    """A pipe whose reader stalled in the middle of `LONG`; the sink of the process that wrote it."""
     out, into = unread_pipe()
     os.read(out, 8192)  # room for two pieces of the five
     sink = logs.Sink(into, lock)
-    assert not sink.write(b"x" * 20000 + b"\n")
+    assert sink.write(LONG)
+    return out, into, sink
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("size", [6, 10000])
+def test_f112_a_line_that_the_reader_left_half_read_is_finished_by_the_next_process_that_writes(
+    lock: int, size: int
+) -> None:
+    out, into, sink = begun_line(lock)
+    line = b"s" * (size - 1) + b"\n"
+
+    def others(count: int) -> None:
+        mine = logs.Sink(into, lock)
+        assert [mine.write(line) for _ in range(3)] == [count == 0] * 3
+        assert mine.dropped == count
+
+    with Child(lambda: others(3)) as child:
+        assert child.exit_code() == 0
     reader = Reader(out)
     reader.until(65536)
-    assert sink.write(b"whole\n")
+    with Child(lambda: others(0)) as child:
+        assert child.exit_code() == 0
+    assert sink.write(b"the first again\n")
+    assert sink.dropped == 0
     sink.close()
     os.close(into)
-    assert reader.rest().lstrip(b"#") == b"x" * 8192 + b"\nwhole\n"
+    assert reader.rest().lstrip(b"#") == LONG + line * 3 + b"the first again\n"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_f112_a_half_read_line_is_finished_once_when_several_write_at_once(lock: int) -> None:
+    out, into, sink = begun_line(lock)
+    go_out, go_in = os.pipe()
+
+    def other() -> None:
+        mine = logs.Sink(into, lock)
+        os.read(go_out, 1)
+        mine.write(b"s\n")
+
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(Child(other)) for _ in range(4)]
+        reader = Reader(out)
+        reader.until(65536)
+        os.write(go_in, b"!!!!")
+        assert [child.exit_code() for child in children] == [0] * 4
+    sink.close()
+    for fd in (into, go_out, go_in):
+        os.close(fd)
+    first, *others = reader.rest().lstrip(b"#").splitlines(keepends=True)
+    assert first == LONG
+    assert set(others) == {b"s\n"}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_f112_a_half_read_line_whose_reader_is_gone_is_counted(lock: int, tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    out = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, 4096)
+    into = os.open(path, os.O_WRONLY)
+    sink = logs.Sink(into, lock)
+    assert sink.write(LONG)
+    os.close(out)
+    assert [sink.write(b"nobody\n") for _ in range(2)] == [False] * 2
+    assert sink.dropped == 3
+    out = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(out, 1 << 16) == b"L" * 4096
+    assert sink.write(b"whole\n")
+    assert os.read(out, 1 << 16) == b"\nwhole\n"
+    sink.close()
+    os.close(into)
+    os.close(out)
+
+
+class Disk:
+    """A log that is a file, on a disk that is full at `size` bytes: for each process that says so, and until it says
+    something else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def full_at(self, size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    one = Disk(tmp_path / "log")
+    yield one
+    os.close(one.fd)
+
+
+@pytest.mark.parametrize("size", [100, 20000])
+def test_f89_a_disk_that_was_full_has_whole_lines_only(lock: int, disk: Disk, size: int) -> None:
+    line = b"x" * (size - 1) + b"\n"
+
+    def first() -> None:
+        disk.full_at(size * 7 // 2)
+        sink = logs.Sink(disk.fd, lock)
+        assert [sink.write(line) for _ in range(6)] == [True] * 4 + [False] * 2
+        assert sink.dropped == 2
+
+    def second() -> None:
+        sink = logs.Sink(disk.fd, lock)
+        disk.full_at(size * 7 // 2)
+        assert not sink.write(line)
+        disk.full_at(resource.RLIM_INFINITY)
+        assert sink.write(b"space again\n")
+        assert sink.dropped == 1
+
+    for task in (first, second):
+        with Child(task) as child:
+            assert child.exit_code() == 0
+    assert disk.path.read_bytes() == line * 4 + b"space again\n"
+
+
+def test_f89_a_log_that_is_emptied_to_make_room_begins_with_a_whole_line(lock: int, disk: Disk) -> None:
+    def task() -> None:
+        disk.full_at(150)
+        sink = logs.Sink(disk.fd, lock)
+        assert sink.write(b"a" * 99 + b"\n")
+        assert sink.write(b"b" * 99 + b"\n")
+        os.truncate(disk.path, 0)
+        assert sink.write(b"whole\n")
+        assert sink.dropped == 1
+
+    with Child(task) as child:
+        assert child.exit_code() == 0
+    assert disk.path.read_bytes() == b"whole\n"
+
+
+def test_f89_what_a_killed_writer_left_half_written_in_a_file_has_a_line_of_its_own(lock: int, disk: Disk) -> None:
+    """A write to a file, unlike one to a pipe, ends in the middle when its process is killed."""
+    whole = b"x" * 3999 + b"\n"
+
+    def writer() -> None:
+        mine = logs.Sink(disk.fd, lock)
+        while True:
+            mine.write(whole)
+
+    sink = logs.Sink(disk.fd, lock)
+    torn = 0
+    for _ in range(2000):
+        size = os.stat(disk.path).st_size
+        with Child(writer) as child:
+            while os.stat(disk.path).st_size == size:
+                os.sched_yield()
+            os.kill(child.pid, signal.SIGKILL)
+            assert child.exit_code() == -signal.SIGKILL
+        assert sink.write(b"next\n")
+        *_, last, mine = disk.path.read_bytes().splitlines(keepends=True)
+        assert mine == b"next\n"
+        torn += last != whole
+        os.truncate(disk.path, 0)
+        if torn == 2:
+            break
+    assert torn == 2
+    sink.close()
+
+
+def test_f89_a_supervisor_whose_predecessor_was_killed_in_mid_line_begins_with_a_line_of_its_own(
+    disk: Disk,
+) -> None:
+    os.write(disk.fd, b'{"half":')
+    lock_fd = logs.open_lock()
+    sink = logs.Sink(disk.fd, lock_fd)
+    assert sink.write(b"first\n")
+    assert sink.write(b"second\n")
+    assert sink.dropped == 0
+    sink.close()
+    os.close(lock_fd)
+    assert disk.path.read_bytes() == b'{"half":\nfirst\nsecond\n'
 
 
 def test_a_link_that_fails_costs_the_long_line_only(lock: int) -> None:

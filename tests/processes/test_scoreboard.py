@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from supervisor.clock import now
 from supervisor.scoreboard import BOUNDS, SLOTS, Scoreboard
-from supervisor.vocabulary import Counts, InHand, Phase, Reading
+from supervisor.vocabulary import LOG_SPACE, Counts, InHand, Phase, Reading
 
 ROOT = Path(__file__).parents[2]
 
@@ -251,7 +251,7 @@ BOARD = Scoreboard.create()
 
 def write(board: Scoreboard, slot: int, content: bytes) -> None:
     """By the descriptor, as any worker can."""
-    os.pwrite(board.fd, content, 4096 * (1 + slot))
+    os.pwrite(board.fd, content, LOG_SPACE + 4096 * slot)
 
 
 def totals(counts: Counts) -> list[float]:
