@@ -7,6 +7,7 @@ A declaration is data, so that consumer and producer cannot disagree: both send 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Any, Final, Literal, TypedDict
 
@@ -22,6 +23,7 @@ __all__ = [
     "FIRST_SEEN",
     "HEADERS",
     "HOST",
+    "NO_TYPE",
     "OURS",
     "PART",
     "PARTS",
@@ -32,6 +34,7 @@ __all__ = [
     "REASON",
     "RECORDS",
     "SETTLES_IN",
+    "SINGLE",
     "TRACEBACK",
     "TYPES",
     "USER_ID",
@@ -46,6 +49,7 @@ __all__ = [
     "delay",
     "delayed",
     "demoted",
+    "difference",
     "digest",
     "inquiry",
     "key",
@@ -102,6 +106,10 @@ that is killed in its first second has forgotten the queue, and every confirmed 
 
 SHORT_MOST: Final = 255
 """Bytes of a short string: a name, an id, a routing key (AMQP 0-9-1, 4.2.5.3)."""
+
+NO_TYPE: Final = "workq-check"
+"""A queue type that no broker has: to declare a queue with it never succeeds, and the refusal tells what it is."""
+SINGLE: Final = "x-single-active-consumer"
 
 QueueType = Literal["default", "quorum", "classic"]
 TYPES: Final[tuple[QueueType, ...]] = ("default", "quorum", "classic")
@@ -235,3 +243,29 @@ def attempts(wanted: Declaration, declare: bool = True) -> tuple[Declaration, ..
     if wanted["arguments"]:
         return (wanted,)
     return inquiry(wanted["queue"]), wanted
+
+
+_DIFFERENCE: Final = re.compile(
+    r"inequivalent arg '([^']+)' for .* but current is (none|the value '(.*)' of type '(\w+)'|'(.*)')", re.S
+)
+
+
+def difference(text: str) -> tuple[str, Any] | None:
+    """What a queue has where a declaration has something else, from the text of a 406: name and value, None where it
+    has nothing. None when the text says something else.
+
+    The same on 3.10, 4.0 and 4.3. The first difference in the broker's own order is told; what it does not compare, it
+    does not tell.
+    """
+    found = _DIFFERENCE.search(text)
+    if found is None:
+        return None
+    name, current, typed, kind, plain = found.groups()
+    if current == "none":
+        return name, None
+    value = plain if typed is None else typed
+    if kind == "bool" or name in ("durable", "auto_delete", "exclusive"):
+        return name, value == "true"
+    if kind not in (None, "longstr") and re.fullmatch(r"-?\d+", value):
+        return name, int(value)
+    return name, value

@@ -477,6 +477,10 @@ _TABLE: Final = (
         repeatable=True,
     ),
     Option(
+        "ready_when", "Health and logs", "WHEN", _choice("consuming", "subscribed"), "consuming",
+        "consuming or subscribed: whether a standby behind another host's single active consumer is ready.",
+    ),
+    Option(
         "control", "Health and logs", "PATH", _control, AUTO,
         "The unix socket for workq status, top, scale, reload, drain; or off. auto: $RUNTIME_DIRECTORY/workq.sock, "
         "else $XDG_RUNTIME_DIR/workq-QUEUE.sock, else off.",
@@ -545,6 +549,8 @@ class Settings:
     """Whether somebody asked for this address, or it is only the default."""
     health_host: tuple[str, ...] = _default("health_host")
     """Names by which the health port may be asked, beside those that are always right."""
+    ready_when: str = _default("ready_when")
+    """`consuming`, or `subscribed`: a pool that stands by is ready, too."""
     control: str | None = None
     """Where the control socket is to be, absolute."""
     control_explicit: bool = False

@@ -321,6 +321,15 @@ class DeadDepth:
 
 
 @dataclass(frozen=True, slots=True)
+class Nature:
+    """A worker, asked: what the broker's refusal of a declaration that nobody means says about the queue. Users that
+    may not declare it are told nothing."""
+
+    is_single: bool
+    """It has a single active consumer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Parked:
     """A worker: the broker has confirmed that this message lies in the dead-letter queue."""
 
@@ -382,7 +391,7 @@ class Record:
 
 
 WorkerReport = (
-    Connecting | Ready | Suspect | Depth | DeadDepth | Parked | Blocked | Lost | Leaving | LoadFailed | Record
+    Connecting | Ready | Suspect | Depth | DeadDepth | Nature | Parked | Blocked | Lost | Leaving | LoadFailed | Record
 )
 NurseryReport = Loaded | Threaded | LoadFailed | Forked | ForkFailed | Record
 
@@ -434,6 +443,8 @@ class Measure:
 
     dead: bool = False
     """And that of the dead-letter queue: DeadDepth."""
+    nature: bool = False
+    """And what kind of queue it is: Nature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -523,7 +534,7 @@ class StartFailed:
 @dataclass(frozen=True, slots=True)
 class WorkerSaid:
     page: int
-    report: Connecting | Ready | Suspect | Depth | DeadDepth | Parked | Blocked | Lost | Leaving | LoadFailed
+    report: Connecting | Ready | Suspect | Depth | DeadDepth | Nature | Parked | Blocked | Lost | Leaving | LoadFailed
     holders: tuple[int, ...] = ()
     """With Suspect: the other pages that show this message. A worker there may be dying of it, or run it on without a
     connection, or have put it elsewhere and not know that its acknowledgement was lost."""

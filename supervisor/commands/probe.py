@@ -26,15 +26,13 @@ from pika import exceptions
 from supervisor import amqp, queues
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
-from supervisor.policy.checkup import Node, Queue, difference
+from supervisor.policy.checkup import Node, Queue
 from supervisor.served import Served
 from supervisor.vocabulary import Kind
 
 NAME: Final = "workq check"
 CONNECTING: Final = 10.0
 ANSWER: Final = 10.0
-NO_TYPE: Final = "workq-check"
-"""A queue type that no broker has."""
 MOST_ARGUMENTS: Final = 40
 BRIEFLY: Final = 0.3
 
@@ -80,7 +78,7 @@ class Probe:
         arguments: dict[str, Any] = {}
         for _ in range(MOST_ARGUMENTS):
             refusal = self._declare(queue.name, arguments, **found)
-            told = difference(refusal)
+            told = queues.difference(refusal)
             if told is None:
                 break
             name, value = told
@@ -106,7 +104,7 @@ class Probe:
         """The broker's no; empty: we may; None: it has another reason to refuse."""
 
         def consume(channel: Any, done: Callable[[Any], None]) -> None:
-            channel.basic_consume(name, _ignore, arguments={"x-priority": NO_TYPE}, callback=done)
+            channel.basic_consume(name, _ignore, arguments={"x-priority": queues.NO_TYPE}, callback=done)
 
         # Should a broker take it after all: the channel is closed at once, and what came goes back.
         answer = self._line.ask(consume)
@@ -116,7 +114,7 @@ class Probe:
 
     def _declare(self, name: str, arguments: dict[str, Any], durable: bool = True, auto_delete: bool = False) -> str:
         """Declare what cannot be; the refusal."""
-        wanted = {**arguments, "x-queue-type": NO_TYPE}
+        wanted = {**arguments, "x-queue-type": queues.NO_TYPE}
         answer = self._line.ask(
             lambda channel, done: channel.queue_declare(
                 name, durable=durable, auto_delete=auto_delete, arguments=wanted, callback=done

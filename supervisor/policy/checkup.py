@@ -150,32 +150,6 @@ class Broker:
         return advice.release_of(self.node.version) if self.node and self.node.product == "RabbitMQ" else None
 
 
-_DIFFERENCE: Final = re.compile(
-    r"inequivalent arg '([^']+)' for .* but current is (none|the value '(.*)' of type '(\w+)'|'(.*)')", re.S
-)
-
-
-def difference(text: str) -> tuple[str, Any] | None:
-    """What a queue has where a declaration has something else, from the text of a 406: name and value, None where it
-    has nothing. None when the text says something else.
-
-    The same on 3.10, 4.0 and 4.3. The first difference in the broker's own order is told; what it does not compare, it
-    does not tell.
-    """
-    found = _DIFFERENCE.search(text)
-    if found is None:
-        return None
-    name, current, typed, kind, plain = found.groups()
-    if current == "none":
-        return name, None
-    value = plain if typed is None else typed
-    if kind == "bool" or name in ("durable", "auto_delete", "exclusive"):
-        return name, value == "true"
-    if kind not in (None, "longstr") and re.fullmatch(r"-?\d+", value):
-        return name, int(value)
-    return name, value
-
-
 # ------------------------------------------------------------------------------------------------- findings
 
 
@@ -407,9 +381,14 @@ class _Case:
     def queue_arguments(self) -> Iterator[Finding]:
         if not self.queue.exists:
             return
-        if self._value("x-single-active-consumer") and self.settings.workers.most > 1:
+        if self._value(queues.SINGLE) and self.settings.workers.most > 1:
             what = f"it has a single active consumer: one of {self.settings.workers} workers works, the others stand by"
             yield Finding(Level.WARNING, "queue", what, "export WORKQ_WORKERS=1")
+        if self._value(queues.SINGLE) and self.settings.ready_when == "consuming":
+            what = (
+                "it has a single active consumer: while messages wait, hosts that stand by are not ready (/readyz 503)"
+            )
+            yield Finding(Level.NOTE, "queue", what, "export WORKQ_READY_WHEN=subscribed")
         if self._drops():
             length = self._value("x-max-length") or self._value("x-max-length-bytes")
             what = f"when it is full (at {length}), the broker drops the oldest messages without a word to publishers"

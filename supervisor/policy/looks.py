@@ -18,7 +18,7 @@ from supervisor.policy.scaling import LOOK_EVERY, Decision, Scaling
 from supervisor.policy.slot import Slot
 from supervisor.policy.truth import Belief, Doubt, Truth
 from supervisor.settings import Span
-from supervisor.vocabulary import DeadDepth, Depth, Measure, Parked, Phase, Reading, Tell
+from supervisor.vocabulary import DeadDepth, Depth, Measure, Nature, Parked, Phase, Reading, Tell
 
 DEPTH_EVERY: Final = 5.0
 """Seconds between two looks at the queue's depth; every sample under `--burst`."""
@@ -41,6 +41,7 @@ class Looks:
         self._span = span
         self._scaling = Scaling(span)
         self._truth = Truth()
+        self._is_single_known = False
         self._compared_at = 0.0
         self._pages: dict[int, Reading] = {}
         """By page number, as last sampled; orphans' left out."""
@@ -75,6 +76,11 @@ class Looks:
         """Every worker is idle beside messages that wait."""
         return self._truth.is_starved
 
+    @property
+    def standby(self) -> str | None:
+        """They are, and as far as one knows because the single active consumer is elsewhere; in words."""
+        return self._truth.standby
+
     def is_idle(self, page: int) -> bool:
         """Whether it said so, when last sampled."""
         return page in self._pages and self._pages[page].phase is Phase.IDLE
@@ -97,6 +103,18 @@ class Looks:
     def dead_measured(self, dead: DeadDepth, now: float) -> None:
         """The answer to a look at the dead-letter queue."""
         self._dead, self._dead_at = dead, now
+
+    def described(self, nature: Nature) -> bool:
+        """The broker has said what kind of queue it is. Returns whether it is news that it has a single active
+        consumer."""
+        is_news = nature.is_single and not self._is_single_known
+        self._is_single_known = nature.is_single
+        self._truth.learn(nature.is_single)
+        return is_news
+
+    def forget_queue(self) -> None:
+        """It may be another one by now."""
+        self._truth.forget_queue()
 
     def has_parked(self, parked: Parked) -> None:
         """A worker has put a message into the dead-letter queue."""
@@ -123,6 +141,14 @@ class Looks:
         if dead:
             self._dead_asked = now
         return [Tell(asked.page, Measure(dead), "the queue's depth is looked at now and then")]
+
+    def ask_of_its_kind(self, ready: Sequence[Slot]) -> list[Tell]:
+        """Ask what kind of queue it is, when a worker is idle beside messages that wait: once."""
+        if not ready or not self._truth.wonders():
+            return []
+        asked = next((slot for slot in ready if self.is_idle(slot.page)), ready[0])
+        because = "a worker is idle beside messages that wait: has the queue a single active consumer?"
+        return [Tell(asked.page, Measure(nature=True), because)]
 
     def ask_if_empty(self, readings: tuple[Reading, ...], now: float, *, all_ready: bool) -> list[Tell]:
         """`--burst`: ask for the depth when everybody has been idle since the last sample."""

@@ -48,6 +48,7 @@ from supervisor.vocabulary import (
     LoadFailed,
     Lost,
     Moved,
+    Nature,
     NurseryFailed,
     NurseryGone,
     NurserySaid,
@@ -167,6 +168,8 @@ class Pool:
             broker=self._broker.address,
             trouble=(is_held_up and blockade) or story or blockade or (doubt.because if doubt else None),
             is_starved=self._looks.is_starved,
+            standby=self._looks.standby,
+            may_stand_by=self._settings.ready_when == "subscribed",
             shortage=self._shortage.because,
             is_held_up=is_held_up,
             blocked_since=self._broker.blocked_since,
@@ -592,6 +595,8 @@ class Pool:
             case DeadDepth() as dead:
                 self._looks.dead_measured(dead, now)
                 return []
+            case Nature() as nature:
+                return self._described(nature)
             case Parked() as parked:
                 self._looks.has_parked(parked)
                 return []
@@ -630,6 +635,8 @@ class Pool:
             for other in concerned:
                 if other.phase is Seat.WAITING:
                     other.deadline = now
+        if self._broker.away_since is not None or report.has_declared:
+            self._looks.forget_queue()
         actions: list[Action] = [*self._broker.reach(report.broker, report.version, advised, now)]
         self._ledger.has_limit = poison.has_limit(report.version)
         actions += self._broker.find_queue(self._settings, report.has_declared)
@@ -948,14 +955,25 @@ class Pool:
         if self._state is State.DRAINING or self._is_finishing:
             return []
         doubt = self._looks.compare(depth, self._consuming(), now)
+        asked = self._looks.ask_of_its_kind(self._consuming())
         if doubt is None:
-            return []
+            return [*asked]
         if doubt.replace is None:
             return [Say("worker.not_consuming", "warning", doubt.because)] if doubt.is_news else []
         slot = self._slots[doubt.replace]
         fields = {"slot": slot.number, "pid": slot.pid, "next": "it is replaced"}
         said = Say("worker.not_consuming", "error", doubt.because, fields)
         return [said, termination.replace(slot, Cause.NOT_CONSUMING, doubt.because)]
+
+    def _described(self, nature: Nature) -> list[Action]:
+        """Say once that the queue has a single active consumer."""
+        if not self._looks.described(nature):
+            return []
+        because = (
+            f"{self._settings.queue} has a single active consumer: one worker of all hosts is given its messages, the "
+            "others stand by, idle, until that one ends; none is replaced for it"
+        )
+        return [Say("queue.single_active_consumer", "info", because)]
 
     # ------------------------------------------------------------------------------------------- what follows
 

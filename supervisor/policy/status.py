@@ -72,13 +72,16 @@ def readiness(view: PoolView) -> tuple[bool, str]:
     if not view.ready:
         why = view.shortage or view.trouble
         return False, f"no worker consumes: {why}" if why else f"no worker consumes yet ({view.state})"
-    if view.is_starved:
+    if view.standby and not view.may_stand_by:
+        hint = "--ready-when subscribed takes a standby for ready"
+        return False, "; ".join(filter(None, (view.standby, view.trouble, hint)))
+    if view.is_starved and not view.standby:
         return False, f"no worker is given anything: {view.trouble}"
     if view.is_held_up:
         return False, f"no worker takes a task: {view.trouble}"
     # Not of the slots: those that a smaller pool has emptied stay. While it shrinks more consume than it wants.
     consuming = f"{view.ready} of {max(view.ready, view.wanted)} workers consume"
-    return True, "; ".join(filter(None, (consuming, view.shortage, view.trouble)))
+    return True, "; ".join(filter(None, (consuming, view.standby, view.shortage, view.trouble)))
 
 
 def status(

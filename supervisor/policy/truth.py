@@ -9,7 +9,12 @@ at the queue (a passive declare: messages ready, consumers) two things are compa
   consumer within milliseconds.
 
 Whoever fails at `LOOKS` looks in a row is doubted, and replaced, one worker a look. Where that changes nothing the
-broker has its reasons (a single active consumer, a priority): then it is only said.
+broker has its reasons (a priority elsewhere, a single active consumer): then it is only said.
+
+Of a queue with a *single active consumer* one worker is served, of all hosts, and the others stand by until it ends. Is
+it one? When a worker is idle beside waiting messages for the first time, the broker is asked; where it does not tell
+us, it is learnt by replacing in vain, once. From then on only those are doubted that have been served before: an active
+consumer stays active for as long as it lives.
 """
 
 from __future__ import annotations
@@ -63,13 +68,22 @@ class Truth:
         """The slots that were given a new worker."""
         self._is_resigned = False
         """It was said that replacing does not help."""
+        self._served: set[int] = set()
+        """By pid: those that have been given a message."""
+        self.is_single: bool | None = None
+        """Whether the queue has a single active consumer; None: not known."""
+        self._is_asked = False
         self.doubt: Doubt | None = None
         self.is_starved = False
         """Every worker is idle beside messages that wait."""
 
     def look(self, depth: Depth, beliefs: Sequence[Belief]) -> Doubt | None:
         """The queue's depth has come. Returns what is wrong, and who is to be replaced."""
-        if any(belief.taken > self._hopes.get(belief.slot, belief.taken) for belief in beliefs):
+        served = {belief.pid for belief in beliefs if self._is_served(belief)}
+        self._served = (self._served | served) & {belief.pid for belief in beliefs}
+        is_helped = any(belief.taken > self._hopes.get(belief.slot, belief.taken) for belief in beliefs)
+        # One that is served may be the single active consumer; two are not.
+        if len(served) > 1 or (is_helped and len(beliefs) == 1 and not self._is_resigned):
             self._begin_anew()
         steady = [belief for belief in beliefs if self._pid_before(belief) == belief.pid]
         still = [belief for belief in steady if belief.is_idle and self._before[belief.slot] == belief]
@@ -79,15 +93,47 @@ class Truth:
         unserved = [belief for belief in still if self._unserved[belief.pid] >= LOOKS - 1]
         is_uncounted = self._uncounted >= LOOKS - 1
         self.is_starved = bool(unserved) and len(unserved) == len(beliefs)
+        if self.is_single:
+            unserved = [belief for belief in unserved if belief.pid in self._served]
         if unserved or (is_uncounted and still):
-            # A count names nobody: each in turn.
-            suspect = min(unserved or still, key=lambda belief: belief.slot in self._tried)
+            suspect = min(unserved or still, key=self._rank)
             self.doubt = self._doubt(depth, suspect, len(steady), len(beliefs), is_served=not unserved)
-        elif not self._uncounted and not self._unserved and len(steady) == len(beliefs):
+        elif not self._uncounted and (self.is_single or not self._unserved) and len(steady) == len(beliefs):
             self.doubt = None
             if not self._hopes:
                 self._begin_anew()
         return self.doubt if unserved or (is_uncounted and still) else None
+
+    @property
+    def standby(self) -> str | None:
+        """In words: every worker is idle beside messages that wait, since the single active consumer is, or seems to
+        be, elsewhere. None: not so."""
+        if self.is_starved and self.is_single:
+            return "on standby: messages wait, and the queue's single active consumer is elsewhere"
+        return "messages wait, and none is given to us" if self.is_starved and self._is_resigned else None
+
+    def wonders(self) -> bool:
+        """Whether it is time to ask what kind of queue it is: once."""
+        was_asked, self._is_asked = self._is_asked, self._is_asked or bool(self._unserved)
+        return self._is_asked and not was_asked
+
+    def learn(self, is_single: bool) -> None:
+        """The broker has told."""
+        self.is_single = is_single
+
+    def forget_queue(self) -> None:
+        """It may be another one by now."""
+        self.is_single, self._is_asked = None, False
+        self._begin_anew()
+
+    def _is_served(self, belief: Belief) -> bool:
+        before = self._before.get(belief.slot)
+        has_settled = before is not None and before.pid == belief.pid and belief.taken > before.taken
+        return not belief.is_idle or has_settled
+
+    def _rank(self, belief: Belief) -> tuple[bool, bool]:
+        """The least is doubted first. A count names nobody: each in turn."""
+        return belief.pid not in self._served and self._is_resigned, belief.slot in self._tried
 
     def _pid_before(self, belief: Belief) -> int | None:
         before = self._before.get(belief.slot)
@@ -102,7 +148,8 @@ class Truth:
             because = f"the broker counts {depth.consumers} consumers, and {steady} of our workers believe they consume"
         else:
             because = f"{depth.ready} messages wait in the queue beside a worker that is idle and is given none"
-        if self._replaced > workers:
+        was_served = not is_served and suspect.pid in self._served
+        if self._replaced > workers and not was_served:
             reasons = "has the queue a single active consumer elsewhere, or consumers of a higher priority?"
             because += f"; new workers fare the same, so none is replaced any more: {reasons}"
             is_news, self._is_resigned = not self._is_resigned, True

@@ -73,6 +73,10 @@ class PoolView:
     """Why a worker could not consume, for as long as one waits for that; or why the broker's truth is not ours."""
     is_starved: bool
     """Every worker believes it consumes, and is given nothing while messages wait."""
+    standby: str | None
+    """That, and as far as one knows because the queue's single active consumer is elsewhere; in words."""
+    may_stand_by: bool
+    """It is ready all the same: `--ready-when subscribed`."""
     shortage: str | None
     """What the machine refuses a worker, or the process that forks them, and what to do."""
     is_held_up: bool

@@ -48,6 +48,8 @@ ANSWER_TIMEOUT: Final = 15.0
 OURS_WITHIN: Final = 2.0
 """Seconds at least for the broker to answer about the queues for retries and dead letters before a worker goes on
 without; over a slow network as many as the connection took."""
+MOST_DIFFERENCES: Final = 40
+"""Of a queue from a plain one."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds for a farewell to a broker that is believed to be well."""
 
@@ -366,6 +368,36 @@ class Consumer:
         elif self._connection is not None and self._connection.is_open and (channel is None or channel.is_closed):
             self._dead_channel = self._connection.channel(on_open_callback=self._count_dead_on)
             self._dead_channel.add_on_close_callback(self._not_counted)
+
+    def describe(self, told: Callable[[bool], object]) -> None:
+        """Ask what kind of queue it is: `told` whether it has a single active consumer, if our user may know.
+
+        AMQP has no question for it, but a refusal: a declaration with a type that there is not tells one difference,
+        which is adopted, and so on. Each is a line in the broker's log, so this is not for every day.
+        """
+        self._describe(told, {"durable": True, "auto_delete": False}, {}, MOST_DIFFERENCES)
+
+    def _describe(
+        self, told: Callable[[bool], object], found: dict[str, Any], arguments: dict[str, Any], left: int
+    ) -> None:
+        if self._connection is None or not self._connection.is_open or not left:
+            return
+
+        def opened(channel: Any) -> None:
+            wanted = {**arguments, "x-queue-type": queues.NO_TYPE}
+            channel.queue_declare(self._settings.queue, arguments=wanted, callback=_nothing, **found)
+
+        def refused(_: Any, reason: BaseException) -> None:
+            name, value = queues.difference(str(getattr(reason, "reply_text", ""))) or ("", None)
+            place = found if name in found else arguments
+            if name in (queues.SINGLE, "x-queue-type"):
+                told(name == queues.SINGLE and value is True)
+            elif value is not None and place.get(name) != value:
+                place[name] = value
+                # Later: pika is still taking the channel down, and would hand its number to the next one.
+                self._ioloop.call_later(0, lambda: self._describe(told, found, arguments, left - 1))
+
+        self._connection.channel(on_open_callback=opened).add_on_close_callback(refused)
 
     def watch(self, fd: int, readable: Callable[[], None]) -> None:
         """Have the loop call `readable` when `fd` has something to read, whoever pumps."""

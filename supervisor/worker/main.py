@@ -50,6 +50,7 @@ from supervisor.vocabulary import (
     LoadFailed,
     Lost,
     Measure,
+    Nature,
     Parked,
     Phase,
     Ready,
@@ -531,10 +532,12 @@ class Worker:
         match order:
             case Drain(finish, cause):
                 self._consumer.leave(Cause(cause), "asked to leave", finish=finish)
-            case Measure(dead):
+            case Measure(dead, nature):
                 self._consumer.measure()
                 if dead:
                     self._consumer.count_dead()
+                if nature:
+                    self._consumer.describe(lambda is_single: self._link.send(Nature(is_single)))
             case Verdict(key):
                 self._verdicts[key] = order
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -112,28 +114,60 @@ def test_a_consumer_that_the_broker_no_longer_counts_is_found_on_an_empty_queue_
         assert pool.stop() == 0
 
 
-def test_the_idle_supervisor_of_a_single_active_consumer_is_not_thrashed_and_takes_over(
-    broker_url: str, queue: str, runs: Runs, soon: dict[str, str]
-) -> None:
+@pytest.fixture
+def single(broker_url: str, queue: str) -> None:
+    """The queue has a single active consumer."""
     with amqp.connection(broker_url) as link:
         link.channel().queue_declare(queue, durable=True, arguments={"x-single-active-consumer": True})
+
+
+@pytest.mark.usefixtures("single")
+def test_f124_the_idle_workers_beside_the_active_one_are_not_replaced_and_take_over(
+    broker_url: str, queue: str, runs: Runs, soon: dict[str, str]
+) -> None:
+    with supervised("handlers:work", "--workers", "3", url=broker_url, queue=queue, env=soon) as pool:
+        pool.ready()
+        amqp.publish(broker_url, queue, ["0.2"] * 400)
+        said = pool.hear("queue.single_active_consumer")
+        assert said["level"] == "info" and "stand by" in said["because"]
+        for _ in range(2):
+            active = pool.hear("task.succeeded", count=len(pool.named("task.succeeded")) + 1)
+            os.kill(active["pid"], signal.SIGKILL)
+            pool.hear("worker.exited", cause="SIGKILL", slot=active["slot"])
+            seconds_passed(pool, looks=4)
+        assert len(pool.named("queue.single_active_consumer")) == 1
+        assert not pool.named("worker.not_consuming")
+        assert {line["cause"] for line in pool.named("worker.exited")} == {"SIGKILL"}
+        assert pool.get("/readyz") == (200, "3 of 3 workers consume\n")
+        assert pool.stop() == 0
+
+
+@pytest.mark.usefixtures("single")
+def test_f124_a_standby_host_is_ready_when_the_operator_says_so_is_not_thrashed_and_takes_over(
+    broker_url: str, queue: str, runs: Runs, soon: dict[str, str], tmp_path: Path
+) -> None:
+    settings = tmp_path / "workq.toml"
+    settings.touch()
+    options = ("--workers", "2", "--config", str(settings))
     with supervised("handlers:work", "--workers", "1", url=broker_url, queue=queue, env=soon) as active:
         active.ready()
         amqp.publish(broker_url, queue, ["0.2"] * 400)
-        with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue, env=soon) as idle:
-            idle.ready()
-            resigned = idle.hear("worker.not_consuming", level="warning")
-            assert "single active consumer" in resigned["because"]
-            eventually(lambda: idle.get("/readyz")[0] == 503)
-            assert "single active consumer" in idle.get("/readyz")[1]
-            seconds_passed(idle, looks=4)
-            assert len(idle.named("worker.not_consuming", level="error")) == 3, "the workers, and one more"
-            assert len(idle.named("worker.not_consuming", level="warning")) == 1
-            assert not active.named("worker.not_consuming") and active.get("/readyz")[0] == 200
+        with supervised("handlers:work", *options, url=broker_url, queue=queue, env=soon) as standby:
+            standby.hear("queue.single_active_consumer")
+            eventually(lambda: standby.get("/readyz")[0] == 503)
+            assert "on standby" in standby.get("/readyz")[1]
+            assert "--ready-when subscribed" in standby.get("/readyz")[1]
+            settings.write_text('ready_when = "subscribed"\n')
+            standby.send(signal.SIGHUP)
+            standby.hear("reload.finished")
+            eventually(lambda: standby.get("/readyz")[1].startswith("2 of 2 workers consume; on standby"))
+            assert standby.get("/readyz")[0] == 200
+            assert not standby.named("worker.not_consuming") and not active.named("worker.not_consuming")
+            assert active.get("/readyz") == (200, "1 of 1 workers consume\n")
             assert active.stop() == 0
-            idle.hear("task.succeeded", count=3)
-            eventually(lambda: idle.get("/readyz")[0] == 200)
-            assert idle.stop() == 0
+            standby.hear("task.succeeded", count=3)
+            eventually(lambda: standby.get("/readyz") == (200, "2 of 2 workers consume\n"))
+            assert standby.stop() == 0
     assert len(runs.lines("began")) == len(runs.lines("done"))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from supervisor import queues
 from supervisor.commands.management import checked, obeyed, usual
 from supervisor.endpoint import Endpoint
 from supervisor.policy import host
@@ -21,7 +22,6 @@ from supervisor.policy.checkup import (
     Policy,
     Queue,
     delays_of,
-    difference,
     examine,
 )
 from supervisor.policy.host import Health, Host, Imported
@@ -100,7 +100,7 @@ def bad(findings: list[Finding]) -> list[Finding]:
     ],
 )  # fmt: skip
 def test_a_refusal_tells_one_difference(text: str, told: tuple[str, Any] | None) -> None:
-    assert difference("PRECONDITION_FAILED - " + text) == told
+    assert queues.difference("PRECONDITION_FAILED - " + text) == told
 
 
 # ---------------------------------------------------------------------------------------------------- the broker
@@ -452,3 +452,13 @@ def test_what_the_machine_lacks_is_found(
 ) -> None:
     finding = of(host.examine(replace(WELL, **facts), settings(**given)), subject)
     assert (finding.level, finding.fix) == (level, fix)
+
+
+def test_f124_a_single_active_consumer_is_told_with_what_standby_hosts_need() -> None:
+    queue = quorum(**{"x-single-active-consumer": True})
+    found = [each for each in examine(broker(queue=queue), settings(workers="1")) if each.subject == "queue"]
+    assert [each.fix for each in found if each.level is Level.NOTE] == ["export WORKQ_READY_WHEN=subscribed"]
+    subscribed = examine(broker(queue=queue), settings(workers="1", ready_when="subscribed"))
+    assert not [each for each in subscribed if "single active" in each.what]
+    several = examine(broker(queue=queue), settings(workers="3"))
+    assert [each.fix for each in several if each.level is Level.WARNING] == ["export WORKQ_WORKERS=1"]

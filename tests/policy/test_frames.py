@@ -23,7 +23,8 @@ IS_A_LINES_BUSINESS = {"a lone surrogate in a line", "no line", "two lines", "no
 GARBAGE = {name: frame for name, frame in garbage() if name not in ENDS_WITH_THE_LINK | IS_A_LINES_BUSINESS}
 SAMPLES = [
     v.Connecting(), v.Ready("amqp://h", "3.10.8", None), v.Ready("amqp://h", "", True), v.Suspect("k", 3),
-    v.Depth(0, 1), v.DeadDepth(2), v.Blocked(True), v.Lost("reset", v.Kind.LOST, silence=5.1), v.Lost("why not", ""),
+    v.Depth(0, 1), v.DeadDepth(2), v.Nature(True), v.Blocked(True),
+    v.Lost("reset", v.Kind.LOST, silence=5.1), v.Lost("why not", ""),
     v.Leaving(v.Cause.DRAINED),
     v.Leaving(v.Cause.BROKER, "\N{SNOWMAN}", v.Kind.TLS, True), v.LoadFailed("E", "T"), v.Record("{}\n"),
     v.Parked("k", "crash", "why", 1, "2024-02-29T12:00:00Z", "SIGSEGV", 3, "\N{PILE OF POO}"),

@@ -22,6 +22,7 @@ SHORTAGE = "test_shortage.py"
 PARKINGS = "test_parkings.py"
 ADDRESSED = "test_addressed.py"
 SILENCE = "test_silence.py"
+TRUTH = "test_truth.py"
 TESTS_FAILED = 1
 """pytest's exit code; others mean that it could not even run them."""
 
@@ -39,6 +40,34 @@ class Bug:
 
 
 BUGS = [
+    Bug(
+        "those that stand by behind a single active consumer are doubted",
+        "truth.py",
+        "        if self.is_single:\n",
+        "        if False:\n",
+        TRUTH,
+    ),
+    Bug(
+        "one worker that is served proves that there is no single active consumer",
+        "truth.py",
+        "if len(served) > 1 or",
+        "if served or",
+        TRUTH,
+    ),
+    Bug(
+        "an active consumer that is given nothing any more is spared",
+        "truth.py",
+        "if self._replaced > workers and not was_served:",
+        "if self._replaced > workers:",
+        TRUTH,
+    ),
+    Bug(
+        "the broker is asked for the queue's kind at every look",
+        "truth.py",
+        "return self._is_asked and not was_asked",
+        "return self._is_asked",
+        TRUTH,
+    ),
     Bug(
         "connections that end together are several occasions",
         "silence.py",

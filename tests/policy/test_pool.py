@@ -35,6 +35,7 @@ from supervisor.vocabulary import (
     Leave,
     Leaving,
     Measure,
+    Nature,
     Parked,
     Ready,
     Say,
@@ -608,9 +609,12 @@ def _look(world: World, ready: int, consumers: int) -> list[Action]:
 
 def test_a_worker_that_is_idle_beside_a_backlog_is_replaced_and_said() -> None:
     world = _up(workers=2)
-    for _ in range(2):
-        assert not _look(world, 5, 2)
-        world.workers[1].finished += 1
+    assert not _look(world, 5, 2)
+    world.workers[1].finished += 1
+    [asked] = _look(world, 5, 2)
+    assert isinstance(asked, Tell) and asked.order == Measure(nature=True)
+    world.tell(WorkerSaid(0, Nature(False)))
+    world.workers[1].finished += 1
     said, told = _look(world, 5, 2)
     assert isinstance(said, Say) and (said.event, said.fields["slot"]) == ("worker.not_consuming", 0)
     assert "5 messages wait" in said.because
@@ -620,11 +624,46 @@ def test_a_worker_that_is_idle_beside_a_backlog_is_replaced_and_said() -> None:
 
 
 def test_readiness_is_false_while_every_worker_is_idle_beside_a_backlog() -> None:
-    world = _up(workers=2)
+    world = _up(workers=2, ready_when="subscribed")
     for _ in range(3):
         _look(world, 5, 2)
     view = world.pool.view(world.now)
     assert view.is_starved and view.trouble
+    assert not status.readiness(view)[0], "the queue has no single active consumer, as far as one knows"
+
+
+@pytest.mark.parametrize("ready_when", ["consuming", "subscribed"])
+def test_f124_the_workers_of_a_standby_host_are_not_replaced_and_ready_as_the_operator_says(ready_when: str) -> None:
+    world = _up(workers=2, ready_when=ready_when)
+    _look(world, 5, 3)
+    _look(world, 5, 3)
+    [said] = _tell(world, Nature(True))
+    assert isinstance(said, Say) and (said.event, said.level) == ("queue.single_active_consumer", "info")
+    for _ in range(20):
+        assert not _look(world, 5, 3)
+    assert not _tell(world, Nature(True))
+    ready, because = status.readiness(world.pool.view(world.now))
+    assert ready is (ready_when == "subscribed") and "on standby" in because
+    assert ("--ready-when subscribed" in because) is not ready
+    assert world.pool.view(world.now).trouble is None
+    _look(world, 0, 3)
+    assert status.readiness(world.pool.view(world.now)) == (True, "2 of 2 workers consume")
+
+
+def test_f124_a_queue_that_may_be_another_one_is_asked_about_again_and_news_is_not_repeated() -> None:
+    world = _up(workers=1)
+    for number in range(3):
+        asked = [action for _ in range(2) for action in _look(world, 5, 3) if isinstance(action, Tell)]
+        assert [action.order for action in asked] == [Measure(nature=True)]
+        assert len(_tell(world, Nature(True))) == (number == 0)
+        _lose_the_broker(world)
+        world.live(30.0, until_well=True)
+
+
+def _tell(world: World, nature: Nature) -> list[Action]:
+    before = len(world.log)
+    world.tell(WorkerSaid(0, nature))
+    return world.log[before:]
 
 
 def test_blocked_parking_is_said_once_and_its_end_too() -> None:

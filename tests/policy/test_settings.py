@@ -90,6 +90,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         health=Address("127.0.0.1", 9191),
         health_explicit=False,
         health_host=(),
+        ready_when="consuming",
         log_format="auto",
         log_level="info",
         app_dir=str(Path.cwd()),

@@ -117,6 +117,81 @@ def test_once_a_new_worker_is_served_the_next_doubt_is_acted_on_again() -> None:
         truth.look(Depth(0, 1), [idle(0, taken + 1, pid)])
 
 
+def single_active(truth: Truth, workers: int, lives: int, is_told: bool) -> tuple[int, int]:
+    """A queue whose single active consumer is one of ours, which works for some looks, and dies; again and again.
+    Returns how many were replaced, and how often it was said that this does not help."""
+    if is_told:
+        truth.learn(is_single=True)
+    pids, taken, active = iter(range(1000, 10_000)), [0] * workers, 0
+    seats = [next(pids) for _ in range(workers)]
+    order, replaced, said = list(seats), 0, 0
+    for _ in range(lives):
+        for _ in range(8):
+            active = seats.index(order[0])  # the broker's order: who has subscribed first
+            taken[active] += 3
+            beliefs = [idle(slot, taken[slot], pid) for slot, pid in enumerate(seats)]
+            found = truth.look(Depth(50, workers), beliefs)
+            if found is not None and found.replace is None:
+                said += found.is_news
+            if found is not None and found.replace is not None:
+                replaced += 1
+                order.remove(seats[found.replace])
+                seats[found.replace] = next(pids)
+                order.append(seats[found.replace])
+        order.remove(seats[active])
+        seats[active] = next(pids)
+        order.append(seats[active])
+    return replaced, said
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_f124_who_stands_by_behind_a_single_active_consumer_is_not_doubted(workers: int) -> None:
+    assert single_active(Truth(), workers, 20, is_told=True) == (0, 0)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_f124_where_the_broker_does_not_tell_it_is_learnt_once_and_not_at_each_death(workers: int) -> None:
+    replaced, said = single_active(Truth(), workers, 20, is_told=False)
+    assert (replaced, said) == (workers + 1, 1)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_f124_an_active_consumer_that_is_given_nothing_any_more_is_replaced(is_told: bool) -> None:
+    truth = Truth()
+    single_active(truth, 2, 20, is_told)
+    truth.look(Depth(9, 2), [idle(0, 100, 1), idle(1, 100, 2)])
+    truth.look(Depth(9, 2), [idle(0, 101, 1), idle(1, 100, 2)])
+    found = last(truth, Depth(9, 2), [idle(0, 101, 1), idle(1, 100, 2)], LOOKS - 1)
+    assert found is not None and found.replace == 0
+    found = last(truth, Depth(9, 2), [idle(0, 101, 3), idle(1, 100, 2)], 20)
+    assert found is None or found.replace is None, "and the next one has never been active"
+
+
+def test_f124_two_that_are_served_at_once_are_no_single_active_consumer() -> None:
+    truth, pid = Truth(), 1000
+    for _ in range(40):
+        found = truth.look(Depth(7, 2), [idle(0, 0, pid), idle(1, 0, pid + 1)])
+        pid += 2 * bool(found and found.replace is not None)
+    found = last(truth, Depth(7, 2), [idle(0, 0, 1), idle(1, 0, 2)], 20)
+    assert truth.standby and (found is None or found.replace is None)
+    truth.look(Depth(7, 2), [idle(0, 5, 1), idle(1, 5, 2)])
+    assert truth.standby is None
+    found = last(truth, Depth(7, 2), [idle(0, 5, 1), idle(1, 5, 3)])
+    assert found is not None and found.replace is not None
+
+
+def test_f124_the_broker_is_asked_once_when_somebody_is_idle_beside_messages() -> None:
+    truth = Truth()
+    asked = []
+    for ready in (0, 0, 5, 5, 5, 5, 0, 5, 5, 5):
+        truth.look(Depth(ready, 1), [idle(0)])
+        asked.append(truth.wonders())
+    assert asked.count(True) == 1 and asked.index(True) in (2, 3)
+    truth.forget_queue()
+    last(truth, Depth(5, 1), [idle(0)])
+    assert truth.wonders()
+
+
 def test_all_starved_is_told_apart_from_one_starved() -> None:
     truth = Truth()
     last(truth, Depth(7, 2), [idle(0), busy(1)])
