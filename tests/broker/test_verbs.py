@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 from click.testing import CliRunner
 
-from supervisor import settings
 from supervisor.commands import main
+from supervisor.settings import sources
 from tests import amqp, workq
 from tests.supervision import supervised
 from tests.terminal import terminal
@@ -34,7 +34,7 @@ def unit(broker_url: str, queue: str, tmp_path: Path, monkeypatch: pytest.Monkey
     name = f"test-{uuid4().hex[:8]}"
     (tmp_path / f"{name}.toml").write_text(f"queue = '{queue}'\n")
     (tmp_path / f"{name}.amqp-url").write_text(broker_url)
-    monkeypatch.setattr(settings, "UNITS", tmp_path)
+    monkeypatch.setattr(sources, "UNITS", tmp_path)
     return name
 
 

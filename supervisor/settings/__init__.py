@@ -1,0 +1,26 @@
+"""What the operator asked for: `Settings`.
+
+`parsers` turns text into a value, `options` is the one table, and `sources` reads command line, environment and file.
+Workers import this package, so it is light: no click.
+"""
+
+from __future__ import annotations
+
+from supervisor.settings.options import OPTIONS, Option, Settings, unreloadable
+from supervisor.settings.parsers import (
+    SOCKET_PATH_MOST,
+    WORKERS_MOST,
+    Address,
+    Cpus,
+    Span,
+    parse_duration,
+    parse_size,
+    usable_cpus,
+)
+from supervisor.settings.sources import SettingsError, Whereabouts, has_settings, load, locate, read
+
+__all__ = [
+    "OPTIONS", "SOCKET_PATH_MOST", "WORKERS_MOST", "Address", "Cpus", "Option", "Settings", "SettingsError", "Span",
+    "Whereabouts", "has_settings", "load", "locate", "parse_duration", "parse_size", "read", "unreloadable",
+    "usable_cpus",
+]  # fmt: skip

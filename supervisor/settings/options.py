@@ -1,0 +1,258 @@
+"""The one table of options, and `Settings`, which has a field for each.
+
+The command line, the `WORKQ_*` variables, the TOML file, the defaults and the help all come from `OPTIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+from supervisor.endpoint import Endpoint
+from supervisor.queues import TYPES
+from supervisor.settings.parsers import (
+    AUTO,
+    Address,
+    Parser,
+    Span,
+    address,
+    choice,
+    control,
+    directory,
+    duration,
+    flag,
+    handler,
+    heartbeat,
+    host_names,
+    number,
+    or_off,
+    path,
+    queue,
+    size,
+    urls,
+    workers,
+)
+
+ENVIRONMENT_PREFIX: Final = "WORKQ_"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option, under all its names: `max_tasks` in the file, `--max-tasks`, and `WORKQ_MAX_TASKS`."""
+
+    name: str
+    group: str
+    """The heading under which the help lists it."""
+    metavar: str
+    """What the help calls the value; empty for an on/off option."""
+    parse: Parser
+    default: str
+    """As one would write it; `Settings` gets its defaults by parsing this. Empty: none."""
+    help: str
+    secret: bool = False
+    """Values are never quoted."""
+    in_file: bool = True
+    """May stand in the TOML file."""
+    repeatable: bool = False
+    reloadable: bool = True
+    """A reload may change it; of the others the running supervisor has made something that stays."""
+
+    @property
+    def flag(self) -> str:
+        return "MODULE:FUNCTION" if self.name == "handler" else "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+_TABLE: Final = (
+    Option("handler", "", "MODULE:FUNCTION", handler, "", "The function that is called with each task."),
+    Option(
+        "url", "Broker", "URL", urls, "amqp://guest:guest@127.0.0.1:5672/%2F",
+        "A broker node; repeat it for a cluster, tried in random order. amqps:// verifies certificates.",
+        secret=True, repeatable=True,
+    ),
+    Option("url_file", "Broker", "FILE", path, "", "Read the URLs from a file, one a line: keeps secrets out of ps."),
+    Option(
+        "queue", "Broker", "NAME", queue, "task_queue", "The queue. If it exists it is used as it is.",
+        reloadable=False,
+    ),
+    Option(
+        "queue_type", "Broker", "TYPE", choice(*TYPES), "default",
+        "How to declare it if it is missing: default, quorum or classic. default sends no type.",
+    ),
+    Option("declare", "Broker", "", flag, "true", "Declare the queue; off for users without the permission."),
+    Option("prefetch", "Broker", "N", number(1, 65535), "1", "Messages a worker holds, with the one in hand."),
+    Option("heartbeat", "Broker", "D", heartbeat, "15s", "AMQP heartbeat, in whole seconds: rounded up."),
+    Option(
+        "workers", "Workers", "N", workers, "auto",
+        "How many workers: N, MIN..MAX to scale by the queue's backlog, or auto: one per CPU of the affinity or quota.",
+    ),
+    Option("app_dir", "Workers", "DIR", directory, ".", "Where the handler's module is; put at the end of sys.path."),
+    Option("preload", "Workers", "", flag, "true", "Import the handler once and fork, or anew in every worker."),
+    Option(
+        "boot_timeout", "Workers", "D", duration(0.001, "60s"), "60s",
+        "Hard limit for importing and connecting; waiting for an absent broker does not count.",
+    ),
+    Option("grace", "Workers", "D", duration(0, "30s"), "30s", "How long a stop waits for tasks in hand."),
+    Option(
+        "lost_grace", "Workers", "D", duration(0, "30s"), "30s",
+        "How long a task whose connection is lost may run on beside the next worker.",
+    ),
+    Option(
+        "burst", "Workers", "", flag, "false", "Leave when the queue is empty and every task is settled.",
+        reloadable=False,
+    ),
+    Option(
+        "burst_wait", "Workers", "D", duration(0, "30s"), "30s",
+        "How long --burst waits for a broker that is away, before it exits with 75.",
+    ),
+    Option(
+        "reload", "Workers", "", flag, "false",
+        "For development: reload when a Python file in --app-dir changes. Needs workq-supervise[reload].",
+        reloadable=False,
+    ),
+    Option("task_timeout", "Limits", "D", or_off(duration(0.001, "5m")), "off", "Hard limit for one task."),
+    Option("max_tasks", "Limits", "N", or_off(number(1, 2**31)), "off", "Replace a worker after N tasks."),
+    Option(
+        "max_memory", "Limits", "SIZE", or_off(size("1M", "512M")), "off",
+        "Replace a worker that holds more memory, between tasks.",
+    ),
+    Option("retries", "Limits", "N", number(0, 1000), "3", "More tries after an exception, before the dead letter."),
+    Option(
+        "retry_delay", "Limits", "D", duration(0.001, "1s"), "1s",
+        "Before the first of them; four times as long before each further one, 15m at most.",
+    ),
+    Option(
+        "max_crashes", "Limits", "N", number(1, 1000), "3",
+        "Workers that one message may kill before it is quarantined.",
+    ),
+    Option("max_body", "Limits", "SIZE", size("1", "16M"), "16M", "Larger bodies are dead-lettered unread."),
+    Option(
+        "health", "Health and logs", "HOST:PORT", or_off(address), "127.0.0.1:9191",
+        "Where /healthz, /readyz, /metrics and /status are served, or off. Port 0 picks one and logs it.",
+        reloadable=False,
+    ),
+    Option(
+        "health_host", "Health and logs", "NAME", host_names, "",
+        "A name by which the health port may be asked, beside addresses, localhost and this host's; repeat it.",
+        repeatable=True,
+    ),
+    Option(
+        "ready_when", "Health and logs", "WHEN", choice("consuming", "subscribed"), "consuming",
+        "consuming or subscribed: whether a standby behind another host's single active consumer is ready.",
+    ),
+    Option(
+        "control", "Health and logs", "PATH", control, AUTO,
+        "The unix socket for workq status, top, scale, reload, drain; or off. auto: $RUNTIME_DIRECTORY/workq.sock, "
+        "else $XDG_RUNTIME_DIR/workq-QUEUE.sock, else off.",
+        reloadable=False,
+    ),
+    Option(
+        "log_format", "Health and logs", "FORMAT", choice("auto", "json", "console"), "auto",
+        "auto, json or console. auto is console on a terminal and JSON elsewhere.", reloadable=False,
+    ),
+    Option(
+        "log_level", "Health and logs", "LEVEL", choice("debug", "info", "warning", "error"), "info",
+        "debug, info, warning or error.",
+    ),
+    Option(
+        "config", "Other", "FILE", path, "", "Read options from a TOML file, where dashes are underscores.",
+        in_file=False,
+    ),
+)  # fmt: skip
+
+OPTIONS: Final[Mapping[str, Option]] = {option.name: option for option in _TABLE}
+
+
+# -------------------------------------------------------------------------------------------------- the settings
+
+
+def _default(name: str) -> Any:
+    # A factory: the CPU count and the working directory are read when Settings are made, not when this is imported.
+    return field(default_factory=lambda: OPTIONS[name].parse(OPTIONS[name].default))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a supervisor, a nursery and a worker need to know. Durations are seconds, sizes bytes.
+
+    The defaults are those of `OPTIONS`. Its repr shows no password, `to_wire` does.
+    """
+
+    handler: str
+    """`module:function`."""
+    url: tuple[Endpoint, ...] = _default("url")
+    """The nodes of one broker, at least one."""
+    url_open: str = ""
+    """The file that they came from, where everybody on this machine can read it."""
+    url_mode: str = ""
+    """Its mode then: `0644`."""
+    queue: str = _default("queue")
+    queue_type: str = _default("queue_type")
+    """`default` (send no type), `quorum` or `classic`."""
+    declare: bool = _default("declare")
+    workers: Span = _default("workers")  # noqa: RUF009 (a Field, not a value)
+    prefetch: int = _default("prefetch")
+    heartbeat: float = _default("heartbeat")
+    """Whole seconds, at least 1."""
+    task_timeout: float | None = _default("task_timeout")
+    boot_timeout: float = _default("boot_timeout")
+    grace: float = _default("grace")
+    lost_grace: float = _default("lost_grace")
+    max_tasks: int | None = _default("max_tasks")
+    max_memory: int | None = _default("max_memory")
+    retries: int = _default("retries")
+    retry_delay: float = _default("retry_delay")
+    max_crashes: int = _default("max_crashes")
+    max_body: int = _default("max_body")
+    health: Address | None = _default("health")  # noqa: RUF009 (a Field, not a value)
+    health_explicit: bool = False
+    """Whether somebody asked for this address, or it is only the default."""
+    health_host: tuple[str, ...] = _default("health_host")
+    """Names by which the health port may be asked, beside those that are always right."""
+    ready_when: str = _default("ready_when")
+    """`consuming`, or `subscribed`: a pool that stands by is ready, too."""
+    control: str | None = None
+    """Where the control socket is to be, absolute."""
+    control_explicit: bool = False
+    """Whether somebody asked for this path, or it is only the default."""
+    log_format: str = _default("log_format")
+    log_level: str = _default("log_level")
+    app_dir: str = _default("app_dir")
+    """Absolute."""
+    preload: bool = _default("preload")
+    burst: bool = _default("burst")
+    burst_wait: float = _default("burst_wait")
+    reload: bool = _default("reload")
+
+    @property
+    def exposure(self) -> str:
+        """What is wrong with the file that holds the password, in words; empty: nothing."""
+        if not self.url_open:
+            return ""
+        return f"{self.url_open} has mode {self.url_mode}: every user here can read the broker's password in it"
+
+    def to_wire(self) -> dict[str, Any]:
+        """As JSON, passwords included: for a private socket only."""
+        wire: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        wire["url"] = [endpoint.to_wire() for endpoint in self.url]
+        wire["workers"] = [self.workers.least, self.workers.most]
+        wire["health"] = [self.health.host, self.health.port] if self.health else None
+        return wire
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Settings:
+        """The inverse of `to_wire`."""
+        health = Address(*wire["health"]) if wire["health"] else None
+        urls = tuple(map(Endpoint.from_wire, wire["url"]))
+        changed = {"url": urls, "workers": Span(*wire["workers"]), "health": health}
+        return cls(**{**wire, **changed, "health_host": tuple(wire["health_host"])})
+
+
+def unreloadable(former: Settings, settings: Settings) -> list[str]:
+    """The names of the options that differ, and that a reload cannot change."""
+    fixed = (option.name for option in OPTIONS.values() if not option.reloadable)
+    return [name for name in fixed if getattr(former, name) != getattr(settings, name)]
