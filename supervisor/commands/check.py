@@ -161,6 +161,8 @@ def _by_amqp(broker: Broker, endpoint: Endpoint, settings: Settings) -> Broker:
         delays = [] if settings.declare else [asked.queue(name) for name in checkup.delays_of(settings)]
         if queue.exists:
             queue = asked.properties(queue)
+        if dead.exists:
+            dead = asked.properties(dead)
         delay = checkup.delay_of(settings)
         for name in (queue.name, dead.name, delay):
             refusals[f"configure {name}"] = asked.may_declare(name)

@@ -10,12 +10,14 @@ import re
 import shlex
 import ssl
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+from supervisor import queues
 from supervisor.endpoint import Endpoint
-from supervisor.policy.checkup import Managed, Policy
+from supervisor.policy import retry
+from supervisor.policy.checkup import Managed, Policy, Rule
 
 TIMEOUT: Final = 5.0
 CTL_TIMEOUT: Final = 30.0
@@ -136,7 +138,7 @@ class _Api:
 
 
 def _managed(api: _Api, endpoint: Endpoint, queue: str) -> Managed:
-    seen = api.try_get("queues", endpoint.vhost, queue) or {}
+    seen = _seen(api, endpoint, queue)
     policies = api.try_get("policies", endpoint.vhost)
     operators = api.try_get("operator-policies", endpoint.vhost) or []
     nodes = api.try_get("nodes")
@@ -153,7 +155,25 @@ def _managed(api: _Api, endpoint: Endpoint, queue: str) -> Managed:
         alarms=None if nodes is None else tuple(_alarms(nodes)),
         vhost_connections=_limit(api.try_get("vhost-limits", endpoint.vhost)),
         user_connections=_limit(api.try_get("user-limits", endpoint.user)),
+        others=dict(_others(api, endpoint, queue, policies, operators)),
     )
+
+
+def _seen(api: _Api, endpoint: Endpoint, queue: str) -> Mapping[str, Any]:
+    return api.try_get("queues", endpoint.vhost, queue) or {}
+
+
+def _others(
+    api: _Api, endpoint: Endpoint, queue: str, policies: list[dict[str, Any]] | None, operators: list[dict[str, Any]]
+) -> Iterator[tuple[str, Rule]]:
+    """What holds for the queues beside it, and will for those that do not exist yet."""
+    dead = queues.dead(queue)
+    kinds = {dead: _seen(api, endpoint, dead).get("type")}
+    kinds |= {queues.delay(queue, ms): "quorum" for ms in retry.LADDER}
+    for name, kind in kinds.items():
+        operator = obeyed(operators, name, kind)
+        policy = obeyed(policies, name, kind) if policies is not None else _as_said(_seen(api, endpoint, name))
+        yield name, Rule(policy, operator.definition if operator else {})
 
 
 def obeyed(policies: list[dict[str, Any]], queue: str, kind: str | None) -> Policy | None:

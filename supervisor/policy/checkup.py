@@ -98,6 +98,18 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """What policies say to one of our other queues."""
+
+    policy: Policy | None
+    operator: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        return {**(self.policy.definition if self.policy else {}), **self.operator}
+
+
+@dataclass(frozen=True, slots=True)
 class Managed:
     """What only the management API tells."""
 
@@ -113,6 +125,8 @@ class Managed:
     vhost_connections: int | None = None
     user_connections: int | None = None
     """Limits; None or below 0: there is none."""
+    others: Mapping[str, Rule] = field(default_factory=dict)
+    """By name: the queues for dead letters and for tasks that wait for another try, whether they exist yet or not."""
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -167,6 +181,7 @@ def examine(broker: Broker, settings: Settings) -> list[Finding]:
             *ours.prefetched(),
             *ours.dead_letters(),
             *ours.retries(),
+            *ours.kept(),
             *ours.acknowledgement(),
             *ours.permissions(),
             *ours.alarms(),
@@ -512,6 +527,76 @@ class _Case:
             what = f"failed tasks cannot wait for another try: --no-declare, and there is no {', '.join(missing)}"
             yield Finding(Level.PROBLEM, "retries", what, "export WORKQ_DECLARE=true")
 
+    def kept(self) -> Iterator[Finding]:
+        """Whether what lies in our other queues stays there: a policy for all queues means them, too."""
+        delays = {queues.delay(self.queue.name, ms): ms for ms in retry.LADDER}
+        rules = self.broker.managed.others if self.broker.managed else {}
+        found: dict[tuple[str, Level, str, str], list[str]] = {}
+        dead = self.broker.dead
+        for name in (queues.dead(self.queue.name), *delays):
+            rule = rules.get(name, Rule(None))
+            own = dead.arguments if dead is not None and dead.name == name else {}
+            subject = "retries" if name in delays else "dead letters"
+            for harm in self._harms(own, rule, delays.get(name)):
+                found.setdefault((subject, *harm), []).append(name)
+        for (subject, level, what, fix), names in found.items():
+            some = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} like it"
+            yield Finding(level, subject, f"{some}: {what}", fix)
+
+    def _harms(self, own: Mapping[str, Any], rule: Rule, delay: int | None) -> Iterator[tuple[Level, str, str]]:
+        """What the arguments and the policies of one of them do to what lies in it. `delay`: for how long it may,
+        milliseconds; None: for ever."""
+        said = {key: value for key, value in rule.effective.items() if key in _FORGETFUL and isinstance(value, int)}
+        theirs = {key: own[f"x-{key}"] for key in _FORGETFUL if isinstance(own.get(f"x-{key}"), int)}
+        if rule.operator.keys() & _FORGETFUL:
+            by, fix = "an operator policy says so", f"rabbitmqctl list_operator_policies {self._p()}".rstrip()
+        elif said and rule.policy:
+            by, fix = f"the policy {rule.policy.name} says so", self._exempting(rule.policy)
+        else:
+            by, fix = "it was declared so", f"rabbitmqctl list_queues {self._p()}name arguments"
+        said = {
+            key: min(value for value in (said.get(key), theirs.get(key)) if value is not None)
+            for key in said.keys() | theirs.keys()
+        }  # the smaller one counts
+        ttl, expires = said.get("message-ttl"), said.get("expires")
+        if expires is not None:
+            what = (
+                f"after {_seconds(expires)} without a consumer, and it never has one, the broker deletes it, messages "
+            )
+            yield Level.PROBLEM, f"{what}and all; {by}", fix
+        if ttl is not None and delay is None:
+            moved = "x-dead-letter-exchange" in own or "dead-letter-exchange" in rule.effective
+            fate = "dead-lettered in their turn" if moved else "dropped"
+            what = f"dead letters that have lain there for {_seconds(ttl)} are {fate}, unseen by workq dead; {by}"
+            yield Level.PROBLEM, what, fix
+        elif ttl is not None and delay is not None and ttl < delay:
+            yield Level.WARNING, f"tasks come back after {_seconds(ttl)}, sooner than they should; {by}", fix
+        lengths = [
+            f"{said[key]}{unit}" for key, unit in (("max-length", ""), ("max-length-bytes", " bytes")) if key in said
+        ]
+        if not lengths:
+            return
+        overflow = own.get("x-overflow", rule.effective.get("overflow"))
+        if delay is None and overflow in (None, "drop-head"):
+            what = f"when it is full (at {lengths[0]}), the broker drops the oldest dead letters without a word; {by}"
+            yield Level.PROBLEM, what, fix
+        else:
+            what = f"when it is full (at {lengths[0]}), the next message cannot be put there and keeps its worker busy"
+            yield Level.NOTE, f"{what}; {by}", fix
+
+    def _exempting(self, policy: Policy) -> str:
+        """A policy for all our other queues, of a higher priority and without what makes them forget."""
+        name = f"workq-{self.queue.name}-kept"
+        rules = self.broker.managed.others.values() if self.broker.managed else ()
+        obeyed = [rule.policy for rule in rules if rule.policy is not None and rule.policy.name != name]
+        priority = max((each.priority for each in obeyed), default=policy.priority) + 1
+        kept = {key: value for key, value in policy.definition.items() if key not in _FORGETFUL}
+        # A policy may not be empty. This says what happens when a queue without a limit is full.
+        definition = json.dumps(kept or {"overflow": "reject-publish"})
+        words = ["set_policy", "-p", self.vhost, "--priority", str(priority), "--apply-to", "queues", name]
+        pattern = rf"^{re.escape(self.queue.name)}\.(dead|delay\.\d+)$"
+        return "rabbitmqctl " + shlex.join([*words, pattern, definition])
+
     # ------------------------------------------------------------------------------- acknowledgement timeout
 
     def acknowledgement(self) -> Iterator[Finding]:
@@ -684,6 +769,8 @@ class _Case:
         return "" if self.vhost == "/" else f"-p {shlex.quote(self.vhost)} "
 
 
+_FORGETFUL: Final = frozenset({"message-ttl", "expires", "max-length", "max-length-bytes"})
+"""Keys of policies, and arguments with x- before them, by which a queue loses what lies in it."""
 CHANNELS: Final = 2
 """A worker's: one that consumes, one that asks for the queue's depth."""
 CONNECTIONS: Final = 2

@@ -527,10 +527,59 @@ def test_a_policy_that_drops_the_oldest_is_a_warning_and_the_line_mends_it(broke
     name = f"workq-{queue}"
     broker.shell(f"""rabbitmqctl set_policy --apply-to queues {shlex.quote(name)} '^it' '{{"max-length": 9}}'""")
     try:
-        line = check(broker, queue, api=broker.api).one("queue", "warning")
-        assert "(at 9)" in line["what"]
-        broker.shell(line["fix"])
+        report = check(broker, queue, api=broker.api)
+        assert "(at 9)" in report.one("queue", "warning")["what"]
+        assert "(at 9)" in report.one("dead letters", "problem")["what"]
+        for line in report.bad:
+            broker.shell(line["fix"])
         assert not check(broker, queue, api=broker.api).bad
+    finally:
+        for each in (name, f"{name}-kept"):
+            broker.node.eval(f'rabbit_policy:delete(<<"/">>, {amqp.binary(each)}, <<"test">>)')
+
+
+def test_f123_a_policy_for_all_queues_that_dead_letters_vanish_by_is_a_problem_and_the_line_mends_it(
+    broker: Managed, queue: str
+) -> None:
+    declare(broker, queue)
+    dead, delay, other = f"{queue}.dead", f"{queue}.delay.1000", f"{queue}.other"
+    for name in (dead, other):
+        declare(broker, name)
+    blanket = shlex.quote(json.dumps({"message-ttl": 500, "max-length": 1000}))
+    name = f"all-{uuid4().hex[:8]}"
+    broker.shell(f"rabbitmqctl set_policy --priority 7 --apply-to all {name} '^it.s q-' {blanket}")
+    try:
+        amqp.publish(broker.url, dead, ["a"], ids=["1"])
+        eventually(lambda: amqp.depth(broker.url, dead) == 0)
+        report = check(broker, queue, api=broker.api)
+        said = " ".join(line["what"] for line in report.of("dead letters", "problem"))
+        assert f"{dead}: dead letters that have lain there for 0.5 s are dropped" in said
+        assert f"the policy {name} says so" in said
+        assert any(delay in line["what"] for line in report.of("retries", "warning"))
+        broker.shell(report.of("dead letters", "problem")[0]["fix"])
+        after = check(broker, queue, api=broker.api)
+        assert not after.of("dead letters", "problem") and not after.of("retries", "warning")
+        amqp.publish(broker.url, dead, ["a"], ids=["1"])
+        amqp.publish(broker.url, other, ["a"], ids=["1"])
+        eventually(lambda: amqp.depth(broker.url, other) == 0)
+        assert amqp.depth(broker.url, dead) == 1
+    finally:
+        for each in (name, f"workq-{queue}-kept"):
+            broker.node.eval(f'rabbit_policy:delete(<<"/">>, {amqp.binary(each)}, <<"test">>)')
+        amqp.delete(broker.node, other)
+
+
+def test_f123_a_user_that_may_not_see_policies_is_told_by_the_queues_that_are_there(
+    broker: Managed, queue: str
+) -> None:
+    declare(broker, queue)
+    declare(broker, f"{queue}.dead")
+    name = f"all-{uuid4().hex[:8]}"
+    broker.shell(f"""rabbitmqctl set_policy --apply-to all {name} '^it.s q-' '{{"message-ttl": 4000}}'""")
+    try:
+        with broker.user(tags="management") as user:
+            url = broker.for_user(user)
+            eventually(lambda: check(broker, queue, url=url, api=broker.api).of("dead letters", "problem"))
     finally:
         broker.node.eval(f'rabbit_policy:delete(<<"/">>, {amqp.binary(name)}, <<"test">>)')
 

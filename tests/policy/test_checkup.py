@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from typing import Any
@@ -21,11 +22,13 @@ from supervisor.policy.checkup import (
     Node,
     Policy,
     Queue,
+    Rule,
     delays_of,
     examine,
 )
 from supervisor.policy.host import Health, Host, Imported
 from supervisor.policy.poison import RETURNS_MAX
+from supervisor.policy.retry import LADDER
 from supervisor.settings import OPTIONS, Address, Cpus, Settings
 from supervisor.vocabulary import Kind
 
@@ -462,3 +465,74 @@ def test_f124_a_single_active_consumer_is_told_with_what_standby_hosts_need() ->
     assert not [each for each in subscribed if "single active" in each.what]
     several = examine(broker(queue=queue), settings(workers="3"))
     assert [each.fix for each in several if each.level is Level.WARNING] == ["export WORKQ_WORKERS=1"]
+
+
+def others(dead: Rule | None = None, delay: Rule | None = None) -> Managed:
+    rules = {"jobs.dead": dead or Rule(None)} | {queues.delay("jobs", ms): delay or Rule(None) for ms in LADDER}
+    return Managed("u", None, alarms=(), others=rules)
+
+
+BLANKET = Policy("all", 3, {"message-ttl": 4000, "max-length": 9, "ha-mode": "all"})
+
+
+def test_f123_a_policy_for_all_queues_that_takes_from_ours_is_told_with_one_that_exempts_them() -> None:
+    every = examine(broker(managed=others(Rule(BLANKET), Rule(BLANKET))), settings())
+    findings = bad(every)
+    said = {(each.level, each.subject): each for each in findings}
+    assert {each.fix for each in findings} == {findings[0].fix}
+    name, pattern, definition = shlex.split(findings[0].fix)[-3:]
+    assert "--priority 4 " in findings[0].fix and name == "workq-jobs-kept"
+    assert json.loads(definition) == {"ha-mode": "all"}
+    assert all(re.search(pattern, queue) for queue in ("jobs.dead", "jobs.delay.100"))
+    assert not any(re.search(pattern, queue) for queue in ("jobs", "jobs.dead.x", "xjobs.dead", "jobsxdead"))
+    dead = " ".join(each.what for each in findings if each.subject == "dead letters")
+    assert "lain there for 4 s are dropped" in dead and "full (at 9), the broker drops the oldest" in dead
+    assert "the policy all says so" in dead
+    retries = [each for each in every if each.subject == "retries"]
+    full, sooner = retries
+    assert (full.level, sooner.level) == (Level.NOTE, Level.WARNING)
+    assert sooner.what.startswith("jobs.delay.5000 and 14 like it: tasks come back after 4 s")
+    assert full.what.startswith("jobs.delay.100 and 19 like it: when it is full (at 9)")
+    assert (Level.PROBLEM, "dead letters") in said
+
+
+@pytest.mark.parametrize(
+    ("dead", "delay", "level", "what"),
+    [
+        (Rule(Policy("p", 0, {"expires": 60_000})), None, Level.PROBLEM, "after 1 min without a consumer"),
+        (None, Rule(Policy("p", 0, {"expires": 60_000})), Level.PROBLEM, "after 1 min without a consumer"),
+        (Rule(Policy("p", 0, {"message-ttl": 9000, "dead-letter-exchange": "x"})), None, Level.PROBLEM, "unseen by"),
+        (Rule(Policy("p", 0, {"max-length-bytes": 9})), None, Level.PROBLEM, "full (at 9 bytes), the broker drops"),
+        (Rule(None, {"message-ttl": 1000}), None, Level.PROBLEM, "an operator policy says so"),
+    ],
+)
+def test_f123_whatever_makes_our_other_queues_lose_messages_is_told(
+    dead: Rule | None, delay: Rule | None, level: Level, what: str
+) -> None:
+    [finding] = bad(examine(broker(managed=others(dead, delay)), settings()))
+    assert finding.level is level and what in finding.what and finding.fix
+
+
+@pytest.mark.parametrize(
+    ("dead", "delay"),
+    [
+        (Rule(Policy("p", 0, {"delivery-limit": 5, "dead-letter-exchange": "x"})), None),
+        (None, Rule(Policy("p", 0, {"message-ttl": 86_400_000, "overflow": "drop-head"}))),
+        (Rule(None), Rule(None)),
+    ],
+)
+def test_f123_a_policy_that_takes_nothing_is_nobodys_business(dead: Rule | None, delay: Rule | None) -> None:
+    assert not bad(examine(broker(managed=others(dead, delay)), settings()))
+
+
+def test_f123_a_limit_that_makes_publishers_wait_is_worth_knowing() -> None:
+    rule = Rule(Policy("p", 0, {"max-length-bytes": 9, "overflow": "reject-publish"}))
+    findings = examine(broker(managed=others(rule)), settings())
+    assert not bad(findings)
+    assert [each.level for each in findings if "at 9 bytes" in each.what] == [Level.NOTE]
+
+
+def test_f123_what_the_dead_letter_queue_was_declared_with_is_told_without_the_management_api() -> None:
+    dead = Queue("jobs.dead", True, type="classic", arguments={"x-message-ttl": 4000})
+    [finding] = bad(examine(broker(dead=dead, managed=None), settings()))
+    assert finding.level is Level.PROBLEM and "it was declared so" in finding.what
