@@ -15,6 +15,7 @@ from tests.systemd.conftest import CHECKOUT, PREFIX, check_that_it_boots_here, o
 pytestmark = pytest.mark.timeout(300)
 
 INSTALL = f"{CHECKOUT}/scripts/install-service"
+TEMPLATE = "/etc/systemd/system/workq-supervise@.service"
 HANDLER = "def resize(task):\n    print('resized', task.text)\n"
 
 
@@ -55,16 +56,52 @@ def test_a_machine_with_nothing_of_ours_consumes_after_the_steps_that_are_told_a
         still = {"ActiveState": "active", "NRestarts": "0"}
         assert box.show("workq-supervise@mail", *still) == still
 
-        # A second service shares program and unit; the program stays for it.
+        # A second service shares program and unit.
         other = box.run(INSTALL, "other", timeout=300).stdout
         assert "other.toml" in other and "installing" not in other
-        box.run("systemctl", "enable", "workq-supervise@other")
-        assert "workq-supervise@other.service" in box.run(INSTALL, "mail", "--uninstall").stdout
-        assert box.path(f"{PREFIX}/bin/workq-supervise").exists()
+        one_of_its_own(box, mine, broker_url)
+
+        # f91: the program stays for the second one, which is neither enabled nor running.
+        gone = box.run(INSTALL, "mail", "--uninstall").stdout
+        assert f"{PREFIX} stays, for other" in gone and "the unit stays, for other" in gone
+        assert box.path(f"{PREFIX}/bin/workq-supervise").exists() and box.path(TEMPLATE).exists()
         assert box.show("workq-supervise@mail", "ActiveState")["ActiveState"] == "inactive"
+        assert "the unit stays, for mail" in box.run(INSTALL, "other", "--uninstall").stdout
+        box.path(toml).unlink()
         box.run(INSTALL, "other", "--uninstall")
-        kept = {toml, secret, "/etc/workq/other.toml", "/etc/workq/other.amqp-url", "/srv/mail", "/srv/mail/tasks.py"}
+        kept = {secret, "/etc/workq/other.toml", "/etc/workq/other.amqp-url", "/srv/mail", "/srv/mail/tasks.py"}
         assert everything(box) - before == kept | {"/etc/workq"}
+
+        # Somebody else's unit, which may be needed.
+        box.write(TEMPLATE, "[Service]\nExecStart=/opt/theirs/bin/workq-supervise --config /etc/workq/%i.toml\n")
+        refused = box.run(INSTALL, "mail", check=False)
+        assert refused.returncode == 1 and "it runs what is in /opt/theirs" in refused.stderr
+        assert everything(box) - before == kept | {"/etc/workq", TEMPLATE}
+
+
+def one_of_its_own(box: Box, settings: str, broker_url: str) -> None:
+    """f91: a service with a virtual environment of its own, beside those that share one."""
+    own, unit = "/opt/own", "workq-supervise@own"
+    # A copy takes a second, and another installation ten.
+    box.run("cp", "--archive", PREFIX, own)
+    box.run("sed", "-i", f"1s|{PREFIX}|{own}|", f"{own}/bin/workq-supervise", f"{own}/bin/workq")
+    box.write("/etc/workq/own.toml", settings)
+    box.write("/etc/workq/own.amqp-url", broker_url, 0o600)
+    assert f"{unit}.service.d/install-service.conf" in box.run(INSTALL, "own", "--prefix", own).stdout
+    assert "writing" not in box.run(INSTALL, "own").stdout
+    box.run("systemctl", "start", unit)
+    pid = box.show(unit, "MainPID")["MainPID"]
+    assert f"{own}/bin/workq-supervise" in box.path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    box.run("systemctl", "reload", unit)
+    others = box.show("workq-supervise@mail", "ExecStart", "ExecReload")
+    assert all(f"path={PREFIX}/bin/" in command for command in others.values())
+    assert f"path={own}/bin/workq " in box.show(unit, "ExecReload")["ExecReload"]
+    assert f"not in {PREFIX}" in box.run(INSTALL, "own", "--uninstall", "--prefix", PREFIX, check=False).stderr
+    told = box.run(INSTALL, "own", "--uninstall").stdout
+    assert "the unit stays, for mail, other" in told and "/opt/own stays" not in told
+    assert not box.path(own).exists() and not box.path(f"/etc/systemd/system/{unit}.service.d").exists()
+    for left in ("own.toml", "own.amqp-url"):
+        box.path(f"/etc/workq/{left}").unlink()
 
 
 def everything(box: Box) -> set[str]:
@@ -88,7 +125,6 @@ def journal(box: Box) -> str:
         (("one", "--prefix", "relative"), "absolute path"),
         (("one", "--prefix", "/opt/../etc"), "absolute path"),
         (("one", "--prefix", "/home/me/workq"), "would not see it"),
-        (("one", "--prefix", "/opt/elsewhere"), "give --prefix /opt/workq"),
         (("one", "--nonsense"), "unknown"),
     ],
 )
