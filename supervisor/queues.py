@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypedDict
 
 __all__ = [
     "ATTEMPT",
+    "BURST",
     "CAUSE",
     "COPIES",
     "CRASHES",
@@ -92,11 +93,13 @@ PARTS: Final = "x-workq-parts"
 """... of how many ..."""
 PART_OF: Final = "x-workq-part-of"
 """... and of which message: its id or digest."""
+BURST: Final = "x-workq-burst"
+"""Which supervisor, of those that run with `--burst`, has put the message into a delay queue and waits for it."""
 PUT_BACK: Final = "x-workq-put-back"
 """How often the message was put back fresh, because the broker had nearly counted it out."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
-    PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF, PUT_BACK,
+    PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF, PUT_BACK, BURST,
 )  # fmt: skip
 """Every header of ours."""
 SETTLES_IN: Final = 1.5

@@ -23,13 +23,14 @@ import os
 import struct
 import threading
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Final
 
 from supervisor import queues
 from supervisor.clock import now
 from supervisor.tally import Tally
-from supervisor.vocabulary import LOG_SPACE, SLOTS, Counts, InHand, Moved, Phase, Reading, other_page
+from supervisor.vocabulary import LOG_SPACE, SLOTS, Away, Counts, InHand, Moved, Phase, Reading, other_page
 
 PAGES: Final = 2 * SLOTS
 """The file is sparse: an unused page costs nothing."""
@@ -65,7 +66,7 @@ _TRACE_SIZE: Final = 16
 _DUE_MOST: Final = 366 * 86400.0
 """Seconds: later than any retry is due."""
 
-_COUNTERS: Final = struct.Struct("=8Qdd")
+_COUNTERS: Final = struct.Struct("=10Qdd")
 _COUNTERS_AT: Final = 512
 _BUCKETS_AT: Final = 1024
 _BUCKETS: Final = struct.Struct(f"={len(BOUNDS) + 1}Q")
@@ -78,6 +79,7 @@ _MOVED_ROOM: Final = 8
 
 _NAMES: Final = (
     "succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled", "log_lines_dropped",
+    "delayed", "returned",
 )  # fmt: skip
 
 
@@ -142,6 +144,12 @@ class Scoreboard:
         latest = now() + _DUE_MOST
         due = max(due if 0 <= due <= latest else 0.0, others if 0 <= others <= latest else 0.0)
         return self._tallies[number].look(_NAMES, tuple(numbers), seconds, due)
+
+    def away(self, pages: Iterable[int]) -> Away:
+        """What the workers that ever wrote on these pages have put into delay queues, and had back."""
+        counts = [self.read(page).counts for page in pages]
+        out = sum(each.delayed for each in counts) - sum(each.returned for each in counts)
+        return Away(max(0, out), max((each.due for each in counts), default=0.0))
 
     def _instant(self, noted: float) -> float:
         """When something was, in monotonic seconds: now, for what cannot be."""
@@ -283,6 +291,7 @@ class Pen:
 
     def owe(self, due: float) -> None:
         """A task of ours waits in a delay queue until then (monotonic seconds)."""
+        self.count("delayed")
         self._floats[_DUE_AT // 8] = max(due, self._floats[_DUE_AT // 8])
 
     def count(self, counter: str, by: int = 1) -> None:

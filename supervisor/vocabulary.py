@@ -185,6 +185,10 @@ class Counts:
     """Tasks by duration, one count for each bound of `scoreboard.BOUNDS` and one for what is longer; not cumulative."""
     due: float = 0.0
     """Monotonic seconds until which a task may wait in a delay queue; 0 when none ever did."""
+    delayed: int = 0
+    """Tasks put into delay queues ..."""
+    returned: int = 0
+    """... and, under `--burst`, those of them that were settled when they had come back."""
 
     @property
     def finished(self) -> int:
@@ -195,6 +199,15 @@ class Counts:
     def settled(self) -> int:
         """A number that grows with every message that leaves a worker's hand."""
         return self.finished + self.quarantined + self.dead_lettered + self.unsettled
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Tasks that this supervisor's workers have put into delay queues, and have not settled since."""
+
+    tasks: int = 0
+    due: float = 0.0
+    """Monotonic seconds at which the last of all that ever were is due; 0 when none ever was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +324,8 @@ class Depth:
 
     ready: int
     consumers: int
+    delayed: int | None = None
+    """What waits in our delay queues; None: that was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +460,8 @@ class Measure:
     """And that of the dead-letter queue: DeadDepth."""
     nature: bool = False
     """And what kind of queue it is: Nature."""
+    delays: bool = False
+    """And, before, how many tasks wait in our delay queues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -577,6 +594,7 @@ class Sampled:
     """Once a second: every worker's page."""
 
     readings: tuple[Reading, ...]
+    away: Away = field(default_factory=Away)
 
 
 Event = (

@@ -134,6 +134,8 @@ class Processes:
         self._descriptors = Descriptors()
         self._not_ours = frozenset(leftovers.children(os.getpid()))
         """Whom a shell had started before it became this process."""
+        self._pages: set[int] = set()
+        """Those that workers have ever had."""
         self._oom_kills = cgroup.OomKills(cgroup.find_counter())
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -228,7 +230,8 @@ class Processes:
             if not nursery.is_spent:
                 nursery.births.sampled()
         self._oom_kills.look(now())
-        return Sampled(tuple(self._read(worker) for worker in self._workers.values()))
+        readings = tuple(self._read(worker) for worker in self._workers.values())
+        return Sampled(readings, self._board.away(self._pages))
 
     def _read(self, worker: _Worker) -> Reading:
         page = self._board.read(worker.page)
@@ -406,6 +409,7 @@ class Processes:
             refusal = error
         if begun:
             self._workers[page] = worker
+            self._pages.add(page)
             return Started(page, newborn.pid)
         for fileobj in watched:
             self._forget(fileobj)

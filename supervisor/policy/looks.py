@@ -18,7 +18,7 @@ from supervisor.policy.scaling import LOOK_EVERY, Decision, Scaling
 from supervisor.policy.slot import Slot
 from supervisor.policy.truth import Belief, Doubt, Truth
 from supervisor.settings import Span
-from supervisor.vocabulary import DeadDepth, Depth, Measure, Nature, Parked, Phase, Reading, Tell
+from supervisor.vocabulary import Away, DeadDepth, Depth, Measure, Nature, Parked, Phase, Reading, Tell
 
 DEPTH_EVERY: Final = 5.0
 """Seconds between two looks at the queue's depth; every sample under `--burst`."""
@@ -32,6 +32,11 @@ PARKED_SHOWN: Final = 20
 """Dead letters remembered for those who look; all of them lie in the queue."""
 DUE_MARGIN: Final = 1.0
 """Seconds after a delay's end by which `--burst` takes the message for back in the queue."""
+BACK_WITHIN: Final = 200.0
+"""Seconds for which `--burst` waits for a task that should be back. A queue that was full has refused it, and the
+broker, which keeps it where nobody sees it, tries again after 180 (dead_letter_worker_publisher_confirm_timeout)."""
+OTHERS_FOR: Final = 3
+"""Looks in a row; a connection that has just been lost may still count as a consumer."""
 
 
 class Looks:
@@ -55,6 +60,13 @@ class Looks:
         self.parked: tuple[Parked, ...] = ()
         self.all_idle = False
         """Under `--burst`: everybody has been idle since the last sample, and nobody has died since."""
+        self.away = Away()
+        """Tasks of ours in delay queues, as last sampled."""
+        self._missed_since: float | None = None
+        self._had_delayed = False
+        """At the look before something was in the delay queues."""
+        self._others = 0
+        """Looks in a row at which the queue had consumers that are not ours."""
 
     # ----------------------------------------------------------------------------------------- to be asked
 
@@ -153,11 +165,48 @@ class Looks:
     def ask_if_empty(self, readings: tuple[Reading, ...], now: float, *, all_ready: bool) -> list[Tell]:
         """`--burst`: ask for the depth when everybody has been idle since the last sample."""
         idle = [reading for reading in readings if reading.phase is Phase.IDLE]
-        is_owed = any(reading.counts.due + DUE_MARGIN > now for reading in readings)
-        self.all_idle = not is_owed and len(idle) == len(readings) and all_ready
+        self.all_idle = len(idle) == len(readings) and all_ready
         if not self.all_idle:
+            self._missed_since = None
             return []
-        return [Tell(idle[0].page, Measure(), "--burst: everybody is idle; is the queue empty?")]
+        because = "--burst: everybody is idle; are the queue and the delay queues empty?"
+        return [Tell(idle[0].page, Measure(delays=True), because)]
+
+    def await_delayed(self, depth: Depth, consuming: int, now: float) -> str | None:
+        """What `--burst` waits for, though the queue is empty and everybody is idle, in words; None: for nothing, or no
+        longer.
+
+        AMQP shows what waits in a delay queue, and not what has expired there and could not be put into a full queue.
+        That is known by the account alone: delayed by us, and not settled by us since. Nor does it show what others
+        have settled: while there are other consumers, nothing is waited for that only the account knows.
+        """
+        self._others = self._others + 1 if depth.consumers > consuming else 0
+        had_delayed, self._had_delayed = self._had_delayed, bool(depth.delayed)
+        if depth.delayed:
+            self._missed_since = None
+            return f"{_tasks(depth.delayed)} in the delay queues, for another try"
+        if not self.missing or self._others >= OTHERS_FOR:
+            self._missed_since = None
+            has_just_gone = had_delayed or self.away.due + DUE_MARGIN > now
+            return "a task may have just left a delay queue" if has_just_gone else None
+        if self._missed_since is None:
+            self._missed_since = max(now, self.away.due)
+        if now - self._missed_since >= BACK_WITHIN:
+            return None
+        return (
+            f"{_tasks(self.missing)} to come back from a delay queue: was the queue full (reject-publish) when that "
+            f"was due? Then the broker tries again after 3 min; {BACK_WITHIN:g} s are waited at most"
+        )
+
+    @property
+    def missing(self) -> int:
+        """Tasks that we have put into delay queues, and that have not come back to us."""
+        return self.away.tasks
+
+    @property
+    def may_be_elsewhere(self) -> bool:
+        """Others consume from the queue, and may have settled them."""
+        return self._others >= OTHERS_FOR
 
     def compare(self, depth: Depth, ready: Sequence[Slot], now: float) -> Doubt | None:
         """The broker's truth with our workers' beliefs; see `truth`."""
@@ -175,3 +224,7 @@ class Looks:
     def scale(self, depth: Depth, wanted: int, now: float) -> Decision | None:
         """How many workers instead of those `wanted`; see `scaling`."""
         return self._scaling.look(depth, wanted, now)
+
+
+def _tasks(count: int) -> str:
+    return "1 task waits" if count == 1 else f"{count} tasks wait"

@@ -114,6 +114,8 @@ class Pool:
         self._broker = Broker()
         self._shortage = Shortage()
         self._looks = Looks(settings.workers)
+        self._awaited = ""
+        """What a burst was last said to wait for."""
         self._unreached_since: float | None = None
         """Under `--burst`: since when nobody consumes because of the broker."""
         self._sampled_at: float | None = None
@@ -218,7 +220,8 @@ class Pool:
                 actions += self._garbled(self._at(page), because, now)
             case Exited():
                 actions += self._exited(self._at(event.page), event, now)
-            case Sampled(readings):
+            case Sampled(readings, away):
+                self._looks.away = away
                 actions += self._sampled(readings, now)
         return [*actions, *self._replace_next(now), *self._spawns(now), *self._leave()]
 
@@ -929,10 +932,20 @@ class Pool:
     def _measured(self, depth: Depth, now: float) -> list[Action]:
         self._looks.measured(depth, now)
         actions = [*self._compare(depth, now), *self._scale(depth, now)]
-        if not self._settings.burst or depth.ready or not self._looks.all_idle or self._state is State.DRAINING:
+        is_asked = self._settings.burst and depth.delayed is not None and self._looks.all_idle
+        if not is_asked or depth.ready or self._state is State.DRAINING:
             return actions
-        self._is_finishing = True
+        awaited = self._looks.await_delayed(depth, self._count(Seat.READY), now)
+        if awaited is not None:
+            is_news, self._awaited = self._awaited != awaited, awaited
+            return [*actions, *([Say("burst.waiting", "info", f"--burst: {awaited}")] if is_news else [])]
         because = "--burst: the queue is empty and everybody is idle"
+        if missing := self._looks.missing:
+            because += f"; {missing} delayed and not settled here since, and AMQP does not tell where they are"
+            if not self._looks.may_be_elsewhere:
+                return [*actions, *self._stop(f"{because}: run it again", now, EXIT_BROKER)]
+            because += ": other consumers may have settled them"
+        self._is_finishing = True
         actions.append(Say("supervisor.stopping", "info", because))
         for slot in self._slots:
             actions += termination.drain(slot, because, None, finish=True)

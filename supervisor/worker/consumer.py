@@ -168,8 +168,9 @@ class Baton:
 class Consumer:
     """Consumes one queue. Made, opened, asked for `next()` until that is None or raises Gone, closed.
 
-    `beat` is called at every turn of the loop; `measured` with (ready, consumers) after `measure()`; `counted_dead`
-    after `count_dead()`; `lost` from the keeper's thread, when the connection ends while the main thread is away.
+    `beat` is called at every turn of the loop; `measured` with (ready, consumers, delayed) after `measure()`;
+    `counted_dead` after `count_dead()`; `lost` from the keeper's thread, when the connection ends while the main thread
+    is away.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class Consumer:
         settings: Settings,
         name: str,
         beat: Callable[[], None],
-        measured: Callable[[int, int], None],
+        measured: Callable[[int, int, int | None], None],
         lost: Callable[[Gone], None],
         counted_dead: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -352,13 +353,55 @@ class Consumer:
             if self._name in self._channel.consumer_tags:
                 self._call(self._channel.basic_cancel, consumer_tag=self._name)
 
-    def measure(self) -> None:
-        """Ask for the queue's depth, on a channel of its own: a missing queue closes that, not the consuming one."""
+    def measure(self, *, delays: bool = False) -> None:
+        """Ask for the queue's depth, on a channel of its own: a missing queue closes that, not the consuming one. With
+        `delays`, ask first how many tasks wait in our delay queues: one that comes back meanwhile is seen in one of
+        them.
+        """
+        settings = self._settings
+        if delays:
+            steps = retry.steps(settings.retries, settings.retry_delay)
+            self._count_delays(deque(queues.delay(settings.queue, ms) for ms in steps), 0)
+        else:
+            self._measure(None)
+
+    def _count_delays(self, left: deque[str], found: int) -> None:
+        """Add what waits in the queues that are left, then measure the main one."""
+
+        def ask(channel: Any) -> None:
+            if left:
+                channel.queue_declare(**queues.inquiry(left[0]), callback=lambda frame: answered(channel, frame))
+            else:
+                channel.close()
+                self._measure(found)
+
+        def answered(channel: Any, frame: Any) -> None:
+            nonlocal found
+            found += frame.method.message_count
+            left.popleft()
+            ask(channel)
+
+        def closed(_: Any, reason: BaseException) -> None:
+            if left and amqp.explain(reason, self._endpoint).kind in (Kind.MISSING, Kind.PERMISSION):
+                left.popleft()
+                # Later: pika is still taking the channel down.
+                self._ioloop.call_later(0, lambda: self._count_delays(left, found))
+
+        if self._connection is not None and self._connection.is_open:
+            self._connection.channel(on_open_callback=ask).add_on_close_callback(closed)
+
+    def _measure(self, delayed: int | None) -> None:
+        def ask(channel: Any) -> None:
+            channel.queue_declare(**queues.inquiry(self._settings.queue), callback=answered)
+
+        def answered(frame: Any) -> None:
+            self._measured(frame.method.message_count, frame.method.consumer_count, delayed)
+
         channel = self._side_channel
         if channel is not None and channel.is_open:
-            self._measure_on(channel)
+            ask(channel)
         elif self._connection is not None and self._connection.is_open:
-            self._side_channel = self._connection.channel(on_open_callback=self._measure_on)
+            self._side_channel = self._connection.channel(on_open_callback=ask)
 
     def count_dead(self) -> None:
         """Ask how many dead letters there are, on one more channel: mostly there is no such queue, which closes it."""
@@ -726,12 +769,6 @@ class Consumer:
             self._gone.silence = silence
             if self.unattended.free_since is not None:
                 self._lost(self._gone)
-
-    def _measure_on(self, channel: Any) -> None:
-        def answered(frame: Any) -> None:
-            self._measured(frame.method.message_count, frame.method.consumer_count)
-
-        channel.queue_declare(**queues.inquiry(self._settings.queue), callback=answered)
 
     def _count_dead_on(self, channel: Any) -> None:
         def answered(frame: Any) -> None:

@@ -184,7 +184,8 @@ class Worker:
         self._handler = handler
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{slot}"
         self._consumer = Consumer(settings, name, pen.beat, self._measured, self._lost, self._counted_dead)
-        self._parking = Parking(settings, name, self._blocked, has_queues=begin.has_queues)
+        self._burst = _supervisor() if settings.burst else ""
+        self._parking = Parking(settings, name, self._blocked, has_queues=begin.has_queues, burst=self._burst)
         self._has_queues = begin.has_queues
         self._patience = Patience(settings.retries, settings.retry_delay)
         self._tries = settings.retries + 1
@@ -298,6 +299,7 @@ class Worker:
         """It lies in another queue already, and only its acknowledgement was lost. Raises Gone."""
         self._note_moved(delivery)
         self._acknowledge(delivery)
+        self._count_returned(delivery)
         self._pen.phase(Phase.IDLE)
         because = "an earlier worker has parked it, confirmed, and its acknowledgement was lost: acknowledged, not run"
         self._log.info(
@@ -369,7 +371,14 @@ class Worker:
                 self._note_moved(delivery)
                 self._moved = delivery.tag, settlement
         self._acknowledge(delivery)
+        if not isinstance(settlement, Afresh):
+            self._count_returned(delivery)
         return settlement
+
+    def _count_returned(self, delivery: Delivery) -> None:
+        """A task that this supervisor had put into a delay queue is settled: it is not out any more."""
+        if self._burst and (delivery.properties.headers or {}).get(queues.BURST) == self._burst:
+            self._pen.count("returned")
 
     def _acknowledge(self, delivery: Delivery) -> None:
         """Raises Gone."""
@@ -532,8 +541,8 @@ class Worker:
         match order:
             case Drain(finish, cause):
                 self._consumer.leave(Cause(cause), "asked to leave", finish=finish)
-            case Measure(dead, nature):
-                self._consumer.measure()
+            case Measure(dead, nature, delays):
+                self._consumer.measure(delays=delays)
                 if dead:
                     self._consumer.count_dead()
                 if nature:
@@ -562,8 +571,8 @@ class Worker:
             self._held_up = because
             self._link.send(Blocked(because is not None, because or ""))
 
-    def _measured(self, ready: int, consumers: int) -> None:
-        self._link.send(Depth(ready, consumers))
+    def _measured(self, ready: int, consumers: int, delayed: int | None) -> None:
+        self._link.send(Depth(ready, consumers, delayed))
 
     def _counted_dead(self, ready: int) -> None:
         self._link.send(DeadDepth(ready))
@@ -579,6 +588,17 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * mmap.PAGESIZE
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def _supervisor() -> str:
+    """A name that no two supervisors share, and none with one that ran before it: host, pid, and when it began (ticks
+    since boot, proc_pid_stat(5)). Empty when the kernel does not tell."""
+    pid = os.getppid()
+    try:
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{os.uname().nodename}-{pid}-{began}"
 
 
 def _about(delivery: Delivery, attempt: int, seconds: float) -> dict[str, object]:

@@ -33,10 +33,17 @@ class Parking:
     """Where messages go that shall not run now. Closed with the process; reconnects by itself."""
 
     def __init__(
-        self, settings: Settings, name: str, blocked: Callable[[bool], None], *, has_queues: bool = False
+        self,
+        settings: Settings,
+        name: str,
+        blocked: Callable[[bool], None],
+        *,
+        has_queues: bool = False,
+        burst: str = "",
     ) -> None:
         """`blocked` is called when the broker takes no messages for now (an alarm), and again when it has taken one.
-        `has_queues` as in `Begin`."""
+        `has_queues` as in `Begin`. `burst` names the supervisor that waits for what is delayed; empty: none does."""
+        self._burst = burst
         self._settings = settings
         self._name = name
         self._dead: Publisher | None = None
@@ -115,6 +122,8 @@ class Parking:
         Raises PublishError, as `park` does; Refused for one that is larger than the broker takes by now.
         """
         headers = {queues.FIRST_SEEN: self._first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
+        if self._burst:
+            headers[queues.BURST] = self._burst
         # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it has
         # its arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): what another worker puts there
         # meanwhile would never expire, and at the head it would hold back all behind it, for ever.

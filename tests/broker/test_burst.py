@@ -26,3 +26,33 @@ def test_f93_a_broker_that_is_late_and_not_too_late_is_awaited(own_node: Private
         own_node.start()
         assert pool.wait() == 0
     assert sorted(runs.lines("done")) == ["a", "b"]
+
+
+def test_f126_a_burst_waits_for_a_retry_that_a_full_queue_has_refused(own_node: PrivateNode, runs: Runs) -> None:
+    """The broker keeps it, where nobody sees it, and tries again after three minutes; here sooner."""
+    own_node.eval("application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 8000)")
+    with amqp.connection(own_node.url) as link:
+        limits = {"x-max-length": 2, "x-overflow": "reject-publish"}
+        link.channel().queue_declare("q", durable=True, arguments=limits)
+    amqp.publish(own_node.url, "q", ["0 fails", "5"], ids=["fails", "long"])
+    options = ("--workers", "1", "--burst", "--retry-delay", "2s")
+    with supervised("handlers:weather", *options, url=own_node.url, queue="q", env=runs.env) as pool:
+        pool.hear("task.retried")
+        runs.hear("began", 2)
+        amqp.publish(own_node.url, "q", ["0", "0"], ids=["c", "d"])  # full when the retry is due
+        waits = pool.hear("burst.waiting")
+        assert "1 task" in waits["because"] and "full" in waits["because"]
+        assert pool.wait() == 0
+    assert sorted(runs.lines("done")) == ["c", "d", "fails", "long"]
+
+
+def test_f126_a_burst_waits_for_what_others_have_put_into_the_delay_queues(own_node: PrivateNode, runs: Runs) -> None:
+    options = ("--workers", "1", "--retry-delay", "5s")
+    with supervised("handlers:weather", *options, url=own_node.url, queue="q", env=runs.env) as other:
+        amqp.publish(own_node.url, "q", ["0 fails"], ids=["fails"])
+        other.hear("task.retried")
+        assert other.stop() == 0
+    with supervised("handlers:weather", *options, "--burst", url=own_node.url, queue="q", env=runs.env) as pool:
+        assert "1 task" in pool.hear("burst.waiting")["because"]
+        assert pool.wait() == 0
+    assert runs.lines("done") == ["fails"]

@@ -41,6 +41,27 @@ class Bug:
 
 BUGS = [
     Bug(
+        "a burst takes any look for one at the delay queues",
+        "pool.py",
+        "self._settings.burst and depth.delayed is not None and",
+        "self._settings.burst and",
+        SCENES,
+    ),
+    Bug(
+        "a burst leaves while tasks lie in the delay queues",
+        "looks.py",
+        "        if depth.delayed:\n            self._missed_since",
+        "        if False:\n            self._missed_since",
+        SCENES,
+    ),
+    Bug(
+        "a burst does not wait for a task that a full queue has refused",
+        "looks.py",
+        "if not self.missing or self._others",
+        "if True or self._others",
+        SCENES,
+    ),
+    Bug(
         "those that stand by behind a single active consumer are doubted",
         "truth.py",
         "        if self.is_single:\n",

@@ -25,6 +25,7 @@ from supervisor.vocabulary import (
     EXIT_KILLED,
     Action,
     Asked,
+    Away,
     Blocked,
     Cause,
     DeadDepth,
@@ -1384,6 +1385,81 @@ def test_burst_leaves_although_a_worker_hangs_after_its_last_words() -> None:
     world.die(worker, "SIGKILL")
     assert world.left is not None
     assert world.left.code == EXIT_DONE, "the queue is empty, and every task is settled"
+
+
+def _burst_looks(world: World, looks: int, delayed: int | None = 0, consumers: int = 1) -> None:
+    """So many seconds, in each of which the queue is found empty."""
+    for _ in range(looks):
+        world.advance(1.0)
+        world.sample()
+        world.tell(WorkerSaid(0, Depth(0, consumers, delayed)))
+        if world.pool.view(world.now).state is State.DRAINING or world.workers[0].order:
+            return
+
+
+def _waits(world: World) -> list[str]:
+    return [say.because for say in _of(world, Say) if say.event == "burst.waiting"]
+
+
+def test_f126_a_burst_waits_for_what_lies_in_the_delay_queues_and_says_so_once() -> None:
+    world = _up(workers=1, burst=True)
+    _burst_looks(world, 500, delayed=2)
+    assert len(_waits(world)) == 1 and "2 tasks wait in the delay queues" in _waits(world)[0]
+    assert world.workers[0].order is None
+    _burst_looks(world, 1)
+    assert world.workers[0].order is None, "it may have been on its way between two looks"
+    _burst_looks(world, 1)
+    assert world.workers[0].order == Drain(finish=True)
+
+
+def test_f126_a_look_that_did_not_ask_for_the_delay_queues_ends_no_burst() -> None:
+    world = _up(workers=1, burst=True)
+    _burst_looks(world, 10, delayed=None)
+    assert world.workers[0].order is None
+
+
+def test_f126_a_burst_waits_for_a_task_that_should_be_back_and_leaves_with_75_when_it_does_not_come() -> None:
+    world = _up(workers=1, burst=True)
+    world.away = Away(1, due=world.now + 5.0)
+    begun = world.now
+    _burst_looks(world, 500)
+    assert 200.0 <= world.now - begun <= 210.0, "as long as the broker takes to try again"
+    assert len(_waits(world)) == 1 and "was the queue full" in _waits(world)[0]
+    world.leave(world.workers[0], Cause.DRAINED)
+    world.be_gone(world.workers[0])
+    assert world.left is not None and world.left.code == EXIT_BROKER
+    assert "1 delayed and not settled here" in world.left.because
+
+
+def test_f126_a_burst_leaves_when_that_task_has_come_back_and_is_settled() -> None:
+    world = _up(workers=1, burst=True)
+    world.away = Away(1, due=world.now + 5.0)
+    _burst_looks(world, 100)
+    assert world.workers[0].order is None
+    world.away = Away(0, world.away.due)
+    _burst_looks(world, 1)
+    assert world.workers[0].order == Drain(finish=True)
+
+
+def test_f126_a_task_that_keeps_workers_busy_in_between_begins_the_wait_anew() -> None:
+    world = _up(workers=1, burst=True)
+    world.away = Away(2, due=world.now)
+    _burst_looks(world, 150)
+    worker = _working(world)
+    world.sample()
+    world.finish_task(worker)
+    world.away = Away(1, world.now)
+    _burst_looks(world, 150)
+    assert worker.order is None
+
+
+def test_f126_where_others_consume_too_a_task_may_be_settled_elsewhere_and_0_is_said_with_that_doubt() -> None:
+    world = _up(workers=1, burst=True)
+    world.away = Away(1, due=world.now)
+    _burst_looks(world, 10, consumers=2)
+    assert world.workers[0].order == Drain(finish=True)
+    [stopping] = [say for say in _of(world, Say) if say.event == "supervisor.stopping"]
+    assert "other consumers may have settled them" in stopping.because
 
 
 def test_burst_goes_on_with_as_many_workers_as_are_wanted() -> None:

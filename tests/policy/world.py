@@ -26,6 +26,7 @@ from supervisor.vocabulary import (
     EXIT_KILLED,
     Action,
     Asked,
+    Away,
     Cause,
     Connecting,
     Counts,
@@ -186,6 +187,8 @@ class World:
         self.workers: dict[int, Worker] = {}
         """By page."""
         self.queue: list[Message] = []
+        self.away = Away()
+        """What the scoreboard says of tasks in delay queues."""
         self.quarantined: list[Message] = []
         self.kills: Counter[str] = Counter()
         """By key: workers that its messages have killed."""
@@ -378,6 +381,9 @@ class World:
             self.has_given_up = True
             assert self.settings.burst, "the broker is awaited for ever"
             assert self.now - self.reached_at >= self.settings.burst_wait, "a burst has waited for too short a time"
+        if "AMQP does not tell where" in because and "other consumers" not in because:
+            self.has_given_up = True
+            assert self.settings.burst and self.away.tasks, "nothing is missing"
         self.is_stopping = self.was_asked_to_stop or not self.settings.burst or not self.has_worked or self.has_given_up
         self.is_finishing = not self.is_stopping
         gave_up = not (self.was_asked_to_stop or self.is_finishing or self.has_given_up)
@@ -623,7 +629,8 @@ class World:
 
     def answer(self, worker: Worker, ready: int | None = None) -> None:
         worker.is_measuring = False
-        self.tell(WorkerSaid(worker.page, Depth(len(self.queue) if ready is None else ready, len(self.workers))))
+        found = len(self.queue) if ready is None else ready
+        self.tell(WorkerSaid(worker.page, Depth(found, len(self.workers), delayed=0)))
 
     # ---------------------------------------------------------------------------------------------------- others
 
@@ -635,7 +642,7 @@ class World:
             assert self.is_stopping
 
     def sample(self) -> None:
-        self.tell(Sampled(tuple(worker.read(self.now) for worker in self.workers.values())))
+        self.tell(Sampled(tuple(worker.read(self.now) for worker in self.workers.values()), self.away))
         self._check_questions()
 
     def advance(self, seconds: float) -> None:
