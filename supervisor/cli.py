@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from supervisor.argv import hide_urls
+from supervisor.linux.proctitle import hide_urls
 from supervisor.settings import OPTIONS, Option, Settings, SettingsError, load
 from supervisor.version import __version__
 from supervisor.vocabulary import EXIT_CONFIG, EXIT_KILLED

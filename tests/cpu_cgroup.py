@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from supervisor import cgroup
+from supervisor.linux import cgroup
 from tests.memory_cgroup import removed
 from tests.supervision import eventually
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from supervisor.parent import leftovers
+from supervisor.linux import orphans
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 30.0
@@ -198,7 +198,7 @@ def retinue(pool: Supervision) -> dict[str, int]:
     """The supervisor's children beside its workers, by name: `workq-nursery`, and `workq-spare`, which is awaited."""
 
     def everybody() -> dict[str, int] | None:
-        others = set(leftovers.children(pool.pid)) - set(pool.pids())
+        others = set(orphans.children(pool.pid)) - set(pool.pids())
         try:
             named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in others}
         except FileNotFoundError:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from supervisor.argv import hide_urls
+from supervisor.linux.proctitle import hide_urls
 from supervisor.version import __version__
 
 COMMANDS: Final = ("broker", "check", "dead", "drain", "publish", "reload", "scale", "status", "top")

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from supervisor import cgroup, namesake
+from supervisor import namesake
+from supervisor.linux import cgroup
 from supervisor.policy.host import PROPERTIES, Health, Host, Imported, unit_of, units
 from supervisor.settings import Address, Settings, usable_cpus
 from supervisor.vocabulary import EXIT_DONE

@@ -22,9 +22,9 @@ from supervisor import logs, namesake, streams
 from supervisor.clock import now
 from supervisor.parent import control, refusals
 from supervisor.parent.control import Listener, Wishes
+from supervisor.parent.http.thread import Serving
 from supervisor.parent.processes import Processes
-from supervisor.parent.serving import Serving
-from supervisor.parent.wakeups import Wakeups, asked
+from supervisor.parent.signals import Wakeups, asked
 from supervisor.policy import status
 from supervisor.policy.pool import Pool
 from supervisor.policy.view import PoolView
@@ -54,8 +54,8 @@ from supervisor.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from supervisor.parent.changes import Changes
-    from supervisor.parent.notify import Systemd
+    from supervisor.parent.systemd import Systemd
+    from supervisor.parent.watcher import Changes
 
 SAMPLE_EVERY: Final = 1.0
 RECENT: Final = 50
@@ -127,7 +127,7 @@ def _write_last(line: str) -> None:
 
 def _changes(directory: str, supervisor: Supervisor, log: Any) -> Changes | None:
     try:
-        from supervisor.parent.changes import Changes
+        from supervisor.parent.watcher import Changes
 
         return Changes(directory, supervisor)
     except (OSError, ImportError, RuntimeError) as error:
@@ -155,9 +155,9 @@ def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listene
     health = control_socket = None
     if settings.health is not None:
         try:
-            from supervisor.parent import listen
+            from supervisor.parent.http import sockets
 
-            health = listen.bind(settings.health, settings.health_explicit, log)
+            health = sockets.bind(settings.health, settings.health_explicit, log)
         except OSError as error:
             where = f"the health port {settings.health} cannot be had"
             raise _CannotListen(where, error, "choose another with --health, or off") from None
@@ -173,9 +173,9 @@ def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listene
 def _systemd() -> Systemd | None:
     if "NOTIFY_SOCKET" not in os.environ:
         return None
-    from supervisor.parent import notify
+    from supervisor.parent import systemd
 
-    return notify.take(os.environ)
+    return systemd.take(os.environ)
 
 
 class Supervisor:

@@ -19,14 +19,15 @@ from importlib import import_module
 from types import ModuleType
 from typing import Final, NoReturn
 
-from supervisor import argv, logs, streams
+from supervisor import logs, streams
+from supervisor.linux import proctitle
 from supervisor.vocabulary import EXIT_SOFTWARE
 
 _MODULE: Final = "supervisor.worker.nursery"
 """By its name: the parent does not know the rooms where workers live, and runs nothing of them but `rehearse`."""
 _SECRETS: Final = frozenset({"WORKQ_URL"})
 """Variables that no child gets: /proc/PID/environ is a place where secrets are found."""
-_NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.parent")
+_NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.linux.orphans", "supervisor.parent")
 """Modules that a nursery does not import, with what is below them. A handler that wants one shall have it anew."""
 
 
@@ -120,7 +121,7 @@ def _forget(nursery: ModuleType, ours: Sequence[str]) -> None:
     """What the command line said, and what was imported to read it."""
     for name in _SECRETS:
         os.environ.pop(name, None)
-    argv.hide_removed_variables()
+    proctitle.hide_removed_variables()
     sys.argv[:] = [str(nursery.__file__)]
     if not sys.flags.safe_path:
         del sys.path[0]  # the script's directory, or the working directory

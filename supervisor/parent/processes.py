@@ -19,14 +19,15 @@ from typing import Any, Final
 
 import psutil
 
-from supervisor import cgroup, logs
+from supervisor import logs
 from supervisor.clock import now
 from supervisor.frames import kinds_of
 from supervisor.link import Link
-from supervisor.parent import leftovers, refusals
+from supervisor.linux import cgroup, orphans
 from supervisor.parent import nursery as nursery_process
-from supervisor.parent.births import Births, Newborn
+from supervisor.parent import refusals
 from supervisor.parent.descriptors import Descriptors, close
+from supervisor.parent.forks import Births, Newborn
 from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
 from supervisor.scoreboard import Scoreboard
@@ -132,7 +133,7 @@ class Processes:
         self._has_orphans = False
         self._has_leftovers = False
         self._descriptors = Descriptors()
-        self._not_ours = frozenset(leftovers.children(os.getpid()))
+        self._not_ours = frozenset(orphans.children(os.getpid()))
         """Whom a shell had started before it became this process."""
         self._pages: set[int] = set()
         """Those that workers have ever had."""
@@ -613,7 +614,7 @@ class Processes:
 
     def _kill_leftovers(self, living: set[int]) -> None:
         try:
-            leftovers.kill(living)
+            orphans.kill(living)
             self._has_leftovers = False
         except OSError:
             self._has_leftovers = True  # at the next sample
@@ -652,7 +653,7 @@ class Processes:
         self._reap_orphans()
         while now() < until:
             try:
-                if not leftovers.kill_all(self._not_ours):
+                if not orphans.kill_all(self._not_ours):
                     break
             except OSError:
                 pass

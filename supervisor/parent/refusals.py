@@ -7,7 +7,7 @@ import os
 import resource
 from typing import Final
 
-from supervisor import cgroup
+from supervisor.linux import cgroup
 
 RESTART_MAY_HELP: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EINTR})
 """What is used up now need not be a minute later."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor import cgroup
 from supervisor.endpoint import Endpoint
+from supervisor.linux import cgroup
 from supervisor.queues import dead
 
 WORKERS_MOST: Final = 1024

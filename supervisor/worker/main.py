@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from supervisor import logs, queues, streams, trace
 from supervisor.clock import now
 from supervisor.link import Link
+from supervisor.linux import comm, prctl
 from supervisor.policy.settle import (
     Acknowledge,
     Afresh,
@@ -59,7 +60,7 @@ from supervisor.vocabulary import (
     Verdict,
     slot_of,
 )
-from supervisor.worker import aftermath, comm, deathsig, forked
+from supervisor.worker import aftermath, forked
 from supervisor.worker.consumer import Consumer, Delivery, Gone
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.parking import Parking, PublishError
@@ -112,7 +113,7 @@ def live(birth: Birth) -> NoReturn:
         os._exit(EXIT_DONE)  # the supervisor is gone, or did not want this worker after all
     page = received[0].page
     slot = slot_of(page)
-    deathsig.follow(birth.parent)
+    prctl.follow(birth.parent)
     logs.sit(slot)
     comm.name(f"workq-worker-{slot}")
     pen = birth.board.pen(page)

@@ -25,6 +25,7 @@ from typing import NoReturn
 from supervisor import logs, originals, streams, trace
 from supervisor.clock import now
 from supervisor.link import Link
+from supervisor.linux import comm, prctl
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
@@ -40,7 +41,7 @@ from supervisor.vocabulary import (
     Record,
     Threaded,
 )
-from supervisor.worker import aftermath, comm, deathsig, rehearsal, shared
+from supervisor.worker import aftermath, rehearsal, shared
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.main import Birth, live
 from supervisor.worker.task import Task
@@ -69,7 +70,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
         return EXIT_DONE
     order = received[0]
     assert isinstance(order, Load)
-    deathsig.follow(order.parent)
+    prctl.follow(order.parent)
     comm.name("workq-nursery")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     aftermath.arm()

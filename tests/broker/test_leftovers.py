@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.commands.node import PrivateNode
-from supervisor.parent.leftovers import children
+from supervisor.linux.orphans import children
 from tests import amqp, handler_modules
 from tests.supervision import Runs, Supervision, eventually, gone, retinue, supervised
 

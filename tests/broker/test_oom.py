@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from supervisor.cgroup import EXPENDABLE
-from supervisor.parent.leftovers import children
+from supervisor.linux.cgroup import EXPENDABLE
+from supervisor.linux.orphans import children
 from tests import amqp
 from tests.memory_cgroup import memory_cgroup
 from tests.supervision import Runs, Supervision, retinue, supervised

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from supervisor.commands.node import PrivateNode
 from supervisor.commands.running import Running, Trouble
-from supervisor.parent import leftovers
+from supervisor.linux import orphans
 from tests import amqp
 from tests.chaos.refusing import KINDS
 from tests.supervision import eventually
@@ -203,7 +203,7 @@ def _has_reloaded(status: dict[str, Any], wish: Callable[[str], bool]) -> bool:
 def _at_rest(pid: int, status: dict[str, Any]) -> bool:
     """The supervisor's children are its two workers, the nursery, and the worker that is forked ahead."""
     names = []
-    for child in leftovers.children(pid):
+    for child in orphans.children(pid):
         try:
             names.append(Path(f"/proc/{child}/comm").read_text().strip())
         except OSError:

@@ -18,7 +18,7 @@ DOCUMENT = ROOT / "docs" / "events.md"
 
 EVENT = re.compile(r"[a-z]+\.[a-z_]+")
 LEVELS = {"debug", "info", "warning", "error", "critical"}
-ROLES = {"parent": {"supervisor"}, "policy": {"supervisor"}, "worker": {"worker"}}
+ROLES = {"parent": {"supervisor"}, "http": {"supervisor"}, "policy": {"supervisor"}, "worker": {"worker"}}
 """By the room of the code; nobody else logs."""
 SETTLEMENTS = SUPERVISOR / "policy" / "settle.py"
 """Names the events that a worker logs as `settlement.event`; the first of them under its own name."""

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from supervisor.link import Link
-from supervisor.parent.births import Births
 from supervisor.parent.descriptors import Descriptors
+from supervisor.parent.forks import Births
 
 STARTS = 200
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import cgroup
-from supervisor.cgroup import EXPENDABLE, UNCLAIMED_FOR, OomKills, cpu_quota, find_counter, make_expendable
 from supervisor.clock import now
+from supervisor.linux import cgroup
+from supervisor.linux.cgroup import EXPENDABLE, UNCLAIMED_FOR, OomKills, cpu_quota, find_counter, make_expendable
 from tests.memory_cgroup import memory_cgroup
 
 MEBIBYTE = 1 << 20

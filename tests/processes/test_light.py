@@ -12,13 +12,13 @@ def ask(script: str) -> str:
     return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.loop, supervisor.parent.web"])
+@pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.loop, supervisor.parent.http.app"])
 def test_neither_parent_nor_worker_brings_rich_along(room: str) -> None:
     assert ask(f"import sys, {room}; print('structlog' in sys.modules, 'rich' in sys.modules)") == "True False"
 
 
 def test_uvicorn_comes_without_its_supervisors_and_whoever_asks_for_them_later_gets_them() -> None:
-    serve = "from supervisor.parent import web; web._serve([])"
+    serve = "from supervisor.parent.http import app; app._serve([])"
     assert (
         ask(f"import sys; {serve}; print('uvicorn' in sys.modules, 'multiprocessing' in sys.modules)") == "True False"
     )

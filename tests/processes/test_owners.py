@@ -15,7 +15,7 @@ def as_supervisor(program: str) -> list[str]:
     quiet. Everything that it leaves is killed in the end. Returns the words that it printed."""
     prelude = """
         import ctypes, os, resource, select, signal, subprocess, sys, time
-        from supervisor.parent import leftovers
+        from supervisor.linux import orphans
 
         assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
 
@@ -30,7 +30,7 @@ def as_supervisor(program: str) -> list[str]:
                 os.read(reader, 1)
                 os.dup2(tells, 3)
                 os.execvp("sh", ["sh", "-c", script + "\\necho >&3; exec 3>&-; exec sleep 600"])
-            leftovers.mark(pid)
+            orphans.mark(pid)
             os.write(writer, b".")
             assert os.read(told, 1) == b"\\n"
             return pid
@@ -39,8 +39,8 @@ def as_supervisor(program: str) -> list[str]:
             os.kill(pid, signal.SIGKILL)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
-        def orphans():
-            return set(leftovers.children(os.getpid())) - {a, b}
+        def strays():
+            return set(orphans.children(os.getpid())) - {a, b}
 
         def ends(pids):
             return all(select.select([os.pidfd_open(pid)], [], [], 30)[0] for pid in pids)
@@ -50,7 +50,7 @@ def as_supervisor(program: str) -> list[str]:
     """
     end = """
         finally:
-            while leftovers.kill_all(()):
+            while orphans.kill_all(()):
                 os.wait()
     """
     text = textwrap.dedent(prelude) + textwrap.indent(textwrap.dedent(program), "    ") + textwrap.dedent(end)
@@ -63,12 +63,12 @@ def test_a_daemon_is_known_as_its_workers_without_session_parent_environment_or_
     daemon = "setsid -f env -i sh -c 'exec 3>&- 0<&- 1<&- 2<&-; exec sleep 600'"
     words = as_supervisor(f"""
         a, b = worker("{daemon}"), worker("true")
-        while not [daemon for daemon in orphans() if os.getsid(daemon) == daemon]:
+        while not [daemon for daemon in strays() if os.getsid(daemon) == daemon]:
             time.sleep(0.01)
-        [daemon] = orphans()
-        print(leftovers.owner(daemon) == a, leftovers.owner(a) == a, leftovers.owner(b) == b)
+        [daemon] = strays()
+        print(orphans.owner(daemon) == a, orphans.owner(a) == a, orphans.owner(b) == b)
         stranger = subprocess.Popen(["sleep", "600"])
-        print(leftovers.owner(stranger.pid), leftovers.owner(os.getpid()))
+        print(orphans.owner(stranger.pid), orphans.owner(os.getpid()))
     """)
     assert words == ["True", "True", "True", "None", "None"]
 
@@ -78,11 +78,11 @@ def test_the_living_ones_daemons_are_spared_and_the_dead_ones_killed() -> None:
     words = as_supervisor(f"""
         a, b = worker("{daemon}"), worker("{daemon}")
         stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
-        while len(found := orphans()) < 3:
+        while len(found := strays()) < 3:
             time.sleep(0.01)
-        of_a = {{pid for pid in found if leftovers.owner(pid) == a}}
+        of_a = {{pid for pid in found if orphans.owner(pid) == a}}
         end(a)
-        leftovers.kill({{b}})
+        orphans.kill({{b}})
         print(len(of_a), ends(of_a), stranger.poll())
         [of_b] = found - of_a - {{stranger.pid}}
         print(select.select([os.pidfd_open(of_b)], [], [], 0.2)[0])
@@ -98,13 +98,13 @@ def test_one_call_kills_every_generation_of_what_was_left(tmp_path: Path) -> Non
         def below():
             pids = [a]
             for pid in pids:
-                pids += leftovers.children(pid)
+                pids += orphans.children(pid)
             return pids[1:]
         while len({{os.getsid(pid) for pid in below()}}) < 4:
             time.sleep(0.01)
         left = below()
         end(a)
-        leftovers.kill(())
+        orphans.kill(())
         # Nobody is looked for again: whoever was not found in that one call lives on.
         print(ends(left))
     """)
@@ -113,10 +113,10 @@ def test_one_call_kills_every_generation_of_what_was_left(tmp_path: Path) -> Non
 
 def test_a_supervisor_under_a_supervisor_does_not_take_itself_for_a_leftover() -> None:
     words = as_supervisor(f"""
-        leftovers.mark(os.getpid())
+        orphans.mark(os.getpid())
         child = subprocess.Popen([sys.executable, "-c", "import sys; sys.path[:0] = [{str(HERE.parents[1])!r}];"
-            "from supervisor.parent import leftovers; import os; print(leftovers.owner(os.getpid()))"])
+            "from supervisor.linux import orphans; import os; print(orphans.owner(os.getpid()))"])
         child.wait()
-        print(leftovers.owner(os.getpid()) == os.getpid())
+        print(orphans.owner(os.getpid()) == os.getpid())
     """)
     assert words == ["None", "True"]

@@ -104,7 +104,7 @@ def test_the_wheel_is_the_package_with_its_page_and_its_types_and_nothing_else(b
     assert built.wheel.name == f"{NAME}-py3-none-any.whl"
     ours = sorted({*SOURCES, "workq.py"} - {ALIAS})
     assert sorted(name for name in names if ".dist-info/" not in name) == ours
-    assert {"supervisor/parent/page.html", "supervisor/py.typed"} <= set(names)
+    assert {"supervisor/parent/http/page.html", "supervisor/py.typed"} <= set(names)
     assert f"{NAME}.dist-info/licenses/LICENSE" in names
 
 
@@ -176,7 +176,7 @@ def test_what_is_installed_supervises_and_serves_its_page(installed: Installed, 
         url = next(event["url"] for event in events if event["event"] == "health.listening")
         assert next(event for event in events if event["event"] == "worker.exited")["cause"] == "broker"
         with urllib.request.urlopen(url, timeout=30) as answer:
-            assert answer.read() == (ROOT / "supervisor/parent/page.html").read_bytes()
+            assert answer.read() == (ROOT / "supervisor/parent/http/page.html").read_bytes()
         process.send_signal(signal.SIGTERM)
         assert [event["code"] for event in events if event["event"] == "supervisor.stopped"] == [0]
         assert process.wait(30) == 0

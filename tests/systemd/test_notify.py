@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 
-from supervisor.parent.notify import MAX_STATUS, Systemd, summary, take
+from supervisor.parent.systemd import MAX_STATUS, Systemd, summary, take
 from supervisor.policy.pool import Pool
 from supervisor.policy.view import PoolView
 from supervisor.settings import Settings
@@ -121,7 +121,7 @@ def test_the_watchdog_is_for_the_process_that_it_names_only(broker_url: str, que
 
 
 def test_nothing_is_imported_where_nobody_listens() -> None:
-    look = "print(loop._systemd(), 'supervisor.parent.notify' in sys.modules)"
+    look = "print(loop._systemd(), 'supervisor.parent.systemd' in sys.modules)"
     code = f"import sys; from supervisor.parent import loop; {look}"
     environ = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     command = [sys.executable, "-c", code]

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.light import without
-from supervisor.parent import control, page, refusals
+from supervisor.parent import control, refusals
+from supervisor.parent.http import page
 from supervisor.policy import addressed
 from supervisor.policy.status import readiness
 from supervisor.vocabulary import Wish
@@ -123,7 +124,7 @@ class Site:
 
     def _scrape(self) -> Answer:
         # Imported at the first scrape: a supervisor that nobody scrapes does not pay for it.
-        from supervisor.parent import metrics
+        from supervisor.parent.http import metrics
 
         if self._metrics is None:
             self._metrics = metrics.Metrics(self._supervisor)
@@ -242,7 +243,7 @@ def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
     with without("watchfiles"), without("uvicorn.supervisors", "ChangeReload", "Multiprocess"):
         import uvicorn
 
-    from supervisor.parent.clients import AT_ONCE, MOST, Client
+    from supervisor.parent.http.limits import AT_ONCE, MOST, Client
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     Client.most = min(MOST, max(4, soft // 8))

@@ -18,7 +18,7 @@ from supervisor.clock import now
 
 PATIENCE: Final = 10.0
 """Seconds from being connected, or from the last answer, to the next answer's having been written; an answer that is
-not read by then goes with its connection. More than `web.STUCK_AFTER`, for which a wish may wait."""
+not read by then goes with its connection. More than `app.STUCK_AFTER`, for which a wish may wait."""
 
 MOST: Final = 96
 """Connections at a time, to each of the sockets, where the limit on descriptors is as high as usual; fewer where it is

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from supervisor import argv
+from supervisor.linux import proctitle
 
 
 def name(title: str) -> None:
     """Set the name of this process; the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)."""
-    argv.title(title)
+    proctitle.title(title)
     try:
         fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:

@@ -16,7 +16,7 @@ from typing import Final
 import psutil
 
 from supervisor.link import Link
-from supervisor.parent import leftovers
+from supervisor.linux import orphans
 from supervisor.parent.descriptors import Descriptors, close
 from supervisor.vocabulary import Begin, Fork
 
@@ -38,7 +38,7 @@ class Newborn:
 
     def begin(self, order: Begin) -> bool:
         """Have it work. False when it is gone; raises OSError."""
-        leftovers.mark(self.pid)
+        orphans.mark(self.pid)
         return self.link.send(order, wait=False)
 
     def let_go(self) -> None:

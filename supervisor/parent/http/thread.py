@@ -68,9 +68,9 @@ class Serving:
 
     def _serve(self) -> None:
         try:
-            from supervisor.parent import web
+            from supervisor.parent.http import app
 
-            web.serve(self._supervisor, self._health, self._listener)
+            app.serve(self._supervisor, self._health, self._listener)
         except SystemExit:
             self._failed = RuntimeError("uvicorn has given up")
         except Exception as error:  # noqa: BLE001 - whatever it is, work goes on without
