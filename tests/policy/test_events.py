@@ -1,4 +1,5 @@
-"""docs/events.md and the code say the same: every event, its level and role, its fields."""
+"""docs/events.md and the code say the same: every event, its level and role, its fields. docs/operations.md answers all
+that warn."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from supervisor.vocabulary import Cause, Kind
 ROOT = Path(__file__).parents[2]
 SUPERVISOR = ROOT / "supervisor"
 DOCUMENT = ROOT / "docs" / "events.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 
 EVENT = re.compile(r"[a-z]+\.[a-z_]+")
 LEVELS = {"debug", "info", "warning", "error", "critical"}
@@ -229,6 +231,24 @@ def test_every_field_is_explained_and_nothing_else_is() -> None:
         assert meaning
     assert len(explained) == len(set(explained))
     assert set(explained) == ALWAYS.union(*(event.fields for event in SAID.values()))
+
+
+def test_operations_has_a_line_for_every_event_that_an_operator_may_have_to_act_on() -> None:
+    """Under its worst level, once, with what follows and what to do."""
+    _, found, section = OPERATIONS.read_text().partition("\n### What the log warns of\n")
+    assert found, f"{OPERATIONS.name} has no such section"
+    errors, _, warnings = section.partition("\n### ")[0].partition("\n**warning**")
+    for level, table in {"error": errors, "warning": warnings}.items():
+        rows = [[cell.strip() for cell in row.strip("|").split(" |")] for row in table.splitlines() if row[:3] == "| `"]
+        answered = [name for names, _follows, _to_do in rows for name in re.findall(r"`([^`]+)`", names)]
+        assert all(all(row) for row in rows)
+        assert len(answered) == len(set(answered))
+        expected = {name for name, event in CODE.items() if _worst(event.levels) == level}
+        assert not expected.symmetric_difference(answered), f"rows of level {level} in docs/{OPERATIONS.name}"
+
+
+def _worst(levels: set[str]) -> str:
+    return next(level for level in ("error", "warning", "info", "debug") if level in levels)
 
 
 def test_every_kind_and_every_cause_is_named() -> None:
