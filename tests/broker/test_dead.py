@@ -16,9 +16,9 @@ import pika
 import pytest
 
 from supervisor import queues
-from supervisor.commands import dead_letters
-from supervisor.commands.dead import plain
+from supervisor.commands.dead.queue import WORN
 from supervisor.commands.node import PrivateNode
+from supervisor.commands.plain import plain
 from tests import amqp, handler_modules, wire
 from tests.supervision import Runs, eventually, supervised
 
@@ -212,9 +212,9 @@ def test_10000_dead_letters_are_listed_and_left(broker_url: str, buried: str) ->
 
 
 def test_looking_again_and_again_uses_up_no_delivery_limit(broker_url: str, queue: str) -> None:
-    declare(broker_url, queue, "quorum", **{"x-delivery-limit": dead_letters.WORN + 1})
+    declare(broker_url, queue, "quorum", **{"x-delivery-limit": WORN + 1})
     bury(broker_url, queue, ["a", "b", "c"], headers={"k": "v"}, correlation_id="c")
-    for _ in range(4 * dead_letters.WORN):
+    for _ in range(4 * WORN):
         assert {row["id"] for row in rows(broker_url, queue)} == {"a", "b", "c"}
     taken = amqp.drain(broker_url, f"{queue}.dead")
     assert sorted(ids(taken)) == ["a", "b", "c"]

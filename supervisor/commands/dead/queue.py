@@ -4,8 +4,6 @@ AMQP 0-9-1 has no browsing. Whoever wants to see a message has to take it, and i
 acknowledged. So a *sweep* takes what was ready when it began, in windows; what is done with is acknowledged, and all
 else stays unacknowledged, out of the way, until the end, where it is handed back to its old place. Whatever interrupts
 a sweep, the broker hands back in its stead. docs/decisions/0008 has the alternatives, and what a quorum queue counts.
-
-Properties are kept as the bytes that came: pika's decoder refuses some, and makes 1 of a header 1.5.
 """
 
 from __future__ import annotations
@@ -19,19 +17,18 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-import pika
-from pika import data, exceptions, frame, spec
+from pika import exceptions, frame, spec
 
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
 from supervisor.clock import now
-from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
+from supervisor.commands.dead.letter import DeadLetter, Raw, anew
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
 from supervisor.served import Connection, Served
 from supervisor.vocabulary import Kind
 
-__all__ = ["DeadLetter", "DeadQueue", "Field", "Lost", "Target", "Unreachable", "original"]
+__all__ = ["WORN", "DeadQueue", "Lost", "Target", "Unreachable"]
 
 _HEARTBEAT: Final = 60.0
 _CONNECTING: Final = 15.0
@@ -69,250 +66,6 @@ class Unreachable(Exception):
 
 class Lost(Exception):
     """The connection or the queue went away in mid-sweep; the broker hands back what was in hand."""
-
-
-# ------------------------------------------------------------------------------------- properties, in the raw
-
-
-class Field(NamedTuple):
-    """One header, still encoded: `value` begins with its type."""
-
-    name: bytes
-    value: bytes
-
-
-_COUNTS: Final = (b"x-delivery-count", b"x-acquired-count")
-"""What a quorum queue writes into the headers of what it delivers."""
-_COPIES: Final = (b"CC", b"BCC")
-"""What makes the broker route a message to further queues (https://www.rabbitmq.com/docs/sender-selected)."""
-_OURS: Final = queues.OURS.encode()
-_WAS: Final = queues.WAS.encode()
-_RECORDS: Final = tuple(name.encode() for name in queues.RECORDS)
-
-
-def split(raw: bytes) -> dict[str, bytes]:
-    """The properties that are there, each still encoded. Raises ValueError when they are cut short."""
-    try:
-        (flags,) = struct.unpack_from(">H", raw)
-        at, parts = 2, {}
-        for bit, name in enumerate(PROPERTIES):
-            if flags & 0x8000 >> bit:
-                if name == "headers":
-                    size = 4 + struct.unpack_from(">I", raw, at)[0]
-                else:
-                    size = NUMBERS.get(name) or 1 + raw[at]
-                parts[name] = raw[at : at + size]
-                at += size
-    except (struct.error, IndexError):
-        raise ValueError("the properties are cut short") from None
-    if at != len(raw):
-        raise ValueError("the properties are cut short, or something follows them")
-    return parts
-
-
-def join(parts: dict[str, bytes]) -> bytes:
-    flags = sum(0x8000 >> bit for bit, name in enumerate(PROPERTIES) if name in parts)
-    return struct.pack(">H", flags) + b"".join(parts[name] for name in PROPERTIES if name in parts)
-
-
-def fields(table: bytes) -> list[Field]:
-    """The headers of a table with its size in front; of nothing, none. Raises ValueError for what cannot be taken
-    apart."""
-    found: list[Field] = []
-    if not table:
-        return found
-    at = 4
-    try:
-        while at < len(table):
-            start = at + 1 + table[at]
-            kind = table[start : start + 1]
-            if kind in SIZES:
-                end = start + 1 + SIZES[kind]
-            elif kind in SIZED:
-                end = start + 5 + struct.unpack_from(">I", table, start + 1)[0]
-            else:
-                raise ValueError(f"a header has the type {kind!r}, which AMQP 0-9-1 does not know")
-            found.append(Field(table[at + 1 : start], table[start:end]))
-            at = end
-    except (struct.error, IndexError):
-        raise ValueError("the headers are cut short") from None
-    if at > len(table):
-        raise ValueError("the headers are cut short")
-    return found
-
-
-def _short(value: bytes) -> bytes:
-    return bytes([len(value)]) + value
-
-
-def decoded(value: bytes) -> Any:
-    """A header's value, for people; of what cannot be decoded, the bytes."""
-    try:
-        if value[:1] in (b"d", b"f"):
-            return struct.unpack(">d" if value[:1] == b"d" else ">f", value[1:])[0]
-        return data.decode_value(value, 0)[0]
-    except Exception:  # noqa: BLE001 - pika raises whatever it stumbles over: OverflowError, RecursionError, ...
-        return value
-
-
-class Raw(pika.BasicProperties):
-    """Properties as the bytes that came, or that shall go out."""
-
-    def __init__(self, raw: bytes) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.raw = raw
-
-    @classmethod
-    def outgoing(cls, parts: dict[str, bytes], headers: Sequence[Field]) -> Self:
-        """Persistent properties, with these headers instead of their own."""
-        parts = {**parts, "delivery_mode": b"\x02"}
-        parts.pop("headers", None)
-        if headers:
-            table = b"".join(_short(name) + value for name, value in headers)
-            parts["headers"] = struct.pack(">I", len(table)) + table
-        properties = cls(join(parts))
-        if "message_id" in parts:
-            # As pika decodes it when the broker returns the message: it is by this that the publisher knows which.
-            properties.message_id = data.decode_short_string(parts["message_id"], 0)[0]
-        return properties
-
-    def encode(self) -> list[bytes]:
-        return [self.raw]
-
-
-# --------------------------------------------------------------------------------------------- one dead letter
-
-
-class DeadLetter:
-    """One dead letter in hand."""
-
-    def __init__(self, tag: int, raw: bytes, body: bytes, queue: str) -> None:
-        """`queue` is the one whose dead letters these are, for one that does not say where it came from."""
-        self.tag = tag
-        self.body = body
-        self.is_settled = False
-        """Acknowledged."""
-        self.parts: dict[str, bytes] = {}
-        self.fields: list[Field] = []
-        self.trouble = ""
-        """Why it cannot be read or published, if so."""
-        try:
-            self.parts = split(raw)
-            self.fields = fields(self.parts.get("headers", b""))
-        except ValueError as error:
-            self.trouble = str(error)
-        self._values = dict(self.fields)
-        self._queue = queue
-        came_from = self.header(queues.QUEUE)
-        usable = isinstance(came_from, str) and 0 < len(came_from.encode()) <= 255
-        self.queue = came_from if usable else queue
-        """Where it says that it came from."""
-        self.id = self._identity()
-
-    def header(self, name: str) -> Any:
-        """The header's value; None when there is none, or when it has one of our names and is not ours."""
-        if name.startswith(queues.OURS) and not self.is_ours:
-            return None
-        value = self._values.get(name.encode())
-        return None if value is None else decoded(value)
-
-    def number(self, name: str) -> int | None:
-        value = self.header(name)
-        return value if isinstance(value, int) else None
-
-    def text(self, name: str) -> str:
-        """The header as text, not fit for a terminal yet; empty when there is none."""
-        value = self.header(name)
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "backslashreplace")
-        return "" if value is None else str(value)
-
-    def part(self, name: str) -> str | int | bytes | None:
-        """A property but the headers; None when it is not there. Bytes when it is not UTF-8."""
-        part = self.parts.get(name)
-        if part is None:
-            return None
-        return int.from_bytes(part) if name in NUMBERS else data.decode_short_string(part, 0)[0]
-
-    @property
-    def reason(self) -> str:
-        """Why a worker, or the broker, put it here."""
-        if self.is_ours:
-            return self.text(queues.REASON)
-        deaths = decoded(self._values[b"x-death"])
-        latest = deaths[0] if isinstance(deaths, list) and deaths else None
-        return str(latest.get("reason", "")) if isinstance(latest, dict) else ""
-
-    @property
-    def returns(self) -> int:
-        """How often a quorum queue has had it back; a classic one does not count."""
-        return self.number("x-delivery-count") or 0
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether a worker may have put it here. What the broker has dead-lettered by itself has a record of that,
-        which workers take off; the `x-workq-*` headers in it are the sender's."""
-        deaths = self._values.get(b"x-death")
-        return deaths is None or queues.waited_only(decoded(deaths), self._queue)
-
-    def _identity(self) -> str:
-        identity = self.part("message_id")
-        if isinstance(identity, str) and identity:
-            return identity
-        return queues.digest(identity if isinstance(identity, bytes) and identity else self.body, self.queue)
-
-
-def original(letter: DeadLetter, user: str) -> Raw:
-    """The properties that the message had before it died, but persistent.
-
-    A user id can be restored for `user` itself only: the broker refuses everybody else's
-    (https://www.rabbitmq.com/docs/validated-user-id); it stays as the header that it has become. Headers that would
-    send copies to further queues, which have had theirs, are left out. Raises ValueError when it cannot be done.
-    """
-    if letter.trouble:
-        raise ValueError(letter.trouble)
-    if letter.number(queues.PARTS):
-        kept_by = f"`workq dead show --body` writes all of its body, {letter.number(queues.PARTS)} parts"
-        raise ValueError(f"its body is larger than the broker takes (max_message_size); {kept_by}")
-    parts, headers = letter.parts, letter.fields
-    came_as = letter.header(queues.PROPERTIES)
-    if isinstance(came_as, bytes):
-        try:
-            parts = split(came_as)
-            headers = fields(parts.get("headers", b""))
-        except ValueError:
-            parts, headers = letter.parts, letter.fields  # cut to fit; then what could be read has to do
-    parts, kept = dict(parts), list(_kept(letter, headers))
-    expiration, user_id = letter.header(queues.EXPIRATION), letter.header(queues.USER_ID)
-    if isinstance(expiration, str):
-        parts["expiration"] = _short(expiration.encode())
-    if isinstance(user_id, str):
-        parts["user_id"] = _short(user_id.encode())
-    owner = parts.get("user_id", b"")[1:]
-    if owner and owner != user.encode():
-        del parts["user_id"]
-        kept.append(Field(queues.USER_ID.encode(), b"S" + struct.pack(">I", len(owner)) + owner))
-    return Raw.outgoing(parts, kept)
-
-
-def _kept(letter: DeadLetter, headers: Sequence[Field]) -> Iterator[Field]:
-    """Those of its headers that go with it, the broker's record under another name: RabbitMQ before 4.0 would take it
-    for its own, and throw the message away when it has to wait for another try (`queues.RECORDS`)."""
-    for each in headers:
-        if each.name.startswith(_RECORDS):
-            if not letter.is_ours and each.name not in _COUNTS:
-                yield Field(queues.demoted(each.name), each.value)
-        elif each.name.startswith(_WAS) or (not each.name.startswith(_OURS) and each.name not in _COPIES):
-            yield each
-
-
-def _anew(letter: DeadLetter, user: str) -> Raw | None:
-    """The same dead letter, without a count; None when it cannot be published without changing it."""
-    owner = letter.parts.get("user_id", b"")[1:]
-    if letter.trouble or (owner and owner != user.encode()) or any(name in letter._values for name in _COPIES):
-        return None
-    kept = [each for each in letter.fields if each.name not in _COUNTS]
-    return Raw.outgoing(letter.parts, kept)
 
 
 # --------------------------------------------------------------------------------------------- one connection
@@ -561,7 +314,7 @@ class DeadQueue:
     def keep(self, letters: Sequence[DeadLetter]) -> None:
         """They stay in the queue: unacknowledged until the sweep ends, or, when worn, written anew at once."""
         worn = [letter for letter in letters if letter.returns >= WORN]
-        renewed = [(letter, properties) for letter in worn if (properties := _anew(letter, self.endpoint.user))]
+        renewed = [(letter, properties) for letter in worn if (properties := anew(letter, self.endpoint.user))]
         if len(renewed) < len(worn):
             self.warning = (
                 f"some dead letters have been returned {WORN} times or more and cannot be written anew; {self.name} "

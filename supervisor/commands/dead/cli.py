@@ -1,0 +1,201 @@
+"""`workq dead`: look at the dead letters of a queue, have them tried again, delete them.
+
+Looking changes nothing, and interrupting loses nothing: see `queue`.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import click
+
+from supervisor import queues
+from supervisor.commands import sources
+from supervisor.commands.dead import render, sweep
+from supervisor.commands.dead.letter import DeadLetter
+from supervisor.commands.dead.queue import DeadQueue, Lost, Unreachable
+from supervisor.commands.dead.sweep import EXIT_INCOMPLETE, EXIT_INTERRUPTED, LOOKING
+from supervisor.commands.plain import plain
+from supervisor.commands.sources import Sources
+from supervisor.endpoint import Endpoint
+from supervisor.publisher import PublishError
+from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
+
+SPOOL: Final = 4 * 1024 * 1024
+
+
+@click.group()
+def dead() -> None:
+    """Dead letters: look at them, have them tried again, delete them.
+
+    They lie in the queue QUEUE.dead. Messages that another `workq dead` has in hand are not seen. Exit code: 0 done,
+    1 not all of it, 75 no broker to be had, 78 the broker refuses us, 130 interrupted.
+    """
+
+
+_at_a_queue: Final = sources.options("url", "queue")
+
+
+@dead.command("list")
+@_at_a_queue
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The N oldest only.")
+def list_(sources: Sources, as_json: bool, limit: int | None) -> None:
+    """List the dead letters, oldest first. None is consumed."""
+    # First all is noted and handed back, then it is printed: a pager keeps nothing from anybody.
+    with tempfile.SpooledTemporaryFile(SPOOL) as spool, _reported("list"):
+        with DeadQueue(*sources.place()) as letters, sweep.stoppable() as stop:
+            noted = sweep.note(letters, spool, limit, stop)
+        spool.seek(0)
+        if as_json:
+            shutil.copyfileobj(spool, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        elif noted:
+            render.print_table(spool)
+        render.sum_up(letters, noted, err=as_json)
+        render.warn("list", letters)
+        if stop:
+            sys.exit(EXIT_INTERRUPTED)
+
+
+@dead.command()
+@_at_a_queue
+@click.option("--body", "body_only", is_flag=True, help="Write the body, and nothing else, to standard output.")
+@click.argument("identity", metavar="ID")
+def show(sources: Sources, body_only: bool, identity: str) -> None:
+    """Show a dead letter: what it died of, the evidence, properties, headers and body."""
+    with _reported("show"):
+        found: list[DeadLetter] = []
+        with DeadQueue(*sources.place()) as letters, sweep.stoppable() as stop:
+            for window in sweep.progress(letters.windows(size=LOOKING), letters.count, "looking"):
+                found += [letter for letter in window if sweep.named_by(letter, {identity})]
+                letters.keep(window)
+                if stop:
+                    break
+            letters.hand_back()
+        render.warn("show", letters)
+        if stop:
+            sys.exit(EXIT_INTERRUPTED)
+        if not found:
+            render.complain("show", sweep.absence(letters, identity))
+            sys.exit(EXIT_INCOMPLETE)
+        if body_only:
+            if found[0].number(queues.PARTS):
+                _write_parts(found)
+                return
+            if len(found) > 1:
+                render.complain(
+                    "show", f"{len(found)} dead letters have the id {plain(identity)}; this is the oldest one's body"
+                )
+            sys.stdout.buffer.write(found[0].body)
+            sys.stdout.buffer.flush()
+            return
+        for number, letter in enumerate(found, 1):
+            title = f"dead letter {plain(letter.id)}"
+            render.print_letter(
+                letter, title if len(found) == 1 else f"{title} ({number} of {len(found)} with this id)"
+            )
+
+
+@dead.command()
+@_at_a_queue
+@click.option("--all", "everything", is_flag=True, help="All that are there now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--to", metavar="QUEUE", help="Put them into this queue instead of their own.")
+@click.argument("identities", nargs=-1, metavar="[ID]...")
+def requeue(
+    sources: Sources,
+    everything: bool,
+    to: str | None,
+    yes: bool,
+    identities: tuple[str, ...],
+) -> None:
+    """Put dead letters back into their queue as they were, to be tried again.
+
+    Each leaves the dead letters only when the broker has confirmed it in its queue, so interrupting this at any moment
+    loses nothing. If this or the broker is killed, up to 200 may be in both queues.
+    """
+    _either(everything, identities)
+    endpoints, queue = sources.place()
+    with _reported("requeue"):
+        if everything and not yes:
+            _confirm(endpoints, queue, lambda all_: f"Put {all_} back into {plain(to or queue)}, to be run again?")
+        with DeadQueue(endpoints, queue) as letters, sweep.stoppable() as stop:
+            if letters.count:
+                letters.prepare()
+            sweep.Requeueing(letters, identities, stop, to or queue).run()
+
+
+@dead.command()
+@_at_a_queue
+@click.option("--all", "everything", is_flag=True, help="All that are there now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.argument("identities", nargs=-1, metavar="[ID]...")
+def drop(sources: Sources, everything: bool, yes: bool, identities: tuple[str, ...]) -> None:
+    """Delete dead letters for good."""
+    _either(everything, identities)
+    endpoints, queue = sources.place()
+    with _reported("drop"):
+        if not yes and (everything or sys.stdin.isatty()):
+            some = "" if everything else f"{', '.join(map(plain, identities))} of "
+            _confirm(endpoints, queue, lambda all_: f"Delete {some}{all_} for good?")
+        with DeadQueue(endpoints, queue) as letters, sweep.stoppable() as stop:
+            sweep.Dropping(letters, identities, stop).run()
+
+
+def _write_parts(found: Sequence[DeadLetter]) -> None:
+    """One body, of several dead letters: see `queues.PART`. A part may be there twice, when a worker died over it."""
+    parts = {letter.number(queues.PART): letter.body for letter in found}
+    missing = [number for number in range(1, (found[0].number(queues.PARTS) or 0) + 1) if number not in parts]
+    if missing:
+        render.complain("show", f"of its body parts {', '.join(map(str, missing))} are not there: nothing is written")
+        sys.exit(EXIT_INCOMPLETE)
+    for number in range(1, len(parts) + 1):
+        sys.stdout.buffer.write(parts[number])
+    sys.stdout.buffer.flush()
+
+
+def _either(everything: bool, identities: Sequence[str]) -> None:
+    if everything == bool(identities):
+        raise click.UsageError("Name dead letters by their IDs, or all of them by --all.")
+
+
+def _confirm(endpoints: Sequence[Endpoint], queue: str, question: Callable[[str], str]) -> None:
+    """Ask, on a connection that is closed before the answer: nobody knows how long that takes. `question` is given what
+    there is: how much, where."""
+    with DeadQueue(endpoints, queue) as letters:
+        count = letters.count
+    if not count:
+        return
+    everything = f"{render.so_many(count)} in {plain(letters.name)} on {letters.endpoint}"
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"--all means {everything}: confirm with --yes, since there is no terminal to ask on.")
+    click.confirm(question(everything), abort=True)
+
+
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    """Errors as one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the locale
+    try:
+        yield
+    except Unreachable as error:
+        render.complain(name, str(error))
+        sys.exit(EXIT_CONFIG if error.trouble.permanent else EXIT_BROKER)
+    except PublishError as error:
+        render.complain(name, f"{error.reason}. Nothing is lost: what is not requeued is still a dead letter")
+        sys.exit(EXIT_INCOMPLETE)
+    except Lost as error:
+        render.complain(name, f"{error}. Nothing is lost: what was in hand is in the queue again")
+        sys.exit(EXIT_INCOMPLETE)
+    except KeyboardInterrupt:
+        render.complain(name, "interrupted. Nothing is lost: what was in hand is in the queue again")
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,200 @@
+"""Something done to dead letters, window by window, until it is done or somebody asks to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from supervisor.commands.dead import render
+from supervisor.commands.dead.letter import DeadLetter, original
+from supervisor.commands.dead.queue import DeadQueue, Target
+from supervisor.commands.plain import plain
+
+EXIT_INCOMPLETE: Final = 1
+"""Something that was asked for has not been done."""
+EXIT_INTERRUPTED: Final = 130
+
+LOOKING: Final = 500
+"""Dead letters a window."""
+ACTING: Final = 200
+"""Fewer: as many may be there twice when we are killed between the confirm and the acknowledgement."""
+PROBLEMS: Final = 10
+"""Problems told one by one."""
+
+
+class Sweep:
+    """Something done to those of the dead letters that are meant, window by window."""
+
+    name: str
+    done_word: str
+
+    def __init__(self, letters: DeadQueue, identities: Sequence[str], stop: Stop) -> None:
+        """No `identities`: all are meant."""
+        self.done: Counter[str] = Counter()
+        """How many, by the queue they went to."""
+        self.problems: list[str] = []
+        self.letters = letters
+        self._wanted = set(identities)
+        self._found: Counter[str] = Counter()
+        self._stop = stop
+
+    def act(self, chosen: list[DeadLetter]) -> list[DeadLetter]:
+        """Do it, count it in `done`, and return those with which it cannot be done."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Leaves with an exit code unless everything is done."""
+        try:
+            for window in progress(self.letters.windows(size=ACTING), self.letters.count, self.name):
+                chosen = [letter for letter in window if self._is_chosen(letter)]
+                staying = self.act(chosen)
+                meant = {letter.tag for letter in chosen}
+                self.letters.keep([*staying, *(letter for letter in window if letter.tag not in meant)])
+                if self._stop:
+                    break
+            self.letters.hand_back()
+        finally:
+            self._sum_up()
+        self._finish()
+
+    def _is_chosen(self, letter: DeadLetter) -> bool:
+        if not self._wanted:
+            return True
+        meant = named_by(letter, self._wanted)
+        if meant is not None:
+            self._found[meant] += 1
+        return meant is not None
+
+    def _sum_up(self) -> None:
+        total = self.done.total()
+        among = f" of {self.letters.count or 0:,}" if not self._wanted else ""
+        click.echo(f"{self.done_word} {total:,}{among} from {plain(self.letters.name)} on {self.letters.endpoint}")
+        for identity, count in self._found.items():
+            if count > 1:
+                click.echo(f"  {count} dead letters have the id {plain(identity)}")
+
+    def _finish(self) -> None:
+        render.warn(self.name, self.letters)
+        for problem in self.problems[:PROBLEMS]:
+            render.complain(self.name, problem)
+        if len(self.problems) > PROBLEMS:
+            render.complain(self.name, f"and {len(self.problems) - PROBLEMS:,} more like these")
+        if self._stop:
+            render.complain(self.name, "interrupted; the others are where they were")
+            sys.exit(EXIT_INTERRUPTED)
+        missing = [identity for identity in sorted(self._wanted) if not self._found[identity]]
+        for identity in missing:
+            render.complain(self.name, absence(self.letters, identity))
+        if missing or self.problems:
+            sys.exit(EXIT_INCOMPLETE)
+
+
+class Requeueing(Sweep):
+    name = "requeue"
+    done_word = "requeued"
+
+    def __init__(self, letters: DeadQueue, identities: Sequence[str], stop: Stop, to: str) -> None:
+        super().__init__(letters, identities, stop)
+        self._to = to
+
+    def act(self, chosen: list[DeadLetter]) -> list[DeadLetter]:
+        aimed = [(letter, target) for letter in chosen if (target := self._target(letter)) is not None]
+        homeless = self.letters.publish(aimed, self.done)
+        for letter in homeless:
+            self.problems.append(f"{plain(letter.id)} stays: there is no queue {plain(self._to)} to take it")
+        going = {letter.tag for letter, _ in aimed} - {letter.tag for letter in homeless}
+        return [letter for letter in chosen if letter.tag not in going]
+
+    def _target(self, letter: DeadLetter) -> Target | None:
+        try:
+            return Target(self._to, original(letter, self.letters.endpoint.user))
+        except ValueError as error:
+            self.problems.append(f"{plain(letter.id)} stays: {error}; `workq dead drop` deletes it")
+            return None
+
+
+class Dropping(Sweep):
+    name = "drop"
+    done_word = "dropped"
+
+    def act(self, chosen: list[DeadLetter]) -> list[DeadLetter]:
+        self.letters.acknowledge(chosen)
+        self.done[self.letters.name] += len(chosen)
+        return []
+
+
+def named_by(letter: DeadLetter, wanted: set[str]) -> str | None:
+    """By which of the wanted ids this one is meant: its own, or that as `list` shows it."""
+    return next((name for name in (letter.id, plain(letter.id)) if name in wanted), None)
+
+
+def absence(letters: DeadQueue, identity: str) -> str:
+    if letters.count is None:
+        return f"there is no dead letter {plain(identity)}: there is no queue {plain(letters.name)}"
+    return f"there is no dead letter {plain(identity)} in {plain(letters.name)}, or somebody else has it in hand"
+
+
+def note(letters: DeadQueue, spool: IO[bytes], limit: int | None, stop: Stop) -> int:
+    """Write a line of JSON for each dead letter into the spool. Returns how many, and hands them back."""
+    noted = 0
+    total = min(letters.count or 0, limit or sys.maxsize)
+    for window in progress(letters.windows(limit, size=LOOKING), total, "list"):
+        for letter in window:
+            spool.write(json.dumps(render.row(letter)).replace("\x7f", "\\u007f").encode() + b"\n")
+        noted += len(window)
+        letters.keep(window)
+        if stop:
+            break
+    letters.hand_back()
+    return noted
+
+
+class Stop:
+    """Asked to stop? True from the first Ctrl-C or SIGTERM on."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+    def ask(self, _number: int, _frame: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        # Not click.echo: what is interrupted may be in the middle of printing.
+        os.write(sys.stderr.fileno(), b"\nstopping after what is in hand; once more to stop at once\n")
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """The first Ctrl-C or SIGTERM waits for the end of a window: then not even a duplicate is made."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def progress(windows: Iterable[list[DeadLetter]], total: int | None, what: str) -> Iterator[list[DeadLetter]]:
+    if not sys.stderr.isatty():
+        yield from windows
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        for window in windows:
+            yield window
+            bar.advance(task, len(window))
