@@ -20,7 +20,7 @@ from supervisor.commands import sources
 from supervisor.commands.dead import render, sweep
 from supervisor.commands.dead.letter import DeadLetter
 from supervisor.commands.dead.queue import DeadQueue, Lost, Unreachable
-from supervisor.commands.dead.sweep import EXIT_INCOMPLETE, EXIT_INTERRUPTED, LOOKING
+from supervisor.commands.dead.sweep import EXIT_INCOMPLETE, EXIT_INTERRUPTED
 from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
 from supervisor.endpoint import Endpoint
@@ -71,14 +71,8 @@ def list_(sources: Sources, as_json: bool, limit: int | None) -> None:
 def show(sources: Sources, body_only: bool, identity: str) -> None:
     """Show a dead letter: what it died of, the evidence, properties, headers and body."""
     with _reported("show"):
-        found: list[DeadLetter] = []
         with DeadQueue(*sources.place()) as letters, sweep.stoppable() as stop:
-            for window in sweep.progress(letters.windows(size=LOOKING), letters.count, "looking"):
-                found += [letter for letter in window if sweep.named_by(letter, {identity})]
-                letters.keep(window)
-                if stop:
-                    break
-            letters.hand_back()
+            found = sweep.find(letters, identity, stop)
         render.warn("show", letters)
         if stop:
             sys.exit(EXIT_INTERRUPTED)

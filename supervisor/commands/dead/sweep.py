@@ -55,14 +55,11 @@ class Sweep:
     def run(self) -> None:
         """Leaves with an exit code unless everything is done."""
         try:
-            for window in progress(self.letters.windows(size=ACTING), self.letters.count, self.name):
+            for window in windows(self.letters, self._stop, self.name, size=ACTING):
                 chosen = [letter for letter in window if self._is_chosen(letter)]
                 staying = self.act(chosen)
                 meant = {letter.tag for letter in chosen}
                 self.letters.keep([*staying, *(letter for letter in window if letter.tag not in meant)])
-                if self._stop:
-                    break
-            self.letters.hand_back()
         finally:
             self._sum_up()
         self._finish()
@@ -144,18 +141,23 @@ def absence(letters: DeadQueue, identity: str) -> str:
     return f"there is no dead letter {plain(identity)} in {plain(letters.name)}, or somebody else has it in hand"
 
 
+def find(letters: DeadQueue, identity: str, stop: Stop) -> list[DeadLetter]:
+    """Those that this id means, all of them handed back."""
+    found: list[DeadLetter] = []
+    for window in windows(letters, stop, "looking", size=LOOKING):
+        found += [letter for letter in window if named_by(letter, {identity})]
+        letters.keep(window)
+    return found
+
+
 def note(letters: DeadQueue, spool: IO[bytes], limit: int | None, stop: Stop) -> int:
     """Write a line of JSON for each dead letter into the spool. Returns how many, and hands them back."""
     noted = 0
-    total = min(letters.count or 0, limit or sys.maxsize)
-    for window in progress(letters.windows(limit, size=LOOKING), total, "list"):
+    for window in windows(letters, stop, "list", size=LOOKING, most=limit):
         for letter in window:
             spool.write(json.dumps(render.row(letter)).replace("\x7f", "\\u007f").encode() + b"\n")
         noted += len(window)
         letters.keep(window)
-        if stop:
-            break
-    letters.hand_back()
     return noted
 
 
@@ -188,7 +190,18 @@ def stoppable() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def progress(windows: Iterable[list[DeadLetter]], total: int | None, what: str) -> Iterator[list[DeadLetter]]:
+def windows(
+    letters: DeadQueue, stop: Stop, what: str, *, size: int, most: int | None = None
+) -> Iterator[list[DeadLetter]]:
+    """Each window, until all are seen or somebody asks to stop; then what is still open is handed back."""
+    for window in _progress(letters.windows(most, size=size), min(letters.count or 0, most or sys.maxsize), what):
+        yield window
+        if stop:
+            break
+    letters.hand_back()
+
+
+def _progress(windows: Iterable[list[DeadLetter]], total: int, what: str) -> Iterator[list[DeadLetter]]:
     if not sys.stderr.isatty():
         yield from windows
         return
