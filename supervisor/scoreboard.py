@@ -30,7 +30,7 @@ from typing import Final
 from supervisor import queues
 from supervisor.clock import now
 from supervisor.tally import Tally
-from supervisor.vocabulary import LOG_SPACE, SLOTS, Away, Counts, InHand, Moved, Phase, Reading, other_page
+from supervisor.vocabulary import LOG_SPACE, OUTCOMES, SLOTS, Away, Counts, InHand, Moved, Phase, Reading, other_page
 
 PAGES: Final = 2 * SLOTS
 """The file is sparse: an unused page costs nothing."""
@@ -77,10 +77,7 @@ _MOVED_AT: Final = 1536
 _MOVED_SIZE: Final = 280
 _MOVED_ROOM: Final = 8
 
-_NAMES: Final = (
-    "succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled", "log_lines_dropped",
-    "delayed", "returned",
-)  # fmt: skip
+_NAMES: Final = (*OUTCOMES, "log_lines_dropped", "delayed", "returned")
 
 
 class Scoreboard:

@@ -19,7 +19,7 @@ This module imports nothing of ours and nothing heavy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Final, Literal
 
@@ -169,8 +169,8 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """One slot's cumulative totals. They outlive the workers that made them."""
+class Outcomes:
+    """How many tasks ended which way. The one list of the ways: see `OUTCOMES`."""
 
     succeeded: int = 0
     failed: int = 0
@@ -179,6 +179,16 @@ class Counts:
     quarantined: int = 0
     redelivered: int = 0
     unsettled: int = 0
+
+
+OUTCOMES: Final = tuple(each.name for each in fields(Outcomes))
+"""In this order scoreboard, totals, /status, the page, metrics and `workq top` have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts(Outcomes):
+    """One slot's cumulative totals. They outlive the workers that made them."""
+
     busy_seconds: float = 0.0
     log_lines_dropped: int = 0
     buckets: tuple[int, ...] = ()

@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.commands.plain import plain
+from supervisor.vocabulary import OUTCOMES
 
 COLOURS: Final = {
     "running": "green", "starting": "cyan", "connecting": "cyan", "degraded": "red", "draining": "yellow",
     "stopped": "red", "busy": "green", "idle": "", "backoff": "red", "empty": "dim", "failed": "red",
     "finished": "green",
 }  # fmt: skip
-_TOTALS: Final = ("succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled")
 _ALWAYS: Final = ("succeeded", "failed")
 
 
@@ -136,7 +136,7 @@ def _depth(queue: dict[str, Any]) -> str:
 
 
 def _totals(totals: dict[str, Any]) -> str:
-    said = [f"{totals[name]:,} {name.replace('_', '-')}" for name in _TOTALS if totals[name] or name in _ALWAYS]
+    said = [f"{totals[name]:,} {name.replace('_', '-')}" for name in OUTCOMES if totals[name] or name in _ALWAYS]
     return ", ".join([*said, f"{totals['worker_exits']:,} worker exits"])
 
 

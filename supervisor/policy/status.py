@@ -13,7 +13,7 @@ from supervisor.policy.slot import Seat
 from supervisor.policy.view import OrphanView, PoolView, SlotView, State
 from supervisor.settings import Settings
 from supervisor.version import __version__
-from supervisor.vocabulary import Counts, Phase, Reading, other_page
+from supervisor.vocabulary import OUTCOMES, Counts, Phase, Reading, other_page
 
 STATES = ("starting", "connecting", "idle", "busy", "draining", "backoff", "empty", "orphaned")
 """A worker's state, as /status and /metrics name it. An orphan has no slot of its own: its stand-in has."""
@@ -41,16 +41,12 @@ def page_of(slot: SlotView, read: Callable[[int], Reading]) -> Reading:
 
 def totals(pages: Iterable[Reading]) -> Counts:
     """The sum over all slots, the dead workers' share included."""
-    summed: dict[str, Any] = {
-        "succeeded": 0, "failed": 0, "retried": 0, "dead_lettered": 0, "quarantined": 0, "redelivered": 0,
-        "unsettled": 0, "log_lines_dropped": 0, "busy_seconds": 0.0,
-    }  # fmt: skip
-    buckets: list[int] = []
-    for page in pages:
-        for name in summed:
-            summed[name] += getattr(page.counts, name)
-        buckets = [a + b for a, b in zip(buckets or [0] * len(page.counts.buckets), page.counts.buckets, strict=True)]
-    return Counts(**summed, buckets=tuple(buckets))
+    counts = [page.counts for page in pages]
+    names = (*OUTCOMES, "log_lines_dropped", "busy_seconds")
+    buckets = zip(*(each.buckets for each in counts), strict=True)
+    return Counts(
+        **{name: sum(getattr(each, name) for each in counts) for name in names}, buckets=tuple(map(sum, buckets))
+    )
 
 
 def state_of(slot: SlotView, page: Reading) -> str:
@@ -121,13 +117,7 @@ def status(
         "workers": [_worker(slot, page, rss, now, wall) for slot, page in zip(view.slots, pages, strict=True)],
         "orphans": [_orphan(orphan, sampled.get(orphan.pid), now, wall) for orphan in view.orphans],
         "totals": {
-            "succeeded": summed.succeeded,
-            "failed": summed.failed,
-            "retried": summed.retried,
-            "dead_lettered": summed.dead_lettered,
-            "quarantined": summed.quarantined,
-            "redelivered": summed.redelivered,
-            "unsettled": summed.unsettled,
+            **{name: getattr(summed, name) for name in OUTCOMES},
             "worker_exits": sum(view.exits.values()),
         },
         "recent": recent,

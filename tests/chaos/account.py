@@ -20,19 +20,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from supervisor import vocabulary
+
 Line = Mapping[str, Any]
 """One event of a log."""
 
 MAX_CRASHES: Final = 3
 PARKED: Final = ("task.dead_lettered", "task.quarantined")
-OUTCOMES: Final = {
-    "succeeded": "task.succeeded",
-    "failed": "task.failed",
-    "retried": "task.retried",
-    "dead_lettered": "task.dead_lettered",
-    "quarantined": "task.quarantined",
-    "unsettled": "task.unsettled",
-}
+OUTCOMES: Final = {name: f"task.{name}" for name in vocabulary.OUTCOMES if name != "redelivered"}
 """The counter of workq_tasks_total, and the event that goes with it."""
 OVERLAP: Final = 0.05
 """Seconds that two runs may seem to overlap: notes and log lines are written one after the other."""

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from supervisor.commands import main as workq
-from supervisor.parent.http.metrics import OUTCOMES
+from supervisor.vocabulary import OUTCOMES
 from tests import amqp
 from tests.stack import prometheus
 from tests.stack.prometheus import Server, check

@@ -19,14 +19,12 @@ from supervisor.policy.status import STATES, page_of, readiness, state_of, total
 from supervisor.policy.view import RESTART_BOUNDS, PoolView, State
 from supervisor.scoreboard import BOUNDS
 from supervisor.version import __version__
-from supervisor.vocabulary import Cause, Counts, Reading, slot_of
+from supervisor.vocabulary import OUTCOMES, Cause, Counts, Reading, slot_of
 
 if TYPE_CHECKING:
     from supervisor.parent.loop import Supervisor
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-
-OUTCOMES: Final = ("succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled")
 
 USUAL_CAUSES: Final = (*map(str, Cause), "SIGABRT", "SIGKILL", "SIGSEGV")
 """These are shown before they happen. A counter that begins with 1 has, to Prometheus, never risen: the first death
