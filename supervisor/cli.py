@@ -17,8 +17,9 @@ import click
 
 from supervisor.linux.proctitle import hide_urls
 from supervisor.settings import OPTIONS, Option, Settings, SettingsError, load
+from supervisor.settings.command_line import given, parameter, reported
 from supervisor.version import __version__
-from supervisor.vocabulary import EXIT_CONFIG, EXIT_KILLED
+from supervisor.vocabulary import EXIT_KILLED
 
 __all__ = ["main"]
 
@@ -66,27 +67,22 @@ class _Supervise(click.Command):
 
 def _parameter(option: Option) -> click.Parameter:
     if option.name == "handler":
-        return click.Argument([option.name], metavar="MODULE:FUNCTION", required=False)
+        return click.Argument([option.name], metavar=option.metavar, required=False)
+    default = option.default
     if not option.metavar:
-        # Both ways round, so that the command line can overrule the environment in either direction.
-        word = option.flag.removeprefix("--")
-        default = word if option.default == "true" else f"no-{word}"
-        return click.Option([f"--{word}/--no-{word}"], default=None, help=f"{option.help}  [default: {default}]")
-    help_line = f"{option.help}  [default: {option.default}]" if option.default else option.help
-    return click.Option(
-        [option.flag], metavar=option.metavar, default=None, multiple=option.repeatable, type=str, help=help_line
-    )
+        default = ("" if default == "true" else "no-") + option.flag.removeprefix("--")
+    return parameter(option, f"{option.help}  [default: {default}]" if default else option.help)
 
 
-def _supervise(**given: Any) -> None:
+def _supervise(**values: Any) -> None:
     hide_urls()
     ctx = click.get_current_context()
     if ctx.args:
         # click's own sentence would quote the argument, and a stray argument may be a URL.
         raise click.UsageError(f"one MODULE:FUNCTION is expected, and {len(ctx.args) + 1} arguments are given")
     started_in = _directory_by_name(os.environ)
-    handler = given.pop("handler")
-    command_line = {name: value for name, value in given.items() if value not in (None, ())}
+    handler = values.pop("handler")
+    command_line = given(values)
     settings = _settings(handler, command_line)
     try:
         # Imported late: a usage error or --help need not pay for the supervisor.
@@ -125,15 +121,13 @@ def _enter(directory: str) -> None:
 
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> Settings:
-    try:
-        return load(handler, command_line, os.environ)
-    except SettingsError as error:
-        if error.handler_missing:
-            raise click.UsageError("\n".join(error.problems)) from None
-        click.echo(f"{NAME}: the settings cannot be used, nothing was started:", err=True)
-        for problem in error.problems:
-            click.echo(f"  {problem}", err=True)
-        sys.exit(EXIT_CONFIG)
+    with reported(NAME, "nothing was started"):
+        try:
+            return load(handler, command_line, os.environ)
+        except SettingsError as error:
+            if error.handler_missing:
+                raise click.UsageError("\n".join(error.problems)) from None
+            raise
 
 
 main = _Supervise(

@@ -24,7 +24,7 @@ from supervisor.endpoint import Endpoint
 from supervisor.policy import checkup, host
 from supervisor.policy.checkup import Broker, Finding, Level, Managed
 from supervisor.settings import OPTIONS, Option, Settings, SettingsError, has_settings, load
-from supervisor.vocabulary import EXIT_CONFIG
+from supervisor.settings.command_line import given, parameter, reported
 
 __all__ = ["check"]
 
@@ -74,7 +74,7 @@ def _check(
     as_json: bool,
     verbose: bool,
     strict: bool,
-    **given: Any,
+    **values: Any,
 ) -> None:
     if click.get_current_context().args:
         # click's own sentence would quote the argument, and a stray argument may be a URL.
@@ -84,7 +84,7 @@ def _check(
             api = management.checked(str(api))
         except ValueError as error:
             raise click.UsageError(f"--management: {error}.") from None
-    command_line = {name: value for name, value in given.items() if value not in (None, ())}
+    command_line = given(values)
     if len(unit_names) == 1 and "config" not in command_line and has_settings(unit_names[0]):
         command_line["unit"] = unit_names[0]
     settings, has_handler = _settings(handler, command_line)
@@ -100,18 +100,13 @@ def _check(
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settings, bool]:
     """The settings, and whether they name a handler; it may be left out here."""
-    try:
+    with reported("workq check", "nothing was looked at"):
         try:
             return load(handler, command_line, os.environ), True
         except SettingsError as error:
             if not error.handler_missing:
                 raise
             return load(_NOBODY, command_line, os.environ), False
-    except SettingsError as error:
-        click.echo("workq check: the settings cannot be used, nothing was looked at:", err=True)
-        for problem in error.problems:
-            click.echo(f"  {problem}", err=True)
-        sys.exit(EXIT_CONFIG)
 
 
 def _host(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> host.Host:
@@ -202,15 +197,9 @@ def _print(findings: Sequence[Finding], settings: Settings, verbose: bool) -> No
 
 def _parameter(option: Option) -> click.Parameter:
     """As workq-supervise has it; the help is there."""
-    hidden = option.name in _SILENT
     if option.name == "handler":
-        return click.Argument([option.name], metavar="[MODULE:FUNCTION]", required=False)
-    if not option.metavar:
-        word = option.flag.removeprefix("--")
-        return click.Option([f"--{word}/--no-{word}"], default=None, hidden=hidden, help=option.help)
-    return click.Option(
-        [option.flag], metavar=option.metavar, default=None, multiple=option.repeatable, hidden=hidden, help=option.help
-    )
+        return click.Argument([option.name], metavar=f"[{option.metavar}]", required=False)
+    return parameter(option, option.help, hidden=option.name in _SILENT)
 
 
 check = click.Command(

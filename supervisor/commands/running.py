@@ -16,13 +16,14 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import click
 
 from supervisor.commands import sources
 from supervisor.commands.plain import plain
 from supervisor.settings import Address, SettingsError, Whereabouts, locate
+from supervisor.settings.command_line import Command, declared, given
 
 EX_UNAVAILABLE: Final = 69
 """Nobody there (sysexits.h)."""
@@ -34,9 +35,15 @@ EXIT_INTERRUPTED: Final = 130
 
 PATIENCE: Final = 10.0
 """Seconds to wait for an answer."""
+_WAYS: Final = {
+    "control": "Its control socket.",
+    "health": "Its health port.",
+    "config": "Its TOML file.",
+    "queue": "Its queue, which is in the name of its socket.",
+}
+"""Options that say where it is."""
 _UCRED: Final = struct.Struct("3i")
 
-Command = Callable[..., Any]
 Finder = Callable[[], "Running"]
 """What a command looks for its supervisor with."""
 
@@ -173,22 +180,15 @@ def _whose(path: str) -> str:
 
 def options(*, changing: bool) -> Callable[[Command], Command]:
     """The options that say where the supervisor is; the command gets a `find` that looks for it."""
-    names = ("control", "config", "queue", "unit", *(() if changing else ("health",)))
+    helps = {name: words for name, words in _WAYS.items() if not (changing and name == "health")}
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def run(*args: Any, **given: Any) -> Any:
-            named = {name: said for name in names if (said := given.pop(name)) is not None}
-            return command(*args, find=functools.partial(_find, named, changing=changing), **given)
+        def run(*args: Any, **values: Any) -> Any:
+            named = given({name: values.pop(name) for name in (*helps, "unit")})
+            return command(*args, find=functools.partial(_find, named, changing=changing), **values)
 
-        decorated: Any = click.option("--queue", metavar="NAME", help="Its queue, which is in the name of its socket.")(
-            sources.unit(run)
-        )
-        decorated = click.option("--config", metavar="FILE", help="Its TOML file.")(decorated)
-        if not changing:
-            decorated = click.option("--health", metavar="HOST:PORT", help="Its health port.")(decorated)
-        decorated = click.option("--control", metavar="PATH", help="Its control socket.")(decorated)
-        return cast(Command, decorated)
+        return declared(helps, sources.unit(run))
 
     return decorate
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ import click
 
 from supervisor.endpoint import Endpoint
 from supervisor.settings import OPTIONS, SettingsError, read
-from supervisor.vocabulary import EXIT_CONFIG
+from supervisor.settings.command_line import Command, declared, given, reported
 
 __all__ = ["Sources", "options", "unit"]
 
@@ -24,29 +23,25 @@ _UNIT: Final = (
     "Settings of the unit workq-supervise@NAME: /etc/workq/NAME.toml and NAME.amqp-url, and no WORKQ_* variable."
 )
 
-Command = Callable[..., Any]
-
 
 class Sources:
     """What the command line says of the settings, and what all sources together say."""
 
     def __init__(self, names: Sequence[str], command_line: dict[str, Any]) -> None:
         self._names = names
-        self._command_line = {name: value for name, value in command_line.items() if value not in (None, ())}
+        self._command_line = given(command_line)
 
     def read(self) -> dict[str, Any]:
         """The settings by name. Ends the process with what is wrong with them, a line each: exit code 2 when it is the
         command line, else 78."""
-        try:
-            return read(self._names, self._command_line, os.environ)
-        except SettingsError as error:
-            if all(problem.startswith("--") for problem in error.problems):
-                raise click.UsageError("\n".join(error.problems)) from None
-            name = click.get_current_context().command_path
-            click.echo(f"{name}: the settings cannot be used, nothing was done:", err=True)
-            for problem in error.problems:
-                click.echo(f"  {problem}", err=True)
-            sys.exit(EXIT_CONFIG)
+        command = click.get_current_context().command_path
+        with reported(command, "nothing was done"):
+            try:
+                return read(self._names, self._command_line, os.environ)
+            except SettingsError as error:
+                if all(problem.startswith("--") for problem in error.problems):
+                    raise click.UsageError("\n".join(error.problems)) from None
+                raise
 
     def place(self) -> tuple[list[Endpoint], str]:
         """The broker's nodes, and the queue. Ends the process as `read` does."""
@@ -60,17 +55,11 @@ def options(*names: str) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def run(*args: Any, **given: Any) -> Any:
-            said = {name: given.pop(name) for name in (*taken, "unit")}
-            return command(*args, sources=Sources(names, said), **given)
+        def run(*args: Any, **values: Any) -> Any:
+            said = {name: values.pop(name) for name in (*taken, "unit")}
+            return command(*args, sources=Sources(names, said), **values)
 
-        decorated: Command = unit(run)
-        for name in reversed(taken):
-            option = OPTIONS[name]
-            decorated = click.option(
-                option.flag, name, metavar=option.metavar, multiple=option.repeatable, help=option.help
-            )(decorated)
-        return decorated
+        return declared({name: OPTIONS[name].help for name in taken}, unit(run))
 
     return decorate
 

@@ -1,0 +1,59 @@
+"""The table of options as click takes it, and settings that cannot be used as every command reports them.
+
+Not for workers: click costs them memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from supervisor.settings.options import OPTIONS, Option
+from supervisor.settings.sources import SettingsError
+from supervisor.vocabulary import EXIT_CONFIG
+
+Command = Callable[..., Any]
+
+
+def parameter(option: Option, help: str, *, hidden: bool = False) -> click.Option:
+    """For a command that takes options from a list."""
+    return click.Option(_names(option), **_attributes(option, help), hidden=hidden)
+
+
+def declared(helps: Mapping[str, str], command: Command) -> Command:
+    """The command with these options, in this order: their names in the table, and what the help says of them."""
+    for name, help in reversed(list(helps.items())):
+        command = click.option(*_names(OPTIONS[name]), **_attributes(OPTIONS[name], help))(command)
+    return command
+
+
+def _names(option: Option) -> list[str]:
+    # Both ways round, so that the command line can overrule the environment in either direction.
+    word = option.flag.removeprefix("--")
+    return [option.flag if option.metavar else f"--{word}/--no-{word}", option.name]
+
+
+def _attributes(option: Option, help: str) -> dict[str, Any]:
+    words = {"metavar": option.metavar, "multiple": option.repeatable, "type": str} if option.metavar else {}
+    return {"default": None, "help": help} | words
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of click's values those that somebody gave."""
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+@contextmanager
+def reported(command: str, nothing: str) -> Iterator[None]:
+    """Settings that cannot be used end the process, with a line for each problem. `nothing` says what was not done."""
+    try:
+        yield
+    except SettingsError as error:
+        click.echo(f"{command}: the settings cannot be used, {nothing}:", err=True)
+        for problem in error.problems:
+            click.echo(f"  {problem}", err=True)
+        sys.exit(EXIT_CONFIG)
