@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from pika.exceptions import ChannelClosedByBroker
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from scripts.benches.notes import Note, Notes
 from scripts.benches.queues import channel
 from supervisor import Publisher
 from supervisor.clock import now
@@ -36,7 +42,14 @@ QUEUE: Final = "demo"
 WORKERS: Final = 4
 WEIGHTS: Final = (0.4, 0.8, 0.3, 1.6, 0.6, 2.5, 0.2, 1.2, 0.5, 1.0)
 """Seconds that tasks take, over and over: 60 of them keep four workers busy for 14 s."""
-TASKS: Final = {f"task-{number:02}": WEIGHTS[number % len(WEIGHTS)] for number in range(1, 61)}
+
+
+def named(number: int) -> str:
+    """The message id of a task."""
+    return f"task-{number:02}"
+
+
+TASKS: Final = {named(number): WEIGHTS[number % len(WEIGHTS)] for number in range(1, 61)}
 KILL_AFTER: Final = len(TASKS) // 3
 """So many tasks are done when a worker is killed."""
 FRAME: Final = 0.08
@@ -176,43 +189,6 @@ class Supervised:
         return Path(self._log.name).read_text(errors="replace")[-2000:]
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """One line of the handler's."""
-
-    word: str
-    message_id: str
-    pid: int
-    at: float
-
-
-class Runs:
-    """What the handler has noted so far."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.touch()
-        self.notes: list[Note] = []
-        self._offset = 0
-
-    def read(self) -> list[Note]:
-        """What is new."""
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        new = []
-        text = text[: text.rfind(b"\n") + 1]  # a reader may meet a writer in the middle of a line
-        for line in text.decode().splitlines():
-            word, message_id, pid, at = line.split()
-            new.append(Note(word, message_id, int(pid), float(at)))
-        self._offset += len(text)
-        self.notes += new
-        return new
-
-    def ids(self, word: str) -> list[str]:
-        return [note.message_id for note in self.notes if note.word == word]
-
-
 def waiting(url: str, queue: str) -> list[str]:
     """The ids of the messages in a queue; they stay there. Empty when there is no such queue."""
     try:
@@ -261,70 +237,32 @@ class Progress:
 # ------------------------------------------------------------------------------------------------- how it looks
 
 
-class Paint:
-    """Colours, where they are wanted (https://no-color.org)."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-
-    def _in(self, code: str, text: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._wanted and text else text
-
-    def dim(self, text: str) -> str:
-        return self._in("2", text)
-
-    def bold(self, text: str) -> str:
-        return self._in("1", text)
-
-    def red(self, text: str) -> str:
-        return self._in("31", text)
-
-    def green(self, text: str) -> str:
-        return self._in("32", text)
-
-    def yellow(self, text: str) -> str:
-        return self._in("33", text)
-
-    def cyan(self, text: str) -> str:
-        return self._in("36", text)
-
-
 class Lines:
     """For pipes and CI: plain lines, one for each event that matters."""
 
-    def __init__(self) -> None:
-        encoding = (sys.stdout.encoding or "").lower()
-        self._full, self._empty = ("█", "░") if "utf" in encoding else ("#", ".")
-        self.paint = Paint(False)
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._shown = 0
 
-    def write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    def line(self, text: str = "") -> None:
-        self.write(text + "\n")
+    def line(self, text: str = "", style: str = "", *, end: str = "\n") -> None:
+        self._console.print(Text(text, style), end=end, soft_wrap=True)
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:
         """Something to wait for: says what, and then how long it took."""
-        self.write(f"  {what} ...".ljust(64))
+        self.line(f"  {what} ...".ljust(64), end="")
         began = now()
         try:
             yield
         except BaseException:
             self.line()
             raise
-        self.line(self.paint.dim(f"{now() - began:8.1f} s"))
+        self.line(f"{now() - began:8.1f} s", "dim")
 
-    def event(self, when: str, name: str, text: str, mark: str = "") -> None:
-        """One thing that happened; `mark` is a colour's name."""
-        self.line(self._event(when, name, text, mark))
-
-    def _event(self, when: str, name: str, text: str, mark: str) -> str:
-        name = name.ljust(13)
-        colour = getattr(self.paint, mark, None)
-        return f"{self.paint.dim(when.rjust(10))}  {colour(name) if colour else name}  {text}"
+    def event(self, when: str, name: str, text: str, style: str = "") -> None:
+        """One thing that happened."""
+        happened = Text.assemble((when.rjust(10), "dim"), "  ", (name.ljust(13), style), f"  {text}")
+        self._console.print(happened, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
         """How far it is: a line for every few completions."""
@@ -335,86 +273,64 @@ class Lines:
     def settle(self) -> None:
         """What was shown stays as it is."""
 
-    def bar(self, share: float, width: int) -> tuple[str, str]:
-        full = round(max(0.0, min(1.0, share)) * width)
-        return self._full * full, self._empty * (width - full)
-
 
 class Screen(Lines):
-    """For a terminal: who works on what, repainted in place, and below it what happened."""
+    """For a terminal: above, what has happened; below it, repainted in place, who works on what."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.paint = Paint("NO_COLOR" not in os.environ)
-        self._events: list[str] = []
-        self._height = 0
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
         self._progress: Progress | None = None
-
-    def event(self, when: str, name: str, text: str, mark: str = "") -> None:
-        self._events.append(self._event(when, name, text, mark))
-        if self._progress is not None:
-            self.show(self._progress)
 
     def show(self, progress: Progress) -> None:
         self._progress = progress
-        self._repaint(["", *(self._worker(worker, progress) for worker in progress.workers), *self._story(progress)])
-
-    def _story(self, progress: Progress) -> list[str]:
-        full, empty = self.bar(progress.done / len(TASKS), 40)
-        bar = f"{self.paint.green(full)}{self.paint.dim(empty)}"
-        count = f"{progress.done:2} of {len(TASKS)} done {now() - progress.began:7.1f} s"
-        return ["", f"  all tasks  {bar}  {count}", "", *self._events]
-
-    def _worker(self, worker: dict[str, Any], progress: Progress) -> str:
-        paint, death = self.paint, progress.death
-        slot, pid, name = worker["slot"], worker["pid"], worker["message_id"]
-        head = f"  worker {slot}  {paint.dim('pid ' + str(pid or '-').ljust(5))}"
-        note = paint.red(f"  killed: {death.pid}") if death is not None and slot == death.slot else ""
-        weight = TASKS.get(name or "")
-        if weight is None:
-            return f"{head}  {paint.dim(worker['state'].ljust(39))}{note}"
-        colour = paint.cyan
-        if death is not None and name == death.message_id and pid != death.pid:
-            colour, note = paint.yellow, paint.yellow("  once more")
-        seconds = min(worker["busy_seconds"] or 0.0, weight)
-        full, empty = self.bar(seconds / weight, 16)
-        return f"{head}  {colour(name)}  {colour(full)}{paint.dim(empty)}  {seconds:.1f} of {weight:.1f} s{note}"
-
-    def _repaint(self, lines: list[str]) -> None:
-        """One write: up to where the last frame began, each line over the old one, and nothing left below."""
-        columns = shutil.get_terminal_size().columns - 1
-        up = f"\x1b[{self._height}A" if self._height else ""
-        body = "".join(f"{clip(line, columns)}\x1b[0m\x1b[K\n" for line in lines)
-        self.write(f"\x1b[?25l{up}\r{body}\x1b[J\x1b[?25h")
-        self._height = len(lines)
+        self._live.start()
+        self._live.update(Group("", _workers(progress), "", _all_tasks(progress)), refresh=True)
 
     def settle(self) -> None:
         if self._progress is not None:
-            self._repaint(self._story(self._progress))  # the workers have nothing more to show
-        self._height = 0
-        self._progress = None
+            self._live.update(Group("", _all_tasks(self._progress)))  # the workers have nothing more to show
+        self._live.stop()
 
 
-def clip(line: str, columns: int) -> str:
-    """The first `columns` characters that are seen; escape sequences are not."""
-    seen, inside = 0, False
-    for at, character in enumerate(line):
-        if character == "\x1b":
-            inside = True
-        elif inside:
-            inside = not character.isalpha()
-        elif seen == columns:
-            return line[:at]
-        else:
-            seen += 1
-    return line
+def _workers(progress: Progress) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for worker in progress.workers:
+        table.add_row(*_worker(worker, progress.death))
+    return table
+
+
+def _worker(worker: dict[str, Any], death: Death | None) -> Iterator[RenderableType]:
+    slot, pid, name = worker["slot"], worker["pid"], worker["message_id"]
+    yield Text(f"  worker {slot}")
+    yield Text(f"pid {pid or '-'}", "dim")
+    weight = TASKS.get(name or "")
+    is_again = death is not None and name == death.message_id and pid != death.pid
+    if weight is None:
+        yield from (Text(worker["state"], "dim"), "", "")
+    else:
+        style = "yellow" if is_again else "cyan"
+        seconds = min(worker["busy_seconds"] or 0.0, weight)
+        yield from (Text(name, style), ProgressBar(weight, seconds, 16, complete_style=style, finished_style=style))
+        yield Text(f"{seconds:.1f} of {weight:.1f} s")
+    if is_again:
+        yield Text("once more", "yellow")
+    elif death is not None and slot == death.slot:
+        yield Text(f"killed: {death.pid}", "red")
+
+
+def _all_tasks(progress: Progress) -> Table:
+    table = Table.grid(padding=(0, 1))
+    bar = ProgressBar(len(TASKS), progress.done, 40, complete_style="green", finished_style="green")
+    table.add_row("  all tasks", bar, f"{progress.done:2} of {len(TASKS)} done {now() - progress.began:7.1f} s")
+    return table
 
 
 def view() -> Lines:
     """What suits the place that this writes to."""
-    size = shutil.get_terminal_size()
-    is_terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    return Screen() if is_terminal and size.columns >= 72 and size.lines >= 16 else Lines()
+    console = Console(highlight=False)
+    is_screen = console.is_terminal and not console.is_dumb_terminal and console.width >= 72 and console.height >= 16
+    return Screen(console) if is_screen else Lines(console)
 
 
 # ---------------------------------------------------------------------------------------------------- the story
@@ -423,9 +339,11 @@ def view() -> Lines:
 class Demo:
     """One run: watch, kill once, watch on, until every message has come to an end."""
 
-    def __init__(self, supervised: Supervised, runs: Runs, show: Lines, began: float) -> None:
+    def __init__(self, supervised: Supervised, notes: Notes, show: Lines, began: float) -> None:
         self._supervised = supervised
-        self._runs = runs
+        self._reader = notes
+        self.notes: list[Note] = []
+        """What the handler has noted so far."""
         self._show = show
         self.progress = Progress(began)
         self.death: Death | None = None
@@ -451,9 +369,19 @@ class Demo:
             self.totals = status["totals"]
             self.progress.workers = status["workers"]
             self.progress.slots |= {worker["pid"]: worker["slot"] for worker in status["workers"] if worker["pid"]}
-        for note in self._runs.read():
+        for note in self.read():
             self._note(note)
-        self.progress.done = len(set(self._runs.ids("done")))
+        self.progress.done = len(set(self.ids(ended=True)))
+
+    def read(self) -> list[Note]:
+        """What the handler has noted since."""
+        new = self._reader.read()
+        self.notes += new
+        return new
+
+    def ids(self, *, ended: bool) -> list[str]:
+        """Of the messages whose task has begun, or has ended; once for each run."""
+        return [named(note.number) for note in self.notes if note.has_ended is ended]
 
     def _victim(self, *, hurry: bool) -> dict[str, Any] | None:
         """A worker in the middle of a task of some weight."""
@@ -491,15 +419,15 @@ class Demo:
 
     def _note(self, note: Note) -> None:
         death, show = self.death, self._show
-        if death is None or note.message_id != death.message_id or note.at < death.at:
+        if death is None or named(note.number) != death.message_id or note.at < death.at:
             return
-        if note.word == "began":
+        if not note.has_ended:
             death.again = note
-            text = f"RabbitMQ gave {note.message_id} to {self.who(note.pid)}"
+            text = f"RabbitMQ gave {death.message_id} to {self.who(note.pid)}"
             show.event(f"+{death.ms(note.at)}", "redelivered", text, "yellow")
         else:
             death.done = note
-            show.event(f"+{note.at - death.at:.1f} s", "done", f"{note.message_id}, by {self.who(note.pid)}", "green")
+            show.event(f"+{note.at - death.at:.1f} s", "done", f"{death.message_id}, by {self.who(note.pid)}", "green")
 
     def who(self, pid: int) -> str:
         slot = self.progress.slots.get(pid)
@@ -545,33 +473,31 @@ def perform(stack: contextlib.ExitStack, show: Lines) -> int:
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workq-demo-", ignore_cleanup_errors=True)))
     node = PrivateNode(place / "node")
     stack.callback(node.kill)
-    runs = Runs(place / "runs")
-    paint = show.paint
+    notes = stack.enter_context(contextlib.closing(Notes(place / "notes")))
+    stack.callback(show.settle)
 
-    show.line(
-        f"\n  {paint.bold('workq-supervise')}: {len(TASKS)} tasks, {WORKERS} workers, one of them killed in mid-task\n"
-    )
+    show.line(f"\n  workq-supervise: {len(TASKS)} tasks, {WORKERS} workers, one of them killed in mid-task\n", "bold")
     with show.step(f"booting a private RabbitMQ {node.version} on 127.0.0.1:{node.port}"):
         node.start()
     with show.step(f"publishing {len(TASKS)} tasks"), Publisher(node.url, QUEUE) as publisher:
         publisher.publish_many((str(weight), {"message_id": name}) for name, weight in TASKS.items())
     with show.step(f"workq-supervise --workers {WORKERS} demo_tasks:work"):
-        env = {"DEMO_RUNS": str(runs.path)}
+        env = {"DEMO_NOTES": str(notes.path)}
         supervised = Supervised(
             "demo_tasks:work", "--workers", str(WORKERS), url=node.url, queue=QUEUE, place=place, env=env
         )
         stack.callback(supervised.end)
         await_ready(supervised)
 
-    demo = Demo(supervised, runs, show, now())
+    demo = Demo(supervised, notes, show, now())
     demo.run()
     show.settle()
     supervised.stop()
-    runs.read()
+    demo.read()
     outcome = account(
         published=list(TASKS),
-        began=runs.ids("began"),
-        done=runs.ids("done"),
+        began=demo.ids(ended=False),
+        done=demo.ids(ended=True),
         dead=waiting(node.url, f"{QUEUE}.dead"),
         queued=waiting(node.url, QUEUE),
         redelivered=demo.totals.get("redelivered", 0),
@@ -582,8 +508,8 @@ def perform(stack: contextlib.ExitStack, show: Lines) -> int:
     show.line(words)
     show.line()
     for problem in outcome.problems:
-        show.line(paint.red(f"  {problem}"))
-    show.line((paint.red if outcome.problems else paint.green)(str(outcome)))
+        show.line(f"  {problem}", "red")
+    show.line(str(outcome), "red" if outcome.problems else "green")
     return 1 if outcome.problems else 0
 
 
