@@ -19,9 +19,9 @@ from supervisor.clock import now
 
 from .contenders import BarePika, Workq
 from .footprint import mib, pool_pss
-from .measure import median
+from .measure import median, ms
 from .rates import BARE, INFO, OURS, Rates, a_second, a_task, measure_rounds
-from .recovery import FINISHED, TASK, Shooting, ms
+from .recovery import FINISHED, TASK, Shooting
 from .row import BenchError, Options, Row
 
 CPU: Final = 1.6

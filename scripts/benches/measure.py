@@ -134,6 +134,10 @@ def rank(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
+def ms(seconds: float) -> str:
+    return f"{seconds * 1000:.{1 if seconds < 0.1 else 0}f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
 def surroundings() -> dict[str, dict[str, Any]]:
     """This machine, and the versions of all that is measured on it and with it."""
     return {"machine": machine(), "versions": versions()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benches import notes, recovery
+from scripts.benches import fair, kills, notes, recovery, short, trials
 from scripts.benches.notes import Note, Run
 
 OURS = "workq"
@@ -102,8 +102,8 @@ def test_a_peer_that_was_killed_less_often_is_said_so() -> None:
     assert "kills: ours" not in recovery.recovery_row(4, OURS, {OURS: deaths(0.02), "Celery": deaths(2.0)}).note
 
 
-def trial(*told: Note, undone: int = 0, kills: int = 0, left: bool = False) -> recovery.Trial:
-    return recovery.Trial(
+def trial(*told: Note, undone: int = 0, kills: int = 0, left: bool = False) -> trials.Trial:
+    return trials.Trial(
         notes.runs(told), [note for note in told if not note.has_ended], undone, kills, left, waited=3.0
     )
 
@@ -115,7 +115,7 @@ def task(pid: int, number: int, began: float, ended: float) -> tuple[Note, Note]
 def test_who_has_left_tasks_undone_gets_no_figure_but_the_reason() -> None:
     done = trial(*task(1, 1, 0.0, 4.0))
     gone = trial(*task(1, 1, 0.0, 1.0), undone=799, kills=3, left=True)
-    row = recovery.kills_row(OURS, {OURS: [done, gone], "Dramatiq": [gone], "Celery": [done]}, 800)
+    row = kills.kills_row(OURS, {OURS: [done, gone], "Dramatiq": [gone], "Celery": [done]}, 800)
     assert not row.met
     assert row.ours == "it left after 3 s and 3 kills, 799 tasks undone"
     assert row.peers["Dramatiq"] == row.ours
@@ -132,15 +132,15 @@ def test_the_less_busy_worker_is_what_counts_until_the_last_task_begins() -> Non
         ],
         key=lambda note: note.at,
     )
-    assert recovery.least_busy(trial(*told), 2) == pytest.approx(0.4)
-    assert recovery.least_busy(trial(*task(1, 1, 0.0, 1.0), *task(1, 2, 1.0, 2.0)), 2) == 0.0
+    assert fair.least_busy(trial(*told), 2) == pytest.approx(0.4)
+    assert fair.least_busy(trial(*task(1, 1, 0.0, 1.0), *task(1, 2, 1.0, 2.0)), 2) == 0.0
 
 
 def test_the_time_between_two_tasks_is_each_workers_own() -> None:
     told = sorted([*task(1, 1, 0.0, 1.0), *task(2, 2, 0.5, 1.5), *task(1, 3, 1.2, 2.0)], key=lambda note: note.at)
-    assert recovery.between(trial(*told)) == pytest.approx(0.2)
+    assert short.between(trial(*told)) == pytest.approx(0.2)
 
 
 def test_time_passes_while_a_sleep_is_measured() -> None:
     began = time.monotonic()
-    assert 0.001 <= recovery.sleeps(0.001) <= time.monotonic() - began
+    assert 0.001 <= short.sleeps(0.001) <= time.monotonic() - began
