@@ -12,7 +12,6 @@ import click
 from supervisor.clock import now
 from supervisor.commands import picture, running
 from supervisor.commands.plain import plain
-from supervisor.settings import parse_duration
 
 __all__ = ["drain"]
 
@@ -22,26 +21,22 @@ _TELL_EVERY: Final = 5.0
 
 @click.command()
 @running.options(changing=True)
-@click.option("--timeout", metavar="D", help="Give up waiting after so long; the supervisor goes on leaving.")
-def drain(find: running.Finder, timeout: str | None) -> None:
+@running.timeout("Give up waiting after so long; the supervisor goes on leaving.")
+def drain(find: running.Finder, timeout: float | None) -> None:
     """Finish the tasks in hand and leave.
 
     The supervisor takes nothing more; the command waits until it is gone, and tells what is still in hand. Whoever
     still has a task after --grace of the supervisor is killed. Asked again, nothing happens faster: for that there
     is SIGTERM a second time. Exit code: 0 gone, 1 not within --timeout, 69 nobody answers, 77 no permission.
     """
-    try:
-        patience = parse_duration(timeout) if timeout is not None else None
-    except ValueError as error:
-        raise click.UsageError(f"--timeout: expected {error}") from None
     supervisor = find()
     pidfd = _pidfd(supervisor.pid())
     answer = supervisor.wish("/drain")
     if not answer["ok"]:
-        raise running.Trouble(f"drain refused: {plain(answer['because'])}")
+        raise running.VerbError(f"drain refused: {plain(answer['because'])}")
     click.echo("draining: tasks in hand are finished, nothing else is taken")
     try:
-        sys.exit(_follow(supervisor, pidfd, now() + patience if patience is not None else None))
+        sys.exit(_follow(supervisor, pidfd, now() + timeout if timeout is not None else None))
     except KeyboardInterrupt:
         click.echo("workq: not waiting any longer; the supervisor goes on leaving", err=True)
         sys.exit(running.EXIT_INTERRUPTED)
@@ -61,7 +56,7 @@ def _follow(supervisor: running.Running, pidfd: int | None, until: float | None)
     while True:
         try:
             in_hand = picture.in_hand(supervisor.status())
-        except running.Gone:
+        except running.NoAnswer:
             in_hand = []
             if pidfd is None:
                 break

@@ -11,7 +11,6 @@ import click
 from supervisor.clock import now
 from supervisor.commands import running
 from supervisor.commands.plain import plain
-from supervisor.settings import parse_duration
 
 __all__ = ["reload"]
 
@@ -26,8 +25,8 @@ _STAGES: Final = {
 
 @click.command()
 @running.options(changing=True)
-@click.option("--timeout", metavar="D", help="Give up waiting after so long; the reload itself goes on.")
-def reload(find: running.Finder, timeout: str | None) -> None:
+@running.timeout("Give up waiting after so long; the reload itself goes on.")
+def reload(find: running.Finder, timeout: float | None) -> None:
     """Take new code and settings, worker by worker.
 
     Both are loaded anew, one worker tries them, then the others are replaced, each when it has finished its task;
@@ -35,16 +34,12 @@ def reload(find: running.Finder, timeout: str | None) -> None:
     worker cannot consume, everything stays as it was. Exit code: 0 finished, 1 failed or refused, 69 nobody
     answers, 77 no permission.
     """
-    try:
-        patience = parse_duration(timeout) if timeout is not None else None
-    except ValueError as error:
-        raise click.UsageError(f"--timeout: expected {error}") from None
     supervisor = find()
     answer = supervisor.wish("/reload")
     if not answer["ok"]:
-        raise running.Trouble(f"reload failed: {plain(answer['because'])}")
+        raise running.VerbError(f"reload failed: {plain(answer['because'])}")
     try:
-        sys.exit(_follow(supervisor, answer["reload"], now() + patience if patience is not None else None))
+        sys.exit(_follow(supervisor, answer["reload"], now() + timeout if timeout is not None else None))
     except KeyboardInterrupt:
         click.echo("workq: not waiting any longer; the reload goes on", err=True)
         sys.exit(running.EXIT_INTERRUPTED)

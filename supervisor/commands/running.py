@@ -22,7 +22,7 @@ import click
 
 from supervisor.commands import sources
 from supervisor.commands.plain import plain
-from supervisor.settings import Address, SettingsError, Whereabouts, locate
+from supervisor.settings import Address, SettingsError, Whereabouts, locate, parse_duration
 from supervisor.settings.command_line import Command, declared, given
 
 EX_UNAVAILABLE: Final = 69
@@ -48,7 +48,7 @@ Finder = Callable[[], "Running"]
 """What a command looks for its supervisor with."""
 
 
-class Trouble(click.ClickException):
+class VerbError(click.ClickException):
     """What went wrong and what to do."""
 
     exit_code = EXIT_REFUSED
@@ -57,19 +57,19 @@ class Trouble(click.ClickException):
         click.echo(f"workq: {self.message}", err=True)
 
 
-class Gone(Trouble):
+class NoAnswer(VerbError):
     """Nobody answers."""
 
     exit_code = EX_UNAVAILABLE
 
 
-class Forbidden(Trouble):
+class Forbidden(VerbError):
     """The socket is somebody else's."""
 
     exit_code = EX_NOPERM
 
 
-class Nowhere(Trouble):
+class Nowhere(VerbError):
     """The settings that say where it is cannot be read."""
 
     exit_code = EX_CONFIG
@@ -87,19 +87,19 @@ class Running:
         return isinstance(self.address, str)
 
     def status(self, timeout: float = PATIENCE) -> dict[str, Any]:
-        """What /status says. Raises Gone and Forbidden."""
+        """What /status says. Raises NoAnswer and Forbidden."""
         _, document = self._ask("GET", "/status", None, timeout)
         if not {"workers", "totals", "recent", "queue", "scale"} <= document.keys():
-            raise Gone(f"what answers at {self.address} is no workq-supervise of this version")
+            raise NoAnswer(f"what answers at {self.address} is no workq-supervise of this version")
         return document
 
     def wish(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask for a change; the answer has `ok` and `because`. Raises Gone and Forbidden."""
+        """Ask for a change; the answer has `ok` and `because`. Raises NoAnswer and Forbidden."""
         status, document = self._ask("POST", path, body or {}, PATIENCE)
         return {"ok": status == 200, "because": "no reason was given", "said": []} | document
 
     def pid(self) -> int | None:
-        """The supervisor's, by the kernel's word; None when it cannot be seen from here. Raises Gone and Forbidden."""
+        """The supervisor's, by the kernel's word; None when not to be seen from here. Raises NoAnswer and Forbidden."""
         connection = self._connect(PATIENCE)
         try:
             assert connection.sock is not None
@@ -117,15 +117,15 @@ class Running:
             document = json.loads(answer.read())
         except TimeoutError:
             who = f"the supervisor at {self.address}"
-            raise Gone(f"{who} has accepted, and not answered within {timeout:g} s: is it stopped?") from None
+            raise NoAnswer(f"{who} has accepted, and not answered within {timeout:g} s: is it stopped?") from None
         except (OSError, http.client.HTTPException) as error:
-            raise Gone(f"the supervisor at {self.address} hung up: {error}") from None
+            raise NoAnswer(f"the supervisor at {self.address} hung up: {error}") from None
         except ValueError:
-            raise Gone(f"what answers at {self.address} is no workq-supervise") from None
+            raise NoAnswer(f"what answers at {self.address} is no workq-supervise") from None
         finally:
             connection.close()
         if not isinstance(document, dict):
-            raise Gone(f"what answers at {self.address} is no workq-supervise")
+            raise NoAnswer(f"what answers at {self.address} is no workq-supervise")
         return answer.status, document
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
@@ -139,15 +139,15 @@ class Running:
         except PermissionError:
             raise Forbidden(_whose(str(self.address))) from None
         except FileNotFoundError:
-            raise Gone(f"there is no control socket {self.address}") from None
+            raise NoAnswer(f"there is no control socket {self.address}") from None
         except ConnectionRefusedError:
             if self.can_change:
-                raise Gone(f"nobody listens at {self.address}: its supervisor was killed") from None
-            raise Gone(f"nobody listens at {self.address}") from None
+                raise NoAnswer(f"nobody listens at {self.address}: its supervisor was killed") from None
+            raise NoAnswer(f"nobody listens at {self.address}") from None
         except TimeoutError:
-            raise Gone(f"{self.address} does not answer within {timeout:g} s") from None
+            raise NoAnswer(f"{self.address} does not answer within {timeout:g} s") from None
         except OSError as error:
-            raise Gone(f"{self.address}: {error.strerror or error}") from None
+            raise NoAnswer(f"{self.address}: {error.strerror or error}") from None
         return connection
 
 
@@ -193,24 +193,36 @@ def options(*, changing: bool) -> Callable[[Command], Command]:
     return decorate
 
 
+def timeout(help: str) -> Callable[[Command], Command]:
+    """The option --timeout of a command that waits; it gets seconds."""
+
+    def parse(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+        try:
+            return parse_duration(value) if value is not None else None
+        except ValueError as error:
+            raise click.UsageError(f"--timeout: expected {error}") from None
+
+    return click.option("--timeout", metavar="D", help=help, callback=parse)
+
+
 def _find(named: dict[str, str], *, changing: bool) -> Running:
-    """The supervisor that is meant. Raises Gone, Forbidden and Nowhere."""
+    """The supervisor that is meant. Raises NoAnswer, Forbidden and Nowhere."""
     if "control" in named and "health" in named:
         raise click.UsageError("--control and --health are two ways to the same supervisor: give one of them.")
     try:
         where = locate(named, os.environ)
     except SettingsError as error:
         raise Nowhere("; ".join(error.problems)) from None
-    tried: list[Trouble] = []
+    tried: list[VerbError] = []
     for running in _candidates(where, named, changing):
         try:
             document = running.status()
-        except Trouble as trouble:
+        except VerbError as trouble:
             tried.append(trouble)
             continue
         if "queue" in where.explicit and document["queue"]["name"] != where.queue:
             other = plain(str(document["queue"]["name"]))
-            tried.append(Gone(f"the supervisor at {running.address} looks after {other}, not {where.queue}"))
+            tried.append(NoAnswer(f"the supervisor at {running.address} looks after {other}, not {where.queue}"))
             continue
         return running
     raise _nobody(tried, changing)
@@ -225,7 +237,7 @@ def _candidates(where: Whereabouts, named: dict[str, str], changing: bool) -> li
     return candidates
 
 
-def _nobody(tried: list[Trouble], changing: bool) -> Trouble:
+def _nobody(tried: list[VerbError], changing: bool) -> VerbError:
     hint = "" if changing else " or --health HOST:PORT"
     if not tried:
         said = "no control socket is known here (neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set)"
@@ -235,7 +247,7 @@ def _nobody(tried: list[Trouble], changing: bool) -> Trouble:
     found = f"; there is {', '.join(others)}" if others else ""
     message = f"{said}; say where it is with --control PATH{hint}{found}"
     forbidden = [trouble for trouble in tried if isinstance(trouble, Forbidden)]
-    return Forbidden(forbidden[0].message) if forbidden else Gone(message)
+    return Forbidden(forbidden[0].message) if forbidden else NoAnswer(message)
 
 
 def _sockets() -> list[str]:

@@ -117,7 +117,7 @@ class Screen:
         """Ask the supervisor."""
         try:
             document = self.supervisor.status(ANSWER_WITHIN)
-        except running.Trouble as trouble:
+        except running.VerbError as trouble:
             self.gone_since = self.gone_since if self.trouble else now()
             self.trouble = trouble.message
             self._done.clear()
@@ -163,7 +163,7 @@ class Screen:
             answer = self.supervisor.wish(path, body)
             event = f"{answer['said'][-1]['event']}: " if answer["said"] else ""
             self._say(event + answer["because"], "green" if answer["ok"] else "red")
-        except running.Trouble as trouble:
+        except running.VerbError as trouble:
             self._say(trouble.message, "red")
 
     def _say(self, text: str, style: str = "") -> None:

@@ -18,8 +18,8 @@ import click
 from supervisor import queues
 from supervisor.commands import sources
 from supervisor.commands.dead import render, sweep
-from supervisor.commands.dead.letter import DeadLetter
-from supervisor.commands.dead.queue import DeadQueue, Lost, Unreachable
+from supervisor.commands.dead.letter import Letter
+from supervisor.commands.dead.queue import CutOff, DeadQueue, Unreachable
 from supervisor.commands.dead.sweep import EXIT_INCOMPLETE, EXIT_INTERRUPTED
 from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
@@ -143,7 +143,7 @@ def drop(sources: Sources, everything: bool, yes: bool, identities: tuple[str, .
             sweep.Dropping(letters, identities, stop).run()
 
 
-def _write_parts(found: Sequence[DeadLetter]) -> None:
+def _write_parts(found: Sequence[Letter]) -> None:
     """One body, of several dead letters: see `queues.PART`. A part may be there twice, when a worker died over it."""
     parts = {letter.number(queues.PART): letter.body for letter in found}
     missing = [number for number in range(1, (found[0].number(queues.PARTS) or 0) + 1) if number not in parts]
@@ -187,7 +187,7 @@ def _reported(name: str) -> Iterator[None]:
     except PublishError as error:
         render.complain(name, f"{error.reason}. Nothing is lost: what is not requeued is still a dead letter")
         sys.exit(EXIT_INCOMPLETE)
-    except Lost as error:
+    except CutOff as error:
         render.complain(name, f"{error}. Nothing is lost: what was in hand is in the queue again")
         sys.exit(EXIT_INCOMPLETE)
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from pika import data
 from supervisor import queues
 from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
 
-__all__ = ["DeadLetter", "Field", "Raw", "anew", "decoded", "original"]
+__all__ = ["Field", "Letter", "Raw", "anew", "decoded", "original"]
 
 # ------------------------------------------------------------------------------------- properties, in the raw
 
@@ -129,7 +129,7 @@ class Raw(pika.BasicProperties):
 # --------------------------------------------------------------------------------------------- one dead letter
 
 
-class DeadLetter:
+class Letter:
     """One dead letter in hand."""
 
     def __init__(self, tag: int, raw: bytes, body: bytes, queue: str) -> None:
@@ -208,7 +208,7 @@ class DeadLetter:
         return queues.digest(identity if isinstance(identity, bytes) and identity else self.body, self.queue)
 
 
-def original(letter: DeadLetter, user: str) -> Raw:
+def original(letter: Letter, user: str) -> Raw:
     """The properties that the message had before it died, but persistent.
 
     A user id can be restored for `user` itself only: the broker refuses everybody else's
@@ -241,7 +241,7 @@ def original(letter: DeadLetter, user: str) -> Raw:
     return Raw.outgoing(parts, kept)
 
 
-def _kept(letter: DeadLetter, headers: Sequence[Field]) -> Iterator[Field]:
+def _kept(letter: Letter, headers: Sequence[Field]) -> Iterator[Field]:
     """Those of its headers that go with it, the broker's record under another name: RabbitMQ before 4.0 would take it
     for its own, and throw the message away when it has to wait for another try (`queues.RECORDS`)."""
     for each in headers:
@@ -252,7 +252,7 @@ def _kept(letter: DeadLetter, headers: Sequence[Field]) -> Iterator[Field]:
             yield each
 
 
-def anew(letter: DeadLetter, user: str) -> Raw | None:
+def anew(letter: Letter, user: str) -> Raw | None:
     """The same dead letter, without a count; None when it cannot be published without changing it."""
     owner = letter.parts.get("user_id", b"")[1:]
     if letter.trouble or (owner and owner != user.encode()) or any(name in letter.values for name in _COPIES):

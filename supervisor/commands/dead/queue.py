@@ -22,13 +22,13 @@ from pika import exceptions, frame, spec
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
 from supervisor.clock import now
-from supervisor.commands.dead.letter import DeadLetter, Raw, anew
+from supervisor.commands.dead.letter import Letter, Raw, anew
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
 from supervisor.served import Connection, Served
 from supervisor.vocabulary import Kind
 
-__all__ = ["WORN", "DeadQueue", "Lost", "Target", "Unreachable"]
+__all__ = ["WORN", "CutOff", "DeadQueue", "Target", "Unreachable"]
 
 _HEARTBEAT: Final = 60.0
 _CONNECTING: Final = 15.0
@@ -64,14 +64,14 @@ class Unreachable(Exception):
         self.trouble = trouble
 
 
-class Lost(Exception):
+class CutOff(Exception):
     """The connection or the queue went away in mid-sweep; the broker hands back what was in hand."""
 
 
 # --------------------------------------------------------------------------------------------- one connection
 
 
-class _Connection(Connection):
+class _RawConnection(Connection):
     """Hands on the properties of messages undecoded."""
 
     def _read_frame(self) -> Any:
@@ -87,11 +87,11 @@ class _Connection(Connection):
         return end + 1, frame.Header(channel, struct.unpack_from(">Q", buffer, 7 + 4)[0], Raw(buffer[7 + 12 : end]))
 
 
-class _Link(Served):
+class _Client(Served):
     """One connection with one channel, served only inside its methods."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint, heartbeat=_HEARTBEAT, name="workq dead", timeout=_CONNECTING, kind=_Connection)
+        super().__init__(endpoint, heartbeat=_HEARTBEAT, name="workq dead", timeout=_CONNECTING, kind=_RawConnection)
         self.channel: Any = None
         self._endpoint = endpoint
 
@@ -118,7 +118,7 @@ class _Link(Served):
         return answer
 
     def call(self, method: Callable[..., Any], **arguments: Any) -> Any:
-        """Send a request and wait for its answer. Raises Lost."""
+        """Send a request and wait for its answer. Raises CutOff."""
         answers: list[Any] = []
         try:
             self._check(True)
@@ -129,8 +129,8 @@ class _Link(Served):
             raise self.lost(error) from error
         return answers[0]
 
-    def lost(self, error: BaseException) -> Lost:
-        return Lost(amqp.explain(self.error or error, self._endpoint).reason)
+    def lost(self, error: BaseException) -> CutOff:
+        return CutOff(amqp.explain(self.error or error, self._endpoint).reason)
 
     def _check(self, answered: bool) -> None:
         if self.error is not None:
@@ -164,10 +164,10 @@ class DeadQueue:
         self.warning = ""
         """What an operator should know, at the end."""
         self._endpoints = endpoints
-        self._link: _Link | None = None
+        self._link: _Client | None = None
         self._publisher: Publisher | None = None
         self._serial = itertools.count(1)
-        self._arrived: list[DeadLetter] = []
+        self._arrived: list[Letter] = []
         self._bytes = 0
         self._largest = 0
         self._cancelled = False
@@ -202,7 +202,7 @@ class DeadQueue:
             self._drop()
 
     def _connect(self, endpoint: Endpoint) -> None:
-        self._link = _Link(endpoint)
+        self._link = _Client(endpoint)
         found = self._link.open(self.name)
         if found is not None:
             self.count, self.holders = found.message_count, found.consumer_count
@@ -215,10 +215,10 @@ class DeadQueue:
 
     # ------------------------------------------------------------------------------------------------- taking
 
-    def windows(self, most: int | None = None, *, size: int) -> Iterator[list[DeadLetter]]:
+    def windows(self, most: int | None = None, *, size: int) -> Iterator[list[Letter]]:
         """What was ready when we came, or `most` of it, oldest first, up to `size` at a time.
 
-        What becomes of each is the caller's to say before the next: `acknowledge`, `publish` or `keep`. Raises Lost.
+        What becomes of each is the caller's to say before the next: `acknowledge`, `publish` or `keep`. Raises CutOff.
         """
         left = self.count or 0
         left = left if most is None else min(most, left)
@@ -232,7 +232,7 @@ class DeadQueue:
                 return
             wanted = max(1, min(2 * wanted, size, _BYTES // max(1, self._largest)))
 
-    def _take(self, size: int) -> tuple[list[DeadLetter], bool]:
+    def _take(self, size: int) -> tuple[list[Letter], bool]:
         """Up to `size` dead letters, and whether there are no more."""
         link, tag = self._alive(), f"workq-dead-{next(self._serial)}"
         self._arrived, self._bytes, self._largest = [], 0, 0
@@ -243,7 +243,7 @@ class DeadQueue:
         link.call(link.channel.basic_cancel, consumer_tag=tag)
         return self._arrived, is_dry
 
-    def _gather(self, link: _Link, size: int) -> bool:
+    def _gather(self, link: _Client, size: int) -> bool:
         """Until the window is full (False), or the queue is dry (True)."""
         deadline = now() + _STALL
         while True:
@@ -254,7 +254,7 @@ class DeadQueue:
             if link.error is not None:
                 raise link.lost(link.error)
             if self._cancelled:
-                raise Lost(f"queue {self.name} was deleted, or its node went away")
+                raise CutOff(f"queue {self.name} was deleted, or its node went away")
             if len(self._arrived) > before:
                 deadline = now() + _STALL
                 continue
@@ -262,7 +262,7 @@ class DeadQueue:
             if self._ready(link) == 0 and self._ready(link) == 0 and len(self._arrived) == before:
                 return True
             if now() > deadline:
-                raise Lost(
+                raise CutOff(
                     f"queue {self.name} has messages and gives us none: is there a single active consumer, or an alarm?"
                 )
 
@@ -272,12 +272,12 @@ class DeadQueue:
     def _is_full(self, size: int) -> bool:
         return len(self._arrived) >= size or self._bytes >= _BYTES
 
-    def _ready(self, link: _Link) -> int:
+    def _ready(self, link: _Client) -> int:
         """How many are ready. Also a barrier: what was sent on the channel before has been carried out."""
         return int(link.call(link.channel.queue_declare, **queues.inquiry(self.name)).method.message_count)
 
     def _delivered(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._arrived.append(DeadLetter(method.delivery_tag, properties.raw, body, self.queue))
+        self._arrived.append(Letter(method.delivery_tag, properties.raw, body, self.queue))
         self._open += 1
         self._bytes += len(body)
         self._largest = max(self._largest, len(body))
@@ -285,14 +285,14 @@ class DeadQueue:
     def _cancel(self, _frame: Any) -> None:
         self._cancelled = True
 
-    def _alive(self) -> _Link:
+    def _alive(self) -> _Client:
         assert self._link is not None, "outside of the context manager"
         return self._link
 
     # ----------------------------------------------------------------------------------------------- settling
 
-    def acknowledge(self, letters: Sequence[DeadLetter]) -> None:
-        """They are gone for good. Raises Lost: then the broker may not hear of it, and hands them out again."""
+    def acknowledge(self, letters: Sequence[Letter]) -> None:
+        """They are gone for good. Raises CutOff: then the broker may not hear of it, and hands them out again."""
         link = self._alive()
         if not letters:
             return
@@ -311,7 +311,7 @@ class DeadQueue:
         self._open -= len(letters)
         self._ready(link)
 
-    def keep(self, letters: Sequence[DeadLetter]) -> None:
+    def keep(self, letters: Sequence[Letter]) -> None:
         """They stay in the queue: unacknowledged until the sweep ends, or, when worn, written anew at once."""
         worn = [letter for letter in letters if letter.returns >= WORN]
         renewed = [(letter, properties) for letter in worn if (properties := anew(letter, self.endpoint.user))]
@@ -330,7 +330,7 @@ class DeadQueue:
             self._ends.append(end)
 
     def hand_back(self) -> None:
-        """The end of a sweep: all that is still open goes back, to its old place. Raises Lost."""
+        """The end of a sweep: all that is still open goes back, to its old place. Raises CutOff."""
         link = self._alive()
         back, self._open = self._open, 0
         if not back:
@@ -356,14 +356,14 @@ class DeadQueue:
                 raise
             raise Unreachable(error.trouble) from None
 
-    def publish(self, aimed: Sequence[tuple[DeadLetter, Target]], done: Counter[str]) -> list[DeadLetter]:
+    def publish(self, aimed: Sequence[tuple[Letter, Target]], done: Counter[str]) -> list[Letter]:
         """Publish each to its target, have that confirmed, acknowledge the dead letter, count it in `done` by target.
         Returns those that there is no queue for; they stay open.
 
-        Raises PublishError or Lost, after acknowledging what was confirmed, as far as that goes.
+        Raises PublishError or CutOff, after acknowledging what was confirmed, as far as that goes.
         """
         waiting = list(aimed)
-        homeless: list[DeadLetter] = []
+        homeless: list[Letter] = []
         while waiting:
             failure: PublishError | None = None
             confirmed: list[int] = []
@@ -400,5 +400,5 @@ class DeadQueue:
         return self._publisher
 
 
-def _message(letter: DeadLetter, target: Target) -> Message:
+def _message(letter: Letter, target: Target) -> Message:
     return letter.body, Options(properties=target.properties, routing_key=target.queue)

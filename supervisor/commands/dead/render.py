@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor import queues
-from supervisor.commands.dead.letter import DeadLetter, decoded
+from supervisor.commands.dead.letter import Letter, decoded
 from supervisor.commands.dead.queue import DeadQueue
 from supervisor.commands.plain import plain
 
@@ -30,7 +30,7 @@ CHUNK: Final = 500
 """Rows a table: rich lays out a whole table before it prints."""
 
 
-def row(letter: DeadLetter) -> dict[str, Any]:
+def row(letter: Letter) -> dict[str, Any]:
     seen = _first_seen(letter)
     age = (datetime.datetime.now(datetime.UTC) - seen).total_seconds() if seen else None
     return {
@@ -48,7 +48,7 @@ def row(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _first_seen(letter: DeadLetter) -> datetime.datetime | None:
+def _first_seen(letter: Letter) -> datetime.datetime | None:
     """When we first had it, else when the sender says that it was sent."""
     try:
         seen = datetime.datetime.fromisoformat(letter.text(queues.FIRST_SEEN))
@@ -138,7 +138,7 @@ def so_many(count: int) -> str:
     return f"{count:,} dead letter{'' if count == 1 else 's'}" if count else "no dead letters"
 
 
-def print_letter(letter: DeadLetter, title: str) -> None:
+def print_letter(letter: Letter, title: str) -> None:
     told = row(letter)
     click.secho(title, bold=True)
     _print_pairs(

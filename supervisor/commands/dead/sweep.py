@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from supervisor.commands.dead import render
-from supervisor.commands.dead.letter import DeadLetter, original
+from supervisor.commands.dead.letter import Letter, original
 from supervisor.commands.dead.queue import DeadQueue, Target
 from supervisor.commands.plain import plain
 
@@ -48,7 +48,7 @@ class Sweep:
         self._found: Counter[str] = Counter()
         self._stop = stop
 
-    def act(self, chosen: list[DeadLetter]) -> list[DeadLetter]:
+    def act(self, chosen: list[Letter]) -> list[Letter]:
         """Do it, count it in `done`, and return those with which it cannot be done."""
         raise NotImplementedError
 
@@ -64,7 +64,7 @@ class Sweep:
             self._sum_up()
         self._finish()
 
-    def _is_chosen(self, letter: DeadLetter) -> bool:
+    def _is_chosen(self, letter: Letter) -> bool:
         if not self._wanted:
             return True
         meant = named_by(letter, self._wanted)
@@ -104,7 +104,7 @@ class Requeueing(Sweep):
         super().__init__(letters, identities, stop)
         self._to = to
 
-    def act(self, chosen: list[DeadLetter]) -> list[DeadLetter]:
+    def act(self, chosen: list[Letter]) -> list[Letter]:
         aimed = [(letter, target) for letter in chosen if (target := self._target(letter)) is not None]
         homeless = self.letters.publish(aimed, self.done)
         for letter in homeless:
@@ -112,7 +112,7 @@ class Requeueing(Sweep):
         going = {letter.tag for letter, _ in aimed} - {letter.tag for letter in homeless}
         return [letter for letter in chosen if letter.tag not in going]
 
-    def _target(self, letter: DeadLetter) -> Target | None:
+    def _target(self, letter: Letter) -> Target | None:
         try:
             return Target(self._to, original(letter, self.letters.endpoint.user))
         except ValueError as error:
@@ -124,13 +124,13 @@ class Dropping(Sweep):
     name = "drop"
     done_word = "dropped"
 
-    def act(self, chosen: list[DeadLetter]) -> list[DeadLetter]:
+    def act(self, chosen: list[Letter]) -> list[Letter]:
         self.letters.acknowledge(chosen)
         self.done[self.letters.name] += len(chosen)
         return []
 
 
-def named_by(letter: DeadLetter, wanted: set[str]) -> str | None:
+def named_by(letter: Letter, wanted: set[str]) -> str | None:
     """By which of the wanted ids this one is meant: its own, or that as `list` shows it."""
     return next((name for name in (letter.id, plain(letter.id)) if name in wanted), None)
 
@@ -141,9 +141,9 @@ def absence(letters: DeadQueue, identity: str) -> str:
     return f"there is no dead letter {plain(identity)} in {plain(letters.name)}, or somebody else has it in hand"
 
 
-def find(letters: DeadQueue, identity: str, stop: Stop) -> list[DeadLetter]:
+def find(letters: DeadQueue, identity: str, stop: Stop) -> list[Letter]:
     """Those that this id means, all of them handed back."""
-    found: list[DeadLetter] = []
+    found: list[Letter] = []
     for window in windows(letters, stop, "looking", size=LOOKING):
         found += [letter for letter in window if named_by(letter, {identity})]
         letters.keep(window)
@@ -190,9 +190,7 @@ def stoppable() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def windows(
-    letters: DeadQueue, stop: Stop, what: str, *, size: int, most: int | None = None
-) -> Iterator[list[DeadLetter]]:
+def windows(letters: DeadQueue, stop: Stop, what: str, *, size: int, most: int | None = None) -> Iterator[list[Letter]]:
     """Each window, until all are seen or somebody asks to stop; then what is still open is handed back."""
     for window in _progress(letters.windows(most, size=size), min(letters.count or 0, most or sys.maxsize), what):
         yield window
@@ -201,7 +199,7 @@ def windows(
     letters.hand_back()
 
 
-def _progress(windows: Iterable[list[DeadLetter]], total: int, what: str) -> Iterator[list[DeadLetter]]:
+def _progress(windows: Iterable[list[Letter]], total: int, what: str) -> Iterator[list[Letter]]:
     if not sys.stderr.isatty():
         yield from windows
         return
