@@ -65,6 +65,7 @@ class Connection(undecodable.Connection):
 
         What the socket does not take, or not wholly, is pika's to send, and what is wrong with it pika's to tell.
         """
+        self.touch()
         if self._send is None or not self._nbio.has_written:
             channel.basic_ack(tag)
             return
@@ -72,7 +73,6 @@ class Connection(undecodable.Connection):
             spec.FRAME_METHOD, channel.channel_number, _ACK_SIZE, spec.Basic.Ack.INDEX, tag, 0, spec.FRAME_END
         )
         transport: Any = self._transport
-        self.touch()
         self.bytes_sent += len(frame)
         self.frames_sent += 1
         try:

@@ -457,6 +457,14 @@ def test_what_the_machine_lacks_is_found(
     assert (finding.level, finding.fix) == (level, fix)
 
 
+def test_f76_a_memory_limit_below_what_the_import_takes_is_told_with_one_that_fits() -> None:
+    large = replace(WELL, imported=Imported(resident=150 * 1024**2))
+    finding = of(host.examine(large, settings(max_memory=70 * 1024**2)), "memory limit")
+    assert (finding.level, finding.fix) == (Level.WARNING, "export WORKQ_MAX_MEMORY=225M")
+    for enough in (None, 225 * 1024**2):
+        assert not [each for each in host.examine(large, settings(max_memory=enough)) if each.subject == "memory limit"]
+
+
 def test_f124_a_single_active_consumer_is_told_with_what_standby_hosts_need() -> None:
     queue = quorum(**{"x-single-active-consumer": True})
     found = [each for each in examine(broker(queue=queue), settings(workers="1")) if each.subject == "queue"]
