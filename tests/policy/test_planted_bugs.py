@@ -184,7 +184,6 @@ BUGS = [
         "slot.py",
         "orphan.enter(Seat.DRAINING, deadline)",
         "orphan.enter(Seat.DRAINING)",
-        SCENES,
     ),
     Bug(
         "a message is blamed for an orphan that had to be killed",
@@ -212,7 +211,6 @@ BUGS = [
         "pool.py",
         "        for slot in self._everybody():\n            actions += termination.drain(",
         "        for slot in self._slots:\n            actions += termination.drain(",
-        SCENES,
     ),
     Bug(
         "the death of an orphan is not counted against its message",
@@ -224,16 +222,16 @@ BUGS = [
     Bug("all that wait for one message run at once", "poison.py", "other.holders.add(page)", "pass", SCENES),
     Bug(
         "an orphan that has taken long to tell is not waited for",
-        "poison.py",
-        "and (is_patient or reading.page in orphans)",
-        "and is_patient",
+        "pool.py",
+        "actions += self._suspects.sampled(readings, now)",
+        "actions += self._suspects.sampled(tuple(r for r in readings if r.page not in self._orphans), now)",
         SCENES,
     ),
     Bug(
-        "whoever keeps its connection is waited for, for ever",
-        "poison.py",
-        "and (is_patient or reading.page in orphans)",
-        "",
+        "a holder that keeps its connection is not waited for",
+        "pool.py",
+        "actions += self._suspects.sampled(readings, now)",
+        "actions += self._suspects.sampled(tuple(r for r in readings if r.page in self._orphans), now)",
         SCENES,
     ),
     Bug(

@@ -36,6 +36,8 @@ class PoolMachine(RuleBasedStateMachine):
     world: World
     ends_stuck: bool
     """At the end nobody hears the request to stop."""
+    ends_lost: bool
+    """At the end every task has lost its connection, and runs on."""
 
     @initialize(
         workers=st.integers(1, 3),
@@ -49,9 +51,12 @@ class PoolMachine(RuleBasedStateMachine):
         version=st.sampled_from(["3.10.8", "4.0.5"]),
         megabytes=st.sampled_from([10, 10, 150, 250]),
         ends_stuck=st.booleans(),
+        ends_lost=st.booleans(),
     )
-    def begin(self, is_up: bool, version: str, megabytes: int, ends_stuck: bool, **options: object) -> None:
-        self.ends_stuck = ends_stuck
+    def begin(
+        self, is_up: bool, version: str, megabytes: int, ends_stuck: bool, ends_lost: bool, **options: object
+    ) -> None:
+        self.ends_stuck, self.ends_lost = ends_stuck, ends_lost
         self.world = World(model.settings(max_memory=100 * MB, **options))
         self.world.version = version
         self.world.size = megabytes * MB
@@ -250,17 +255,71 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.leave(worker, Cause.BROKER, "connection reset")
 
     @precondition(lambda self: any(w.is_running and not w.is_cut_off for w in self._workers(Stage.CONSUMING)))
-    @rule(n=ANY, notices=st.booleans())
-    def cut_off(self, n: int, notices: bool) -> None:
+    @rule(n=ANY, notices=st.booleans(), runs_on=st.booleans())
+    def cut_off(self, n: int, notices: bool, runs_on: bool) -> None:
         worker = _nth(n, [w for w in self._workers(Stage.CONSUMING) if w.is_running and not w.is_cut_off])
         self.world.cut_off(worker)
+        worker.runs_on = runs_on
         if notices:
             self.world.notice(worker)
 
-    @precondition(lambda self: any(w.is_cut_off and w.lost_at is None for w in self._workers(Stage.CONSUMING)))
+    @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
+    @rule(n=ANY, times=st.integers(1, 3), dies_late=st.booleans(), seconds=st.integers(0, 20))
+    def cut_off_again_and_again(self, n: int, times: int, dies_late: bool, seconds: int) -> None:
+        """Long tasks in one slot, one after the other: each worker there loses its connection, and its task runs on.
+        `dies_late`: who is sent a signal meanwhile takes its time."""
+        world = self.world
+        slot = _nth(n, [w for w in self._workers() if w.is_idle and not w.order]).slot
+        for _ in range(times):
+            worker = world.seated.get(slot)
+            if worker is not None and worker.is_idle and not worker.order and not worker.is_stuck:
+                world.queue.append(message := Message(f"long-{world.now}"))
+                world.deliver(worker, message)
+                world.cut_off(worker)
+                worker.runs_on = True
+                world.notice(worker)
+            world.dies_late = dies_late
+            world.live(3.0)
+            world.dies_late = False
+        self.samples(seconds)
+
+    @precondition(lambda self: any(w.is_idle and not w.order for w in self._workers()))
+    @rule(n=ANY, notices=st.booleans(), times=st.integers(1, 3), seconds=st.integers(1, 20), dies=st.booleans())
+    def come_back_while_it_runs(self, n: int, notices: bool, times: int, seconds: int, dies: bool) -> None:
+        """A message is given to one worker after the other: the first runs on and may die of it, the others wait and
+        lose their connections, too."""
+        world = self.world
+        idle = [w for w in self._workers() if w.is_idle and not w.order]
+        first = idle.pop(n % len(idle))
+        world.queue.append(message := Message(f"back-{world.now}"))
+        world.deliver(first, message)
+        world.cut_off(first)
+        first.runs_on = True
+        if notices:
+            world.notice(first)
+        for other in idle[:times]:
+            if message in world.queue:
+                world.deliver(other, message)
+                if other is not idle[:times][-1] and other.is_asking:
+                    world.cut_off(other)
+        self.samples(seconds)
+        first.runs_on = notices
+        if dies and world.workers.get(first.page) is first:
+            world.die(first, "SIGSEGV")
+
+    @precondition(lambda self: any(w.is_asking and not w.is_cut_off for w in self._workers(Stage.CONSUMING)))
+    @rule(n=ANY)
+    def cut_off_while_it_asks(self, n: int) -> None:
+        self.world.cut_off(_nth(n, [w for w in self._workers() if w.is_asking and not w.is_cut_off]))
+
+    @precondition(
+        lambda self: any(w.is_cut_off and w.is_running and w.lost_at is None for w in self._workers(Stage.CONSUMING))
+    )
     @rule(n=ANY)
     def notice(self, n: int) -> None:
-        self.world.notice(_nth(n, [w for w in self._workers(Stage.CONSUMING) if w.is_cut_off and w.lost_at is None]))
+        self.world.notice(
+            _nth(n, [w for w in self._workers(Stage.CONSUMING) if w.is_cut_off and w.is_running and w.lost_at is None])
+        )
 
     @precondition(lambda self: any(w.is_asking and w.order and not w.order.finish for w in self._workers()))
     @rule(n=ANY)
@@ -353,6 +412,10 @@ class PoolMachine(RuleBasedStateMachine):
             self.health_returns()
         if world.pool.open and not world.is_stopping:
             self._give_everybody_work()
+            for worker in [w for w in self._workers(Stage.CONSUMING) if self.ends_lost and w.is_running]:
+                world.cut_off(worker)
+                worker.runs_on = True
+                world.notice(worker)
             world.ask(Wish.STOP)
         if self.ends_stuck:
             for worker in self._workers():

@@ -126,6 +126,8 @@ class Worker:
     """When it has told that."""
     is_orphan: bool = False
     """It has told that, and its slot was given on."""
+    runs_on: bool = False
+    """Its handler does not return before it is killed."""
     is_measuring: bool = False
     rss: int = 10 * MB
     generation: int = 1
@@ -214,6 +216,10 @@ class World:
         self._tried_at = now
         self._spawned_at: dict[int, float] = {}
         """By slot: when a worker was asked for that does not consume yet."""
+        self.dies_late = False
+        """Who is sent a signal takes its time."""
+        self._sent_away: set[int] = set()
+        """Slots whose worker has lost the broker or was refused, until somebody reaches it."""
         self.perform(self.pool.start(now))
 
     # ------------------------------------------------------------------------------------------ what the pool does
@@ -287,6 +293,7 @@ class World:
                 worker.signals.append(name)
             case Say("supervisor.resized", fields=fields):
                 self.wanted = fields["workers"]
+                self._sent_away = {slot for slot in self._sent_away if slot < self.wanted}
             case Say("supervisor.stopping", because=because):
                 self._stopping(because)
             case Leave(code):
@@ -334,10 +341,10 @@ class World:
         arriving = {*self.births, *(w.slot for w in self._seated() if w.stage in ARRIVING)} - {slot}
         self._spawned_at = {other: at for other, at in self._spawned_at.items() if other in arriving}
         recent = [at for at in self._spawned_at.values() if at + PROBE_FOR > self.now]
-        sent_away = view.slots[slot].last_exit
-        if sent_away is not None and sent_away.cause == Cause.BROKER:
+        last = view.slots[slot].last_exit
+        if slot in self._sent_away and last is not None and last.cause == Cause.BROKER:
             assert len(recent) < 1 + 2 * view.ready, "a herd"
-        self._spawned_at[slot] = self.now
+            self._spawned_at[slot] = self.now
 
     def _check_roll(self, page: int) -> None:
         """A reload replaces one worker at a time, and only while everybody else consumes."""
@@ -354,13 +361,16 @@ class World:
         assert message is not None and verdict.key == message.key, "a verdict on another message"
         worker.is_asking, worker.since = False, self.now
         is_near = self.version >= "4.0" and message.returns >= RETURNS_MAX
-        if verdict.fresh:
+        if worker.is_cut_off and not verdict.run:
+            worker.message = None  # whatever it does about it comes to nothing
+        elif verdict.fresh:
             assert is_near and not verdict.run and not message.kills, "put back without need, or though it kills"
             message.returns, message.put_back, message.is_redelivered = 0, message.put_back + 1, False
             self.queue.append(message)
             worker.message = None
         elif verdict.run:
             assert not is_near, "run until the broker drops it"
+            assert self.kills[message.key] < self.settings.max_crashes, "run though it has killed often enough"
             self._begin(worker, message)
         else:
             is_known = verdict.crashes or message.put_back >= PUT_BACK_MAX
@@ -520,6 +530,7 @@ class World:
 
     def become_ready(self, worker: Worker) -> None:
         worker.stage = Stage.CONSUMING
+        self._sent_away.clear()
         self.has_worked = self.has_worked or not worker.order
         self.tell(WorkerSaid(worker.page, Ready("127.0.0.1:5672", self.version, resident=self.size)))
         if self.incoming is not None and not worker.order:
@@ -535,11 +546,12 @@ class World:
         others = [other for other in self.workers.values() if other is not worker and other.message]
         holders = tuple(other.page for other in others if other.message and other.message.key == message.key)
         self.tell(WorkerSaid(worker.page, Suspect(message.key, message.returns, message.put_back), holders))
-        self._check_questions()
+        self._check_questions(worker)
 
-    def _check_questions(self) -> None:
-        """Who asks is answered unless somebody holds the message who may have begun it."""
-        for asking in [worker for worker in self.workers.values() if worker.is_asking]:
+    def _check_questions(self, *concerned: Worker) -> None:
+        """Who asks is answered unless somebody holds the message who may have begun it. Who waits in turn is answered
+        at the next sample."""
+        for asking in [worker for worker in concerned or self.workers.values() if worker.is_asking]:
             assert asking.message is not None
             others = [worker.message.key for worker in self.workers.values() if worker.message and worker.is_running]
             assert asking.message.key in others, "a question is forgotten"
@@ -557,13 +569,16 @@ class World:
     ) -> None:
         """Last words. A message in hand goes back, as when the connection is lost under it."""
         self._give_back(worker)
+        if cause == Cause.BROKER and not worker.is_orphan:
+            self._sent_away.add(worker.slot)
         worker.stage = Stage.LEAVING
         worker.said = Leaving(cause, detail, kind, silence=silence)
         self.tell(WorkerSaid(worker.page, worker.said))
 
     def cut_off(self, worker: Worker) -> None:
-        """The connection is lost while its handler runs. The broker is the first to know."""
-        assert worker.message is not None and worker.is_running
+        """The connection is lost while its handler runs, or while it waits for a verdict. The broker is the first to
+        know."""
+        assert worker.message is not None
         worker.is_cut_off = True
         worker.message.is_redelivered = True
         worker.message.returns += 1
@@ -574,6 +589,7 @@ class World:
         """And then the worker is."""
         worker.lost_at = self.now
         worker.is_orphan = not self.is_stopping and not worker.signals
+        self._sent_away.add(worker.slot)
         self.is_finishing = self.is_finishing and not (worker.is_orphan and worker.slot < self.wanted)
         self.tell(WorkerSaid(worker.page, Lost("connection reset", Kind.LOST, silence=silence)))
 
@@ -694,11 +710,11 @@ class World:
         return forks or any(self._has_something_to_do(worker) for worker in self.workers.values())
 
     def _has_something_to_do(self, worker: Worker) -> bool:
-        if worker.signals:
-            return True
+        if worker.signals or worker.runs_on:
+            return bool(worker.signals) and not self.dies_late
         if worker.is_asking and not worker.is_stuck:
             # It waits for the verdict, and hands the message back when it is to leave.
-            return worker.order is not None and not worker.order.finish
+            return worker.is_cut_off or (worker.order is not None and not worker.order.finish)
         is_busy = not worker.is_idle or worker.is_measuring or worker.is_cut_off
         return not worker.is_stuck and (is_busy or worker.order is not None)
 
@@ -722,8 +738,10 @@ class World:
     def _do(self, worker: Worker) -> None:
         if worker.signals:
             self.die(worker, worker.signals[-1])
-        elif worker.is_asking:
+        elif worker.is_asking and not worker.is_cut_off:
             self.leave(worker, worker.order.cause)
+        elif worker.is_cut_off and worker.stage is Stage.CONSUMING and not worker.is_running:
+            self.leave(worker, Cause.BROKER, "connection reset", Kind.LOST)
         elif worker.is_cut_off and worker.lost_at is None:
             self.notice(worker)
         elif worker.is_cut_off and worker.stage is Stage.CONSUMING:
