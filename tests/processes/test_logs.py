@@ -29,6 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor import logs
+from supervisor.logs import setup, sink
 
 MADE_AT_IMPORT = structlog.get_logger("made.at.import")
 
@@ -58,15 +59,15 @@ def lock() -> Iterator[int]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests in which the reader does come, however busy the machine is."""
-    monkeypatch.setattr(logs, "SHORT_PATIENCE", 30.0)
-    monkeypatch.setattr(logs, "LONG_PATIENCE", 30.0)
+    monkeypatch.setattr(sink, "SHORT_PATIENCE", 30.0)
+    monkeypatch.setattr(sink, "LONG_PATIENCE", 30.0)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests in which it does not."""
-    monkeypatch.setattr(logs, "SHORT_PATIENCE", 0.01)
-    monkeypatch.setattr(logs, "LONG_PATIENCE", 0.01)
+    monkeypatch.setattr(sink, "SHORT_PATIENCE", 0.01)
+    monkeypatch.setattr(sink, "LONG_PATIENCE", 0.01)
 
 
 class Reader:
@@ -435,7 +436,7 @@ def test_levels_below_the_chosen_one_are_not_written(captured: Captured) -> None
 
 def test_the_standard_library_goes_the_same_way(captured: Captured) -> None:
     log = logging.getLogger("some.lib")
-    log.root.handlers[:] = [logs._BRIDGE]  # pytest's own raise on a message that cannot be formatted
+    log.root.handlers[:] = [setup._BRIDGE]  # pytest's own raise on a message that cannot be formatted
     structlog.contextvars.bind_contextvars(trace_id="t1")
     try:
         raise ValueError("why")

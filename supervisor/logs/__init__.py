@@ -1,0 +1,29 @@
+"""Logging, set up the same way in every process: one record a line, whole, never blocking, never costing the parent.
+
+Every process writes its own lines to one inherited descriptor, under a record lock that they share (`Sink`). What
+user code logs, by structlog or by the standard library, takes the same way (`configure`). The reasons, and what was
+tried and left, are in docs/decisions/0005-logs.md.
+"""
+
+from __future__ import annotations
+
+from supervisor.logs.record import utc
+from supervisor.logs.setup import (
+    close,
+    configure,
+    get_logger,
+    inherit,
+    is_line,
+    resolve_format,
+    set_level,
+    sit,
+    tell,
+    tells,
+)
+from supervisor.logs.sink import MAX_LINE, Sink, open_lock
+from supervisor.redaction import redact
+
+__all__ = [
+    "MAX_LINE", "Sink", "close", "configure", "get_logger", "inherit", "is_line", "open_lock", "redact",
+    "resolve_format", "set_level", "sit", "tell", "tells", "utc",
+]  # fmt: skip
