@@ -15,9 +15,10 @@ from typing import Final
 
 import click
 
+import supervisor.commands.dead.render as render
+import supervisor.commands.dead.sweep as sweep
 from supervisor import queues
 from supervisor.commands import sources
-from supervisor.commands.dead import render, sweep
 from supervisor.commands.dead.letter import Letter
 from supervisor.commands.dead.queue import CutOff, DeadQueue, Unreachable
 from supervisor.commands.dead.sweep import EXIT_INCOMPLETE, EXIT_INTERRUPTED

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from supervisor.commands.dead import render
+import supervisor.commands.dead.render as render
 from supervisor.commands.dead.letter import Letter, original
 from supervisor.commands.dead.queue import DeadQueue, Target
 from supervisor.commands.plain import plain
