@@ -86,7 +86,7 @@ def _supervise(**values: Any) -> None:
     settings = _settings(handler, command_line)
     try:
         # Imported late: a usage error or --help need not pay for the supervisor.
-        from supervisor.parent.loop import run
+        from supervisor.parent.main import run
     except OSError as error:
         click.echo(f"{NAME}: the supervisor cannot start: {error.filename}: {error.strerror}", err=True)
         sys.exit(EXIT_KILLED)

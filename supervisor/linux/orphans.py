@@ -17,8 +17,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 _RLIMIT_LOCKS: Final = 10  # asm-generic/resource.h, on every architecture; Python's resource module does not name it
 _PID_BITS: Final = 24
 """More than any pid has: PID_MAX_LIMIT is 2^22 (proc(5), pid_max)."""
@@ -75,10 +73,7 @@ def kill_all(spared: Collection[int]) -> bool:
 def children(pid: int) -> list[int]:
     """The children of every thread of a process (proc(5), /proc/PID/task/TID/children)."""
     if not _CHILDREN_ARE_LISTED:
-        try:
-            return [child.pid for child in psutil.Process(pid).children()]  # reads all of /proc
-        except psutil.Error:
-            return []
+        return [int(other) for other in os.listdir("/proc") if other.isdigit() and _parent(other) == pid]  # noqa: PTH208
     found: list[int] = []
     try:
         for tid in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - Path.iterdir costs twice as much
@@ -87,6 +82,15 @@ def children(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         pass  # it, or a thread of it, ended meanwhile: then they are ours by now, or another thread's
     return found
+
+
+def _parent(pid: str) -> int | None:
+    """None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as told:  # noqa: PTH123
+            return int(told.read().rpartition(b")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def _kill_tree(root: int) -> None:

@@ -1,22 +1,38 @@
-"""Die with the supervisor: PR_SET_PDEATHSIG."""
+"""prctl(2): die with one's parent, and be the parent of whoever loses theirs."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+from typing import Final
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None, use_errno=True)
+_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_SET_CHILD_SUBREAPER: Final = 36
+_GET_CHILD_SUBREAPER: Final = 37
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def follow(parent: int) -> None:
-    """Have the kernel SIGKILL this process when `parent`, its parent now, ends (prctl(2)).
+    """Have the kernel SIGKILL this process when `parent`, its parent now, ends.
 
     The setting counts for the parent at the time of the death, and a parent that died before it was made is noticed by
-    nobody: hence the look at getppid() afterwards. Does not return when `parent` is gone already.
+    nobody: hence the look at getppid() afterwards. Does not return when `parent` is gone already. Raises OSError.
     """
-    if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if _LIBC.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(1)
+
+
+def adopt(orphans: bool) -> None:
+    """Be, or be no more, the parent of every orphan below this process. Raises OSError."""
+    if _LIBC.prctl(_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def adopts() -> bool:
+    """Whether this process adopts orphans."""
+    is_one = ctypes.c_int(0)
+    _LIBC.prctl(_GET_CHILD_SUBREAPER, ctypes.byref(is_one), 0, 0, 0)
+    return bool(is_one.value)

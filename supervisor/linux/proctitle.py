@@ -24,9 +24,23 @@ _FIRST_AFTER_NAME: Final = 3
 """Numbers of fields of /proc/PID/stat, as proc_pid_stat(5) counts them; the second is a name that may hold blanks."""
 
 
-def title(text: str) -> None:
-    """Be called this where ps, pgrep -f and top show the command line, as far as there is room: a process that was
-    forked has that of who forked it."""
+def name(text: str) -> None:
+    """Be called this by ps, top and pkill, with and without -f."""
+    _show_as_command_line(text)
+    try:
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # a comfort: no process is worse for its lack
+    try:
+        os.write(fd, text.encode())  # the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def _show_as_command_line(text: str) -> None:
+    """As far as there is room: a process that was forked has that of who forked it."""
     window = _arguments()
     if window is not None:
         start, end = window

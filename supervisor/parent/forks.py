@@ -13,8 +13,6 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Final
 
-import psutil
-
 from supervisor.link import Link
 from supervisor.linux import orphans
 from supervisor.parent.descriptors import Descriptors, close
@@ -34,7 +32,6 @@ class Newborn:
     link: Link
     output: int
     """Where its output is read."""
-    process: psutil.Process
 
     def begin(self, order: Begin) -> bool:
         """Have it work. False when it is gone; raises OSError."""
@@ -156,12 +153,11 @@ class Births:
             self._refuse(birth.page, error)
             return None
         try:
-            process = psutil.Process(pid)
-            if pid in known or process.ppid() != os.getpid():
+            if pid in known or not _is_our_child(pidfd):
                 # The import can write to the nursery's link as well. Nobody else is ours to wait for, or to kill.
                 raise ChildProcessError("what the nursery calls a new worker is no new child of the supervisor's")
-            return birth.page, Newborn(pid, pidfd, birth.link, birth.output, process)
-        except (psutil.Error, OSError) as error:
+            return birth.page, Newborn(pid, pidfd, birth.link, birth.output)
+        except OSError as error:
             close(pidfd)
             birth.give_up()
             self._refuse(birth.page, error)
@@ -188,3 +184,12 @@ class Births:
             birth.give_up()
         self._asked.clear()
         self._waiting.clear()
+
+
+def _is_our_child(pidfd: int) -> bool:
+    """Whether it is, dead or alive. Raises OSError."""
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True

@@ -6,11 +6,8 @@ inherited, unlike a pipe's end-of-file, which a grandchild can keep open.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import selectors
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,18 +20,19 @@ from supervisor import logs
 from supervisor.clock import now
 from supervisor.frames import kinds_of
 from supervisor.link import Link
-from supervisor.linux import cgroup, orphans
+from supervisor.linux import cgroup
 from supervisor.parent import nursery as nursery_process
 from supervisor.parent import refusals
 from supervisor.parent.descriptors import Descriptors, close
 from supervisor.parent.forks import Births, Newborn
 from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
+from supervisor.parent.reaper import Reaper
+from supervisor.parent.wait import Callback, Wait
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
     Begin,
-    Cause,
     Event,
     Exited,
     Forked,
@@ -62,19 +60,11 @@ from supervisor.vocabulary import (
     slot_of,
 )
 
-_PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 _STILL_AFTER: Final = 5.0
 """Seconds without a turn of a worker's loop after which the kernel is asked whether it is stopped."""
-_UNKNOWN: Final = "unknown"
-"""How a child died that somebody else has reaped."""
 
-_TURN: Final = 0.05
-"""Seconds of one turn of the loop after which no further child is read from: those that are left are the first in the
-next. So a turn takes no longer, whoever floods us and however many they are."""
 _WORKER_REPORTS: Final = kinds_of(WorkerReport)
 _NURSERY_REPORTS: Final = kinds_of(NurseryReport)
-
-Callback = Callable[[], Iterator[Event]]
 
 
 @dataclass(slots=True)
@@ -112,7 +102,8 @@ class Processes:
         self._log_fd = log_fd
         self._sink = sink
         self._log: Any = logs.get_logger()
-        self._selector = selectors.EpollSelector()
+        self._wait = Wait(self._say_refused)
+        self._reaper = Reaper()
         self._nurseries: dict[int, _Nursery] = {}
         """By generation: one, and while a reload loads, two."""
         self._spent: list[_Nursery] = []
@@ -122,77 +113,33 @@ class Processes:
         """By page: what its next worker is told first."""
         self._workers: dict[int, _Worker] = {}
         """By page."""
-        self._paused: list[selectors.SelectorKey] = []
-        """What is not watched until the next sample: it has written too much, or the kernel has refused us there."""
         self._owed: list[tuple[str, Callable[[], bool]]] = []
         """Orders and signals that the kernel has not taken, for the next sample to try again."""
         self._said = refusals.Said()
-        self._turn_ends = 0.0
-        self._late: set[int] = set()
-        """Descriptors that were not read from for want of time."""
-        self._has_orphans = False
-        self._has_leftovers = False
         self._descriptors = Descriptors()
-        self._not_ours = frozenset(orphans.children(os.getpid()))
-        """Whom a shell had started before it became this process."""
         self._pages: set[int] = set()
         """Those that workers have ever had."""
-        self._oom_kills = cgroup.OomKills(cgroup.find_counter())
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
     # ----------------------------------------------------------------------------------------------- waiting
 
     def watch(self, fileobj: Any, callback: Callback) -> None:
         """Have `wait` call this when `fileobj` is readable."""
-        self._selector.register(fileobj, selectors.EVENT_READ, callback)
+        self._wait.watch(fileobj, callback)
 
     def wait(self, until: float) -> list[Event]:
         """What has happened; at `until` (monotonic seconds) an empty list."""
         events, self._pending = self._pending, []
-        try:
-            ready = self._selector.select(0.0 if events else max(0.0, until - now()))
-        except OSError as error:
-            self._say_refused("waiting for the workers", error)
-            time.sleep(0.02)  # it may go on to refuse: not a hundred thousand times a second
-            ready = []
-        self._turn_ends = now() + _TURN
         # Deaths first: what another worker asks in the same round may be about a message that just killed one.
-        deaths = {worker.pidfd for worker in self._workers.values()} if len(ready) > 1 else set()
-        late, self._late = self._late, set()
-        for key, _ in sorted(ready, key=lambda found: (found[0].fd not in deaths, found[0].fd not in late)):
-            # A callback earlier in this round may have closed what a later one was for, and something else may have got
-            # the number of its descriptor since.
-            if self._selector.get_map().get(key.fd) is key:
-                events += self._call(key)
-        if self._has_orphans:
+        deaths = {worker.pidfd for worker in self._workers.values()}
+        events += self._wait.events(0.0 if events else until, deaths)
+        if self._reaper.has_orphans:
             self._reap_orphans()
         return events
 
-    def _call(self, key: selectors.SelectorKey) -> Iterator[Event]:
-        """What a callback has to tell. One that the kernel refuses something is called again after the next sample: a
-        descriptor that stays readable would have the loop do nothing else."""
-        try:
-            yield from key.data()
-        except OSError as error:
-            self._say_refused(f"reading descriptor {key.fd}", error)
-            self._pause(key.fileobj)
-
-    def _pause(self, fileobj: Any) -> None:
-        """Do not watch this until the next sample."""
-        key = self._selector.get_key(fileobj)
-        self._forget(fileobj)
-        self._paused.append(key)
-
-    def _resume(self) -> None:
-        paused, self._paused = self._paused, []
-        for key in paused:
-            try:
-                self.watch(key.fileobj, key.data)
-            except OSError as error:
-                self._say_refused("watching a descriptor", error)
-                self._paused.append(key)
+    def _reap_orphans(self) -> None:
+        # Not while a worker may have been forked whose pid is not known yet.
+        if not any(nursery.births.are_due for nursery in (*self._nurseries.values(), *self._spent)):
+            self._reaper.reap_orphans(self._ours(), self._living())
 
     def _deliver(self, what: str, deliver: Callable[[], bool]) -> None:
         """Do what the kernel may refuse, now or at a later sample. `deliver` returns False when it must be tried
@@ -213,16 +160,15 @@ class Processes:
 
     def child_died(self) -> None:
         """SIGCHLD came: perhaps for an orphan, somebody's grandchild that fell to us."""
-        self._has_orphans = True
+        self._reaper.has_orphans = True
 
     def sample(self) -> Sampled:
         """Every worker's page and memory. Once a second."""
-        self._resume()
+        self._wait.resume()
         owed, self._owed = self._owed, []
         for what, deliver in owed:
             self._deliver(what, deliver)
-        if self._has_leftovers:
-            self._kill_leftovers(self._living())
+        self._reaper.sampled(self._living())
         children: list[_Worker | _Nursery] = [*self._workers.values(), *self._spent, *self._nurseries.values()]
         for child in children:
             self._sink.dropped += child.output.refill()
@@ -230,7 +176,6 @@ class Processes:
         for nursery in (*self._spent, *self._nurseries.values()):
             if not nursery.is_spent:
                 nursery.births.sampled()
-        self._oom_kills.look(now())
         readings = tuple(self._read(worker) for worker in self._workers.values())
         return Sampled(readings, self._board.away(self._pages))
 
@@ -281,14 +226,14 @@ class Processes:
                 (pidfd, self._nursery_exited),
             ):
                 self.watch(fileobj, partial(callback, nursery))
-                undo.callback(self._forget, fileobj)
+                undo.callback(self._wait.forget, fileobj)
             undo.pop_all()
         return nursery
 
     def _abandon(self, pid: int) -> None:
         """A child that cannot be watched: it is killed, and reaped like any orphan."""
         os.kill(pid, signal.SIGKILL)
-        self._has_orphans = True
+        self._reaper.has_orphans = True
 
     def _refuse(self, page: int, error: Exception) -> None:
         """No worker for this seat, for a reason of the machine's."""
@@ -339,11 +284,11 @@ class Processes:
     def _nursery_exited(self, nursery: _Nursery) -> Iterator[Event]:
         yield from self._nursery_said(nursery, nursery.hearing.last_words())
         self._sink.dropped += nursery.output.drain()
-        status = self._reap(nursery.pidfd)
+        status = self._reaper.reap(nursery.pidfd)
         if nursery.hearing.garbled:
             status = f"{status}, because of what came on its link: {nursery.hearing.garbled}"
         for fileobj in (nursery.link, nursery.output.fd, nursery.pidfd):
-            self._forget(fileobj)
+            self._wait.forget(fileobj)
         nursery.link.close()
         nursery.output.close()
         close(nursery.pidfd)
@@ -393,7 +338,7 @@ class Processes:
         try:
             output = Output(newborn.output, self._log, slot=slot_of(page), pid=newborn.pid)
             finished_before = self._board.read(page).counts.finished
-            link, process = newborn.link, newborn.process
+            link, process = newborn.link, psutil.Process(newborn.pid)
             hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot_of(page), pid=newborn.pid)
             worker = _Worker(
                 page, generation, newborn.pid, newborn.pidfd, link, hearing, output, process, finished_before
@@ -406,14 +351,14 @@ class Processes:
                 self.watch(fileobj, partial(callback, worker))
                 watched.append(fileobj)
             begun = newborn.begin(self._orders[page])
-        except OSError as error:
+        except (psutil.Error, OSError) as error:
             refusal = error
         if begun:
             self._workers[page] = worker
             self._pages.add(page)
             return Started(page, newborn.pid)
         for fileobj in watched:
-            self._forget(fileobj)
+            self._wait.forget(fileobj)
         self._dismiss(newborn)
         if refusal is None:
             return StartFailed(page, "the new worker was gone before it was seen")
@@ -422,7 +367,7 @@ class Processes:
     def _take_spare(self, nursery: _Nursery) -> Newborn | None:
         spare, nursery.births.spare = nursery.births.spare, None
         if spare is not None:
-            self._forget(spare.pidfd)
+            self._wait.forget(spare.pidfd)
         return spare
 
     def _spare_exited(self, nursery: _Nursery) -> Iterator[Event]:
@@ -434,7 +379,7 @@ class Processes:
 
     def _dismiss(self, newborn: Newborn) -> None:
         newborn.let_go()
-        self._has_orphans = True
+        self._reaper.has_orphans = True
 
     def _forget_births(self, nursery: _Nursery) -> None:
         spare = self._take_spare(nursery)
@@ -527,18 +472,18 @@ class Processes:
             os.killpg(worker.pid, signal.SIGKILL)
         except OSError:
             pass
-        self._kill_leftovers(self._living() - {worker.pid})
-        status = self._reap(worker.pidfd)
+        self._reaper.kill_leftovers(self._living() - {worker.pid})
+        status = self._reaper.reap(worker.pidfd)
         del self._workers[worker.page]
         reading = self._board.read(worker.page)
         moved, last = self._board.moved(worker.page), self._board.last(worker.page)
         self._board.vacate(worker.page)
         for fileobj in (worker.link, worker.output.fd, worker.pidfd):
-            self._forget(fileobj)
+            self._wait.forget(fileobj)
         worker.link.close()
         worker.output.close()
         close(worker.pidfd)
-        self._has_orphans = True
+        self._reaper.has_orphans = True
         yield Exited(
             page=worker.page,
             pid=worker.pid,
@@ -557,67 +502,21 @@ class Processes:
     def _heard(self, child: _Worker | _Nursery) -> Iterator[Any]:
         """What has come by a link, this turn's share of it. A link that is over is not watched any more: the pidfd
         tells the rest."""
-        if self._is_late(child.link.fileno()):
+        if self._wait.is_late(child.link.fileno()):
             return
-        yield from child.hearing.read(self._turn_ends)
+        yield from child.hearing.read(self._wait.turn_ends)
         if child.hearing.is_over:
-            self._forget(child.link)
+            self._wait.forget(child.link)
         elif child.hearing.is_over_budget:
-            self._pause(child.link)
+            self._wait.pause(child.link)
 
     def _read_output(self, child: _Worker | _Nursery) -> None:
-        if self._is_late(child.output.fd):
+        if self._wait.is_late(child.output.fd):
             return
         if not child.output.read():
-            self._forget(child.output.fd)
+            self._wait.forget(child.output.fd)
         elif child.output.is_over_budget:
-            self._pause(child.output.fd)
-
-    def _is_late(self, fd: int) -> bool:
-        """Whether this one has to wait for the next turn."""
-        if now() < self._turn_ends:
-            return False
-        self._late.add(fd)
-        return True
-
-    def _forget(self, fileobj: Any) -> None:
-        try:
-            self._selector.unregister(fileobj)
-        except (KeyError, ValueError):
-            self._paused = [key for key in self._paused if key.fileobj != fileobj]
-
-    def _reap_orphans(self) -> None:
-        """Reap grandchildren that fell to us. Not ours: a worker just forked whose pid is not known yet."""
-        if any(nursery.births.are_due for nursery in (*self._nurseries.values(), *self._spent)):
-            return
-        ours = self._ours()
-        found_any = False
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                found = None
-            except OSError:
-                break  # at the next turn
-            if found is None:
-                self._has_orphans = False
-                break
-            if found.si_pid in ours:
-                break  # its pidfd has its turn first; then we are called again
-            try:
-                os.waitid(os.P_PID, found.si_pid, os.WEXITED)
-            except OSError:
-                break
-            found_any = True
-        if found_any:
-            self._kill_leftovers(self._living())  # its own children have fallen to us, and may be leftovers, too
-
-    def _kill_leftovers(self, living: set[int]) -> None:
-        try:
-            orphans.kill(living)
-            self._has_leftovers = False
-        except OSError:
-            self._has_leftovers = True  # at the next sample
+            self._wait.pause(child.output.fd)
 
     def _ours(self) -> set[int]:
         """Children that have a pidfd, and are reaped by it."""
@@ -627,11 +526,6 @@ class Processes:
 
     def _living(self) -> set[int]:
         return {worker.pid for worker in self._workers.values()}
-
-    def _reap(self, pidfd: int) -> str:
-        """How it died: `exit 3`, `SIGKILL`, `OOM`."""
-        status = _reap(pidfd)
-        return str(Cause.OOM) if status == "SIGKILL" and self._oom_kills.claim(now()) else status
 
     def close(self) -> None:
         """End whatever is left. A nursery that was asked for its stack has two seconds to write it."""
@@ -649,15 +543,9 @@ class Processes:
                 except OSError:
                     pass
             self.wait(min(until, now() + 1.0))
-            self._resume()
+            self._wait.resume()
         self._reap_orphans()
-        while now() < until:
-            try:
-                if not orphans.kill_all(self._not_ours):
-                    break
-            except OSError:
-                pass
-            self._has_orphans = True
+        while now() < until and self._reaper.kill_all():
             self.wait(min(until, now() + 0.1))
 
 
@@ -665,18 +553,3 @@ def _send(pidfd: int, number: int) -> bool:
     """Send a signal. Raises OSError."""
     signal.pidfd_send_signal(pidfd, number)
     return True
-
-
-def _reap(pidfd: int) -> str:
-    """How it died, as the kernel tells: `exit 3`, `SIGKILL`. Raises OSError."""
-    try:
-        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-    except ChildProcessError:
-        return _UNKNOWN
-    assert found is not None
-    if found.si_code == os.CLD_EXITED:
-        return f"exit {found.si_status}"
-    try:
-        return signal.Signals(found.si_status).name
-    except ValueError:
-        return f"signal {found.si_status}"

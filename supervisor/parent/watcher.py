@@ -7,14 +7,13 @@ import logging
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from supervisor import logs
+from supervisor.parent.control import Wishes
+from supervisor.parent.snapshot import Look
 from supervisor.policy.reload import Stage
 from supervisor.vocabulary import Wish
-
-if TYPE_CHECKING:
-    from supervisor.parent.loop import Supervisor
 
 _SETTLES: Final = 300
 """Milliseconds within which changes are taken for one: an editor, or a checkout, writes several files."""
@@ -27,9 +26,10 @@ class Changes:
     """Watches the Python files below a directory, `.git`, `.venv`, `__pycache__` and their like left out
     (`watchfiles.PythonFilter`). Settings files are not watched: what is half edited shall not be taken."""
 
-    def __init__(self, directory: str, supervisor: Supervisor) -> None:
+    def __init__(self, directory: str, look: Look, wishes: Wishes) -> None:
         self._directory = directory
-        self._supervisor = supervisor
+        self._look = look
+        self._wishes = wishes
         self._log: Any = logs.get_logger()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="workq-reload", daemon=True)
@@ -64,9 +64,9 @@ class Changes:
 
     def _changed(self, what: str) -> None:
         """Wish for a reload, when the one before is so far that it would not be refused."""
-        while (latest := self._supervisor.view.reload) and latest.stage in (Stage.LOADING, Stage.TRYING):
+        while (latest := self._look().view.reload) and latest.stage in (Stage.LOADING, Stage.TRYING):
             if self._end.wait(_LOOK_EVERY / 1000):
                 return
-        wish: Future[Any] = self._supervisor.wishes.make(Wish.RELOAD, f"--reload: {what} changed")
+        wish: Future[Any] = self._wishes.make(Wish.RELOAD, f"--reload: {what} changed")
         while not wish.done() and not self._end.wait(_LOOK_EVERY / 1000):
             pass

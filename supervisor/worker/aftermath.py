@@ -6,7 +6,6 @@ In the nursery it is undone, and said once; what a worker may have it finds as t
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import signal
@@ -17,10 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from supervisor import originals, streams
+from supervisor.linux import prctl
 
-_PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
-_PR_GET_CHILD_SUBREAPER: Final = 37
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _OURS: Final = (signal.SIGABRT, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """Signals by which the supervisor, or an operator, asks a worker for its stacks or to leave."""
@@ -88,8 +85,8 @@ class Undone:
             if signal.getitimer(timer) != (0.0, 0.0):
                 signal.setitimer(timer, 0.0)
                 yield "it has set a timer, whose signal would end the process that forks workers: stopped"
-        if _is_subreaper():
-            _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        if prctl.adopts():
+            prctl.adopt(False)
             yield (
                 "it has made its process a child subreaper (prctl(2)): undone, or workers would not be the "
                 "supervisor's children"
@@ -137,12 +134,6 @@ def wait_for(child: int) -> None:
         originals.waitpid(child, 0)
     except ChildProcessError:
         pass  # it is: somebody else has reaped it, a handler of SIGCHLD in C
-
-
-def _is_subreaper() -> bool:
-    is_one = ctypes.c_int(0)
-    _LIBC.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(is_one), 0, 0, 0)
-    return bool(is_one.value)
 
 
 def _children() -> list[str]:

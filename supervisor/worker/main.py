@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from supervisor import logs, queues, streams, trace
 from supervisor.clock import now
 from supervisor.link import Link
-from supervisor.linux import comm, prctl
+from supervisor.linux import prctl, proctitle
 from supervisor.policy.settle import (
     Acknowledge,
     Afresh,
@@ -104,7 +104,7 @@ class Birth:
 def live(birth: Birth) -> NoReturn:
     """A worker's whole life. Ends the process."""
     # What needs no seat is done before there is one.
-    comm.name("workq-spare")
+    proctitle.name("workq-spare")
     aftermath.arm()
     settings = birth.settings
     sink = logs.inherit("worker", lambda line: _record(birth.link, line))
@@ -115,7 +115,7 @@ def live(birth: Birth) -> NoReturn:
     slot = slot_of(page)
     prctl.follow(birth.parent)
     logs.sit(slot)
-    comm.name(f"workq-worker-{slot}")
+    proctitle.name(f"workq-worker-{slot}")
     pen = birth.board.pen(page)
     pen.open(os.getpid())
     handler = birth.handler

@@ -25,7 +25,7 @@ from typing import NoReturn
 from supervisor import logs, originals, streams, trace
 from supervisor.clock import now
 from supervisor.link import Link
-from supervisor.linux import comm, prctl
+from supervisor.linux import prctl, proctitle
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import (
@@ -71,7 +71,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     order = received[0]
     assert isinstance(order, Load)
     prctl.follow(order.parent)
-    comm.name("workq-nursery")
+    proctitle.name("workq-nursery")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     aftermath.arm()
     for stream in (sys.stdout, sys.stderr):

@@ -230,7 +230,7 @@ def main() -> None:
         report, kind, [int(n) for n in numbers.split(",") if n != "0"], [getattr(errno, e) for e in errors.split(",")]
     )
     # Imported before: what the imports call is not what this is about.
-    import supervisor.parent.loop  # noqa: F401
+    import supervisor.parent.main  # noqa: F401
     from supervisor.cli import main as supervise
 
     install(kernel)

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-import psutil
 import pytest
 
 from supervisor.link import Link
@@ -60,7 +59,7 @@ def descriptors() -> list[str]:
         (os, "pipe2", False),
         (socket.socket, "sendmsg", False),
         (os, "pidfd_open", True),
-        (psutil, "Process", True),
+        (os, "waitid", True),
     ],
 )
 def test_f74_a_thousand_starts_that_fail_leave_no_descriptor_open(

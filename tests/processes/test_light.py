@@ -12,7 +12,7 @@ def ask(script: str) -> str:
     return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.loop, supervisor.parent.http.app"])
+@pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.main, supervisor.parent.http.app"])
 def test_neither_parent_nor_worker_brings_rich_along(room: str) -> None:
     assert ask(f"import sys, {room}; print('structlog' in sys.modules, 'rich' in sys.modules)") == "True False"
 

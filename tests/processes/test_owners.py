@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+import pytest
+
+from supervisor.linux import orphans
 
 HERE = Path(__file__).resolve().parent
 
@@ -120,3 +125,15 @@ def test_a_supervisor_under_a_supervisor_does_not_take_itself_for_a_leftover() -
         print(orphans.owner(os.getpid()) == os.getpid())
     """)
     assert words == ["None", "True"]
+
+
+def test_children_are_found_also_where_the_kernel_does_not_list_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    try:
+        listed = set(orphans.children(os.getpid()))
+        monkeypatch.setattr(orphans, "_CHILDREN_ARE_LISTED", False)
+        assert child.pid in listed and set(orphans.children(os.getpid())) == listed
+        assert orphans.children(child.pid) == []
+    finally:
+        child.kill()
+        child.wait()

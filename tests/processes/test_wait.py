@@ -6,25 +6,24 @@ import os
 from collections.abc import Iterator
 
 from supervisor.clock import now
-from supervisor.parent.processes import Processes
-from supervisor.scoreboard import Scoreboard
+from supervisor.parent.wait import Wait
 from supervisor.vocabulary import Event
 
 
 def _a_number_is_reused_within_a_round() -> list[str]:
     """Two pipes are readable; whichever is heard first has the other closed, and its number given to a third."""
-    processes = Processes(Scoreboard.create(), 2, lambda _: None)
+    wait = Wait(lambda *_: None)
     heard: list[str] = []
     readers = []
 
     def hear(mine: int) -> Iterator[Event]:
         heard.append("one of the two")
         [other] = [fd for fd in readers if fd != mine]
-        processes._forget(other)
+        wait.forget(other)
         third, writer = os.pipe()
         os.dup2(third, other)
         os.write(writer, b"x")
-        processes.watch(other, hear_third)
+        wait.watch(other, hear_third)
         return iter(())
 
     def hear_third() -> Iterator[Event]:
@@ -35,13 +34,13 @@ def _a_number_is_reused_within_a_round() -> list[str]:
         reader, writer = os.pipe()
         os.write(writer, b"x")
         readers.append(reader)
-        processes.watch(reader, lambda reader=reader: hear(reader))  # type: ignore[misc]
-    processes.wait(now() + 1.0)
+        wait.watch(reader, lambda reader=reader: hear(reader))  # type: ignore[misc]
+    list(wait.events(now() + 1.0, ()))
     return heard
 
 
 def test_a_descriptor_that_got_the_number_of_one_closed_in_the_same_round_is_not_taken_for_it() -> None:
-    # In a process of its own: Processes makes its process a subreaper.
+    # In a process of its own: with it, all those descriptors are gone.
     pid = os.fork()
     if pid == 0:
         code = 1

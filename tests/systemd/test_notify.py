@@ -121,8 +121,8 @@ def test_the_watchdog_is_for_the_process_that_it_names_only(broker_url: str, que
 
 
 def test_nothing_is_imported_where_nobody_listens() -> None:
-    look = "print(loop._systemd(), 'supervisor.parent.systemd' in sys.modules)"
-    code = f"import sys; from supervisor.parent import loop; {look}"
+    look = "print(main._systemd(), 'supervisor.parent.systemd' in sys.modules)"
+    code = f"import sys; from supervisor.parent import main; {look}"
     environ = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout == "None False\n"

@@ -1,7 +1,7 @@
 """HTTP, on the one thread beside the loop: /healthz, /readyz, /metrics, /status, and the live page at /.
 
 uvicorn reads what comes from outside; the answers are made from values that the loop replaces as a whole
-(`Supervisor.view`) and from shared memory, so a slow client or a scraper in a hurry costs the loop nothing.
+(`parent.snapshot`) and from shared memory, so a slow client or a scraper in a hurry costs the loop nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.light import without
 from supervisor.parent import control, refusals
 from supervisor.parent.http import page
+from supervisor.parent.snapshot import Look
 from supervisor.policy import addressed
 from supervisor.policy.status import readiness
 from supervisor.vocabulary import Wish
-
-if TYPE_CHECKING:
-    from supervisor.parent.loop import Supervisor
 
 STUCK_AFTER: Final = 5.0
 """Seconds without a turn of the loop (which ticks each second) after which /healthz says so."""
@@ -52,8 +50,8 @@ _HTML: Final = "text/html; charset=utf-8"
 class Site:
     """The ASGI application. Four paths do not need a framework."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, look: Look) -> None:
+        self._look = look
         self._metrics: Any = None
         self._paths: dict[str, Callable[[], Answer]] = {
             "/healthz": self._healthz,
@@ -94,7 +92,7 @@ class Site:
         return 421, _TEXT, b"asked by a name that is not known to be this host's: allow it with --health-host NAME\n"
 
     def _is_for_us(self, host: str) -> bool:
-        settings = self._supervisor.settings
+        settings = self._look().settings
         names = [*settings.health_host, *([settings.health.host] if settings.health else [])]
         return addressed.is_ours(host, socket.gethostname(), names)
 
@@ -112,13 +110,13 @@ class Site:
         return answer()
 
     def _healthz(self) -> Answer:
-        age = now() - self._supervisor.turned_at
+        age = self._look().age
         if age > STUCK_AFTER:
             return 503, _TEXT, f"the supervisor's loop has not turned for {age:.1f} s\n".encode()
         return 200, _TEXT, b"ok\n"
 
     def _readyz(self) -> Answer:
-        ready, because = readiness(self._supervisor.view)
+        ready, because = readiness(self._look().view)
         because = logs.redact(because)
         return 200 if ready else 503, _TEXT, f"{because}\n".encode()
 
@@ -127,11 +125,11 @@ class Site:
         from supervisor.parent.http import metrics
 
         if self._metrics is None:
-            self._metrics = metrics.Metrics(self._supervisor)
+            self._metrics = metrics.Metrics(self._look)
         return 200, metrics.CONTENT_TYPE, self._metrics.text()
 
     def _status(self) -> Answer:
-        return 200, _JSON, json.dumps(self._supervisor.status()).encode() + b"\n"
+        return 200, _JSON, json.dumps(self._look().status()).encode() + b"\n"
 
     def _index(self) -> Answer:
         return 200, _HTML, page.HTML
@@ -141,12 +139,13 @@ class ControlSite(Site):
     """What the control socket has beside the rest: the verbs that change something. The health port is served by a
     `Site`, which does not know them."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        super().__init__(supervisor)
+    def __init__(self, look: Look, wishes: control.Wishes) -> None:
+        super().__init__(look)
+        self._wishes = wishes
         self._verbs: dict[str, Callable[[dict[str, Any]], Future[control.Answer]]] = {
             "/scale": self._scale,
-            "/reload": lambda _: supervisor.wishes.make(Wish.RELOAD, "workq reload"),
-            "/drain": lambda _: supervisor.wishes.make(Wish.DRAIN, "workq drain"),
+            "/reload": lambda _: wishes.make(Wish.RELOAD, "workq reload"),
+            "/drain": lambda _: wishes.make(Wish.DRAIN, "workq drain"),
         }
 
     def _is_for_us(self, host: str) -> bool:
@@ -173,12 +172,11 @@ class ControlSite(Site):
         return 409 if is_refused else 200, _JSON, json.dumps(document).encode() + b"\n"
 
     def _scale(self, given: dict[str, Any]) -> Future[control.Answer]:
-        wishes = self._supervisor.wishes
         workers, change = given.get("workers"), given.get("change")
         if type(workers) is int and workers > 0 and change is None:
-            return wishes.make(Wish.SCALE, "workq scale", workers)
+            return self._wishes.make(Wish.SCALE, "workq scale", workers)
         if change in (1, -1) and workers is None:
-            return wishes.make(Wish.GROW if change == 1 else Wish.SHRINK, "workq scale")
+            return self._wishes.make(Wish.GROW if change == 1 else Wish.SHRINK, "workq scale")
         raise ValueError('expected {"workers": N}, or {"change": 1} or -1')
 
 
@@ -224,14 +222,14 @@ class _Loop(asyncio.SelectorEventLoop):
         """Not asyncio's: of a loop that was refused its descriptors it prints a traceback. `Runner` closes others."""
 
 
-def serve(supervisor: Supervisor, health: socket.socket | None, listener: control.Listener | None) -> None:
+def serve(look: Look, wishes: control.Wishes, health: socket.socket | None, listener: control.Listener | None) -> None:
     """Answer on these sockets, for as long as the process lives. Raises what keeps it from that."""
     sites: list[tuple[socket.socket, Site]] = []
     # asyncio closes what it was given when it fails; the next attempt needs the sockets.
     if health is not None:
-        sites.append((health.dup(), Site(supervisor)))
+        sites.append((health.dup(), Site(look)))
     if listener is not None:
-        sites.append((listener.socket.dup(), ControlSite(supervisor)))
+        sites.append((listener.socket.dup(), ControlSite(look, wishes)))
     try:
         _serve(sites)
     finally:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -15,14 +15,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from supervisor.clock import now
-from supervisor.policy.status import STATES, page_of, readiness, state_of, totals
+from supervisor.parent.snapshot import Look
+from supervisor.policy.status import STATES, readiness, state_of, totals
 from supervisor.policy.view import RESTART_BOUNDS, PoolView, State
 from supervisor.scoreboard import BOUNDS
 from supervisor.version import __version__
 from supervisor.vocabulary import OUTCOMES, Cause, Counts, Reading, slot_of
-
-if TYPE_CHECKING:
-    from supervisor.parent.loop import Supervisor
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -35,21 +33,20 @@ class PoolCollector(Collector):
     """Everything that is ours in /metrics. Counters come from shared memory and from the pool, so they outlive every
     worker and every reload; a supervisor that is started anew begins with 0, which Prometheus takes for what it is."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, look: Look) -> None:
+        self._look = look
 
     def collect(self) -> Iterator[Metric]:
-        supervisor = self._supervisor
-        view = supervisor.view
-        pages = [page_of(slot, supervisor.board.read) for slot in view.slots]
+        latest = self._look()
+        view, pages = latest.view, latest.pages()
         summed = totals(pages)
-        yield from _pool(view, supervisor.settings.queue, now() - supervisor.turned_at)
+        yield from _pool(view, latest.settings.queue, latest.age)
         yield from _tasks(summed, pages)
         yield from _workers(view, pages)
         yield from _exits(view)
-        yield from _memory(supervisor.readings, supervisor.settings.max_memory)
+        yield from _memory(latest.readings, latest.settings.max_memory)
         yield from _queue(view)
-        dropped = summed.log_lines_dropped + supervisor.sink.dropped
+        dropped = summed.log_lines_dropped + latest.log_lines_dropped
         yield CounterMetricFamily(
             "workq_log_lines_dropped", "Log lines that were not written: no reader, or too many.", value=dropped
         )
@@ -156,9 +153,9 @@ def _histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[i
 class Metrics:
     """The text of one scrape."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, look: Look) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(PoolCollector(supervisor))
+        self._registry.register(PoolCollector(look))
         # process_start_time_seconds and the like, of the supervisor itself, by the names that everybody's have.
         ProcessCollector(registry=self._registry)
 

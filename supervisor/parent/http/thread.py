@@ -1,6 +1,6 @@
 """The thread that answers at the health port and the control socket: started, and started again when it has ended.
 
-No thread, no descriptor, no memory for it: none of that is a reason to stop working. Light: what serves (`web`) is
+No thread, no descriptor, no memory for it: none of that is a reason to stop working. Light: what serves (`app`) is
 imported later than the first nursery is forked.
 """
 
@@ -10,16 +10,14 @@ import errno
 import gc
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.parent import refusals
+from supervisor.parent.control import Listener, Wishes
+from supervisor.parent.snapshot import Look
 from supervisor.policy.restart import Backoff
-
-if TYPE_CHECKING:
-    from supervisor.parent.control import Listener
-    from supervisor.parent.loop import Supervisor
 
 _BACKOFF: Final = Backoff(free=0, first=1.0, most=30.0)
 _STEADY: Final = 10.0
@@ -29,8 +27,9 @@ _STEADY: Final = 10.0
 class Serving:
     """`tend` it once a second."""
 
-    def __init__(self, supervisor: Supervisor, health: socket.socket | None, listener: Listener | None) -> None:
-        self._supervisor = supervisor
+    def __init__(self, look: Look, wishes: Wishes, health: socket.socket | None, listener: Listener | None) -> None:
+        self._look = look
+        self._wishes = wishes
         self._health = health
         self._listener = listener
         self._log: Any = logs.get_logger()
@@ -70,7 +69,7 @@ class Serving:
         try:
             from supervisor.parent.http import app
 
-            app.serve(self._supervisor, self._health, self._listener)
+            app.serve(self._look, self._wishes, self._health, self._listener)
         except SystemExit:
             self._failed = RuntimeError("uvicorn has given up")
         except Exception as error:  # noqa: BLE001 - whatever it is, work goes on without

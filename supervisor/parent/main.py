@@ -1,0 +1,137 @@
+"""The parent as a whole: take the sockets, wire the loop to what tells it and to what reads of it, run.
+
+The order is that of need: what may fail fails before anything is started, and the first nursery is forked while there
+is one thread (docs/decisions/0023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from supervisor import logs, streams
+from supervisor.parent import control, refusals
+from supervisor.parent.control import Listener, Wishes
+from supervisor.parent.http import sockets
+from supervisor.parent.http.thread import Serving
+from supervisor.parent.loop import Loop, Reread
+from supervisor.parent.snapshot import Look
+from supervisor.scoreboard import Scoreboard
+from supervisor.settings import Settings
+from supervisor.vocabulary import EXIT_CONFIG, EXIT_KILLED
+
+if TYPE_CHECKING:
+    from supervisor.parent.systemd import Systemd
+
+
+def run(settings: Settings, reread: Reread) -> int:
+    """Supervise until asked to stop. Returns the exit code."""
+    try:
+        streams.occupy()
+        board = Scoreboard.create()
+        log_fd = os.dup(2)
+        # Settled here, where the terminal is: a worker's own stderr is a pipe.
+        settings = _resolved(settings, log_fd)
+        sink = logs.configure(
+            role="supervisor",
+            queue=settings.queue,
+            fd=log_fd,
+            lock_fd=board.fd,
+            format=settings.log_format,
+            level=settings.log_level,
+        )
+    except OSError as error:
+        because, code = _cannot_start(error)
+        _write_last(f"workq-supervise: {because}\n")
+        return code
+    log = logs.get_logger()
+    try:
+        health, listener = _listen(settings, log)
+    except _CannotListen as error:
+        log.error("supervisor.stopped", because=str(error), code=error.code)
+        return error.code
+    with ExitStack() as undo:
+        if listener is not None:
+            undo.callback(listener.remove)
+        try:
+            wishes = Wishes()
+            loop = Loop(settings, board, log_fd, sink, wishes, _systemd(), lambda: _resolved(reread(), log_fd))
+        except OSError as error:
+            because, code = _cannot_start(error)
+            log.error("supervisor.stopped", because=because, code=code)
+            return code
+        loop.start()  # the handler is imported while we import what serves
+        if settings.reload:
+            _watch(settings.app_dir, loop.look, wishes, undo, log)
+        serving = Serving(loop.look, wishes, health, listener)
+        serving.tend()
+        return loop.run(serving.tend)
+
+
+def _cannot_start(error: OSError) -> tuple[str, int]:
+    """The one line, and the exit code."""
+    hint = "; mount /proc" if str(error.filename or "").startswith("/proc") else ""
+    code = EXIT_KILLED if error.errno in refusals.RESTART_MAY_HELP else EXIT_CONFIG
+    return f"{refusals.because('the supervisor cannot start', error)}{hint}", code
+
+
+def _write_last(line: str) -> None:
+    """Before there is a log."""
+    try:
+        os.write(2, line.encode())
+    except OSError:
+        pass
+
+
+def _watch(directory: str, look: Look, wishes: Wishes, undo: ExitStack, log: Any) -> None:
+    """Have a change of the code reload it."""
+    try:
+        from supervisor.parent.watcher import Changes
+
+        undo.callback(Changes(directory, look, wishes).end)
+    except (OSError, ImportError, RuntimeError) as error:
+        because = refusals.because(f"{directory} is not watched", error)
+        log.error("reload.not_watching", because=f"{because}; there are SIGHUP and workq reload")
+
+
+def _resolved(settings: Settings, log_fd: int) -> Settings:
+    return dataclasses.replace(settings, log_format=logs.resolve_format(settings.log_format, log_fd))
+
+
+class _CannotListen(Exception):
+    """Its text says where, and what to do."""
+
+    def __init__(self, where: str, error: OSError, otherwise: str) -> None:
+        is_used_up = error.errno in refusals.RESTART_MAY_HELP
+        because = refusals.because(where, error) if is_used_up else f"{where}: {error.strerror}; {otherwise}"
+        super().__init__(because)
+        self.code = EXIT_KILLED if is_used_up else EXIT_CONFIG
+
+
+def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listener | None]:
+    """The health port and the control socket, where they are wanted."""
+    health = control_socket = None
+    if settings.health is not None:
+        try:
+            health = sockets.bind(settings.health, settings.health_explicit, log)
+        except OSError as error:
+            where = f"the health port {settings.health} cannot be had"
+            raise _CannotListen(where, error, "choose another with --health, or off") from None
+    if settings.control is not None:
+        try:
+            control_socket = control.bind(settings.control, settings.control_explicit, log)
+        except OSError as error:
+            where = f"the control socket {settings.control} cannot be had"
+            raise _CannotListen(where, error, "choose another with --control, or off") from None
+    return health, control_socket
+
+
+def _systemd() -> Systemd | None:
+    if "NOTIFY_SOCKET" not in os.environ:
+        return None
+    from supervisor.parent import systemd
+
+    return systemd.take(os.environ)

@@ -1,0 +1,94 @@
+"""The ends of processes: how a child died, and what the dead leave behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Set
+from typing import Final
+
+from supervisor.clock import now
+from supervisor.linux import cgroup, orphans, prctl
+from supervisor.vocabulary import Cause
+
+_UNKNOWN: Final = "unknown"
+"""How a child died that somebody else has reaped."""
+
+
+class Reaper:
+    """Every orphan below this process falls to it from now on. Raises OSError where that cannot be."""
+
+    def __init__(self) -> None:
+        self.has_orphans = False
+        """Something has ended: perhaps somebody's grandchild, that fell to us."""
+        self._has_leftovers = False
+        self._not_ours = frozenset(orphans.children(os.getpid()))
+        """Whom a shell had started before it became this process."""
+        self._oom_kills = cgroup.OomKills(cgroup.find_counter())
+        prctl.adopt(orphans=True)
+
+    def sampled(self, living: Set[int]) -> None:
+        """A second has passed. `living` are the workers."""
+        if self._has_leftovers:
+            self.kill_leftovers(living)
+        self._oom_kills.look(now())
+
+    def reap(self, pidfd: int) -> str:
+        """How this child died: `exit 3`, `SIGKILL`, `OOM`. Raises OSError."""
+        status = _reap(pidfd)
+        return str(Cause.OOM) if status == "SIGKILL" and self._oom_kills.claim(now()) else status
+
+    def reap_orphans(self, ours: Set[int], living: Set[int]) -> None:
+        """Reap grandchildren that fell to us, and none of `ours`, which are reaped by their pidfds."""
+        found_any = False
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                found = None
+            except OSError:
+                break  # at the next turn
+            if found is None:
+                self.has_orphans = False
+                break
+            if found.si_pid in ours:
+                break  # its pidfd has its turn first; then we are called again
+            try:
+                os.waitid(os.P_PID, found.si_pid, os.WEXITED)
+            except OSError:
+                break
+            found_any = True
+        if found_any:
+            self.kill_leftovers(living)  # its own children have fallen to us, and may be leftovers, too
+
+    def kill_leftovers(self, living: Set[int]) -> None:
+        """End what descends from workers that are not among the living."""
+        try:
+            orphans.kill(living)
+            self._has_leftovers = False
+        except OSError:
+            self._has_leftovers = True  # at the next sample
+
+    def kill_all(self) -> bool:
+        """End all that has fallen to us. False when there is nothing."""
+        try:
+            is_some = orphans.kill_all(self._not_ours)
+        except OSError:
+            is_some = True  # perhaps
+        self.has_orphans = self.has_orphans or is_some
+        return is_some
+
+
+def _reap(pidfd: int) -> str:
+    """As the kernel tells: `exit 3`, `SIGKILL`. Raises OSError."""
+    try:
+        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        return _UNKNOWN
+    assert found is not None
+    if found.si_code == os.CLD_EXITED:
+        return f"exit {found.si_status}"
+    try:
+        return signal.Signals(found.si_status).name
+    except ValueError:
+        return f"signal {found.si_status}"

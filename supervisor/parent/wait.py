@@ -1,0 +1,91 @@
+"""The one place that waits: for everything that can be read, and for as long as nothing is due.
+
+Nobody who floods us, and however many they are, makes a turn of the loop longer than `TURN`; and what the kernel
+refuses to read is let be for a second, or the loop would do nothing else.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Final
+
+from supervisor.clock import now
+from supervisor.vocabulary import Event
+
+TURN: Final = 0.05
+"""Seconds of one turn of the loop after which no further child is read from: those that are left are the first in the
+next."""
+
+Callback = Callable[[], Iterator[Event]]
+
+
+class Wait:
+    """`refused` is told what the kernel has refused, each time."""
+
+    def __init__(self, refused: Callable[[str, OSError], None]) -> None:
+        self._refused = refused
+        self._selector = selectors.EpollSelector()
+        self._paused: list[selectors.SelectorKey] = []
+        """What is not watched until the next sample: it has written too much, or the kernel has refused us there."""
+        self._late: set[int] = set()
+        """Descriptors that were not read from for want of time."""
+        self.turn_ends = 0.0
+        """Monotonic seconds."""
+
+    def watch(self, fileobj: Any, callback: Callback) -> None:
+        """Have `events` call this when `fileobj` is readable. Raises OSError."""
+        self._selector.register(fileobj, selectors.EVENT_READ, callback)
+
+    def forget(self, fileobj: Any) -> None:
+        try:
+            self._selector.unregister(fileobj)
+        except (KeyError, ValueError):
+            self._paused = [key for key in self._paused if key.fileobj != fileobj]
+
+    def events(self, until: float, first: Collection[int]) -> Iterator[Event]:
+        """What has happened; at `until` (monotonic seconds) nothing. `first` are descriptors that are read before all
+        others."""
+        try:
+            ready = self._selector.select(max(0.0, until - now()))
+        except OSError as error:
+            self._refused("waiting for the workers", error)
+            time.sleep(0.02)  # it may go on to refuse: not a hundred thousand times a second
+            ready = []
+        self.turn_ends = now() + TURN
+        late, self._late = self._late, set()
+        for key, _ in sorted(ready, key=lambda found: (found[0].fd not in first, found[0].fd not in late)):
+            # A callback earlier in this round may have closed what a later one was for, and something else may have got
+            # the number of its descriptor since.
+            if self._selector.get_map().get(key.fd) is key:
+                yield from self._call(key)
+
+    def _call(self, key: selectors.SelectorKey) -> Iterator[Event]:
+        try:
+            yield from key.data()
+        except OSError as error:
+            self._refused(f"reading descriptor {key.fd}", error)
+            self.pause(key.fileobj)
+
+    def is_late(self, fd: int) -> bool:
+        """Whether this one has to wait for the next turn."""
+        if now() < self.turn_ends:
+            return False
+        self._late.add(fd)
+        return True
+
+    def pause(self, fileobj: Any) -> None:
+        """Do not watch this until `resume`."""
+        key = self._selector.get_key(fileobj)
+        self.forget(fileobj)
+        self._paused.append(key)
+
+    def resume(self) -> None:
+        paused, self._paused = self._paused, []
+        for key in paused:
+            try:
+                self.watch(key.fileobj, key.data)
+            except OSError as error:
+                self._refused("watching a descriptor", error)
+                self._paused.append(key)
