@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,11 +23,13 @@ from supervisor.link import Link
 from supervisor.linux import cgroup
 from supervisor.parent import nursery as nursery_process
 from supervisor.parent import refusals
+from supervisor.parent.child import Child
 from supervisor.parent.descriptors import Descriptors, close
 from supervisor.parent.forks import Births, Newborn
 from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
 from supervisor.parent.reaper import Reaper
+from supervisor.parent.refusals import Refusals
 from supervisor.parent.wait import Callback, Wait
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
@@ -67,28 +69,18 @@ _WORKER_REPORTS: Final = kinds_of(WorkerReport)
 _NURSERY_REPORTS: Final = kinds_of(NurseryReport)
 
 
-@dataclass(slots=True)
-class _Nursery:
+@dataclass(slots=True, eq=False)
+class _Nursery(Child):
     generation: int
-    pid: int
-    pidfd: int
-    link: Link
-    hearing: Hearing
-    output: Output
     births: Births
     is_spent: bool = False
     """It said why it ends, or was told to: its exit is no news."""
 
 
-@dataclass(slots=True)
-class _Worker:
+@dataclass(slots=True, eq=False)
+class _Worker(Child):
     page: int
     generation: int
-    pid: int
-    pidfd: int
-    link: Link
-    hearing: Hearing
-    output: Output
     process: psutil.Process
     finished_before: int
     said: Leaving | LoadFailed | None = None
@@ -102,7 +94,9 @@ class Processes:
         self._log_fd = log_fd
         self._sink = sink
         self._log: Any = logs.get_logger()
-        self._wait = Wait(self._say_refused)
+        self._descriptors = Descriptors()
+        self._refusals = Refusals(self._log, self._descriptors)
+        self._wait = Wait(self._refusals.say)
         self._reaper = Reaper()
         self._nurseries: dict[int, _Nursery] = {}
         """By generation: one, and while a reload loads, two."""
@@ -113,10 +107,6 @@ class Processes:
         """By page: what its next worker is told first."""
         self._workers: dict[int, _Worker] = {}
         """By page."""
-        self._owed: list[tuple[str, Callable[[], bool]]] = []
-        """Orders and signals that the kernel has not taken, for the next sample to try again."""
-        self._said = refusals.Said()
-        self._descriptors = Descriptors()
         self._pages: set[int] = set()
         """Those that workers have ever had."""
 
@@ -141,23 +131,6 @@ class Processes:
         if not any(nursery.births.are_due for nursery in (*self._nurseries.values(), *self._spent)):
             self._reaper.reap_orphans(self._ours(), self._living())
 
-    def _deliver(self, what: str, deliver: Callable[[], bool]) -> None:
-        """Do what the kernel may refuse, now or at a later sample. `deliver` returns False when it must be tried
-        again."""
-        try:
-            if deliver():
-                return
-        except ProcessLookupError:
-            return  # a zombie: its exit is on the way
-        except OSError as error:
-            self._say_refused(what, error)
-        self._owed.append((what, deliver))
-
-    def _say_refused(self, doing: str, error: OSError) -> None:
-        because = refusals.because(doing, error, self._descriptors.needed)
-        if self._said.is_news(because, now()):
-            self._log.warning("supervisor.refused", because=f"{because}; it is tried again within a second")
-
     def child_died(self) -> None:
         """SIGCHLD came: perhaps for an orphan, somebody's grandchild that fell to us."""
         self._reaper.has_orphans = True
@@ -165,9 +138,7 @@ class Processes:
     def sample(self) -> Sampled:
         """Every worker's page and memory. Once a second."""
         self._wait.resume()
-        owed, self._owed = self._owed, []
-        for what, deliver in owed:
-            self._deliver(what, deliver)
+        self._refusals.try_again()
         self._reaper.sampled(self._living())
         children: list[_Worker | _Nursery] = [*self._workers.values(), *self._spent, *self._nurseries.values()]
         for child in children:
@@ -199,7 +170,7 @@ class Processes:
             self._nurseries[generation] = self._start_nursery(generation, preload, settings)
         except (OSError, ImportError) as error:  # the first one imports a module or two
             doing = "the process that forks workers cannot be started"
-            self._pending.append(NurseryFailed(generation, refusals.because(doing, error, self._descriptors.needed)))
+            self._pending.append(NurseryFailed(generation, self._refusals.because(doing, error)))
 
     def _start_nursery(self, generation: int, preload: bool, settings: Settings) -> _Nursery:
         self._descriptors.make_room(len(self._workers))
@@ -219,14 +190,8 @@ class Processes:
             output = Output(reader, self._log, source="nursery", pid=pid)
             hearing = Hearing(ours, _NURSERY_REPORTS, self._sink, self._log, source="nursery", pid=pid)
             births = Births(ours, self._descriptors, self._refuse)
-            nursery = _Nursery(generation, pid, pidfd, ours, hearing, output, births)
-            for fileobj, callback in (
-                (ours, self._hear_nursery),
-                (reader, self._nursery_output),
-                (pidfd, self._nursery_exited),
-            ):
-                self.watch(fileobj, partial(callback, nursery))
-                undo.callback(self._wait.forget, fileobj)
+            nursery = _Nursery(pid, pidfd, ours, hearing, output, generation, births)
+            nursery.watch(self._wait, partial(self._hear_nursery, nursery), partial(self._nursery_exited, nursery))
             undo.pop_all()
         return nursery
 
@@ -237,7 +202,7 @@ class Processes:
 
     def _refuse(self, page: int, error: Exception) -> None:
         """No worker for this seat, for a reason of the machine's."""
-        because = refusals.because("no worker can be started", error, self._descriptors.needed)
+        because = self._refusals.because("no worker can be started", error)
         self._pending.append(StartFailed(page, because))
 
     def stop_nursery(self, generation: int, *, stack: bool = False) -> None:
@@ -251,13 +216,13 @@ class Processes:
             nursery.is_spent = True
             self._spent.append(nursery)
             number = signal.SIGABRT if stack else signal.SIGKILL
-            self._deliver("ending a nursery", lambda: nursery not in self._spent or _send(nursery.pidfd, number))
+            self._refusals.insist("ending a nursery", lambda: nursery not in self._spent or nursery.signal(number))
 
     def _hear_nursery(self, nursery: _Nursery) -> Iterator[Event]:
-        yield from self._nursery_said(nursery, self._heard(nursery))
+        yield from self._nursery_said(nursery, nursery.reports(self._wait))
         if nursery.hearing.garbled:
-            self._deliver(
-                "ending a nursery", lambda: not self._is_there(nursery) or _send(nursery.pidfd, signal.SIGKILL)
+            self._refusals.insist(
+                "ending a nursery", lambda: not self._is_there(nursery) or nursery.signal(signal.SIGKILL)
             )
 
     def _is_there(self, nursery: _Nursery) -> bool:
@@ -277,21 +242,13 @@ class Processes:
                     if page is not None:
                         yield StartFailed(page, refusals.process_because(error, number))
 
-    def _nursery_output(self, nursery: _Nursery) -> Iterator[Event]:
-        self._read_output(nursery)
-        return iter(())
-
     def _nursery_exited(self, nursery: _Nursery) -> Iterator[Event]:
         yield from self._nursery_said(nursery, nursery.hearing.last_words())
         self._sink.dropped += nursery.output.drain()
         status = self._reaper.reap(nursery.pidfd)
         if nursery.hearing.garbled:
             status = f"{status}, because of what came on its link: {nursery.hearing.garbled}"
-        for fileobj in (nursery.link, nursery.output.fd, nursery.pidfd):
-            self._wait.forget(fileobj)
-        nursery.link.close()
-        nursery.output.close()
-        close(nursery.pidfd)
+        nursery.close(self._wait)
         if nursery in self._spent:
             self._spent.remove(nursery)
         if nursery is self._nurseries.get(nursery.generation):
@@ -332,37 +289,27 @@ class Processes:
 
     def _seat(self, newborn: Newborn, page: int, generation: int) -> Started | StartFailed:
         """Watch a newborn, and then have it begin. Where that cannot be it is dismissed, and has run nothing."""
-        refusal: Exception | None = None
-        begun = False
-        watched: list[Any] = []
+        because = "the new worker was gone before it was seen"
+        worker = None
         try:
             output = Output(newborn.output, self._log, slot=slot_of(page), pid=newborn.pid)
             finished_before = self._board.read(page).counts.finished
             link, process = newborn.link, psutil.Process(newborn.pid)
             hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot_of(page), pid=newborn.pid)
             worker = _Worker(
-                page, generation, newborn.pid, newborn.pidfd, link, hearing, output, process, finished_before
+                newborn.pid, newborn.pidfd, link, hearing, output, page, generation, process, finished_before
             )
-            for fileobj, callback in (
-                (worker.pidfd, self._exited),
-                (worker.link, self._hear),
-                (output.fd, self._output),
-            ):
-                self.watch(fileobj, partial(callback, worker))
-                watched.append(fileobj)
-            begun = newborn.begin(self._orders[page])
+            worker.watch(self._wait, partial(self._hear, worker), partial(self._exited, worker))
+            if newborn.begin(self._orders[page]):
+                self._workers[page] = worker
+                self._pages.add(page)
+                return Started(page, newborn.pid)
         except (psutil.Error, OSError) as error:
-            refusal = error
-        if begun:
-            self._workers[page] = worker
-            self._pages.add(page)
-            return Started(page, newborn.pid)
-        for fileobj in watched:
-            self._wait.forget(fileobj)
+            because = self._refusals.because("no worker can be started", error)
+        if worker is not None:
+            worker.forget(self._wait)
         self._dismiss(newborn)
-        if refusal is None:
-            return StartFailed(page, "the new worker was gone before it was seen")
-        return StartFailed(page, refusals.because("no worker can be started", refusal, self._descriptors.needed))
+        return StartFailed(page, because)
 
     def _take_spare(self, nursery: _Nursery) -> Newborn | None:
         spare, nursery.births.spare = nursery.births.spare, None
@@ -400,7 +347,9 @@ class Processes:
             except OSError:
                 pass  # it is asked again soon
             return
-        self._deliver("an order to a worker", lambda: not self._is_ours(worker) or worker.link.send(order, wait=False))
+        self._refusals.insist(
+            "an order to a worker", lambda: not self._is_ours(worker) or worker.link.send(order, wait=False)
+        )
 
     def _is_ours(self, worker: _Worker) -> bool:
         return self._workers.get(worker.page) is worker
@@ -413,14 +362,14 @@ class Processes:
     def signal(self, page: int, number: int) -> None:
         worker = self._workers.get(page)
         if worker is not None:
-            self._deliver("a signal to a worker", lambda: not self._is_ours(worker) or _send(worker.pidfd, number))
+            self._refusals.insist("a signal to a worker", lambda: not self._is_ours(worker) or worker.signal(number))
 
     def signal_all(self, number: int) -> None:
         for page in list(self._workers):
             self.signal(page, number)
 
     def _hear(self, worker: _Worker) -> Iterator[Event]:
-        yield from self._said_by(worker, self._heard(worker))
+        yield from self._said_by(worker, worker.reports(self._wait))
 
     def _said_by(self, worker: _Worker, reports: Iterator[Any]) -> Iterator[Event]:
         was_garbled = bool(worker.hearing.garbled)
@@ -459,10 +408,6 @@ class Processes:
         )
         return any(moved.later == 0 for moved in same)
 
-    def _output(self, worker: _Worker) -> Iterator[Event]:
-        self._read_output(worker)
-        return iter(())
-
     def _exited(self, worker: _Worker) -> Iterator[Event]:
         """Last words before the death, the death before what follows from it."""
         yield from self._said_by(worker, worker.hearing.last_words())
@@ -478,11 +423,7 @@ class Processes:
         reading = self._board.read(worker.page)
         moved, last = self._board.moved(worker.page), self._board.last(worker.page)
         self._board.vacate(worker.page)
-        for fileobj in (worker.link, worker.output.fd, worker.pidfd):
-            self._wait.forget(fileobj)
-        worker.link.close()
-        worker.output.close()
-        close(worker.pidfd)
+        worker.close(self._wait)
         self._reaper.has_orphans = True
         yield Exited(
             page=worker.page,
@@ -498,25 +439,6 @@ class Processes:
         )
 
     # ------------------------------------------------------------------------------------------------ pieces
-
-    def _heard(self, child: _Worker | _Nursery) -> Iterator[Any]:
-        """What has come by a link, this turn's share of it. A link that is over is not watched any more: the pidfd
-        tells the rest."""
-        if self._wait.is_late(child.link.fileno()):
-            return
-        yield from child.hearing.read(self._wait.turn_ends)
-        if child.hearing.is_over:
-            self._wait.forget(child.link)
-        elif child.hearing.is_over_budget:
-            self._wait.pause(child.link)
-
-    def _read_output(self, child: _Worker | _Nursery) -> None:
-        if self._wait.is_late(child.output.fd):
-            return
-        if not child.output.read():
-            self._wait.forget(child.output.fd)
-        elif child.output.is_over_budget:
-            self._wait.pause(child.output.fd)
 
     def _ours(self) -> set[int]:
         """Children that have a pidfd, and are reaped by it."""
@@ -536,10 +458,9 @@ class Processes:
             self.wait(until)
         until = now() + 5.0
         while (self._spent or self._workers) and now() < until:
-            children = [*(nursery.pidfd for nursery in self._spent), *(w.pidfd for w in self._workers.values())]
-            for pidfd in children:
+            for child in (*self._spent, *self._workers.values()):
                 try:
-                    _send(pidfd, signal.SIGKILL)
+                    child.signal(signal.SIGKILL)
                 except OSError:
                     pass
             self.wait(min(until, now() + 1.0))
@@ -547,9 +468,3 @@ class Processes:
         self._reap_orphans()
         while now() < until and self._reaper.kill_all():
             self.wait(min(until, now() + 0.1))
-
-
-def _send(pidfd: int, number: int) -> bool:
-    """Send a signal. Raises OSError."""
-    signal.pidfd_send_signal(pidfd, number)
-    return True

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
+from supervisor.clock import now
 from supervisor.linux import cgroup
+from supervisor.parent.descriptors import Descriptors
 
 RESTART_MAY_HELP: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EINTR})
 """What is used up now need not be a minute later."""
@@ -29,6 +32,41 @@ class Said:
             self._at.clear()
         self._at[because] = now
         return True
+
+
+class Refusals:
+    """What the kernel has refused the parent: said, and tried again."""
+
+    def __init__(self, log: Any, descriptors: Descriptors) -> None:
+        self._log = log
+        self._descriptors = descriptors
+        self._said = Said()
+        self._owed: list[tuple[str, Callable[[], bool]]] = []
+
+    def because(self, doing: str, error: Exception) -> str:
+        return because(doing, error, self._descriptors.needed)
+
+    def say(self, doing: str, error: OSError) -> None:
+        text = self.because(doing, error)
+        if self._said.is_news(text, now()):
+            self._log.warning("supervisor.refused", because=f"{text}; it is tried again within a second")
+
+    def insist(self, doing: str, act: Callable[[], bool]) -> None:
+        """Do this, now or at a later `try_again`. `act` returns False when it must be tried again."""
+        try:
+            if act():
+                return
+        except ProcessLookupError:
+            return  # a zombie: its exit is on the way
+        except OSError as error:
+            self.say(doing, error)
+        self._owed.append((doing, act))
+
+    def try_again(self) -> None:
+        """A second has passed."""
+        owed, self._owed = self._owed, []
+        for doing, act in owed:
+            self.insist(doing, act)
 
 
 def because(doing: str, error: Exception, descriptors: int = 0) -> str:

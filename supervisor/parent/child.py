@@ -1,0 +1,70 @@
+"""A child as its parent sees it: a pidfd that tells of its end, a link, and a pipe that brings its output."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from supervisor.link import Link
+from supervisor.parent.descriptors import close
+from supervisor.parent.hearing import Hearing
+from supervisor.parent.output import Output
+from supervisor.parent.wait import Wait
+from supervisor.vocabulary import Event
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    pid: int
+    pidfd: int
+    link: Link
+    hearing: Hearing
+    output: Output
+
+    def watch(self, wait: Wait, hear: Callable[[], Iterator[Event]], exited: Callable[[], Iterator[Event]]) -> None:
+        """Raises OSError, and then nothing of it is watched."""
+        try:
+            wait.watch(self.pidfd, exited)
+            wait.watch(self.link, hear)
+            wait.watch(self.output.fd, partial(self._read_output, wait))
+        except OSError:
+            self.forget(wait)
+            raise
+
+    def forget(self, wait: Wait) -> None:
+        for fileobj in (self.link, self.output.fd, self.pidfd):
+            wait.forget(fileobj)
+
+    def reports(self, wait: Wait) -> Iterator[Any]:
+        """What has come by its link, this turn's share of it. A link that is over is not watched any more: the pidfd
+        tells the rest."""
+        if wait.is_late(self.link.fileno()):
+            return
+        yield from self.hearing.read(wait.turn_ends)
+        if self.hearing.is_over:
+            wait.forget(self.link)
+        elif self.hearing.is_over_budget:
+            wait.pause(self.link)
+
+    def _read_output(self, wait: Wait) -> Iterator[Event]:
+        if not wait.is_late(self.output.fd):
+            if not self.output.read():
+                wait.forget(self.output.fd)
+            elif self.output.is_over_budget:
+                wait.pause(self.output.fd)
+        return iter(())
+
+    def signal(self, number: int) -> bool:
+        """Returns True; raises OSError."""
+        signal.pidfd_send_signal(self.pidfd, number)
+        return True
+
+    def close(self, wait: Wait) -> None:
+        """It is reaped."""
+        self.forget(wait)
+        self.link.close()
+        self.output.close()
+        close(self.pidfd)
