@@ -10,7 +10,7 @@ from typing import Final
 PER_WORKER: Final = 3
 """Its link, its pidfd, the reading end of its output."""
 BESIDE: Final = 256
-"""For everything else: two sockets' clients (`http.limits.MOST`), nurseries, births under way, the loop's own."""
+"""For everything else: two sockets' clients (`http.server.MOST`), nurseries, births under way, the loop's own."""
 
 
 _KEPT: Final = 16

@@ -52,7 +52,7 @@ def test_f94_a_frame_that_no_worker_sends_costs_that_worker_its_life_and_blames_
 def test_f94_a_handler_that_says_its_workers_last_words_is_no_planned_exit(
     broker_url: str, queue: str, runs: Runs
 ) -> None:
-    words = report("Leaving", cause="drained", detail="", kind="", is_unsettled=False)
+    words = report("Leaving", cause="drained", detail="", kind="", is_unsettled=False, silence=0.0)
     publish(broker_url, queue, {"liar": {"frames": [words], "exit": 0}})
     options = ("--workers", "1", "--max-crashes", "2")
     with supervised("hostile:act", *options, url=broker_url, queue=queue, env=runs.env) as pool:

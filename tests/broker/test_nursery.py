@@ -44,7 +44,7 @@ def tell(task):
         "switch": sys.getswitchinterval(),
         "flags": [(name, getattr(sys.flags, name)) for name in dir(sys.flags) if name in FLAGS],
     }
-    foreign = [m for m in IMPORTED if m.split(".")[0] in ("click", "psutil", "uvicorn", "rich", "prometheus_client")]
+    foreign = [m for m in IMPORTED if m.split(".")[0] in ("click", "psutil", "h11", "rich", "prometheus_client")]
     foreign += [m for m in IMPORTED if m.startswith(("supervisor.parent", "supervisor.cli", "supervisor.commands"))]
     with open(os.environ["TELL"] + task.message_id, "w") as file:
         json.dump({"told": told, "foreign": foreign}, file)

@@ -12,18 +12,15 @@ def ask(script: str) -> str:
     return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.main, supervisor.parent.http.app"])
+@pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.main, supervisor.parent.http.server"])
 def test_neither_parent_nor_worker_brings_rich_along(room: str) -> None:
     assert ask(f"import sys, {room}; print('structlog' in sys.modules, 'rich' in sys.modules)") == "True False"
 
 
-def test_uvicorn_comes_without_its_supervisors_and_whoever_asks_for_them_later_gets_them() -> None:
-    serve = "from supervisor.parent.http import app; app._serve([])"
-    assert (
-        ask(f"import sys; {serve}; print('uvicorn' in sys.modules, 'multiprocessing' in sys.modules)") == "True False"
-    )
-    assert ask(f"{serve}; from uvicorn.supervisors import Multiprocess; print(Multiprocess.__name__)") == "Multiprocess"
-    assert ask(f"{serve}; import watchfiles; print(watchfiles.__name__)") == "watchfiles"
+def test_what_serves_http_brings_neither_a_framework_nor_multiprocessing_nor_what_watches_files() -> None:
+    serve = "import sys; from supervisor.parent.http import server; server.serve([])"
+    found = ask(f"{serve}; print(*{{'h11', 'uvicorn', 'multiprocessing', 'watchfiles', 'click'}} & set(sys.modules))")
+    assert found == "h11"
 
 
 def test_who_imports_rich_afterwards_gets_it_and_structlog_colours_as_ever_for_who_had_it_before() -> None:

@@ -1,25 +1,19 @@
-"""HTTP, on the one thread beside the loop: /healthz, /readyz, /metrics, /status, and the live page at /.
+"""What is answered by HTTP: /healthz, /readyz, /metrics, /status, the live page at /, and the control socket's verbs.
 
-uvicorn reads what comes from outside; the answers are made from values that the loop replaces as a whole
-(`parent.snapshot`) and from shared memory, so a slow client or a scraper in a hurry costs the loop nothing.
+Answers are made from values that the loop replaces as a whole (`parent.snapshot`) and from shared memory, so a slow
+client or a scraper in a hurry costs the loop nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import resource
-import selectors
 import socket
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
 
 from supervisor import logs
-from supervisor.clock import now
-from supervisor.light import without
 from supervisor.parent import control, refusals
 from supervisor.parent.http import page
 from supervisor.parent.snapshot import Look
@@ -30,17 +24,8 @@ from supervisor.vocabulary import Wish
 STUCK_AFTER: Final = 5.0
 """Seconds without a turn of the loop (which ticks each second) after which /healthz says so."""
 
-MAX_BODY: Final = 4096
-"""Bytes that a wish may take."""
-
-_PAUSE: Final = 0.02
-"""Seconds before a selector that was refused is asked again."""
-
-BACKLOG: Final = 512
-"""Connections that the kernel keeps until this thread has its turn."""
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 Answer = tuple[int, str, bytes]
+"""Status, content type, body."""
 
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
@@ -48,7 +33,7 @@ _HTML: Final = "text/html; charset=utf-8"
 
 
 class Site:
-    """The ASGI application. Four paths do not need a framework."""
+    """What the health port answers."""
 
     def __init__(self, look: Look) -> None:
         self._look = look
@@ -61,28 +46,8 @@ class Site:
             "/": self._index,
         }
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        refusal = self._refusal(scope)
-        try:
-            status, kind, body = refusal or await self._respond(scope, receive)
-        except (OSError, ImportError) as error:  # out of descriptors, most likely
-            status, kind, body = _refused(503, refusals.because("this cannot be answered now", error))
-        headers = [
-            (b"content-type", kind.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-            *page.HEADERS,
-        ]
-        if refusal is not None:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-    def _refusal(self, scope: dict[str, Any]) -> Answer | None:
+    def refusal(self, headers: Mapping[bytes, bytes]) -> Answer | None:
         """What is wrong with the request whatever it asks for."""
-        headers = dict(scope["headers"])
         if b"content-length" in headers and b"transfer-encoding" in headers:
             # A proxy in front may go by the other one, and see other requests in the same bytes (RFC 9112, 6.1).
             return 400, _TEXT, b"Content-Length or Transfer-Encoding, not both\n"
@@ -91,15 +56,18 @@ class Site:
             return None
         return 421, _TEXT, b"asked by a name that is not known to be this host's: allow it with --health-host NAME\n"
 
+    async def answer(self, method: str, path: str, body: bytes) -> Answer:
+        try:
+            return await self._respond(method, path, body)
+        except (OSError, ImportError) as error:  # out of descriptors, most likely
+            return refused(503, refusals.because("this cannot be answered now", error))
+
     def _is_for_us(self, host: str) -> bool:
         settings = self._look().settings
         names = [*settings.health_host, *([settings.health.host] if settings.health else [])]
         return addressed.is_ours(host, socket.gethostname(), names)
 
-    async def _respond(self, scope: dict[str, Any], receive: Any) -> Answer:
-        return self._answer(scope["method"], scope["path"])
-
-    def _answer(self, method: str, path: str) -> Answer:
+    async def _respond(self, method: str, path: str, _body: bytes) -> Answer:
         answer = self._paths.get(path)
         if answer is None and method == "POST":
             return 403, _TEXT, b"nothing can be changed here, only by the control socket (--control)\n"
@@ -151,20 +119,20 @@ class ControlSite(Site):
     def _is_for_us(self, host: str) -> bool:
         return True  # no browser reaches a socket in the file system
 
-    async def _respond(self, scope: dict[str, Any], receive: Any) -> Answer:
-        verb = self._verbs.get(scope["path"])
+    async def _respond(self, method: str, path: str, body: bytes) -> Answer:
+        verb = self._verbs.get(path)
         if verb is None:
-            return await super()._respond(scope, receive)
-        if scope["method"] != "POST":
+            return await super()._respond(method, path, body)
+        if method != "POST":
             return 405, _TEXT, b"POST only\n"
         try:
-            wish = verb(await _body(receive))
+            wish = verb(_object(body))
         except ValueError as error:
-            return _refused(400, str(error))
+            return refused(400, str(error))
         try:
             answer = await asyncio.wait_for(asyncio.wrap_future(wish), STUCK_AFTER)
         except TimeoutError:
-            return _refused(503, f"the supervisor's loop has not turned for {STUCK_AFTER:g} s")
+            return refused(503, f"the supervisor's loop has not turned for {STUCK_AFTER:g} s")
         said = [{"event": say.event, "because": say.because} for say in answer.said]
         is_refused = any(say.level in ("warning", "error") for say in answer.said) or not said
         document = {"ok": not is_refused, "because": said[-1]["because"] if said else "it is too late", "said": said}
@@ -180,121 +148,16 @@ class ControlSite(Site):
         raise ValueError('expected {"workers": N}, or {"change": 1} or -1')
 
 
-async def _body(receive: Any) -> dict[str, Any]:
+def _object(body: bytes) -> dict[str, Any]:
     """The JSON object that a request brings, or an empty one. Raises ValueError."""
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            # Its sender went, or sent what is no HTTP: perhaps that was not all of it.
-            raise ValueError("the request broke off")
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY:
-            raise ValueError(f"a body of at most {MAX_BODY} bytes is expected")
-        if not message.get("more_body"):
-            break
-    document = json.loads(body or b"{}")
+    try:
+        document = json.loads(body or b"{}")
+    except RecursionError:
+        document = None
     if isinstance(document, dict):
         return document
     raise ValueError("a JSON object is expected")
 
 
-def _refused(status: int, because: str) -> Answer:
+def refused(status: int, because: str) -> Answer:
     return status, _JSON, json.dumps({"ok": False, "because": because}).encode() + b"\n"
-
-
-class _Selector(selectors.EpollSelector):
-    """One that the kernel refuses for once has nothing ready; asyncio's loop would end."""
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        try:
-            return super().select(timeout)
-        except OSError:
-            time.sleep(_PAUSE)
-            return []
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        super().__init__(_Selector())
-
-    def __del__(self, *_: object) -> None:
-        """Not asyncio's: of a loop that was refused its descriptors it prints a traceback. `Runner` closes others."""
-
-
-def serve(look: Look, wishes: control.Wishes, health: socket.socket | None, listener: control.Listener | None) -> None:
-    """Answer on these sockets, for as long as the process lives. Raises what keeps it from that."""
-    sites: list[tuple[socket.socket, Site]] = []
-    # asyncio closes what it was given when it fails; the next attempt needs the sockets.
-    if health is not None:
-        sites.append((health.dup(), Site(look)))
-    if listener is not None:
-        sites.append((listener.socket.dup(), ControlSite(look, wishes)))
-    try:
-        _serve(sites)
-    finally:
-        for sock, _ in sites:
-            sock.close()
-
-
-def _serve(sites: list[tuple[socket.socket, Site]]) -> None:
-    with without("watchfiles"), without("uvicorn.supervisors", "ChangeReload", "Multiprocess"):
-        import uvicorn
-
-    from supervisor.parent.http.limits import AT_ONCE, MOST, Client
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    Client.most = min(MOST, max(4, soft // 8))
-
-    class Server(uvicorn.Server):
-        async def main_loop(self) -> None:
-            # uvicorn's own wakes ten times a second to look at the clock and at signals, which are not its business
-            # here.
-            await asyncio.Event().wait()
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            for sock in sockets or ():
-                # asyncio has made the kernel's queue as short as AT_ONCE: who does not fit in tries again in a second.
-                sock.listen(BACKLOG)
-
-    # Not its warnings: one for each request that is not HTTP, which anybody can send any number of.
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
-
-    def server(site: Site) -> Server:
-        config = uvicorn.Config(
-            site,
-            loop="asyncio",
-            http=Client,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=5,
-            h11_max_incomplete_event_size=16 * 1024,
-            backlog=AT_ONCE,
-        )
-        return Server(config)
-
-    said = refusals.Said()
-
-    def cannot(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if not isinstance(error, OSError):
-            loop.default_exception_handler(context)
-            return
-        # accept(2), most likely; asyncio tries again in a second.
-        because = refusals.because("a client of the health port or the control socket is turned away", error)
-        if said.is_news(because, now()):
-            logs.get_logger().warning("supervisor.refused", because=because)
-
-    async def run() -> None:
-        asyncio.get_running_loop().set_exception_handler(cannot)
-        await asyncio.gather(*(server(site).serve(sockets=[listener]) for listener, site in sites))
-
-    with asyncio.Runner(loop_factory=_Loop) as runner:
-        runner.get_loop()  # else a loop that cannot be had leaves a coroutine that nobody has awaited, and a warning
-        runner.run(run())

@@ -1,6 +1,6 @@
 """The thread that answers at the health port and the control socket: started, and started again when it has ended.
 
-No thread, no descriptor, no memory for it: none of that is a reason to stop working. Light: what serves (`app`) is
+No thread, no descriptor, no memory for it: none of that is a reason to stop working. Light: what serves (`server`) is
 imported later than the first nursery is forked.
 """
 
@@ -67,11 +67,14 @@ class Serving:
 
     def _serve(self) -> None:
         try:
-            from supervisor.parent.http import app
+            from supervisor.parent.http import app, server
 
-            app.serve(self._look, self._wishes, self._health, self._listener)
-        except SystemExit:
-            self._failed = RuntimeError("uvicorn has given up")
+            sites: list[tuple[socket.socket, app.Site]] = []
+            if self._health is not None:
+                sites.append((self._health, app.Site(self._look)))
+            if self._listener is not None:
+                sites.append((self._listener.socket, app.ControlSite(self._look, self._wishes)))
+            server.serve(sites)
         except Exception as error:  # noqa: BLE001 - whatever it is, work goes on without
             self._failed = error
 

@@ -1,0 +1,221 @@
+"""HTTP by h11, on the one thread beside the loop, for clients that nobody can trust to ask, to end or to read.
+
+A client has `PATIENCE` seconds to ask and to read, and when there are too many at a time the eldest makes room, so
+that a newcomer is always heard. That also bounds descriptors and memory: the supervisor needs its own to replace
+workers. Why there is no framework and no server below it: docs/decisions/0024.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import selectors
+import socket
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import unquote
+
+import h11
+
+from supervisor import logs
+from supervisor.clock import now
+from supervisor.parent import refusals
+from supervisor.parent.http import page
+from supervisor.parent.http.app import Answer, Site, refused
+
+PATIENCE: Final = 10.0
+"""Seconds from being connected, or from a request's head, to the answer's having been written; an answer that is not
+read by then goes with its connection. More than `app.STUCK_AFTER`, for which a wish may wait."""
+BETWEEN: Final = 5.0
+"""Seconds from an answer to the next request's head."""
+
+MOST: Final = 96
+"""Connections at a time, to each of the sockets, where the limit on descriptors is as high as usual; fewer where it is
+not. With both full, three quarters of what `descriptors.BESIDE` sets aside."""
+
+AT_ONCE: Final = 16
+"""Connections taken from the kernel in one turn of the thread's loop. By default asyncio takes as many as wait, all of
+them with their descriptors, before the first of them can be sent away."""
+
+BACKLOG: Final = 512
+"""Connections that the kernel keeps until this thread has its turn."""
+
+MAX_HEAD: Final = 16 * 1024
+MAX_BODY: Final = 4096
+"""Bytes that a wish may take."""
+
+_CHUNK: Final = 16 * 1024
+_PAUSE: Final = 0.02
+"""Seconds before a selector that was refused is asked again."""
+
+_TOO_LONG: Final = refused(400, f"a body of at most {MAX_BODY} bytes is expected")
+
+
+class Server:
+    """Serves one listening socket."""
+
+    def __init__(self, site: Site) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(MOST, max(4, soft // 8))
+        self._site = site
+        self._clients: dict[asyncio.StreamWriter, None] = {}
+        """The eldest first."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, sock: socket.socket) -> None:
+        server = await asyncio.start_server(self._connected, sock=sock, backlog=AT_ONCE, limit=_CHUNK)
+        # asyncio has made the kernel's queue as short as AT_ONCE: who does not fit in tries again in a second.
+        sock.listen(BACKLOG)
+        await server.serve_forever()
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # No coroutine: room is made before the next one is taken.
+        if len(self._clients) >= self._most:
+            eldest = next(iter(self._clients))
+            del self._clients[eldest]
+            eldest.transport.abort()
+        self._clients[writer] = None
+        task = asyncio.create_task(self._attend(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE) as patience:
+                await Client(self._site, reader, writer, patience).attend()
+        except (TimeoutError, OSError):
+            pass  # it had its time, or is gone
+        finally:
+            # Not close(): that waits until what is written has been read.
+            writer.transport.abort()
+            self._clients.pop(writer, None)
+
+
+class Client:
+    """One connection. `patience` ends it."""
+
+    def __init__(
+        self, site: Site, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: asyncio.Timeout
+    ) -> None:
+        self._site = site
+        self._reader = reader
+        self._writer = writer
+        self._patience = patience
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+
+    async def attend(self) -> None:
+        """Answer until no further request can come."""
+        while await self._answer_one():
+            self._give(BETWEEN)
+            self._http.start_next_cycle()
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    def _give(self, seconds: float) -> None:
+        self._patience.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    async def _answer_one(self) -> bool:
+        """False when no other request can follow."""
+        method = "GET"
+        try:
+            request = await self._event()
+            if not isinstance(request, h11.Request):
+                return False  # it has closed the connection
+            self._give(PATIENCE)
+            method = request.method.decode()
+            answer = self._site.refusal(dict(request.headers))
+            if answer is None:
+                body = await self._body()
+                path = unquote(request.target.partition(b"?")[0].decode())
+                answer = _TOO_LONG if body is None else await self._site.answer(method, path, body)
+        except h11.RemoteProtocolError as error:
+            answer = refused(400, f"no HTTP: {error}")
+        has_all = self._http.their_state is h11.DONE
+        for event in _response(answer, is_last=not has_all, is_head=method == "HEAD"):
+            self._writer.write(self._http.send(event) or b"")
+        await self._writer.drain()
+        return has_all and self._http.our_state is h11.DONE
+
+    async def _event(self) -> Any:
+        """What comes next. Raises RemoteProtocolError when it is no HTTP."""
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            if self._http.they_are_waiting_for_100_continue:
+                self._writer.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+            self._http.receive_data(await self._reader.read(_CHUNK))
+        return event
+
+    async def _body(self) -> bytes | None:
+        """None when it is too long. Raises what `_event` raises."""
+        body = b""
+        while isinstance(event := await self._event(), h11.Data):
+            body += event.data
+            if len(body) > MAX_BODY:
+                return None
+        return body
+
+
+def _response(answer: Answer, *, is_last: bool, is_head: bool) -> tuple[h11.Event, ...]:
+    status, kind, body = answer
+    headers = [
+        (b"content-type", kind.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        *page.HEADERS,
+        *([(b"connection", b"close")] if is_last else []),
+    ]
+    response = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode())
+    return (response, h11.EndOfMessage()) if is_head else (response, h11.Data(data=body), h11.EndOfMessage())
+
+
+# ---------------------------------------------------------------------------------------------------- the thread
+
+
+class _Selector(selectors.EpollSelector):
+    """One that the kernel refuses for once has nothing ready; asyncio's loop would end."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        try:
+            return super().select(timeout)
+        except OSError:
+            time.sleep(_PAUSE)
+            return []
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        super().__init__(_Selector())
+
+    def __del__(self, *_: object) -> None:
+        """Not asyncio's: of a loop that was refused its descriptors it prints a traceback. `Runner` closes others."""
+
+
+def serve(sites: Sequence[tuple[socket.socket, Site]]) -> None:
+    """Answer on these sockets, for as long as the process lives. Raises what keeps it from that."""
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        runner.get_loop()  # else a loop that cannot be had leaves a coroutine that nobody has awaited, and a warning
+        runner.run(_serve(sites))
+
+
+async def _serve(sites: Sequence[tuple[socket.socket, Site]]) -> None:
+    said = refusals.Said()
+
+    def cannot(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError):
+            loop.default_exception_handler(context)
+            return
+        # accept(2), most likely; asyncio tries again in a second.
+        because = refusals.because("a client of the health port or the control socket is turned away", error)
+        if said.is_news(because, now()):
+            logs.get_logger().warning("supervisor.refused", because=because)
+
+    asyncio.get_running_loop().set_exception_handler(cannot)
+    # asyncio closes what it was given when it fails; the next attempt needs the sockets.
+    copies = [sock.dup() for sock, _ in sites]
+    try:
+        await asyncio.gather(*(Server(site).serve(sock) for sock, (_, site) in zip(copies, sites, strict=True)))
+    finally:
+        for sock in copies:
+            sock.close()
