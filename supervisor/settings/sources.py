@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import supervisor.settings.parsers as parsers
 from supervisor.endpoint import Endpoint
-from supervisor.settings import parsers
 from supervisor.settings.options import ENVIRONMENT_PREFIX, OPTIONS, Option, Settings
 from supervisor.settings.parsers import AUTO, Address
 

@@ -48,8 +48,12 @@ def _imported(source: str) -> Iterator[tuple[str, str]]:
 def _graph(sources: Sources) -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for name, source in sources.items():
-        # `from supervisor import logs` needs logs; `from supervisor import Task` needs what supervisor itself is.
-        found = {inner if (inner := f"{module}.{taken}") in sources else module for module, taken in _imported(source)}
+        found = set[str]()
+        for module, taken in _imported(source):
+            # `from supervisor.settings import parsers` runs both. All that stands in the outermost package has run
+            # that: there only names that it defines itself count, as in `from supervisor import Task`.
+            inner = f"{module}.{taken}"
+            found |= {inner} if inner in sources and "." not in module else {module, inner}
         graph[name] = (found & sources.keys()) - {name}
     return graph
 
@@ -95,4 +99,5 @@ def test_a_cycle_is_seen_in_whatever_way_it_is_closed(back: str) -> None:
 
 def test_a_name_that_a_package_itself_defines_is_taken_from_the_package() -> None:
     assert set(_cycle({"p": "from p.a import Name", "p.a": "from p import Other"})) == {"p", "p.a"}
+    assert set(_cycle({"p.q": "from p.q.a import Name", "p.q.a": "from p.q import b", "p.q.b": ""})) == {"p.q", "p.q.a"}
     assert _cycle({"p": "from p.a import Name", "p.a": "from p import b", "p.b": ""}) == []
