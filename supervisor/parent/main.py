@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from supervisor import logs, streams
-from supervisor.parent import control, refusals
-from supervisor.parent.control import Listener, Wishes
+from supervisor.parent import refusals
+from supervisor.parent.control import Wishes
 from supervisor.parent.http import sockets
+from supervisor.parent.http.sockets import Listener
 from supervisor.parent.http.thread import Serving
 from supervisor.parent.loop import Loop, Reread
 from supervisor.parent.snapshot import Look
@@ -116,13 +117,13 @@ def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listene
     health = control_socket = None
     if settings.health is not None:
         try:
-            health = sockets.bind(settings.health, settings.health_explicit, log)
+            health = sockets.health(settings.health, settings.health_explicit, log)
         except OSError as error:
             where = f"the health port {settings.health} cannot be had"
             raise _CannotListen(where, error, "choose another with --health, or off") from None
     if settings.control is not None:
         try:
-            control_socket = control.bind(settings.control, settings.control_explicit, log)
+            control_socket = sockets.control(settings.control, settings.control_explicit, log)
         except OSError as error:
             where = f"the control socket {settings.control} cannot be had"
             raise _CannotListen(where, error, "choose another with --control, or off") from None

@@ -90,9 +90,9 @@ def test_the_socket_is_never_wider_than_0600_not_even_while_it_is_made(path: str
         "    if event == 'socket.bind':\n"
         "        mask = os.umask(0o777); os.umask(mask); print(oct(mask))\n"
         "sys.addaudithook(hook)\n"
-        "from supervisor.parent import control\n"
+        "from supervisor.parent.http import sockets\n"
         "import structlog\n"
-        f"listener = control.bind({path!r}, True, structlog.testing.CapturingLogger())\n"
+        f"listener = sockets.control({path!r}, True, structlog.testing.CapturingLogger())\n"
         "mask = os.umask(0o777); print(oct(mask))\n"
         "listener.remove()\n"
     )

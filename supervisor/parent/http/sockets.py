@@ -1,16 +1,37 @@
-"""The health port: had early, so that its absence is an error at start, and cheap, so that no server is imported for
-it."""
+"""The health port and the control socket: had early, so that their absence is an error at start, and cheap, so that no
+server is imported for it."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import socket
-from typing import Any
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
-from supervisor.settings import Address
+from supervisor.clock import now
+from supervisor.parent import descriptors
+from supervisor.settings import SOCKET_PATH_MOST, Address
+
+LOCK_PATIENCE: Final = 2.0
+"""Seconds that another supervisor may take to have the same socket."""
+_LISTENS_WITHIN: Final = 0.2
+"""Seconds."""
+_UCRED: Final = struct.Struct("3i")
+"""pid, uid, gid (SO_PEERCRED, unix(7))."""
 
 
-def bind(address: Address, asked_for: bool, log: Any) -> socket.socket:
+# --------------------------------------------------------------------------------------------------- the health port
+
+
+def health(address: Address, asked_for: bool, log: Any) -> socket.socket:
     """A listening socket. Raises OSError.
 
     A default that is taken (by another supervisor on this machine, say) is no reason not to work: any free port serves
@@ -42,3 +63,154 @@ def _listen(family: socket.AddressFamily, where: tuple[str, int], log: Any, beca
     else:
         log.info("health.listening", url=url)
     return sock
+
+
+# ------------------------------------------------------------------------------------------------ the control socket
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket, and the name it has in the file system."""
+
+    socket: socket.socket
+    path: str
+    inode: tuple[int, int]
+    """Device and number, to know it by."""
+
+    def remove(self) -> None:
+        """Take the name away, unless it is somebody else's by now. The socket itself ends with the process."""
+        try:
+            if _inode(self.path) == self.inode:
+                Path(self.path).unlink()
+        except OSError:
+            pass
+
+
+def control(path: str, asked_for: bool, log: Any) -> Listener | None:
+    """Listen at this path, with mode 0600. Raises OSError when that cannot be and the path was asked for.
+
+    The default path may be another supervisor's of the same queue: then this one has a path of its own, with its pid
+    in it, and the log says which. No socket at all is no reason not to work either: None.
+    """
+    try:
+        listener = _bind_control(path)
+        log.info("control.listening", path=path)
+        return listener
+    except OSError as error:
+        if asked_for:
+            raise
+        refused = error
+    if refused.errno == errno.EADDRINUSE:
+        own = path.removesuffix(".sock") + f"-{os.getpid()}.sock"
+        try:
+            listener = _bind_control(own)
+            because = f"{path}, the default: {refused.strerror}; name one with --control PATH to have it stay"
+            log.warning("control.listening", path=own, because=because)
+            return listener
+        except OSError as error:
+            refused = error
+    because = f"{path}, the default, cannot be had: {refused.strerror}; name another with --control PATH, or off"
+    log.warning("control.off", because=because)
+    return None
+
+
+def _bind_control(path: str) -> Listener:
+    if len(os.fsencode(path)) > SOCKET_PATH_MOST:
+        raise OSError(errno.ENAMETOOLONG, f"the path is longer than the {SOCKET_PATH_MOST} bytes of a socket's")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # By umask and not by chmod(2) afterwards: the socket is never wider than 0600, not for an instant. No other thread
+    # runs yet that could make a file meanwhile.
+    mask = os.umask(0o177)
+    try:
+        with _lock(path) as is_locked:
+            try:
+                sock.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                _remove_dead(path, is_locked)
+                sock.bind(path)
+            sock.listen(64)
+        return Listener(sock, path, _inode(path))
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(mask)
+
+
+@contextmanager
+def _lock(path: str) -> Iterator[bool]:
+    """Keep other supervisors out while this one looks whether the socket there is dead, removes it and listens: else
+    two that start together may each remove the other's. By a file beside it that only our own user can open, and that
+    is removed: a directory does as well, and anybody who can read it can hold its lock for ever. Says whether the lock
+    was had."""
+    name = f"{path}.lock"
+    until = now() + LOCK_PATIENCE
+    while (fd := _try_lock(name)) is None and now() < until:
+        time.sleep(0.02)
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            try:
+                Path(name).unlink()
+            except OSError:
+                pass
+            descriptors.close(fd)
+
+
+def _try_lock(name: str) -> int | None:
+    """A descriptor that holds the lock; None when somebody else does, or the file is another user's."""
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(fd)
+        # Its former holder may have removed it while we waited: then the next one locks another file.
+        if found.st_uid == os.geteuid() and (found.st_dev, found.st_ino) == _inode(name):
+            return fd
+    except OSError:
+        pass
+    descriptors.close(fd)
+    return None
+
+
+def _remove_dead(path: str, is_locked: bool) -> None:
+    """Remove a socket whose owner has died. Raises OSError when it has not, or when it is no socket.
+
+    Without the lock it is looked at twice: between its bind(2) and its listen(2) another's socket looks dead, too.
+    """
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise OSError(errno.EEXIST, "something that is not a socket is there")
+    dead = _inode(path)
+    owner = _owner(path)
+    if owner is None and not is_locked:
+        time.sleep(_LISTENS_WITHIN)
+        owner = _owner(path)
+    if owner is not None:
+        raise OSError(errno.EADDRINUSE, f"{owner} listens there")
+    if _inode(path) != dead:
+        raise OSError(errno.EADDRINUSE, "another supervisor has taken it just now")
+    Path(path).unlink()
+
+
+def _owner(path: str) -> str | None:
+    """Who listens at this socket; None when nobody does. Raises OSError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(path)
+            pid = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+            return f"another supervisor (pid {pid})"
+        except ConnectionRefusedError:
+            return None
+        except BlockingIOError:
+            return "another supervisor"
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino

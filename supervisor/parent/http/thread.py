@@ -15,7 +15,8 @@ from typing import Any, Final
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.parent import refusals
-from supervisor.parent.control import Listener, Wishes
+from supervisor.parent.control import Wishes
+from supervisor.parent.http.sockets import Listener
 from supervisor.parent.snapshot import Look
 from supervisor.policy.restart import Backoff
 
