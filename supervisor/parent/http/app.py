@@ -27,7 +27,7 @@ STUCK_AFTER: Final = 5.0
 Answer = tuple[int, str, bytes]
 """Status, content type, body."""
 
-_TEXT: Final = "text/plain; charset=utf-8"
+TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 _HTML: Final = "text/html; charset=utf-8"
 
@@ -50,11 +50,11 @@ class Site:
         """What is wrong with the request whatever it asks for."""
         if b"content-length" in headers and b"transfer-encoding" in headers:
             # A proxy in front may go by the other one, and see other requests in the same bytes (RFC 9112, 6.1).
-            return 400, _TEXT, b"Content-Length or Transfer-Encoding, not both\n"
+            return 400, TEXT, b"Content-Length or Transfer-Encoding, not both\n"
         host = headers.get(b"host", b"").decode("latin-1")
         if self._is_for_us(host):
             return None
-        return 421, _TEXT, b"asked by a name that is not known to be this host's: allow it with --health-host NAME\n"
+        return 421, TEXT, b"asked by a name that is not known to be this host's: allow it with --health-host NAME\n"
 
     async def answer(self, method: str, path: str, body: bytes) -> Answer:
         try:
@@ -70,23 +70,23 @@ class Site:
     async def _respond(self, method: str, path: str, _body: bytes) -> Answer:
         answer = self._paths.get(path)
         if answer is None and method == "POST":
-            return 403, _TEXT, b"nothing can be changed here, only by the control socket (--control)\n"
+            return 403, TEXT, b"nothing can be changed here, only by the control socket (--control)\n"
         if answer is None:
-            return 404, _TEXT, f"there is {', '.join(sorted(self._paths))}\n".encode()
+            return 404, TEXT, f"there is {', '.join(sorted(self._paths))}\n".encode()
         if method not in ("GET", "HEAD"):
-            return 405, _TEXT, b"GET only\n"
+            return 405, TEXT, b"GET only\n"
         return answer()
 
     def _healthz(self) -> Answer:
         age = self._look().age
         if age > STUCK_AFTER:
-            return 503, _TEXT, f"the supervisor's loop has not turned for {age:.1f} s\n".encode()
-        return 200, _TEXT, b"ok\n"
+            return 503, TEXT, f"the supervisor's loop has not turned for {age:.1f} s\n".encode()
+        return 200, TEXT, b"ok\n"
 
     def _readyz(self) -> Answer:
         ready, because = readiness(self._look().view)
         because = logs.redact(because)
-        return 200 if ready else 503, _TEXT, f"{because}\n".encode()
+        return 200 if ready else 503, TEXT, f"{because}\n".encode()
 
     def _scrape(self) -> Answer:
         # Imported at the first scrape: a supervisor that nobody scrapes does not pay for it.
@@ -124,7 +124,7 @@ class ControlSite(Site):
         if verb is None:
             return await super()._respond(method, path, body)
         if method != "POST":
-            return 405, _TEXT, b"POST only\n"
+            return 405, TEXT, b"POST only\n"
         try:
             wish = verb(_object(body))
         except ValueError as error:

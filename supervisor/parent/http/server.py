@@ -23,7 +23,7 @@ from supervisor import logs
 from supervisor.clock import now
 from supervisor.parent import refusals
 from supervisor.parent.http import page
-from supervisor.parent.http.app import Answer, Site, refused
+from supervisor.parent.http.app import TEXT, Answer, Site, refused
 
 PATIENCE: Final = 10.0
 """Seconds from being connected, or from a request's head, to the answer's having been written; an answer that is not
@@ -50,6 +50,7 @@ _CHUNK: Final = 16 * 1024
 _PAUSE: Final = 0.02
 """Seconds before a selector that was refused is asked again."""
 
+_NO_HTTP: Final = (400, TEXT, b"this is no HTTP request, or not all of it\n")
 _TOO_LONG: Final = refused(400, f"a body of at most {MAX_BODY} bytes is expected")
 
 
@@ -130,8 +131,8 @@ class Client:
                 body = await self._body()
                 path = unquote(request.target.partition(b"?")[0].decode())
                 answer = _TOO_LONG if body is None else await self._site.answer(method, path, body)
-        except h11.RemoteProtocolError as error:
-            answer = refused(400, f"no HTTP: {error}")
+        except h11.RemoteProtocolError:
+            answer = _NO_HTTP
         has_all = self._http.their_state is h11.DONE
         for event in _response(answer, is_last=not has_all, is_head=method == "HEAD"):
             self._writer.write(self._http.send(event) or b"")
