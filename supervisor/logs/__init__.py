@@ -19,7 +19,7 @@ from supervisor.logs.setup import (
     sit,
     tell,
     tells,
-)
+)  # fmt: skip
 from supervisor.logs.sink import MAX_LINE, Sink, open_lock
 from supervisor.redaction import redact
 

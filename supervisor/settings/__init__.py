@@ -16,7 +16,7 @@ from supervisor.settings.parsers import (
     parse_duration,
     parse_size,
     usable_cpus,
-)
+)  # fmt: skip
 from supervisor.settings.sources import SettingsError, Whereabouts, has_settings, load, locate, read
 
 __all__ = [

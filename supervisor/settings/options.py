@@ -32,7 +32,7 @@ from supervisor.settings.parsers import (
     size,
     urls,
     workers,
-)
+)  # fmt: skip
 
 ENVIRONMENT_PREFIX: Final = "WORKQ_"
 

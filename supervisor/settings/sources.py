@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import supervisor.settings.parsers as parsers
 from supervisor.endpoint import Endpoint
-from supervisor.settings.options import ENVIRONMENT_PREFIX, OPTIONS, Option, Settings
+from supervisor.settings.options import ENVIRONMENT_PREFIX, OPTIONS, Settings
 from supervisor.settings.parsers import AUTO, Address
 
 CREDENTIAL: Final = "amqp-url"
@@ -50,30 +50,133 @@ class _Given:
 
 
 _Source = dict[str, _Given]
+CommandLine = Mapping[str, str | tuple[str, ...] | bool]
+"""Names of `OPTIONS`, or `unit`, and what was given for them; nothing that was not given."""
 
 
-def load(
-    handler: str | None, command_line: Mapping[str, str | tuple[str, ...] | bool], environ: Mapping[str, str]
-) -> Settings:
+class _Sources:
+    """What command line, environment and file hold, and what is wrong with the sources themselves."""
+
+    def __init__(self, command_line: CommandLine, environ: Mapping[str, str]) -> None:
+        self.unknown: list[str] = []
+        """Names that nobody knows, each a problem."""
+        self.unread: list[str] = []
+        """Why the file, or the unit, is not read; empty when it is, or there is none."""
+        given = {name: _Given(value, OPTIONS[name].flag) for name, value in command_line.items() if name != "unit"}
+        self.in_order = [given]
+        """The one that counts most first."""
+        self.credential: _Given | None = None
+        """Where the URL is when no source has it."""
+        self.runtime = ""
+        """The directory for what is there while a supervisor runs; empty where there is none."""
+        if "unit" in command_line:
+            self._look_at_unit(str(command_line["unit"]), given)
+            return
+        variables = self._from_environment(environ)
+        self.in_order += [variables, self._from_file(given.get("config") or variables.get("config"))]
+        directory = Path(environ.get("CREDENTIALS_DIRECTORY") or os.devnull)
+        self.credential = _credential(directory / CREDENTIAL, "$CREDENTIALS_DIRECTORY/")
+        # systemd names several directories, with colons between, if the unit has several (systemd.exec(5)).
+        self.runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+
+    def given(self, name: str) -> _Given | None:
+        """What counts."""
+        return next((source[name] for source in self.in_order if name in source), None)
+
+    def read(self, names: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+        """These settings, and every problem."""
+        values: dict[str, Any] = {}
+        problems = [*self.unknown, *self.unread]
+        for option in map(OPTIONS.__getitem__, names):
+            given = self.given(option.name)
+            if given is None and option.default:
+                # Checked as well: `.` may be a directory that has been removed.
+                given = _Given(option.default, f"{option.flag} (the default)")
+            try:
+                if option.name == "url":
+                    values |= self._urls()
+                elif given is not None:
+                    values[option.name] = _parsed(given, option.parse, option.secret)
+            except SettingsError as error:
+                problems += error.problems
+        return values, problems
+
+    def _look_at_unit(self, unit: str, given: _Source) -> None:
+        """The variables of whoever asks are not the unit's: one that names another queue would win over its file."""
+        name = _instance(unit)
+        if "config" in given:
+            self.unread = ["--unit and --config: give one of them"]
+        elif not re.fullmatch(r"[\w.:\\-]+", name):
+            self.unread = ["--unit expected the NAME of workq-supervise@NAME"]
+        else:
+            self.in_order.append(self._from_file(_Given(str(UNITS / f"{name}.toml"), "--unit")))
+            self.credential = _credential(UNITS / f"{name}.{CREDENTIAL}", f"{UNITS}/{name}.")
+            self.runtime = str(UNITS_RUN / name)
+
+    def _from_environment(self, environ: Mapping[str, str]) -> _Source:
+        """Foreign `WORKQ_*` variables are left alone, since the prefix is not ours alone; near misses are problems."""
+        given: _Source = {}
+        for variable, text in sorted(environ.items()):
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if not variable.startswith(ENVIRONMENT_PREFIX) or not text.strip() or name.startswith(_OTHERS_VARIABLES):
+                continue
+            if name in OPTIONS and variable == OPTIONS[name].variable:
+                given[name] = _Given(text, variable)
+            elif nearest := _nearest(name, 0.8):
+                self.unknown.append(f"{variable}: unknown, did you mean {OPTIONS[nearest].variable}?")
+        return given
+
+    def _from_file(self, config: _Given | None) -> _Source:
+        try:
+            file, document = _document(config) if config is not None else ("", {})
+        except SettingsError as error:
+            self.unread = error.problems
+            return {}
+        given: _Source = {}
+        for key, value in document.items():
+            source = f"{file}: {_shown(key).strip(chr(39))}"
+            if key in OPTIONS and OPTIONS[key].in_file:
+                given[key] = _Given(value, source)
+            elif key in OPTIONS:
+                option = OPTIONS[key]
+                self.unknown.append(f"{source}: not for the file, give {option.flag} or {option.variable}")
+            else:
+                nearest = _nearest(key, 0.6, in_file=True)
+                self.unknown.append(f"{source}: unknown key" + (f", did you mean {nearest}?" if nearest else ""))
+        return given
+
+    def _urls(self) -> dict[str, Any]:
+        """`url` and `url_file` are two ways to say one thing: the first source that has either decides."""
+        for source in self.in_order:
+            url, file = source.get("url"), source.get("url_file")
+            if url and file:
+                raise SettingsError([f"{url.source} and {file.source}: give one of them"])
+            if url:
+                return {"url": _parsed(url, OPTIONS["url"].parse, secret=True)}
+            if file:
+                return _url_file(file)
+        if self.credential is not None:
+            return _url_file(self.credential)
+        return {"url": OPTIONS["url"].parse(OPTIONS["url"].default)}
+
+
+def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, str]) -> Settings:
     """Put the settings together: command line over environment over file over default.
 
-    `command_line` maps names of `OPTIONS` to what was given there, and holds nothing that was not given. An environment
-    variable that is set and empty counts as not set. Raises SettingsError with every problem; of an option given in
-    several places only the value that counts is checked.
+    An environment variable that is set and empty counts as not set. Raises SettingsError with every problem; of an
+    option given in several places only the value that counts is checked.
     """
-    problems: list[str] = []
-    found = _look(handler, command_line, environ, problems)
-    sources, file_read = found.sources, found.file_read
-    values = _take_all([name for name in OPTIONS if name not in ("url_file", "config")], found, problems)
-    values["health_explicit"] = any("health" in source for source in sources)
-    values["control_explicit"] = values.get("control") != AUTO and any("control" in source for source in sources)
+    sources = _Sources(command_line if handler is None else {**command_line, "handler": handler}, environ)
+    values, problems = sources.read(name for name in OPTIONS if name not in ("url_file", "config"))
+    values["health_explicit"] = sources.given("health") is not None
+    values["control_explicit"] = values.get("control") != AUTO and sources.given("control") is not None
     if values.get("control") == AUTO and "queue" in values:
-        values["control"] = _default_control(values["queue"], found.runtime, environ)
+        values["control"] = _default_control(values["queue"], sources.runtime, environ)
     if values.get("reload") and not _has_watchfiles():
         problems.append("reload: needs the library watchfiles: pip install 'workq-supervise[reload]'")
 
     # When the file cannot be read, it may be the one that names the handler.
-    missing = file_read and not any("handler" in source for source in sources)
+    missing = not sources.unread and sources.given("handler") is None
     if missing:
         problems.append("no handler: name it as MODULE:FUNCTION, WORKQ_HANDLER or handler in the file")
     if problems:
@@ -81,18 +184,14 @@ def load(
     return Settings(**values)
 
 
-def read(
-    names: Sequence[str], command_line: Mapping[str, str | tuple[str, ...] | bool], environ: Mapping[str, str]
-) -> dict[str, Any]:
+def read(names: Sequence[str], command_line: CommandLine, environ: Mapping[str, str]) -> dict[str, Any]:
     """These settings by name, for a command that needs no others: from the places where `load` finds them; with `unit`
     in the command line, from those of that unit.
 
     What is wrong with other settings is not looked at, but for names that nobody knows: a misspelt `queue` would have
     the command act on another one. Raises SettingsError.
     """
-    problems: list[str] = []
-    found = _look(None, command_line, environ, problems)
-    values = _take_all(names, found, problems)
+    values, problems = _Sources(command_line, environ).read(names)
     if problems:
         raise SettingsError(problems)
     return values
@@ -110,7 +209,7 @@ class Whereabouts:
 
 
 def locate(
-    command_line: Mapping[str, str | tuple[str, ...] | bool],
+    command_line: CommandLine,
     environ: Mapping[str, str],
     names: tuple[str, ...] = ("queue", "control", "health"),
 ) -> Whereabouts:
@@ -119,25 +218,22 @@ def locate(
     Only these three are looked at: what else is wrong with the settings is the supervisor's business. Of sources that
     `names` leaves out the default counts. Raises SettingsError.
     """
-    unread: list[str] = []
-    found = _look(None, command_line, environ, unread)
-    problems = [] if found.file_read else [problem for problem in unread if problem not in found.misspelt]
+    sources = _Sources(command_line, environ)
     values: dict[str, Any] = {}
-    explicit = set()
+    problems = list(sources.unread)
+    named = {name: given for name in names if (given := sources.given(name)) is not None}
     for name in ("queue", "control", "health"):
-        sources = found.sources if name in names else []
-        given = next((source[name] for source in sources if name in source), None)
-        if given is not None and given.value != AUTO:
-            explicit.add(name)
-        given = given or _Given(OPTIONS[name].default, OPTIONS[name].flag)
         # A socket that is not there, or not for us, is found out by trying it.
-        option = replace(OPTIONS[name], parse=_anywhere) if name == "control" else OPTIONS[name]
-        _take(values, option, given, problems)
+        parse = _anywhere if name == "control" else OPTIONS[name].parse
+        try:
+            values[name] = _parsed(named.get(name) or _Given(OPTIONS[name].default, OPTIONS[name].flag), parse)
+        except SettingsError as error:
+            problems += error.problems
     if problems:
         raise SettingsError(problems)
     if values["control"] == AUTO:
-        values["control"] = _default_control(values["queue"], found.runtime, environ)
-    return Whereabouts(values["queue"], values["control"], values["health"], frozenset(explicit))
+        values["control"] = _default_control(values["queue"], sources.runtime, environ)
+    return Whereabouts(**values, explicit=frozenset(name for name, given in named.items() if given.value != AUTO))
 
 
 def _anywhere(value: object) -> str | None:
@@ -161,56 +257,6 @@ def _has_watchfiles() -> bool:
     return find_spec("watchfiles") is not None
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What all sources hold."""
-
-    sources: list[_Source]
-    """The one that counts most first."""
-    file_read: bool
-    misspelt: list[str]
-    """Problems with variables that nobody knows."""
-    credential: _Given | None
-    """Where the URL is when none of them has it."""
-    runtime: str
-    """The directory for what is there while a supervisor runs; empty where there is none."""
-
-
-def _look(
-    handler: str | None,
-    command_line: Mapping[str, str | tuple[str, ...] | bool],
-    environ: Mapping[str, str],
-    problems: list[str],
-) -> _Found:
-    named = dict(command_line)
-    unit = named.pop("unit", None)
-    if unit is not None:
-        return _look_at_unit(str(unit), _from_command_line(handler, named), problems)
-    given = _from_command_line(handler, named)
-    misspelt: list[str] = []
-    variables = _from_environment(environ, misspelt)
-    problems += misspelt
-    file, file_read = _from_file(given.get("config") or variables.get("config"), problems)
-    credential = Path(environ.get("CREDENTIALS_DIRECTORY") or os.devnull) / CREDENTIAL
-    # systemd names several directories, with colons between, if the unit has several (systemd.exec(5)).
-    runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    return _Found(
-        [given, variables, file], file_read, misspelt, _credential(credential, "$CREDENTIALS_DIRECTORY/"), runtime
-    )
-
-
-def _look_at_unit(unit: str, given: _Source, problems: list[str]) -> _Found:
-    """The variables of whoever asks are not the unit's: one that names another queue would win over its file."""
-    name = _instance(unit)
-    if "config" in given or not re.fullmatch(r"[\w.:\\-]+", name):
-        wrong = "and --config: give one of them" if "config" in given else "expected the NAME of workq-supervise@NAME"
-        problems.append(f"--unit {wrong}")
-        return _Found([given], False, [], None, "")
-    file, file_read = _from_file(_Given(str(UNITS / f"{name}.toml"), "--unit"), problems)
-    credential = _credential(UNITS / f"{name}.{CREDENTIAL}", f"{UNITS}/{name}.")
-    return _Found([given, file], file_read, [], credential, str(UNITS_RUN / name))
-
-
 def _instance(unit: str) -> str:
     return unit.removeprefix("workq-supervise@").removesuffix(".service")
 
@@ -224,119 +270,41 @@ def _credential(path: Path, where: str) -> _Given | None:
     return _Given(str(path), f"{where}{CREDENTIAL}") if parsers.holds(path.exists) else None
 
 
-def _from_command_line(handler: str | None, command_line: Mapping[str, str | tuple[str, ...] | bool]) -> _Source:
-    given = {name: _Given(value, OPTIONS[name].flag) for name, value in command_line.items()}
-    if handler is not None:
-        given["handler"] = _Given(handler, OPTIONS["handler"].flag)
-    return given
+def _parsed(given: _Given, parse: parsers.Parser, secret: bool = False) -> Any:
+    try:
+        return parse(given.value)
+    except ValueError as error:
+        got = "" if secret else f"got {_shown(given.value)}, "
+        raise SettingsError([f"{given.source}: {got}expected {error}"]) from None
 
 
-def _from_environment(environ: Mapping[str, str], problems: list[str]) -> _Source:
-    """Foreign `WORKQ_*` variables are left alone, since the prefix is not ours alone; near misses are problems."""
-    given: _Source = {}
-    for variable, text in sorted(environ.items()):
-        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if not variable.startswith(ENVIRONMENT_PREFIX) or not text.strip() or name.startswith(_OTHERS_VARIABLES):
-            continue
-        if name in OPTIONS and variable == OPTIONS[name].variable:
-            given[name] = _Given(text, variable)
-        elif nearest := _nearest(name, 0.8):
-            problems.append(f"{variable}: unknown, did you mean {OPTIONS[nearest].variable}?")
-    return given
-
-
-def _from_file(config: _Given | None, problems: list[str]) -> tuple[_Source, bool]:
-    """What the TOML file holds, and whether it could be read (or was not asked for)."""
-    if config is None:
-        return {}, True
+def _document(config: _Given) -> tuple[str, dict[str, Any]]:
+    """The TOML file's name, and what it holds. Raises SettingsError."""
     import tomllib
 
+    path = _parsed(config, parsers.path)
     try:
-        path = parsers.path(config.value)
-    except ValueError as error:
-        problems.append(_problem(config, str(error), secret=False))
-        return {}, False
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.name, tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        problems.append(f"{config.source}: cannot read {_shown(config.value)}: {error.strerror}")
-        return {}, False
+        raise _unreadable(config, error) from None
     except ValueError as error:
         # Only the place: tomllib quotes characters and keys, and the broken line may be the one with the password.
         place = re.search(r"at line \d+, column \d+|at end of document", str(error))
-        problems.append(f"{path.name}: not valid TOML {place[0] if place else '(is it UTF-8?)'}")
-        return {}, False
-    return dict(_from_document(document, path.name, problems)), True
+        raise SettingsError([f"{path.name}: not valid TOML {place[0] if place else '(is it UTF-8?)'}"]) from None
 
 
-def _from_document(document: dict[str, Any], file: str, problems: list[str]) -> Iterator[tuple[str, _Given]]:
-    for key, value in document.items():
-        if key in OPTIONS and OPTIONS[key].in_file:
-            yield key, _Given(value, f"{file}: {key}")
-            continue
-        source = f"{file}: {_shown(key).strip(chr(39))}"
-        if key in OPTIONS:
-            problems.append(f"{source}: not for the file, give {OPTIONS[key].flag} or {OPTIONS[key].variable}")
-        else:
-            nearest = _nearest(key, 0.6, in_file=True)
-            problems.append(f"{source}: unknown key" + (f", did you mean {nearest}?" if nearest else ""))
-
-
-def _take_all(names: Sequence[str], found: _Found, problems: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in names:
-        option = OPTIONS[name]
-        if name == "url":
-            _take_urls(values, found, problems)
-            continue
-        given = next((source[name] for source in found.sources if name in source), None)
-        if given is None and option.default:
-            # Checked as well: `.` may be a directory that has been removed.
-            given = _Given(option.default, f"{option.flag} (the default)")
-        if given is not None:
-            _take(values, option, given, problems)
-    return values
-
-
-def _take(values: dict[str, Any], option: Option, given: _Given, problems: list[str]) -> None:
+def _url_file(given: _Given) -> dict[str, Any]:
+    path = _parsed(given, parsers.path)
     try:
-        values[option.name] = option.parse(given.value)
-    except ValueError as error:
-        problems.append(_problem(given, str(error), secret=option.secret))
-
-
-def _take_urls(values: dict[str, Any], found: _Found, problems: list[str]) -> None:
-    """`url` and `url_file` are two ways to say one thing: the first source that has either decides."""
-    for source in found.sources:
-        url, file = source.get("url"), source.get("url_file")
-        if url and file:
-            problems.append(f"{url.source} and {file.source}: give one of them")
-        elif url:
-            _take(values, OPTIONS["url"], url, problems)
-        elif file:
-            _take_url_file(values, file, problems)
-        if url or file:
-            return
-    if found.credential is not None:
-        _take_url_file(values, found.credential, problems)
-    else:
-        values["url"] = OPTIONS["url"].parse(OPTIONS["url"].default)
-
-
-def _take_url_file(values: dict[str, Any], given: _Given, problems: list[str]) -> None:
-    try:
-        path = parsers.path(given.value)
-    except ValueError as error:
-        problems.append(_problem(given, str(error), secret=False))
-        return
-    try:
-        values["url"] = _read_urls(path)
-        if mode := _mode_for_all(path):
-            values |= {"url_open": str(path), "url_mode": mode}
+        urls = _parsed(given, lambda _: _read_urls(path), secret=True)
     except OSError as error:
-        problems.append(f"{given.source}: cannot read {_shown(given.value)}: {error.strerror}")
-    except ValueError as error:
-        problems.append(_problem(given, str(error), secret=True))
+        raise _unreadable(given, error) from None
+    mode = _mode_for_all(path)
+    return {"url": urls} | ({"url_open": str(path), "url_mode": mode} if mode else {})
+
+
+def _unreadable(given: _Given, error: OSError) -> SettingsError:
+    return SettingsError([f"{given.source}: cannot read {_shown(given.value)}: {error.strerror}"])
 
 
 def _mode_for_all(path: Path) -> str:
@@ -363,13 +331,6 @@ def _read_urls(path: Path) -> tuple[Endpoint, ...]:
     if not named:
         raise ValueError("a file with a URL on a line of its own, but it has none")
     return parsers.named_urls(named)
-
-
-# ---------------------------------------------------------------------------------------------------- the report
-
-
-def _problem(given: _Given, expected: str, *, secret: bool) -> str:
-    return f"{given.source}: {'' if secret else f'got {_shown(given.value)}, '}expected {expected}"
 
 
 def _shown(value: object) -> str:
