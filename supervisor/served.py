@@ -75,6 +75,18 @@ class Served:
         finally:
             self._loop.remove_timeout(alarm)
 
+    def expect(self, what: Callable[[], bool], timeout: float) -> None:
+        """`pump` until something is the case. Raises what ended the connection, or TimeoutError."""
+        self.pump(what, now() + timeout)
+        if self.error is not None:
+            raise self.error
+        if not what():
+            raise TimeoutError
+
+    def connect(self, timeout: float) -> None:
+        """Raises as `expect` does."""
+        self.expect(lambda: bool(self._connection.is_open), timeout)
+
     def close(self) -> None:
         """Say goodbye if that can be done quickly; let go in any case."""
         if self.error is None and self._connection.is_open:

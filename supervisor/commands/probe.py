@@ -52,7 +52,7 @@ class Probe:
 
     def node(self) -> Node:
         """Who it is, and what was agreed."""
-        self._line.open()
+        self._line.connect(CONNECTING)
         said, agreed = self._line.said, self._line.agreed
         return Node(
             self.endpoint,
@@ -131,7 +131,7 @@ def may_publish(endpoint: Endpoint) -> tuple[str | None, str | None]:
     """
     line = _Line(endpoint, heartbeat=1.0)
     try:
-        line.open()
+        line.connect(CONNECTING)
         return line.publish(f"workq-check-{uuid4().hex}")
     finally:
         if line.blocked:
@@ -150,11 +150,6 @@ class _Line(Served):
             lambda _connection, frame: self.blocked.append(str(frame.method.reason))
         )
 
-    def open(self) -> None:
-        """Connect."""
-        self.pump(lambda: bool(self._connection.is_open), now() + CONNECTING)
-        self._check(bool(self._connection.is_open))
-
     @property
     def said(self) -> dict[str, Any]:
         return self._connection.server_properties or {}
@@ -168,8 +163,7 @@ class _Line(Served):
         answers: list[Any] = []
         channel = self._connection.channel(on_open_callback=lambda opened: send(opened, answers.append))
         channel.add_on_close_callback(lambda _channel, error: answers.append(error))
-        self.pump(lambda: bool(answers), now() + ANSWER)
-        self._check(bool(answers))
+        self.expect(lambda: bool(answers), ANSWER)
         if channel.is_open:
             channel.close()
             self.pump(lambda: bool(channel.is_closed), now() + ANSWER)
@@ -193,17 +187,11 @@ class _Line(Served):
         if self.blocked:
             # Reader and channel are two processes in the broker: what the latter says of the message may come later.
             self.pump(lambda: bool(answered or returned), now() + BRIEFLY)
-        self._check(bool(answered or self.blocked))
+        self.expect(lambda: bool(answered or self.blocked), 0.0)
         error = answered[0] if answered and isinstance(answered[0], BaseException) else None
         if error is not None:
             return _no(_text(error)), (", ".join(self.blocked) if self.blocked else None)
         return "" if returned or answered else None, ", ".join(self.blocked)
-
-    def _check(self, answered: bool) -> None:
-        if self.error is not None:
-            raise self.error
-        if not answered:
-            raise TimeoutError
 
 
 def look(endpoints: Sequence[Endpoint], heartbeat: float) -> list[Node]:

@@ -98,8 +98,7 @@ class _Client(Served):
     def open(self, queue: str) -> Any:
         """Connect and ask for the queue: pika's Queue.DeclareOk, None when there is none. Raises what went wrong."""
         answers: list[Any] = []
-        self.pump(lambda: bool(self._connection.is_open), now() + _CONNECTING)
-        self._check(bool(self._connection.is_open))
+        self.connect(_CONNECTING)
         amqp.declare_or_take(
             self._connection,
             queues.inquiry(queue),
@@ -107,8 +106,7 @@ class _Client(Served):
             on_done=lambda channel, ok, _sent: answers.append((channel, ok)),
             on_failed=lambda error: answers.append((None, error)),
         )
-        self.pump(lambda: bool(answers), now() + _ANSWER)
-        self._check(bool(answers))
+        self.expect(lambda: bool(answers), _ANSWER)
         self.channel, answer = answers[0]
         if self.channel is None:
             if isinstance(answer, exceptions.ChannelClosedByBroker) and amqp.explain(answer).kind is Kind.MISSING:
@@ -121,22 +119,16 @@ class _Client(Served):
         """Send a request and wait for its answer. Raises CutOff."""
         answers: list[Any] = []
         try:
-            self._check(True)
+            if self.error is not None:
+                raise self.error
             method(**arguments, callback=answers.append)
-            self.pump(lambda: bool(answers), now() + _ANSWER)
-            self._check(bool(answers))
+            self.expect(lambda: bool(answers), _ANSWER)
         except Exception as error:  # pika's, of a channel that has just closed, among them
             raise self.lost(error) from error
         return answers[0]
 
     def lost(self, error: BaseException) -> CutOff:
         return CutOff(amqp.explain(self.error or error, self._endpoint).reason)
-
-    def _check(self, answered: bool) -> None:
-        if self.error is not None:
-            raise self.error
-        if not answered:
-            raise TimeoutError
 
 
 # -------------------------------------------------------------------------------------------------- the queue
