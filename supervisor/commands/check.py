@@ -18,7 +18,7 @@ from typing import Any, Final
 import click
 
 from supervisor import amqp, queues
-from supervisor.commands import management, probe, surroundings
+from supervisor.commands import codes, management, probe, surroundings
 from supervisor.commands.plain import plain
 from supervisor.endpoint import Endpoint
 from supervisor.policy import checkup, host
@@ -27,9 +27,6 @@ from supervisor.settings import OPTIONS, Option, Settings, SettingsError, has_se
 from supervisor.settings.command_line import given, parameter, reported
 
 __all__ = ["check"]
-
-EXIT_PROBLEMS: Final = 1
-EXIT_INTERRUPTED: Final = 130
 
 _NOBODY: Final = "workq:check"
 """Stands for the handler where none is named: it is not imported."""
@@ -92,10 +89,10 @@ def _check(
         broker = examine_broker(settings, api, rabbitmqctl)
         findings = [*broker, *host.examine(_host(settings, has_handler, unit_names), settings)]
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(codes.INTERRUPTED)
     (_print_json if as_json else _print)(findings, settings, verbose)
     bad = {Level.PROBLEM, Level.WARNING} if strict else {Level.PROBLEM}
-    sys.exit(EXIT_PROBLEMS if any(finding.level in bad for finding in findings) else 0)
+    sys.exit(codes.INCOMPLETE if any(finding.level in bad for finding in findings) else 0)
 
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settings, bool]:

@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from supervisor.clock import now
-from supervisor.commands import picture, running
+from supervisor.commands import codes, picture, running
 from supervisor.commands.plain import plain
 
 __all__ = ["drain"]
@@ -39,7 +39,7 @@ def drain(find: running.Finder, timeout: float | None) -> None:
         sys.exit(_follow(supervisor, pidfd, now() + timeout if timeout is not None else None))
     except KeyboardInterrupt:
         click.echo("workq: not waiting any longer; the supervisor goes on leaving", err=True)
-        sys.exit(running.EXIT_INTERRUPTED)
+        sys.exit(codes.INTERRUPTED)
 
 
 def _pidfd(pid: int | None) -> int | None:
@@ -67,7 +67,7 @@ def _follow(supervisor: running.Running, pidfd: int | None, until: float | None)
                 click.echo(line)
         if until is not None and now() >= until:
             click.echo("workq: still there; not waiting any longer, the supervisor goes on leaving", err=True)
-            return running.EXIT_REFUSED
+            return codes.INCOMPLETE
         if select.select([pidfd] if pidfd is not None else [], [], [], _LOOK_EVERY)[0]:
             break
     click.echo("gone")

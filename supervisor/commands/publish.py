@@ -12,7 +12,7 @@ import click
 
 from supervisor import queues
 from supervisor.clock import now
-from supervisor.commands import sources
+from supervisor.commands import codes, sources
 from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable
@@ -20,8 +20,6 @@ from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
 
 __all__ = ["publish"]
 
-EXIT_INCOMPLETE: Final = 1
-"""Some messages are not confirmed."""
 _CHUNK: Final = 65536
 _REDRAW: Final = 0.1
 _HEADER_OVERHEAD: Final = 6
@@ -87,14 +85,14 @@ def _run(publisher: Publisher, source: Iterator[bytes | None], options: Options,
         return _exit_code(failure)
     if count.interrupted:
         click.echo("workq publish: interrupted; what is not confirmed may or may not be there", err=True)
-        return 130
+        return codes.INTERRUPTED
     return 0
 
 
 def _exit_code(failure: PublishError) -> int:
     if isinstance(failure, Unavailable) and failure.trouble is not None and not failure.confirmed:
         return EXIT_CONFIG if failure.trouble.permanent else EXIT_BROKER
-    return EXIT_INCOMPLETE
+    return codes.INCOMPLETE
 
 
 class _Count:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from supervisor.clock import now
-from supervisor.commands import running
+from supervisor.commands import codes, running
 from supervisor.commands.plain import plain
 
 __all__ = ["reload"]
@@ -42,7 +42,7 @@ def reload(find: running.Finder, timeout: float | None) -> None:
         sys.exit(_follow(supervisor, answer["reload"], now() + timeout if timeout is not None else None))
     except KeyboardInterrupt:
         click.echo("workq: not waiting any longer; the reload goes on", err=True)
-        sys.exit(running.EXIT_INTERRUPTED)
+        sys.exit(codes.INTERRUPTED)
 
 
 def _follow(supervisor: running.Running, number: int, until: float | None) -> int:
@@ -52,7 +52,7 @@ def _follow(supervisor: running.Running, number: int, until: float | None) -> in
         latest = document["reload"]
         if latest["number"] != number:
             click.echo(f"workq: overtaken by another reload ({plain(latest['by'])})", err=True)
-            return running.EXIT_REFUSED
+            return codes.INCOMPLETE
         state = str(latest["state"])
         if state == "finished":
             click.echo(f"finished: every worker is of generation {latest['generation']}")
@@ -60,11 +60,11 @@ def _follow(supervisor: running.Running, number: int, until: float | None) -> in
         if state not in _STAGES:
             click.echo(f"workq: reload {plain(state)}: {plain(latest['error'] or '')}", err=True)
             click.echo(f"workq: generation {document['generation']} stays", err=True)
-            return running.EXIT_REFUSED
+            return codes.INCOMPLETE
         if state != told:
             told = state
             click.echo(_STAGES[state].format(latest["generation"]))
         if until is not None and now() >= until:
             click.echo(f"workq: still {state}; not waiting any longer, the reload goes on", err=True)
-            return running.EXIT_REFUSED
+            return codes.INCOMPLETE
         time.sleep(_LOOK_EVERY)

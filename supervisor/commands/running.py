@@ -20,18 +20,11 @@ from typing import Any, Final
 
 import click
 
-from supervisor.commands import sources
+from supervisor.commands import codes, sources
 from supervisor.commands.plain import plain
 from supervisor.settings import Address, SettingsError, Whereabouts, locate, parse_duration
 from supervisor.settings.command_line import Command, declared, given
-
-EX_UNAVAILABLE: Final = 69
-"""Nobody there (sysexits.h)."""
-EX_NOPERM: Final = 77
-EX_CONFIG: Final = 78
-EXIT_REFUSED: Final = 1
-"""It was asked for, and will not be done."""
-EXIT_INTERRUPTED: Final = 130
+from supervisor.vocabulary import EXIT_CONFIG
 
 PATIENCE: Final = 10.0
 """Seconds to wait for an answer."""
@@ -51,7 +44,7 @@ Finder = Callable[[], "Running"]
 class VerbError(click.ClickException):
     """What went wrong and what to do."""
 
-    exit_code = EXIT_REFUSED
+    exit_code = codes.INCOMPLETE
 
     def show(self, file: Any = None) -> None:
         click.echo(f"workq: {self.message}", err=True)
@@ -60,19 +53,19 @@ class VerbError(click.ClickException):
 class NoAnswer(VerbError):
     """Nobody answers."""
 
-    exit_code = EX_UNAVAILABLE
+    exit_code = codes.UNAVAILABLE
 
 
 class Forbidden(VerbError):
     """The socket is somebody else's."""
 
-    exit_code = EX_NOPERM
+    exit_code = codes.NO_PERMISSION
 
 
 class Nowhere(VerbError):
     """The settings that say where it is cannot be read."""
 
-    exit_code = EX_CONFIG
+    exit_code = EXIT_CONFIG
 
 
 class Running:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from supervisor.commands import running
+from supervisor.commands import codes, running
 from supervisor.commands.plain import plain
 from supervisor.settings import WORKERS_MOST
 
@@ -25,4 +25,4 @@ def scale(find: running.Finder, workers: int) -> None:
     answer = find().wish("/scale", {"workers": workers})
     click.echo(plain(answer["because"]), err=not answer["ok"])
     if not answer["ok"]:
-        sys.exit(running.EXIT_REFUSED)
+        sys.exit(codes.INCOMPLETE)

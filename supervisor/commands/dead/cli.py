@@ -18,10 +18,9 @@ import click
 import supervisor.commands.dead.render as render
 import supervisor.commands.dead.sweep as sweep
 from supervisor import queues
-from supervisor.commands import sources
+from supervisor.commands import codes, sources
 from supervisor.commands.dead.letter import Letter
 from supervisor.commands.dead.queue import CutOff, DeadQueue, Unreachable
-from supervisor.commands.dead.sweep import EXIT_INCOMPLETE, EXIT_INTERRUPTED
 from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
 from supervisor.endpoint import Endpoint
@@ -62,7 +61,7 @@ def list_(sources: Sources, as_json: bool, limit: int | None) -> None:
         render.sum_up(letters, noted, err=as_json)
         render.warn("list", letters)
         if stop:
-            sys.exit(EXIT_INTERRUPTED)
+            sys.exit(codes.INTERRUPTED)
 
 
 @dead.command()
@@ -76,10 +75,10 @@ def show(sources: Sources, body_only: bool, identity: str) -> None:
             found = sweep.find(letters, identity, stop)
         render.warn("show", letters)
         if stop:
-            sys.exit(EXIT_INTERRUPTED)
+            sys.exit(codes.INTERRUPTED)
         if not found:
             render.complain("show", sweep.absence(letters, identity))
-            sys.exit(EXIT_INCOMPLETE)
+            sys.exit(codes.INCOMPLETE)
         if body_only:
             if found[0].number(queues.PARTS):
                 _write_parts(found)
@@ -150,7 +149,7 @@ def _write_parts(found: Sequence[Letter]) -> None:
     missing = [number for number in range(1, (found[0].number(queues.PARTS) or 0) + 1) if number not in parts]
     if missing:
         render.complain("show", f"of its body parts {', '.join(map(str, missing))} are not there: nothing is written")
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(codes.INCOMPLETE)
     for number in range(1, len(parts) + 1):
         sys.stdout.buffer.write(parts[number])
     sys.stdout.buffer.flush()
@@ -187,10 +186,10 @@ def _reported(name: str) -> Iterator[None]:
         sys.exit(EXIT_CONFIG if error.trouble.permanent else EXIT_BROKER)
     except PublishError as error:
         render.complain(name, f"{error.reason}. Nothing is lost: what is not requeued is still a dead letter")
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(codes.INCOMPLETE)
     except CutOff as error:
         render.complain(name, f"{error}. Nothing is lost: what was in hand is in the queue again")
-        sys.exit(EXIT_INCOMPLETE)
+        sys.exit(codes.INCOMPLETE)
     except KeyboardInterrupt:
         render.complain(name, "interrupted. Nothing is lost: what was in hand is in the queue again")
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(codes.INTERRUPTED)

@@ -16,13 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import supervisor.commands.dead.render as render
+from supervisor.commands import codes
 from supervisor.commands.dead.letter import Letter, original
 from supervisor.commands.dead.queue import DeadQueue, Target
 from supervisor.commands.plain import plain
-
-EXIT_INCOMPLETE: Final = 1
-"""Something that was asked for has not been done."""
-EXIT_INTERRUPTED: Final = 130
 
 LOOKING: Final = 500
 """Dead letters a window."""
@@ -88,12 +85,12 @@ class Sweep:
             render.complain(self.name, f"and {len(self.problems) - PROBLEMS:,} more like these")
         if self._stop:
             render.complain(self.name, "interrupted; the others are where they were")
-            sys.exit(EXIT_INTERRUPTED)
+            sys.exit(codes.INTERRUPTED)
         missing = [identity for identity in sorted(self._wanted) if not self._found[identity]]
         for identity in missing:
             render.complain(self.name, absence(self.letters, identity))
         if missing or self.problems:
-            sys.exit(EXIT_INCOMPLETE)
+            sys.exit(codes.INCOMPLETE)
 
 
 class Requeueing(Sweep):
