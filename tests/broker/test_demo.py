@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 import select
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
 PATIENCE = 100.0
@@ -110,6 +112,22 @@ def test_interrupted_it_leaves_nothing_behind(place: Path) -> None:
     assert "Traceback" not in output
     assert left(place) == []
     assert list(place.iterdir()) == []
+
+
+def test_on_a_terminal_it_shows_who_works_on_what_and_then_only_the_sum(demo: Any) -> None:
+    out = io.StringIO()
+    screen = demo.Screen(Console(file=out, force_terminal=True, width=100, height=30, color_system=None))
+    busy = {"slot": 0, "pid": 71, "state": "busy", "message_id": "task-03", "busy_seconds": 0.5}
+    idle = {"slot": 1, "pid": 72, "state": "idle", "message_id": None, "busy_seconds": None}
+    death = demo.Death(0, 70, "task-03", at=0.0, into=0.5)
+    screen.show(demo.Progress(demo.now(), 20, [busy, idle], death=death))
+    screen.event("1.0 s", "kill -9 70", "worker 0")
+    shown = out.getvalue()
+    for words in ("pid 71", "task-03", "0.5 of 1.6 s", "once more", "pid 72", "idle", "20 of 60 done", "kill -9 70"):
+        assert words in shown
+    screen.settle()
+    last = out.getvalue().removeprefix(shown)
+    assert "20 of 60 done" in last and "pid 71" not in last
 
 
 def test_the_account_balances_when_every_message_is_done(demo: Any) -> None:
