@@ -276,27 +276,44 @@ def _post(path: str, verb: str, body: bytes) -> tuple[int, dict[str, Any]]:
     return int(head_of.split()[1]), json.loads(document)
 
 
+HELD = """
+import os, time
+from handlers import note
+def work(task):
+    note("began", task.message_id)
+    while not os.path.exists(os.environ["TEST_RUNS"] + ".go"):
+        time.sleep(0.02)
+    note("done", task.message_id)
+"""
+
+
 def test_drain_says_what_is_in_hand_and_waits_until_the_supervisor_is_gone(
-    broker_url: str, queue: str, runs: Runs, path: str
+    broker_url: str, queue: str, runs: Runs, path: str, tmp_path: Path
 ) -> None:
-    amqp.publish(broker_url, queue, ["3", "60"], ids=["in-hand", "untouched"])
+    handler_modules.write(tmp_path, "held", HELD)
+    amqp.publish(broker_url, queue, ["", ""], ids=["in-hand", "untouched"])
     options = ("--workers", "1", "--control", path)
-    with supervised("handlers:work", *options, url=broker_url, queue=queue, env=runs.env) as pool:
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    with supervised("held:work", *options, url=broker_url, queue=queue, env=env) as pool, ExitStack() as started:
         runs.hear("began")
-        first = _begin("drain", "--control", path)
-        try:
-            pool.hear("supervisor.stopping")
+        said, both = [], []
+        for _ in range(2):
             # Asked again, in the middle of it: nobody is killed, and both wait.
-            second = workq("drain", "--control", path)
-            # Its process is gone, not only its socket.
+            drain = _begin("drain", "--control", path)
+            started.callback(drain.kill)
+            assert drain.stdout is not None
+            both.append(drain)
+            said.append(drain.stdout.readline() + drain.stdout.readline())
+        pool.hear("supervisor.stopping")
+        Path(f"{runs.path}.go").touch()
+        for number, drain in enumerate(both):
+            assert drain.stdout is not None and drain.stderr is not None
+            said[number] += drain.stdout.read()
+            # The supervisor's process is gone, not only its socket.
             assert gone(pool.pid, 0)
-            out, err = first.communicate(timeout=PATIENCE)
-        finally:
-            first.kill()
-        assert (first.returncode, second.returncode, err, second.stderr) == (0, 0, "", "")
-        for said in (out, second.stdout):
-            assert "worker 0 (pid " in said and "has in-hand in hand, for " in said
-            assert said.endswith("\ngone\n")
+            assert (drain.wait(PATIENCE), drain.stderr.read()) == (0, "")
+            assert "worker 0 (pid " in said[number] and "has in-hand in hand, for " in said[number]
+            assert said[number].endswith("\ngone\n")
         assert pool.wait() == 0
     assert runs.lines("done") == ["in-hand"]
     assert amqp.depth(broker_url, queue) == 1
