@@ -25,7 +25,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from supervisor.commands.node import PrivateNode
-from supervisor.commands.running import Running, Trouble
+from supervisor.commands.running import Running, VerbError
 from supervisor.linux import orphans
 from tests import amqp
 from tests.chaos.refusing import KINDS
@@ -129,7 +129,7 @@ def _live(
         time.sleep(0.1)  # each look is a dozen calls of the supervisor's, and all are refused in turn
         try:
             return running.status()
-        except (Trouble, OSError, ValueError):
+        except (VerbError, OSError, ValueError):
             return {}  # this very answer may have been refused
 
     def wish(path: str, body: dict[str, Any] | None = None) -> bool:
@@ -137,7 +137,7 @@ def _live(
             raise _CannotStart
         try:
             running.wish(path, body)
-        except (Trouble, OSError, ValueError):
+        except (VerbError, OSError, ValueError):
             return False
         return True
 
