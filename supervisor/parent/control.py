@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Final
 
 from supervisor.policy.reload import Reload
 from supervisor.vocabulary import Action, Asked, Event, Say, Wish
@@ -22,6 +23,9 @@ class Answer:
     """The latest, as it was then."""
 
 
+_TOO_LATE: Final = Answer((), None)
+
+
 class Wishes:
     """Wishes from other threads, on their way to the loop; readable when there is one."""
 
@@ -29,14 +33,17 @@ class Wishes:
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._made: deque[tuple[Asked, Future[Answer]]] = deque()
         self._taken: list[tuple[Asked, Future[Answer]]] = []
+        self._has_ended = False
 
     def fileno(self) -> int:
         return self._wakeup
 
     def make(self, wish: Wish, by: str, workers: int = 0) -> Future[Answer]:
-        """Have the loop do something. From any thread; the answer is never given if the loop has ended. Raises
-        OSError."""
+        """Have the loop do something. From any thread. Raises OSError."""
         answer: Future[Answer] = Future()
+        if self._has_ended:
+            answer.set_result(_TOO_LATE)
+            return answer
         entry = (Asked(wish, by, workers), answer)
         self._made.append(entry)
         try:
@@ -52,6 +59,13 @@ class Wishes:
         while self._made:
             self._taken.append(self._made.popleft())
             yield self._taken[-1][0]
+
+    def end(self) -> None:
+        """The loop has ended: whoever still waits is told that nothing follows."""
+        self._has_ended = True
+        for _, answer in (*self._made, *self._taken):
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(_TOO_LATE)
 
     def answer(self, asked: Event, actions: Iterable[Action], reload: Reload | None) -> None:
         """This is what followed from an event; whoever wished for it is told."""

@@ -69,7 +69,10 @@ def run(settings: Settings, reread: Reread) -> int:
             _watch(settings.app_dir, loop.look, wishes, undo, log)
         serving = Serving(loop.look, wishes, health, listener)
         serving.tend()
-        return loop.run(serving.tend)
+        code = loop.run(serving.tend)
+        wishes.end()
+        serving.finish()
+        return code
 
 
 def _cannot_start(error: OSError) -> tuple[str, int]:

@@ -13,6 +13,7 @@ import selectors
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote
@@ -57,10 +58,11 @@ _TOO_LONG: Final = refused(400, f"a body of at most {MAX_BODY} bytes is expected
 class Server:
     """Serves one listening socket."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, answering: AbstractContextManager[None]) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = min(MOST, max(4, soft // 8))
         self._site = site
+        self._answering = answering
         self._clients: dict[asyncio.StreamWriter, None] = {}
         """The eldest first."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,7 +87,7 @@ class Server:
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(PATIENCE) as patience:
-                await Client(self._site, reader, writer, patience).attend()
+                await Client(self._site, self._answering, reader, writer, patience).attend()
         except (TimeoutError, OSError):
             pass  # it had its time, or is gone
         finally:
@@ -98,9 +100,15 @@ class Client:
     """One connection. `patience` ends it."""
 
     def __init__(
-        self, site: Site, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: asyncio.Timeout
+        self,
+        site: Site,
+        answering: AbstractContextManager[None],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        patience: asyncio.Timeout,
     ) -> None:
         self._site = site
+        self._answering = answering
         self._reader = reader
         self._writer = writer
         self._patience = patience
@@ -119,23 +127,31 @@ class Client:
 
     async def _answer_one(self) -> bool:
         """False when no other request can follow."""
-        method = "GET"
         try:
             request = await self._event()
-            if not isinstance(request, h11.Request):
-                return False  # it has closed the connection
-            self._give(PATIENCE)
-            method = request.method.decode()
+        except h11.RemoteProtocolError:
+            return await self._send(_NO_HTTP)
+        if not isinstance(request, h11.Request):
+            return False  # it has closed the connection
+        self._give(PATIENCE)
+        with self._answering:
+            return await self._answer(request)
+
+    async def _answer(self, request: h11.Request) -> bool:
+        try:
             answer = self._site.refusal(dict(request.headers))
             if answer is None:
                 body = await self._body()
-                path = unquote(request.target.partition(b"?")[0].decode())
+                method, path = request.method.decode(), unquote(request.target.partition(b"?")[0].decode())
                 answer = _TOO_LONG if body is None else await self._site.answer(method, path, body)
         except h11.RemoteProtocolError:
             answer = _NO_HTTP
+        return await self._send(answer, is_head=request.method == b"HEAD")
+
+    async def _send(self, answer: Answer, *, is_head: bool = False) -> bool:
         has_all = self._http.their_state is h11.DONE
-        for event in _response(answer, is_last=not has_all, is_head=method == "HEAD"):
-            self._writer.write(self._http.send(event) or b"")
+        events = _response(answer, is_last=not has_all, is_head=is_head)
+        self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
         await self._writer.drain()
         return has_all and self._http.our_state is h11.DONE
 
@@ -192,14 +208,15 @@ class _Loop(asyncio.SelectorEventLoop):
         """Not asyncio's: of a loop that was refused its descriptors it prints a traceback. `Runner` closes others."""
 
 
-def serve(sites: Sequence[tuple[socket.socket, Site]]) -> None:
-    """Answer on these sockets, for as long as the process lives. Raises what keeps it from that."""
+def serve(sites: Sequence[tuple[socket.socket, Site]], answering: AbstractContextManager[None]) -> None:
+    """Answer on these sockets, each request `with` that, for as long as the process lives. Raises what keeps it from
+    that."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         runner.get_loop()  # else a loop that cannot be had leaves a coroutine that nobody has awaited, and a warning
-        runner.run(_serve(sites))
+        runner.run(_serve(sites, answering))
 
 
-async def _serve(sites: Sequence[tuple[socket.socket, Site]]) -> None:
+async def _serve(sites: Sequence[tuple[socket.socket, Site]], answering: AbstractContextManager[None]) -> None:
     said = refusals.Said()
 
     def cannot(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -216,7 +233,9 @@ async def _serve(sites: Sequence[tuple[socket.socket, Site]]) -> None:
     # asyncio closes what it was given when it fails; the next attempt needs the sockets.
     copies = [sock.dup() for sock, _ in sites]
     try:
-        await asyncio.gather(*(Server(site).serve(sock) for sock, (_, site) in zip(copies, sites, strict=True)))
+        await asyncio.gather(
+            *(Server(site, answering).serve(sock) for sock, (_, site) in zip(copies, sites, strict=True))
+        )
     finally:
         for sock in copies:
             sock.close()

@@ -23,16 +23,41 @@ from supervisor.policy.restart import Backoff
 _BACKOFF: Final = Backoff(free=0, first=1.0, most=30.0)
 _STEADY: Final = 10.0
 """Seconds that it must have served before the backoff begins anew."""
+_LAST_ANSWERS: Final = 1.0
+"""Seconds for what is being answered as the supervisor exits: `workq drain` waits for the answer to its own request."""
+
+
+class Answering:
+    """Counts the requests that are being answered: `with` this, on any thread."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._requests += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._requests -= 1
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Until there is none, or for so long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._requests, seconds)
 
 
 class Serving:
-    """`tend` it once a second."""
+    """`tend` it once a second, `finish` it before the process exits."""
 
     def __init__(self, look: Look, wishes: Wishes, health: socket.socket | None, listener: Listener | None) -> None:
         self._look = look
         self._wishes = wishes
         self._health = health
         self._listener = listener
+        self._answering = Answering()
         self._log: Any = logs.get_logger()
         self._thread: threading.Thread | None = None
         self._failed: Exception | None = None
@@ -56,6 +81,10 @@ class Serving:
         if now() >= self._due:
             self._start()
 
+    def finish(self) -> None:
+        """Let those have their answers who have asked."""
+        self._answering.wait(_LAST_ANSWERS)
+
     def _start(self) -> None:
         self._failed = None
         thread = threading.Thread(target=self._serve, name="workq-http", daemon=True)
@@ -75,7 +104,7 @@ class Serving:
                 sites.append((self._health, app.Site(self._look)))
             if self._listener is not None:
                 sites.append((self._listener.socket, app.ControlSite(self._look, self._wishes)))
-            server.serve(sites)
+            server.serve(sites, self._answering)
         except Exception as error:  # noqa: BLE001 - whatever it is, work goes on without
             self._failed = error
 
