@@ -272,6 +272,8 @@ class LoadFailed:
 
     error: Page
     traceback: Page
+    is_passing: bool = False
+    """The reason may be gone by itself: a database that refuses, a file that is not there yet (`policy.passing`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ _SILENT: Final = frozenset(
         "max_body",
         "burst",
         "burst_wait",
+        "boot_retry",
         "log_format",
         "log_level",
         "retry_delay",

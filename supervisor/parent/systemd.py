@@ -18,7 +18,7 @@ from supervisor.clock import now
 from supervisor.policy.slot import Seat
 from supervisor.policy.view import PoolView, State
 from supervisor.redaction import redact
-from supervisor.vocabulary import Phase, Reading
+from supervisor.vocabulary import Cause, Phase, Reading
 
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """Taken out of the environment: who else has them can speak in our name (sd_notify(3), `unset_environment`)."""
@@ -119,9 +119,12 @@ class Systemd:
     def _is_up(self, view: PoolView) -> bool:
         """Whether a start has succeeded: a worker consumes, or could not for a reason that is tried again for ever.
 
-        One that restarting does not mend (exit 78) makes the pool drain instead.
+        One that restarting does not mend (exit 78) makes the pool drain instead. Where the handler cannot be imported
+        for now (`--boot-retry`), nobody knows yet whether it can be at all.
         """
-        if view.ready or view.exits:
+        if view.not_imported:
+            return False
+        if view.ready or view.exits.keys() - {Cause.HANDLER}:
             return True
         if not any(slot.seat is Seat.CONNECTING for slot in view.slots):
             self._talking_since = None
@@ -161,6 +164,8 @@ def summary(view: PoolView, readings: Iterable[Reading]) -> str:
         line = f"{_workers(len(seats))}, {busy} busy, {restarting} restarting, {_broker(view)}"
         if view.shortage:
             line = f"{view.shortage}; {line}"
+        if view.not_imported:
+            line = f"the handler cannot be imported for now: {view.not_imported}; {line}"
         if view.state is State.DEGRADED:
             line = f"degraded ({view.because}); {line}"
         if view.is_reloading:

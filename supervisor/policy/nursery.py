@@ -76,6 +76,11 @@ class Nursery:
             self.failures = 0
         self.state = NurseryState.NONE
 
+    def wait(self, until: float) -> None:
+        """Another one is started then."""
+        self.state = NurseryState.NONE
+        self.deadline = until
+
     def retry(self, now: float, roll: float) -> list[Action]:
         """One more failure: start another one, now or when `deadline` has passed; `roll` as for `Backoff.delay`."""
         self.failures += 1

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from supervisor.policy import advice, broker, death, hung, poison, restart, termination
 from supervisor.policy.broker import Broker
+from supervisor.policy.imports import Imports
 from supervisor.policy.looks import Looks
 from supervisor.policy.nursery import Nursery, NurseryState, why_bare
 from supervisor.policy.parkings import Parkings
@@ -113,6 +114,7 @@ class Pool:
         self._restarts = Restarts()
         self._broker = Broker()
         self._shortage = Shortage()
+        self._imports = Imports()
         self._looks = Looks(settings.workers)
         self._awaited = ""
         """What a burst was last said to wait for."""
@@ -173,6 +175,7 @@ class Pool:
             standby=self._looks.standby,
             may_stand_by=self._settings.ready_when == "subscribed",
             shortage=self._shortage.because,
+            not_imported=self._imports.because,
             is_held_up=is_held_up,
             blocked_since=self._broker.blocked_since,
             ready=len(ready),
@@ -319,21 +322,53 @@ class Pool:
         match report:
             case Loaded(seconds, preloaded):
                 self._shortage.fill(NURSERY)
+                if preloaded:
+                    self._imports.succeed()
                 return [self._nursery.has_loaded(seconds, preloaded, now)]
             case Threaded(threads):
+                self._imports.succeed()
                 fields = {"threads": threads, "preloaded": False}
                 said = Say("handler.loaded", "warning", why_bare(report), fields)
                 return [said, *self._nursery.load_bare(report, now)]
-            case LoadFailed(error, traceback):
+            case LoadFailed():
                 self._nursery.state = NurseryState.NONE
-                return self._cannot_load(error, traceback, now)
+                return self._nursery_cannot_load(report, now)
 
-    def _cannot_load(self, error: str, traceback: str, now: float) -> list[Action]:
-        fields = {"handler": self._settings.handler} | ({"exception": traceback} if traceback else {})
-        said = Say("handler.import_failed", "error", error, fields)
+    def _nursery_cannot_load(self, failed: LoadFailed, now: float) -> list[Action]:
+        if self._may_pass(failed):
+            told = self._import_later(failed, now, now, self._roll(0))
+            self._nursery.wait(self._imports.turn(is_importing=False))
+            return told
         if not self._worked:
-            return [said, *self._give_up(f"the handler cannot be loaded: {error}", now)]
-        return [said, *self._nursery.retry(now, self._roll(0))]
+            return self._cannot_load(failed, now)
+        retry = self._nursery.retry(now, self._roll(0))
+        return [self._import_failed(failed, "it is tried again: there are workers that have loaded it"), *retry]
+
+    def _cannot_load(self, failed: LoadFailed, now: float) -> list[Action]:
+        """No worker has ever consumed, and none will."""
+        follows = "none: restarting will not help"
+        if failed.is_passing:
+            follows = "none; this may pass: with --boot-retry it is tried again"
+        said = self._import_failed(failed, follows)
+        return [said, *self._give_up(f"the handler cannot be loaded: {failed.error}", now)]
+
+    def _import_failed(self, failed: LoadFailed, follows: str) -> Say:
+        traceback = {"exception": failed.traceback} if failed.traceback else {}
+        fields = {"handler": self._settings.handler, "next": follows} | traceback
+        return Say("handler.import_failed", "error", failed.error, fields)
+
+    def _may_pass(self, failed: LoadFailed) -> bool:
+        return failed.is_passing and self._settings.boot_retry
+
+    def _import_later(self, failed: LoadFailed, began_at: float, now: float, roll: float) -> list[Action]:
+        """It is tried again, by one for all, when `Imports.turn` says so. The traceback is told once for a reason."""
+        told = self._imports.fail(failed.error, began_at, now, roll)
+        if told is None:
+            return []
+        delay, is_news = told
+        traceback = {"exception": failed.traceback} if failed.traceback and is_news else {}
+        fields = {"handler": self._settings.handler, "next": f"tried again in {delay:.2f} s (--boot-retry)"} | traceback
+        return [Say("handler.import_failed", "warning", failed.error, fields)]
 
     def _give_up(self, because: str, now: float) -> list[Action]:
         """Restarting will not help."""
@@ -358,7 +393,7 @@ class Pool:
         said = Say("nursery.exited", "warning", f"{cause}; the workers live on, another nursery follows", fields)
         if was_loading and not self._worked and self._nursery.failures >= 2:
             error = f"the process that imports it died three times, the last by {cause}"
-            return [said, *self._cannot_load(error, gone.output, now)]
+            return [said, *self._cannot_load(LoadFailed(error, gone.output), now)]
         return [said, *self._nursery.retry(now, self._roll(0))]
 
     def _nursery_failed(self, generation: int, error: str, now: float) -> list[Action]:
@@ -392,12 +427,13 @@ class Pool:
 
     def _nursery_overdue(self, now: float) -> list[Action]:
         if self._nursery.state is not NurseryState.LOADING:
-            return [self._nursery.load(now, f"after {self._nursery.failures} failures")]
-        limit = f"--boot-timeout ({self._settings.boot_timeout:g} s)"
-        because = f"the import of {self._settings.handler} did not end within {limit}"
+            why = "the import may succeed by now" if self._imports.because else f"after {self._nursery.failures} failures"
+            return [self._nursery.load(now, why)]
+        failed = _hung(self._settings)
         self._nursery.state = NurseryState.NONE
         self._nursery.deadline = None
-        return [StopNursery(self._nursery.generation, because, stack=True), *self._cannot_load(because, "", now)]
+        stop = StopNursery(self._nursery.generation, failed.error, stack=True)
+        return [stop, *self._nursery_cannot_load(failed, now)]
 
     # ------------------------------------------------------------------------------------------------- reload
 
@@ -422,7 +458,8 @@ class Pool:
         if self._state is State.DRAINING or self._is_finishing:
             return "the supervisor leaves"
         if self._nursery.state is not NurseryState.READY and not self._worked:
-            return "nothing has been loaded yet"
+            each = "; it is tried again, and each try reads the code anew" if self._imports.because else ""
+            return f"nothing has been loaded yet{each}"
         # Until a worker of it is being forked it may be taken back; that one waits for somebody's task, for an hour
         # perhaps, and what it is to prove may be known to be wrong by then.
         is_loading = self._incoming is not None and self._incoming.state is NurseryState.LOADING
@@ -468,6 +505,7 @@ class Pool:
         self._unfork(Seat.WAITING, now)
         former, self._nursery, self._incoming, self._trial = self._nursery, incoming, None, None
         self._is_held = False
+        self._imports.succeed()
         self._past[former.generation] = former.settings
         if (former.settings.heartbeat, former.settings.url) != (incoming.settings.heartbeat, incoming.settings.url):
             self._broker.silences.forget()
@@ -590,6 +628,8 @@ class Pool:
         match report:
             case Connecting() if slot.phase is Seat.BOOTING:
                 slot.enter(Seat.CONNECTING, now + CONNECT_TIMEOUT)
+                if not self._nursery.preload and not self._is_on_trial(slot):
+                    self._imports.succeed()
                 return []
             case Ready() if slot.phase is Seat.CONNECTING:
                 return self._ready(slot, report, now)
@@ -716,6 +756,8 @@ class Pool:
         self._parked(slot, died.moved, now)
         slot.vacate(died, cause, now)
         self._looks.all_idle = False
+        failed = self._failed_import(slot, died, cause)
+        is_awaited = failed is not None and self._may_pass(failed)
         actions: list[Action] = [*self._suspects.died(died.page, now)]
         actions += self._broker.block(died.page, None, now)
         if self._orphans.pop(died.page, None) is not None:
@@ -724,11 +766,12 @@ class Pool:
             actions.append(self._hold(death.because(died, cause, fault)))
             follows = self._follow(slot, died.said, died.finished, fault, was_ready, lived, now, actions)
         elif is_trial and self._state is not State.DRAINING:
-            failed = died.said if isinstance(died.said, LoadFailed) else None
             because = failed.error if failed else death.because(died, cause, fault)
             actions += self._trial_failed(slot, because, now, failed.traceback if failed else "")
             slot.restarts += 1
             follows = f"the reload has failed; one of generation {self._nursery.generation} follows"
+        elif failed is not None and is_awaited and not self._is_finishing:
+            follows = self._follow_import(slot, failed, now, actions)
         else:
             follows = self._follow(slot, died.said, died.finished, fault, was_ready, lived, now, actions)
         if crashes:
@@ -736,8 +779,26 @@ class Pool:
             if self._ledger.is_condemned(crashes):
                 follows += " and will be quarantined"
         is_old_news = fault in broker.FAULTS and not was_ready and trouble == self._broker.trouble
-        told = death.obituary(slot.number, died, cause, fault, follows, now, is_old_news or is_usual)
+        told = death.obituary(slot.number, died, cause, fault, follows, now, is_old_news or is_usual or is_awaited)
         return [told, *actions]
+
+    def _failed_import(self, slot: Slot, died: Exited, cause: str) -> LoadFailed | None:
+        """Why the worker of this seat could not import the handler, if it could not."""
+        if cause == Cause.HANDLER and isinstance(died.said, LoadFailed):
+            return died.said
+        nursery = self._nursery_for(slot)
+        return _hung(nursery.settings) if cause == Cause.BOOT and not nursery.preload else None
+
+    def _follow_import(self, slot: Slot, failed: LoadFailed, now: float, actions: list[Action]) -> str:
+        """It could not import, for a reason that may pass. Returns what becomes of the seat, in words."""
+        if self._state is State.DRAINING:
+            return "none: the supervisor is stopping"
+        if slot.number >= self._wanted:
+            return "none: fewer workers are wanted"
+        actions += self._import_later(failed, slot.spawned_at, now, self._roll(slot.number))
+        slot.restarts += 1
+        slot.enter(Seat.WAITING, now)
+        return "the import is tried again by one worker, the others wait for it (--boot-retry)"
 
     def _parked(self, slot: Slot, moved: tuple[Moved, ...], now: float) -> None:
         """What a worker that ends had put into other queues, which it may not have been able to acknowledge."""
@@ -780,7 +841,7 @@ class Pool:
         if fault is Fault.CONFIG and not self._worked:
             detail = said.error if isinstance(said, LoadFailed) else said.detail if said else ""
             if isinstance(said, LoadFailed):
-                actions += self._cannot_load(said.error, said.traceback, now)
+                actions += self._cannot_load(said, now)
             else:
                 actions += self._give_up(detail or "a worker says that its configuration is wrong", now)
             return "none: restarting will not help"
@@ -885,8 +946,11 @@ class Pool:
         return actions
 
     def _wait_no_longer(self, now: float) -> list[Action]:
-        """`--burst-wait`: who waits for the end of a burst is to hear that the broker is away."""
-        is_trying = any(slot.phase is Seat.CONNECTING or slot.fault in broker.FAULTS for slot in self._slots)
+        """`--burst-wait`: who waits for the end of a burst is to hear that the broker is away, or that the handler cannot
+        be imported for now."""
+        is_trying = self._imports.because is not None or any(
+            slot.phase is Seat.CONNECTING or slot.fault in broker.FAULTS for slot in self._slots
+        )
         if self._consuming() or not is_trying:
             self._unreached_since = None
             return []
@@ -894,7 +958,7 @@ class Pool:
             self._unreached_since = now
         if now - self._unreached_since < self._settings.burst_wait:
             return []
-        trouble = self._broker.trouble or "the broker does not answer"
+        trouble = self._imports.because or self._broker.trouble or "the broker does not answer"
         waited = f"--burst: no worker consumes for {self._settings.burst_wait:g} s (--burst-wait): {trouble}"
         return self._stop(waited, now, EXIT_BROKER)
 
@@ -1011,6 +1075,9 @@ class Pool:
         if self._nursery_for(slot).state is not NurseryState.READY:
             return math.inf
         refused = self._shortage.turn(self._count(Seat.FORKING) > 0)
+        if slot.number != self._trial:  # which shows by its import what the next generation is worth
+            is_importing = self._count(Seat.FORKING) + self._count(Seat.BOOTING) > 0
+            refused = max(refused, self._imports.turn(is_importing))
         if self._state is not State.DEGRADED and slot.fault not in broker.FAULTS:
             return refused
         begun = [other.spawned_at for other in self._slots if other.phase in ARRIVING]
@@ -1060,3 +1127,9 @@ class Pool:
         slot = self._slots[number]
         slot.rolls += 1
         return restart.roll(self._seed, number, slot.rolls)
+
+
+def _hung(settings: Settings) -> LoadFailed:
+    """An import that does not end: it may pass, for a host that drops packets is the usual reason."""
+    limit = f"--boot-timeout ({settings.boot_timeout:g} s)"
+    return LoadFailed(f"the import of {settings.handler} did not end within {limit}", "", is_passing=True)

@@ -66,7 +66,7 @@ def readiness(view: PoolView) -> tuple[bool, str]:
     if view.state is State.DEGRADED and not view.steady:
         return False, f"degraded: {view.because}"
     if not view.ready:
-        why = view.shortage or view.trouble
+        why = view.shortage or _not_imported(view) or view.trouble
         return False, f"no worker consumes: {why}" if why else f"no worker consumes yet ({view.state})"
     if view.standby and not view.may_stand_by:
         hint = "--ready-when subscribed takes a standby for ready"
@@ -77,7 +77,12 @@ def readiness(view: PoolView) -> tuple[bool, str]:
         return False, f"no worker takes a task: {view.trouble}"
     # Not of the slots: those that a smaller pool has emptied stay. While it shrinks more consume than it wants.
     consuming = f"{view.ready} of {max(view.ready, view.wanted)} workers consume"
-    return True, "; ".join(filter(None, (consuming, view.standby, view.shortage, view.trouble)))
+    said = (consuming, view.standby, view.shortage, _not_imported(view), view.trouble)
+    return True, "; ".join(filter(None, said))
+
+
+def _not_imported(view: PoolView) -> str | None:
+    return f"the handler cannot be imported for now, it is tried again: {view.not_imported}" if view.not_imported else None
 
 
 def status(
@@ -104,7 +109,7 @@ def status(
         "readiness": because,
         "handler": settings.handler,
         "broker": view.broker,
-        "trouble": view.trouble or view.shortage,
+        "trouble": view.trouble or view.shortage or _not_imported(view),
         "queue": {
             "name": settings.queue,
             "type": settings.queue_type,

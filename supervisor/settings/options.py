@@ -96,6 +96,10 @@ _TABLE: Final = (
         "boot_timeout", "Workers", "D", duration(0.001, "60s"), "60s",
         "Hard limit for importing and connecting; waiting for an absent broker does not count.",
     ),
+    Option(
+        "boot_retry", "Workers", "", flag, "false",
+        "Try an import again that fails for a passing reason: a database that refuses, a file that is not there yet.",
+    ),
     Option("grace", "Workers", "D", duration(0, "30s"), "30s", "How long a stop waits for tasks in hand."),
     Option(
         "lost_grace", "Workers", "D", duration(0, "30s"), "30s",
@@ -107,7 +111,7 @@ _TABLE: Final = (
     ),
     Option(
         "burst_wait", "Workers", "D", duration(0, "30s"), "30s",
-        "How long --burst waits for a broker that is away, before it exits with 75.",
+        "How long --burst waits for a broker that is away, or an import by --boot-retry, before it exits with 75.",
     ),
     Option(
         "reload", "Workers", "", flag, "false",
@@ -200,6 +204,7 @@ class Settings:
     """Whole seconds, at least 1."""
     task_timeout: float | None = _default("task_timeout")
     boot_timeout: float = _default("boot_timeout")
+    boot_retry: bool = _default("boot_retry")
     grace: float = _default("grace")
     lost_grace: float = _default("lost_grace")
     max_tasks: int | None = _default("max_tasks")

@@ -19,6 +19,8 @@ from supervisor.worker.task import Reject, Retry, Task
 if TYPE_CHECKING:
     import asyncio
 
+    from supervisor.policy import passing
+
 _RETURNED: Final = Returned()
 _DEEPEST: Final = 16
 _TEXT_MAX: Final = 4 * 1024
@@ -32,12 +34,14 @@ _FUTURES: Final = (
 
 
 class CannotLoad(Exception):
-    """The handler cannot be loaded. `error` is one line, `traceback` the import's own, our frames left out."""
+    """The handler cannot be loaded. `error` is one line, `traceback` the import's own, our frames left out;
+    `is_passing`: it may be possible later."""
 
-    def __init__(self, error: str, traceback: str = "") -> None:
+    def __init__(self, error: str, traceback: str = "", *, is_passing: bool = False) -> None:
         # What an import raises, or the signature of what it defines, has any length; a message on the link has not.
         self.error = _short(error)
         self.traceback = clip_end(traceback, TRACEBACK_MAX)
+        self.is_passing = is_passing
         super().__init__(self.error)
 
 
@@ -56,7 +60,8 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
     except BaseException as error:
         if os.getpid() != importer:
             forked.leave(_ended(error))
-        raise CannotLoad(_why(error, module_name, app_dir), _traceback(error)) from error
+        why = _why(error, module_name, app_dir)
+        raise CannotLoad(why, _traceback(error), is_passing=_is_passing(error)) from error
     if os.getpid() != importer:
         # What the import forked has come to the end of it, and is no second nursery or worker.
         forked.leave(_RETURNED)
@@ -66,7 +71,8 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
         if callable(found) and type(found) is not FunctionType:
             found.__call__  # noqa: B018 - a property that raises does so here rather than at each task
     except BaseException as error:
-        raise CannotLoad(_why_not_found(error, module_name, path), _traceback(error, or_else="")) from error
+        why = _why_not_found(error, module_name, path)
+        raise CannotLoad(why, _traceback(error, or_else=""), is_passing=_is_passing(error)) from error
     if (why := contract.refusal(target, found)) is not None:
         raise CannotLoad(why)
     return adapt(found)
@@ -197,6 +203,35 @@ def _why_not_found(error: BaseException, module_name: str, path: str) -> str:
     if isinstance(error, AttributeError):
         return f"module {module_name!r} was imported and has no {path!r}: {_line(error).partition(': ')[2]}"
     return f"module {module_name!r} was imported, and looking up {path!r} in it raised {_line(error)}"
+
+
+def _is_passing(error: BaseException) -> bool:
+    from supervisor.policy import passing  # seldom needed, and not worth a place in every worker
+
+    try:
+        return passing.is_passing(_link(error, passing.DEEPEST))
+    except BaseException:  # noqa: BLE001 - anything about their class may raise
+        return False
+
+
+def _link(error: BaseException, most: int) -> passing.Link:
+    """What the policy is to know of it, and of `most` exceptions that led to it."""
+    from supervisor.policy import passing
+
+    number: Any = None
+    if isinstance(error, OSError):
+        number = OSError.errno.__get__(error)  # not theirs: a subclass may have an `errno` of its own
+    elif isinstance(error, SystemExit):
+        number = error.code
+    cause = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return passing.Link(
+        names=tuple(f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__),
+        number=number if isinstance(number, int) else None,
+        text=_text(error)[0],
+        members=tuple(_link(member, most // 4) for member in members[:_DEEPEST]) if most else (),
+        cause=_link(cause, most - 1) if most and cause is not None else None,
+    )
 
 
 def _is_ours(filename: str) -> bool:

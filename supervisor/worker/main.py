@@ -123,7 +123,7 @@ def live(birth: Birth) -> NoReturn:
         try:
             handler = load(settings.handler, settings.app_dir)
         except CannotLoad as error:
-            birth.link.send(LoadFailed(error.error, error.traceback))
+            birth.link.send(LoadFailed(error.error, error.traceback, error.is_passing))
             os._exit(EXIT_CONFIG)
         try:
             aftermath.demand((birth.link.fileno(), birth.board.fd, birth.log_fd))

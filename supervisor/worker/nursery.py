@@ -89,7 +89,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
         try:
             handler = load(settings.handler, settings.app_dir)
         except CannotLoad as error:
-            link.send(LoadFailed(error.error, error.traceback))
+            link.send(LoadFailed(error.error, error.traceback, error.is_passing))
             return EXIT_CONFIG
         aftermath.demand((link_fd, board_fd, log_fd))
         undone = aftermath.Undone()

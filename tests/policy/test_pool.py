@@ -35,8 +35,10 @@ from supervisor.vocabulary import (
     Kind,
     Leave,
     Leaving,
+    LoadFailed,
     Measure,
     Nature,
+    NurserySaid,
     Parked,
     Ready,
     Say,
@@ -147,6 +149,155 @@ def test_an_import_that_does_not_end_is_given_up_with_its_stack() -> None:
     assert _of(world, StopNursery)[0].stack
     assert world.left is not None
     assert world.left.code == EXIT_CONFIG
+
+
+def _import_failures(world: World) -> list[Say]:
+    return [said for said in _of(world, Say) if said.event == "handler.import_failed"]
+
+
+@pytest.mark.parametrize("has_option", [True, False])
+def test_f73_an_import_that_fails_for_a_passing_reason_is_tried_again_where_that_is_wanted(has_option: bool) -> None:
+    world = World(settings(boot_retry=has_option, boot_timeout=60.0))
+    for number in range(1, 11):
+        world.nursery_cannot_load(is_passing=True)
+        assert len(_import_failures(world)) == number
+        if not has_option:
+            assert world.left is not None and world.left.code == EXIT_CONFIG
+            assert "--boot-retry" in _import_failures(world)[0].fields["next"]
+            return
+        assert "Refused" in (world.pool.view(world.now).not_imported or "")
+        world.advance(10.1)
+        assert world.nursery is not None, "it is not tried again"
+    said = _import_failures(world)
+    assert {each.level for each in said} == {"warning"}
+    assert ["exception" in each.fields for each in said] == [True, *[False] * 9]
+    assert "tried again in " in said[0].fields["next"]
+    world.live(30.0, until_well=True)
+    assert world.is_well and world.pool.view(world.now).not_imported is None
+
+
+def test_f73_another_reason_is_told_with_its_traceback_and_an_error_of_the_code_ends_it() -> None:
+    world = World(settings(boot_retry=True))
+    world.nursery_cannot_load(is_passing=True)
+    world.advance(1.0)
+    world.advance(5.1)  # the import hangs
+    assert [action.stack for action in _of(world, StopNursery)] == [True]
+    assert "--boot-timeout" in (world.pool.view(world.now).not_imported or "") and world.left is None
+    world.advance(1.0)
+    world.nursery_cannot_load(is_passing=True)
+    assert ["exception" in said.fields for said in _import_failures(world)] == [True, False, True]
+    world.advance(2.0)
+    world.nursery_cannot_load()
+    assert world.left is not None and world.left.code == EXIT_CONFIG
+
+
+def test_f73_the_delay_of_an_import_grows_to_ten_seconds() -> None:
+    world = World(settings(boot_retry=True))
+    delays = []
+    for _ in range(8):
+        world.nursery_cannot_load(is_passing=True)
+        begun = world.now
+        assert world.pool.deadline is not None
+        world.now = world.pool.deadline
+        world.turn()
+        delays.append(world.now - begun)
+    assert 0.25 <= delays[0] <= 0.5 and 5.0 <= max(delays[-2:]) <= 10.0
+
+
+def test_f73_where_workers_import_for_themselves_one_tries_and_the_others_follow_when_it_has_succeeded() -> None:
+    world = World(settings(workers=3, boot_retry=True))
+    world.nursery_finds_threads()
+    world.nursery_loads()
+    first = [world.fork(number) for number in range(3)]
+    for worker in first:
+        world.cannot_load(worker, is_passing=True)
+    assert world.nursery is not None and not world.nursery.births
+    assert len(_import_failures(world)) == 1, "each of them says it"
+    assert {said.level for said in _of(world, Say) if said.event == "worker.exited"} == {"info"}
+    for number in range(2, 5):
+        world.advance(10.1)
+        [page] = world.nursery.births
+        world.cannot_load(world.fork(page), is_passing=True)
+        assert len(_import_failures(world)) == number
+    world.advance(10.1)
+    [page] = world.nursery.births
+    worker = world.fork(page)
+    world.advance(3.0)
+    assert not world.nursery.births, "two import at once"
+    world.connect(worker)
+    assert len(world.nursery.births) == 2
+    world.live(30.0, until_well=True)
+    assert world.is_well and not world.pool.view(world.now).not_imported
+
+
+def test_f73_a_worker_whose_import_hangs_waits_like_one_whose_import_fails() -> None:
+    world = World(settings(workers=2, boot_retry=True, preload=False))
+    world.nursery_loads()
+    workers = [world.fork(0), world.fork(1)]
+    world.advance(5.0)
+    for worker in workers:
+        world.die(worker, worker.signals[-1])
+    assert "--boot-timeout" in (world.pool.view(world.now).not_imported or "")
+    assert [said.level for said in _import_failures(world)] == ["warning"]
+    world.live(30.0, until_well=True)
+    assert world.is_well
+
+
+def test_f73_it_leaves_at_once_with_0_when_asked_to_while_an_import_is_awaited() -> None:
+    world = World(settings(boot_retry=True))
+    world.nursery_cannot_load(is_passing=True)
+    world.ask(Wish.STOP)
+    assert world.left is not None and world.left.code == EXIT_DONE
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_f73_a_burst_leaves_with_75_when_an_import_is_awaited_for_longer_than_it_waits(preload: bool) -> None:
+    world = World(settings(workers=1, boot_retry=True, burst=True, burst_wait=20.0, preload=preload))
+    begun = world.now
+    while world.left is None and world.now < begun + 60.0:
+        if world.nursery is not None and preload:
+            world.nursery_cannot_load(is_passing=True)
+        elif world.nursery is not None and not world.nursery.is_ready:
+            world.nursery_loads()
+        elif world.nursery is not None and world.nursery.births:
+            world.cannot_load(world.fork(0), is_passing=True)
+        world.advance(1.0)
+        world.sample()
+    assert world.left is not None and world.left.code == EXIT_BROKER
+    assert 20.0 <= world.now - begun <= 25.0
+    assert "--burst-wait" in world.left.because and "ConnectionRefusedError" in world.left.because
+
+
+def test_f73_a_reload_whose_import_fails_for_a_passing_reason_fails_and_the_old_generation_stays() -> None:
+    for preload in (True, False):
+        world = _up(workers=2, boot_retry=True, preload=preload)
+        world.ask(Wish.RELOAD)
+        assert world.incoming is not None
+        if preload:
+            generation, world.incoming = world.incoming.generation, None
+            world.tell(NurserySaid(generation, LoadFailed("refused", "Traceback", is_passing=True)))
+        else:
+            world.reload_loads()
+            world.sample()
+            [leaving] = [worker for worker in world.workers.values() if worker.order]
+            world.leave(leaving, Cause.DRAINED)
+            world.be_gone(leaving)
+            assert world.incoming is not None
+            world.cannot_load(world.fork(world.incoming.births[0]), is_passing=True)
+        assert [said.event for said in _of(world, Say)].count("reload.failed") == 1
+        assert not _import_failures(world) and world.pool.view(world.now).not_imported is None
+        world.live(30.0, until_well=True)
+        assert world.is_well and world.pool.view(world.now).generation == 1
+
+
+def test_f73_a_reload_may_mend_what_each_worker_fails_to_import() -> None:
+    world = World(settings(workers=2, boot_retry=True, preload=False))
+    world.nursery_loads()
+    for page in (0, 1):
+        world.cannot_load(world.fork(page), is_passing=True)
+    world.ask(Wish.RELOAD)
+    world.live(30.0, until_well=True)
+    assert world.is_well and world.pool.view(world.now).generation == 2
 
 
 def test_an_import_that_kills_its_process_three_times_ends_it_with_78() -> None:

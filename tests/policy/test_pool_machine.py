@@ -46,6 +46,7 @@ class PoolMachine(RuleBasedStateMachine):
         task_timeout=st.sampled_from([None, 20.0]),
         lost_grace=st.sampled_from([0.0, 15.0]),
         preload=st.booleans(),
+        boot_retry=st.booleans(),
         burst=st.sampled_from([False, False, True]),
         is_up=st.sampled_from([True, True, False]),
         version=st.sampled_from(["3.10.8", "4.0.5"]),
@@ -70,7 +71,7 @@ class PoolMachine(RuleBasedStateMachine):
     # ---------------------------------------------------------------------------------------------- the nursery
 
     @precondition(lambda self: self.world.nursery and not self.world.nursery.is_ready)
-    @rule(what=st.sampled_from(["loads", "loads", "loads", "threads", "fails", "dies", "sticks", "refused"]))
+    @rule(what=st.sampled_from(["loads", "loads", "loads", "threads", "fails", "passing", "dies", "sticks", "refused"]))
     def nursery_loads(self, what: str) -> None:
         nursery = self.world.nursery
         assert nursery is not None
@@ -82,6 +83,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.world.nursery_finds_threads()
         elif what == "fails":
             self.world.nursery_cannot_load()
+        elif what == "passing":
+            self.world.nursery_cannot_load(is_passing=True)
         elif what == "refused":
             self.world.nursery_is_refused()
         elif what == "dies":
@@ -145,13 +148,13 @@ class PoolMachine(RuleBasedStateMachine):
     # ---------------------------------------------------------------------------------------------- the workers
 
     @precondition(lambda self: self._workers(Stage.BOOTING))
-    @rule(n=ANY, can_load=st.sampled_from([True, True, True, False]))
-    def boot(self, n: int, can_load: bool) -> None:
+    @rule(n=ANY, what=st.sampled_from(["loads", "loads", "loads", "fails", "passing"]))
+    def boot(self, n: int, what: str) -> None:
         worker = _nth(n, self._workers(Stage.BOOTING))
-        if can_load:
+        if what == "loads":
             self.world.connect(worker)
         else:
-            self.world.cannot_load(worker)
+            self.world.cannot_load(worker, is_passing=what == "passing")
 
     @precondition(lambda self: self._workers(Stage.CONNECTING))
     @rule(n=ANY, why=st.sampled_from(["", "", "", Cause.BROKER, Cause.CONFIG]), detail=st.sampled_from(["", "refused"]))

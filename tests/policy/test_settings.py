@@ -82,6 +82,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         heartbeat=15.0,
         task_timeout=None,
         boot_timeout=60.0,
+        boot_retry=False,
         grace=30.0,
         max_tasks=None,
         max_memory=None,

@@ -79,6 +79,12 @@ def settings(**changes: object) -> Settings:
     return Settings("tasks:handle", **chosen)
 
 
+def _load_failed(is_passing: bool) -> LoadFailed:
+    if is_passing:
+        return LoadFailed("importing tasks raised ConnectionRefusedError", "Traceback ...", is_passing=True)
+    return LoadFailed("ImportError: no module named tasks", "Traceback ...")
+
+
 class Stage(Enum):
     BOOTING = Phase.BOOTING
     CONNECTING = Phase.CONNECTING
@@ -211,6 +217,8 @@ class World:
         """The latest nursery could not be started."""
         self.is_broken = False
         """A promise was broken already: what follows from that proves nothing."""
+        self._is_awaited = False
+        """An import has failed for a reason that may pass, and that is tried again."""
         self._pids = iter(range(100, 10**9))
         self._vacant_since: dict[int, float] = {}
         self._tried_at = now
@@ -313,6 +321,9 @@ class World:
         assert nursery is not None and nursery.is_ready, "nobody is there to fork it"
         assert nursery.generation == generation, "a worker of a generation that is gone"
         assert slot not in self.births, f"slot {slot} is being forked already"
+        if nursery is self.nursery and self.pool.view(self.now).not_imported:
+            importing = [w for w in self._seated() if w.stage is Stage.BOOTING and not w.signals]
+            assert not importing and not self.nursery.births, "while it cannot be imported, one worker tries"
         if self.pool.view(self.now).state is State.DEGRADED:
             arriving = [w for w in self._seated() if w.stage in ARRIVING and not w.order and not w.signals]
             assert not arriving and not self.births, "while degraded, one worker at a time"
@@ -398,6 +409,7 @@ class World:
         self.is_finishing = not self.is_stopping
         gave_up = not (self.was_asked_to_stop or self.is_finishing or self.has_given_up)
         assert not (gave_up and self.has_worked), "a pool that has worked gave up"
+        assert not (gave_up and self._is_awaited), "it gave up for what may pass"
 
     def _leave(self, leave: Leave, code: int) -> None:
         assert not self.workers, "left before its workers"
@@ -442,7 +454,7 @@ class World:
         view = self.pool.view(self.now)
         is_degraded = view.state is State.DEGRADED
         since, self._vacant_since = self._vacant_since, {}
-        if view.shortage or (view.trouble and not view.ready):
+        if view.shortage or view.not_imported or (view.trouble and not view.ready):
             # One probes for all.
             # A worker that is there proves nothing of the machine.
             is_tried = not can_fork or is_degraded or self.births or (self.workers and not view.shortage)
@@ -470,10 +482,12 @@ class World:
         assert self.nursery is not None and self.nursery.preload
         self.tell(NurserySaid(self.nursery.generation, Threaded(["pool-1"])))
 
-    def nursery_cannot_load(self) -> None:
+    def nursery_cannot_load(self, is_passing: bool = False) -> None:
         assert self.nursery is not None
         generation, self.nursery = self.nursery.generation, None
-        self.tell(NurserySaid(generation, LoadFailed("ImportError: no module named tasks", "Traceback ...")))
+        self._is_awaited = is_passing and self.settings.boot_retry
+        self.tell(NurserySaid(generation, _load_failed(is_passing)))
+        self._is_awaited = False
 
     def nursery_is_refused(self) -> None:
         """The process could not be started."""
@@ -598,9 +612,11 @@ class World:
         assert isinstance(worker.said, Leaving)
         self.die(worker, EXIT_OF.get(Cause(worker.said.cause), "exit 0"))
 
-    def cannot_load(self, worker: Worker) -> None:
-        worker.said = LoadFailed("ImportError: no module named tasks", "Traceback ...")
+    def cannot_load(self, worker: Worker, is_passing: bool = False) -> None:
+        worker.said = _load_failed(is_passing)
+        self._is_awaited = is_passing and self.settings.boot_retry
         self.die(worker, "exit 78")
+        self._is_awaited = False
 
     def die(self, worker: Worker, status: str) -> None:
         """The process is gone."""
