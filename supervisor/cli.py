@@ -45,7 +45,8 @@ Exit codes:
   0   asked to leave, everything settled
   1   asked to leave, something had to be killed, or the pool gave up
   2   the command line cannot be read
-  75  --burst: the broker was away for longer than --burst-wait
+  75  --burst: the broker was away, or the import failed under --boot-retry, for
+      longer than --burst-wait
   78  configuration: the handler cannot be loaded, bad settings, the queue does
       not match; restarting will not help
 """

@@ -5,15 +5,18 @@ An exception is judged by what it is, not by what it says. From the outermost in
 
 | what is raised | judged | why |
 |---|---|---|
-| SyntaxError, ImportError, NameError, AttributeError, TypeError, ... (`_OF_CODE`) | of code | the same code raises it again. Also in `except ConnectionError:`: that branch is wrong |
-| an OSError whose errno is in `_ERRNOS`: refused, reset, unreachable, timed out, no such file or device, busy, used up | passing | it tells of the surroundings at this instant |
-| a name that has no address (socket.gaierror) | passing | DNS may come later than we do |
-| TLS: the peer has closed | passing | it restarts. Other errors of TLS, a certificate's too, are not known |
-| a class called OperationalError, or derived from one | passing | so PEP 249 has every database driver call what "is not necessarily under the control of the programmer" |
-| a class called ConnectionError, ConnectError, AutoReconnect, Unavailable, ... (`_NAMES`), or derived from one | passing | clients of Redis, MongoDB, HTTP, AMQP, Kafka are no OSErrors, and call it so. By the last part of the name: nothing has to be imported to know it, and a library may move its classes |
-| `sys.exit(75)` | passing | EX_TEMPFAIL (sysexits.h): the code says so itself. This way any code can |
-| asyncio's "Multiple exceptions: [Errno 111] ..." | as its errnos | it has none itself |
-| anything else: ValueError, KeyError, RuntimeError, other sys.exit(), EACCES, an OSError without errno (dlopen) | not known | decided by the exception that led to it; without one it is taken for the code's, so that a start that cannot succeed fails |
+| SyntaxError, ImportError, NameError, TypeError, ... | of code | the same code raises it again, see `_OF_CODE` |
+| OSError: refused, reset, timed out, no such file, ... | passing | it tells of the surroundings now, see `_ERRNOS` |
+| socket.gaierror: a name without an address | passing | DNS may come later than we do |
+| TLS: the peer has closed | passing | it restarts; a certificate is not known |
+| OperationalError, of any database driver | passing | PEP 249: not "under the control of the programmer" |
+| ConnectionError, AutoReconnect, Unavailable, ... | passing | clients call it so that use no OSError, see `_NAMES` |
+| `sys.exit(75)` | passing | EX_TEMPFAIL, sysexits.h: any code can say it so |
+| "Multiple exceptions: [Errno 111] ..." | as its errnos | asyncio's, it has no errno itself |
+| ValueError, KeyError, other sys.exit(), EACCES, ... | not known | what led to it decides, else it ends the start |
+
+Of code is so also in `except ConnectionError:`, for that branch is wrong. Classes are known by the last part of their
+name, or of one that they are derived from: nothing has to be imported for that, and a library may move them.
 
 What cannot be told from it: a file that is missing for good is a file that is not there yet; a wrong password of a
 database is an OperationalError, and may be mended over there; an HTTP status (503) stands in no class.
@@ -147,6 +150,5 @@ def _judge_alone(link: Link) -> _Verdict:
 
 def _tells_of_now(link: Link) -> bool:
     if link.number is None and link.text.startswith(_SEVERAL):
-        return _ERRNOS >= {int(number) for number in re.findall(r"\[Errno (\d+)\]", link.text)}
+        return {int(number) for number in re.findall(r"\[Errno (\d+)\]", link.text)} <= _ERRNOS
     return link.number in _ERRNOS
-

@@ -353,8 +353,9 @@ class Pool:
         return [said, *self._give_up(f"the handler cannot be loaded: {failed.error}", now)]
 
     def _import_failed(self, failed: LoadFailed, follows: str) -> Say:
-        traceback = {"exception": failed.traceback} if failed.traceback else {}
-        fields = {"handler": self._settings.handler, "next": follows} | traceback
+        fields = {"handler": self._settings.handler, "next": follows}
+        if failed.traceback:
+            fields["exception"] = failed.traceback
         return Say("handler.import_failed", "error", failed.error, fields)
 
     def _may_pass(self, failed: LoadFailed) -> bool:
@@ -366,8 +367,9 @@ class Pool:
         if told is None:
             return []
         delay, is_news = told
-        traceback = {"exception": failed.traceback} if failed.traceback and is_news else {}
-        fields = {"handler": self._settings.handler, "next": f"tried again in {delay:.2f} s (--boot-retry)"} | traceback
+        fields = {"handler": self._settings.handler, "next": f"tried again in {delay:.2f} s (--boot-retry)"}
+        if failed.traceback and is_news:
+            fields["exception"] = failed.traceback
         return [Say("handler.import_failed", "warning", failed.error, fields)]
 
     def _give_up(self, because: str, now: float) -> list[Action]:
@@ -427,7 +429,9 @@ class Pool:
 
     def _nursery_overdue(self, now: float) -> list[Action]:
         if self._nursery.state is not NurseryState.LOADING:
-            why = "the import may succeed by now" if self._imports.because else f"after {self._nursery.failures} failures"
+            why = (
+                "the import may succeed by now" if self._imports.because else f"after {self._nursery.failures} failures"
+            )
             return [self._nursery.load(now, why)]
         failed = _hung(self._settings)
         self._nursery.state = NurseryState.NONE
@@ -946,8 +950,8 @@ class Pool:
         return actions
 
     def _wait_no_longer(self, now: float) -> list[Action]:
-        """`--burst-wait`: who waits for the end of a burst is to hear that the broker is away, or that the handler cannot
-        be imported for now."""
+        """`--burst-wait`: a burst does not wait for ever for a broker that is away, or for a handler that cannot be
+        imported for now."""
         is_trying = self._imports.because is not None or any(
             slot.phase is Seat.CONNECTING or slot.fault in broker.FAULTS for slot in self._slots
         )

@@ -82,7 +82,9 @@ def readiness(view: PoolView) -> tuple[bool, str]:
 
 
 def _not_imported(view: PoolView) -> str | None:
-    return f"the handler cannot be imported for now, it is tried again: {view.not_imported}" if view.not_imported else None
+    return (
+        f"the handler cannot be imported for now, it is tried again: {view.not_imported}" if view.not_imported else None
+    )
 
 
 def status(

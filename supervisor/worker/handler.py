@@ -60,8 +60,8 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
     except BaseException as error:
         if os.getpid() != importer:
             forked.leave(_ended(error))
-        why = _why(error, module_name, app_dir)
-        raise CannotLoad(why, _traceback(error), is_passing=_is_passing(error)) from error
+        failed = _why(error, module_name, app_dir)
+        raise CannotLoad(failed, _traceback(error), is_passing=_is_passing(error)) from error
     if os.getpid() != importer:
         # What the import forked has come to the end of it, and is no second nursery or worker.
         forked.leave(_RETURNED)
@@ -71,8 +71,8 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
         if callable(found) and type(found) is not FunctionType:
             found.__call__  # noqa: B018 - a property that raises does so here rather than at each task
     except BaseException as error:
-        why = _why_not_found(error, module_name, path)
-        raise CannotLoad(why, _traceback(error, or_else=""), is_passing=_is_passing(error)) from error
+        failed = _why_not_found(error, module_name, path)
+        raise CannotLoad(failed, _traceback(error, or_else=""), is_passing=_is_passing(error)) from error
     if (why := contract.refusal(target, found)) is not None:
         raise CannotLoad(why)
     return adapt(found)
@@ -220,7 +220,7 @@ def _link(error: BaseException, most: int) -> passing.Link:
 
     number: Any = None
     if isinstance(error, OSError):
-        number = OSError.errno.__get__(error)  # not theirs: a subclass may have an `errno` of its own
+        number = vars(OSError)["errno"].__get__(error)  # not theirs: a subclass may have an `errno` of its own
     elif isinstance(error, SystemExit):
         number = error.code
     cause = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__

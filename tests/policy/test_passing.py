@@ -69,6 +69,7 @@ def test_f73_these_are_tried_again(raised: Link) -> None:
         of("builtins.OSError", text="Multiple exceptions: [Errno 111] Connect call failed, [Errno 13] denied"),
         Link(("builtins.ExceptionGroup",), members=(REFUSED, of("builtins.TypeError"))),
         of("builtins.KeyboardInterrupt"),
+        of("ssl.SSLWantReadError", "ssl.SSLError", "builtins.OSError", number=2),
     ],
     ids=lambda raised: raised.names[0],
 )

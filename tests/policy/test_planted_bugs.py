@@ -19,6 +19,7 @@ MACHINE = "test_pool_machine.py"
 SCENES = "test_pool.py"
 LEDGER = "test_poison.py"
 SHORTAGE = "test_shortage.py"
+PASSING = "test_passing.py"
 PARKINGS = "test_parkings.py"
 ADDRESSED = "test_addressed.py"
 SILENCE = "test_silence.py"
@@ -40,6 +41,50 @@ class Bug:
 
 
 BUGS = [
+    Bug(
+        "an import that fails for a passing reason is tried again without being asked for",
+        "pool.py",
+        "return failed.is_passing and self._settings.boot_retry",
+        "return failed.is_passing",
+        SCENES,
+    ),
+    Bug(
+        "an import that may succeed later ends the start",
+        "pool.py",
+        "return failed.is_passing and self._settings.boot_retry",
+        "return False",
+        SCENES,
+    ),
+    Bug(
+        "all workers try the import that one has failed at",
+        "imports.py",
+        "return math.inf if is_importing else self._again_at",
+        "return -math.inf",
+    ),
+    Bug(
+        "each worker tells of the import that all have failed at",
+        "imports.py",
+        "if self.because is not None and began_at <= self._failed_at:",
+        "if False:",
+        SCENES,
+    ),
+    Bug(
+        "a burst waits for an import for ever",
+        "pool.py",
+        "is_trying = self._imports.because is not None or any(",
+        "is_trying = any(",
+        SCENES,
+    ),
+    Bug(
+        "an import that has succeeded is told to fail",
+        "pool.py",
+        "                if preloaded:\n                    self._imports.succeed()\n",
+        "",
+        SCENES,
+    ),
+    Bug("an error of the code is tried again", "passing.py", "return _Verdict.OF_CODE\n", "pass\n", PASSING),
+    Bug("what led to an exception is not looked at", "passing.py", "each = each.cause", "each = None", PASSING),
+    Bug("the number of a TLS error is taken for an errno", "passing.py", "not last & _OTHER_NUMBERS", "True", PASSING),
     Bug(
         "a burst takes any look for one at the delay queues",
         "pool.py",
@@ -653,6 +698,7 @@ def _copy(to: Path) -> None:
         SCENES,
         LEDGER,
         SHORTAGE,
+        PASSING,
         PARKINGS,
         ADDRESSED,
         SILENCE,

@@ -47,6 +47,7 @@ class PoolMachine(RuleBasedStateMachine):
         lost_grace=st.sampled_from([0.0, 15.0]),
         preload=st.booleans(),
         boot_retry=st.booleans(),
+        late=st.integers(0, 3),
         burst=st.sampled_from([False, False, True]),
         is_up=st.sampled_from([True, True, False]),
         version=st.sampled_from(["3.10.8", "4.0.5"]),
@@ -55,14 +56,31 @@ class PoolMachine(RuleBasedStateMachine):
         ends_lost=st.booleans(),
     )
     def begin(
-        self, is_up: bool, version: str, megabytes: int, ends_stuck: bool, ends_lost: bool, **options: object
+        self, is_up: bool, late: int, version: str, megabytes: int, ends_stuck: bool, ends_lost: bool, **options: object
     ) -> None:
         self.ends_stuck, self.ends_lost = ends_stuck, ends_lost
         self.world = World(model.settings(max_memory=100 * MB, **options))
         self.world.version = version
         self.world.size = megabytes * MB
+        if options["boot_retry"]:
+            for _ in range(late):
+                self._fail_to_import()
         if is_up:
             self.world.live(30.0, until_well=True)
+
+    def _fail_to_import(self) -> None:
+        """What the import needs is not there yet."""
+        world = self.world
+        assert world.nursery is not None
+        if world.nursery.preload:
+            world.nursery_cannot_load(is_passing=True)
+        else:
+            if not world.nursery.is_ready:
+                world.nursery_loads()
+            for worker in [world.fork(page) for page in list(world.nursery.births)]:
+                world.cannot_load(worker, is_passing=True)
+        assert world.pool.deadline is not None, "it is not tried again"
+        world.advance(world.pool.deadline - world.now)
 
     def _workers(self, *stages: Stage, stuck: bool | None = False) -> list[Worker]:
         workers = [self.world.workers[page] for page in sorted(self.world.workers)]

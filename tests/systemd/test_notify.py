@@ -106,6 +106,26 @@ def test_a_start_is_prolonged_while_the_import_lasts_and_ready_is_not_told_befor
     assert not manager.count("READY=1")
 
 
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+def test_f73_a_start_is_prolonged_and_not_ready_while_the_import_fails_for_a_passing_reason(
+    broker_url: str, queue: str, tmp_path: Path, preload: str
+) -> None:
+    handler_modules.write(tmp_path, "app", "from pathlib import Path\nPath(__file__).with_name('late').read_text()\n")
+    with listening(str(tmp_path / "notify")) as manager:
+        env = {"NOTIFY_SOCKET": manager.address, "PYTHONPATH": str(tmp_path)}
+        options = ("--workers", "1", "--boot-retry", preload)
+        with supervised("app:work", *options, url=broker_url, queue=queue, env=env) as pool:
+            pool.hear("handler.import_failed", count=3)
+            for _ in range(3):
+                assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in manager.next())
+            told = [line for lines in manager.heard for line in lines]
+            assert any(line.startswith("STATUS=the handler cannot be imported for now: ") for line in told)
+            assert "READY=1" not in told
+            handler_modules.write(tmp_path, "app", "from handlers import work\n")
+            manager.until("READY=1")
+            assert pool.stop() == 0
+
+
 def test_the_watchdog_is_for_the_process_that_it_names_only(broker_url: str, queue: str, tmp_path: Path) -> None:
     with listening(str(tmp_path / "notify")) as manager:
         env = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}

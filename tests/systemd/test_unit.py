@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -56,6 +57,25 @@ def test_f24_a_handler_that_cannot_be_loaded_fails_the_start_and_is_not_started_
     assert service.call("start", check=False) != 0
     service.becomes(ActiveState="failed", ExecMainStatus=78, Result="exit-code", NRestarts=0)
     assert "SyntaxError" in service.hear("handler.import_failed")["exception"]
+
+
+def test_f73_a_start_waits_for_a_database_that_refuses_the_import_longer_than_systemd_would(service: Service) -> None:
+    with socket.socket() as database:
+        database.bind(("127.0.0.1", 0))
+        address = database.getsockname()
+        service.code(
+            "app.py", f"import socket\nfrom handlers import work\nsocket.create_connection({address!r}).close()\n"
+        )
+        service.settings("app:work").drop_in("TimeoutStartSec=2s")
+        with service.begin("start") as starting:
+            service.hear("handler.import_failed", count=4)  # after 3 s at the earliest
+            service.becomes(ActiveState="activating", NRestarts=0)
+            reason = "the handler cannot be imported for now: importing app raised ConnectionRefusedError"
+            eventually(lambda: service.show("StatusText").startswith(reason))
+            assert starting.poll() is None
+            database.listen()
+            assert starting.wait(30) == 0
+    service.becomes(ActiveState="active", NRestarts=0, StatusText=FINE)
 
 
 def test_f54_settings_without_a_handler_are_not_started_again(service: Service) -> None:
