@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.benches import recovery
+from scripts.benches import recovery, trials
 from scripts.benches.contenders import Workq
 from scripts.benches.row import Options
 from supervisor.commands.node import PrivateNode
@@ -30,7 +30,7 @@ def test_every_task_is_done_though_workers_are_killed(
 ) -> None:
     options = Options(broker_url, tmp_path, rounds=1)
     try:
-        trial = recovery.attempt(Workq(), options, queue, [0.05] * 60, 2, kill_every=0.2)
+        trial = trials.attempt(Workq(), options, queue, [0.05] * 60, 2, kill_every=0.2)
     finally:
         amqp.delete(node, f"{queue}-workq")
     assert trial.undone == 0

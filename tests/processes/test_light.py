@@ -18,7 +18,9 @@ def test_neither_parent_nor_worker_brings_rich_along(room: str) -> None:
 
 
 def test_what_serves_http_brings_neither_a_framework_nor_multiprocessing_nor_what_watches_files() -> None:
-    serve = "import sys; from supervisor.parent.http import server; server.serve([])"
+    serve = (
+        "import contextlib, sys; from supervisor.parent.http import server; server.serve([], contextlib.nullcontext())"
+    )
     found = ask(f"{serve}; print(*{{'h11', 'uvicorn', 'multiprocessing', 'watchfiles', 'click'}} & set(sys.modules))")
     assert found == "h11"
 
