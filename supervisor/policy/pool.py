@@ -4,7 +4,7 @@ Pure. Time comes with every call; nothing here waits, reads or writes. The loop 
 tells what happened by the next event.
 
 It holds one `Slot` a seat and one for each orphan, the `Nursery` (two during a reload), the `Ledger` of messages that
-kill, what is known of the `Broker`, and what `Looks` at the queue have shown. They know; `death`, `hung` and
+kill, what is known of the `Broker`, and what `Looks` at the queue have shown. They know; `exits`, `hung` and
 `restart` judge; `termination` ends workers; what is done, and in which order, is decided here.
 """
 
@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from supervisor.policy import advice, broker, death, hung, poison, restart, termination
+from supervisor.policy import advice, broker, exits, hung, poison, restart, termination
 from supervisor.policy.broker import Broker
 from supervisor.policy.imports import Imports
 from supervisor.policy.looks import Looks
@@ -732,7 +732,7 @@ class Pool:
                 older, Cause.BROKER, "the stand-in for this orphan has lost its connection, too"
             )
         said = Leaving(Cause.BROKER, lost.detail, lost.kind, silence=lost.silence)
-        fault = death.fault_of_broker(said)
+        fault = exits.fault_of_broker(said)
         was_ready = slot.ready_since is not None
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
         orphan = slot.orphan(until, said.cause, now)
@@ -745,15 +745,15 @@ class Pool:
         was_ready = slot.ready_since is not None
         lived = now - slot.ready_since if slot.ready_since is not None else 0.0
         trouble, is_usual = self._broker.trouble, self._is_usual(died.said)
-        cause = death.cause_of(slot, died)
-        fault = death.fault_of(died, cause, has_worked=self._worked)
+        cause = exits.cause_of(slot, died)
+        fault = exits.fault_of(died, cause, has_worked=self._worked)
         crashes = 0
         if fault is Fault.MESSAGE and died.hand is not None:
             who = f"worker {slot.number} (pid {died.pid})"
             crashes = self._ledger.blame(died.hand.key, cause, died.output, at=died.at, who=who)
         self._exits[cause] += 1
-        self._crashes += death.is_crash(fault)
-        if self._state is State.DRAINING and self._code == EXIT_DONE and death.is_unclean(slot, died):
+        self._crashes += exits.is_crash(fault)
+        if self._state is State.DRAINING and self._code == EXIT_DONE and exits.is_unclean(slot, died):
             self._code = EXIT_KILLED
         is_trial = self._is_on_trial(slot) and slot.number < self._wanted and not self._is_finishing
         self._parkings.died(died.moved, died.last)
@@ -767,10 +767,10 @@ class Pool:
         if self._orphans.pop(died.page, None) is not None:
             follows = self._follow_orphan(slot)
         elif is_trial and self._state is not State.DRAINING and self._proves_nothing(fault):
-            actions.append(self._hold(death.because(died, cause, fault)))
+            actions.append(self._hold(exits.because(died, cause, fault)))
             follows = self._follow(slot, died.said, died.finished, fault, was_ready, lived, now, actions)
         elif is_trial and self._state is not State.DRAINING:
-            because = failed.error if failed else death.because(died, cause, fault)
+            because = failed.error if failed else exits.because(died, cause, fault)
             actions += self._trial_failed(slot, because, now, failed.traceback if failed else "")
             slot.restarts += 1
             follows = f"the reload has failed; one of generation {self._nursery.generation} follows"
@@ -783,7 +783,7 @@ class Pool:
             if self._ledger.is_condemned(crashes):
                 follows += " and will be quarantined"
         is_old_news = fault in broker.FAULTS and not was_ready and trouble == self._broker.trouble
-        told = death.obituary(slot.number, died, cause, fault, follows, now, is_old_news or is_usual or is_awaited)
+        told = exits.obituary(slot.number, died, cause, fault, follows, now, is_old_news or is_usual or is_awaited)
         return [told, *actions]
 
     def _failed_import(self, slot: Slot, died: Exited, cause: str) -> LoadFailed | None:

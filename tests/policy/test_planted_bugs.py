@@ -213,7 +213,7 @@ BUGS = [
     ),
     Bug(
         "a wrong password is tried like a broker that is starting",
-        "death.py",
+        "exits.py",
         "return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER",
         "return Fault.BROKER",
         SCENES,
@@ -340,7 +340,7 @@ BUGS = [
     Bug("the ledger is off by one", "poison.py", "crashes >= self.max_crashes", "crashes > self.max_crashes"),
     Bug(
         "a handler that says its worker's last words is believed",
-        "death.py",
+        "exits.py",
         "died.said is not None and died.hand is None and",
         "died.said is not None and",
         SCENES,
@@ -354,7 +354,7 @@ BUGS = [
     ),
     Bug(
         "a message under a signal is not blamed",
-        "death.py",
+        "exits.py",
         "return Fault.MESSAGE if died.hand",
         "return Fault.BROKER if died.hand",
     ),
@@ -366,7 +366,7 @@ BUGS = [
     ),
     Bug(
         "a message is blamed for what the machine has not got",
-        "death.py",
+        "exits.py",
         "            return Fault.LOCAL\n",
         "            return Fault.MESSAGE if died.hand is not None else Fault.UNEXPLAINED\n",
         SCENES,
@@ -655,7 +655,7 @@ BUGS = [
     ),
     Bug(
         "a worker that was killed for memory in a task is no crash",
-        "death.py",
+        "exits.py",
         "return fault in (Fault.MESSAGE, Fault.UNEXPLAINED)",
         "return fault is Fault.UNEXPLAINED",
         SCENES,
