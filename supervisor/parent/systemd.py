@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Final
 
 from supervisor.clock import now
-from supervisor.policy.slot import Seat
+from supervisor.policy.slot import SlotState
 from supervisor.policy.view import PoolView, State
 from supervisor.redaction import redact
 from supervisor.vocabulary import Cause, Phase, Reading
@@ -34,7 +34,16 @@ RETRY: Final = 0.25
 MAX_STATUS: Final = 300
 """Characters. systemd ignores a datagram above 4096 bytes (NOTIFY_BUFFER_MAX in its source)."""
 
-_WAITING: Final = frozenset({Seat.WAITING, Seat.FORKING, Seat.BOOTING, Seat.CONNECTING, Seat.ABORTING, Seat.KILLED})
+_WAITING: Final = frozenset(
+    {
+        SlotState.WAITING,
+        SlotState.FORKING,
+        SlotState.BOOTING,
+        SlotState.CONNECTING,
+        SlotState.ABORTING,
+        SlotState.KILLED,
+    }
+)
 _BUSY: Final = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
 
 
@@ -126,7 +135,7 @@ class Systemd:
             return False
         if view.ready or view.exits.keys() - {Cause.HANDLER}:
             return True
-        if not any(slot.seat is Seat.CONNECTING for slot in view.slots):
+        if not any(slot.state is SlotState.CONNECTING for slot in view.slots):
             self._talking_since = None
             return False
         self._talking_since = self._talking_since or now()
@@ -154,7 +163,7 @@ def take(environ: MutableMapping[str, str]) -> Systemd | None:
 
 def summary(view: PoolView, readings: Iterable[Reading]) -> str:
     """The service in one line, for `systemctl status`: `4 workers, 3 busy, 0 restarting, broker ok`."""
-    seats = [slot.seat for slot in view.slots if slot.seat is not Seat.EMPTY]
+    seats = [slot.state for slot in view.slots if slot.state is not SlotState.EMPTY]
     living = {slot.pid for slot in view.slots if slot.pid is not None}
     busy = sum(1 for page in readings if page.pid in living and page.phase in _BUSY)
     if view.state in (State.DRAINING, State.STOPPED):

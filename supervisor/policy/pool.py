@@ -24,7 +24,7 @@ from supervisor.policy.poison import Ledger, Suspects
 from supervisor.policy.reload import Reloads, Stage
 from supervisor.policy.restart import STEADY, Fault
 from supervisor.policy.shortage import NURSERY, Shortage
-from supervisor.policy.slot import ALIVE, ARRIVING, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat, Slot
+from supervisor.policy.slot import ALIVE, ARRIVING, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Slot, SlotState
 from supervisor.policy.view import OrphanView, PoolView, Restarts, SlotView, State
 from supervisor.settings import WORKERS_MOST, Settings
 from supervisor.vocabulary import (
@@ -159,7 +159,7 @@ class Pool:
             because=self._because,
             generation=self._nursery.generation,
             slots=tuple(
-                SlotView(s.number, s.pid, s.phase, s.restarts, s.last_exit, s.page, s.has_both) for s in self._slots
+                SlotView(s.number, s.pid, s.state, s.restarts, s.last_exit, s.page, s.has_both) for s in self._slots
             ),
             orphans=tuple(OrphanView(o.number, o.pid or 0, o.deadline or now) for o in self._orphans.values()),
             exits=dict(self._exits),
@@ -191,7 +191,7 @@ class Pool:
         """The first actions."""
         self._since = now
         for slot in self._slots:
-            slot.enter(Seat.WAITING, now)
+            slot.enter(SlotState.WAITING, now)
         return [self._nursery.load(now, "the supervisor starts")]
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -275,7 +275,7 @@ class Pool:
         actions: list[Action] = [Say(event, "info", because, {"grace": self._settings.grace})]
         if self._incoming is not None:
             actions.append(StopNursery(self._incoming.generation, because))
-            self._end_trial(Seat.EMPTY, None)
+            self._end_trial(SlotState.EMPTY, None)
             self._reloads.end(Stage.FAILED, now, "the supervisor leaves")
         for slot in self._everybody():
             actions += termination.drain(slot, because, now + self._settings.grace)
@@ -284,7 +284,7 @@ class Pool:
     def _kill_all(self, because: str) -> list[Action]:
         actions: list[Action] = []
         for slot in self._everybody():
-            if slot.is_alive and slot.phase is not Seat.KILLED:
+            if slot.is_alive and slot.state is not SlotState.KILLED:
                 actions += termination.kill(slot, Cause.GRACE, because)
         return actions
 
@@ -308,8 +308,8 @@ class Pool:
             if slot.number >= wanted:
                 self._shortage.fill(slot.number)
                 actions += termination.drain(slot, because, None)
-            elif slot.phase is Seat.EMPTY:
-                slot.enter(Seat.WAITING, now)
+            elif slot.state is SlotState.EMPTY:
+                slot.enter(SlotState.WAITING, now)
         return actions
 
     # ------------------------------------------------------------------------------------------------ nursery
@@ -376,7 +376,7 @@ class Pool:
         """Restarting will not help."""
         if self._state is State.DRAINING:
             return []
-        self._unfork(Seat.EMPTY, None)
+        self._unfork(SlotState.EMPTY, None)
         return [*self._stop(because, now, EXIT_CONFIG), StopNursery(self._nursery.generation, because)]
 
     def _nursery_gone(self, gone: NurseryGone, now: float) -> list[Action]:
@@ -386,9 +386,9 @@ class Pool:
         if generation != self._nursery.generation:
             return []
         if self._state is State.DRAINING:
-            self._unfork(Seat.EMPTY, None)
+            self._unfork(SlotState.EMPTY, None)
             return []
-        self._unfork(Seat.WAITING, now)
+        self._unfork(SlotState.WAITING, now)
         was_loading = self._nursery.state is NurseryState.LOADING
         self._nursery.has_died(now)
         fields: dict[str, object] = {"output": gone.output} if gone.output else {}
@@ -417,15 +417,15 @@ class Pool:
         delay = max(0.0, (self._nursery.deadline or now) - now) if not retry else 0.0
         return [Say("nursery.start_failed", "error", error, {"next": f"tried again in {delay:.2f} s"}), *retry]
 
-    def _unfork(self, phase: Seat, deadline: float | None) -> None:
+    def _unfork(self, state: SlotState, deadline: float | None) -> None:
         """What the nursery was asked for will not come."""
         for slot in self._slots:
             if slot.generation != self._nursery.generation:
                 continue  # the incoming one was asked
-            if slot.phase is Seat.FORKING and slot.number < self._wanted:
-                slot.enter(phase, deadline)
-            elif slot.phase is Seat.FORKING:
-                slot.enter(Seat.EMPTY)
+            if slot.state is SlotState.FORKING and slot.number < self._wanted:
+                slot.enter(state, deadline)
+            elif slot.state is SlotState.FORKING:
+                slot.enter(SlotState.EMPTY)
 
     def _nursery_overdue(self, now: float) -> list[Action]:
         if self._nursery.state is not NurseryState.LOADING:
@@ -448,7 +448,7 @@ class Pool:
         actions: list[Action] = []
         if self._incoming is not None:
             actions.append(StopNursery(self._incoming.generation, f"another reload takes its place: {asked.by}"))
-            self._end_trial(Seat.WAITING, now)
+            self._end_trial(SlotState.WAITING, now)
         settings: Settings = asked.settings or self._settings
         self._newest += 1
         self._reloads.begin(self._newest, asked.by, now)
@@ -489,11 +489,11 @@ class Pool:
         if self._trial is not None and self._trial < self._wanted:
             return
         seats = self._slots[: self._wanted]
-        vacant = [slot for slot in seats if slot.phase is Seat.WAITING]
+        vacant = [slot for slot in seats if slot.state is SlotState.WAITING]
         if vacant:
             self._trial = vacant[0].number
             vacant[0].deadline = now  # what it was to wait for may be what the reload mends
-        elif {slot.phase for slot in seats} == {Seat.READY}:
+        elif {slot.state for slot in seats} == {SlotState.READY}:
             idle = (slot for slot in seats if self._looks.is_idle(slot.page))
             slot = next(idle, seats[0])
             self._trial = slot.number
@@ -502,11 +502,15 @@ class Pool:
     def _is_on_trial(self, slot: Slot) -> bool:
         """Whether a worker of the incoming generation is on its way there."""
         incoming = self._incoming
-        return incoming is not None and slot.generation == incoming.generation and slot.phase in (Seat.FORKING, *ALIVE)
+        return (
+            incoming is not None
+            and slot.generation == incoming.generation
+            and slot.state in (SlotState.FORKING, *ALIVE)
+        )
 
     def _adopt(self, incoming: Nursery, now: float) -> list[Action]:
         """A worker of the next generation consumes: it is the present one from here."""
-        self._unfork(Seat.WAITING, now)
+        self._unfork(SlotState.WAITING, now)
         former, self._nursery, self._incoming, self._trial = self._nursery, incoming, None, None
         self._is_held = False
         self._imports.succeed()
@@ -527,20 +531,20 @@ class Pool:
             actions += self._resize(wanted, f"reload: workers = {span}", now)
         return actions
 
-    def _end_trial(self, phase: Seat, deadline: float | None) -> None:
+    def _end_trial(self, state: SlotState, deadline: float | None) -> None:
         """The incoming generation is given up; nobody forks for it any more."""
         for slot in self._slots:
-            if self._is_on_trial(slot) and slot.phase is Seat.FORKING:
-                slot.enter(*((phase, deadline) if slot.number < self._wanted else (Seat.EMPTY, None)))
+            if self._is_on_trial(slot) and slot.state is SlotState.FORKING:
+                slot.enter(*((state, deadline) if slot.number < self._wanted else (SlotState.EMPTY, None)))
         self._incoming = self._trial = None
         self._is_held = False
 
     def _reload_failed(self, because: str, now: float, traceback: str = "") -> list[Action]:
         """The generation there is stays. Its nursery forks where one of the other was on its way."""
         generation = self._nursery.generation
-        arriving = (Seat.BOOTING, Seat.CONNECTING)
-        on_trial = [slot for slot in self._slots if self._is_on_trial(slot) and slot.phase in arriving]
-        self._end_trial(Seat.WAITING, now)
+        arriving = (SlotState.BOOTING, SlotState.CONNECTING)
+        on_trial = [slot for slot in self._slots if self._is_on_trial(slot) and slot.state in arriving]
+        self._end_trial(SlotState.WAITING, now)
         self._reloads.end(Stage.FAILED, now, because)
         fields: dict[str, object] = {"generation": generation} | ({"exception": traceback} if traceback else {})
         actions: list[Action] = [Say("reload.failed", "error", f"{because}; generation {generation} stays", fields)]
@@ -553,7 +557,7 @@ class Pool:
         assert self._incoming is not None
         stop = StopNursery(self._incoming.generation, because)
         failed = self._reload_failed(f"its first worker does not consume: {because}", now, traceback)
-        slot.enter(*((Seat.WAITING, now) if slot.number < self._wanted else (Seat.EMPTY, None)))
+        slot.enter(*((SlotState.WAITING, now) if slot.number < self._wanted else (SlotState.EMPTY, None)))
         return [stop, *failed]
 
     def _proves_nothing(self, fault: Fault) -> bool:
@@ -594,7 +598,7 @@ class Pool:
             yield Say(
                 "reload.finished", "info", f"every worker is of generation {generation}", {"generation": generation}
             )
-        elif all(slot.phase is Seat.READY for slot in seats):
+        elif all(slot.state is SlotState.READY for slot in seats):
             yield from termination.drain(old[0], f"reload: generation {generation} follows", None)
 
     # ------------------------------------------------------------------------------------------------ workers
@@ -607,7 +611,7 @@ class Pool:
         nursery.failures = 0
         self._shortage.fill(slot.number)
         slot.pid = pid
-        slot.enter(Seat.BOOTING, now + nursery.settings.boot_timeout)
+        slot.enter(SlotState.BOOTING, now + nursery.settings.boot_timeout)
         said = Say("worker.started", "info", slot.why_started, {"slot": slot.number, "pid": pid})
         if self._state is State.DRAINING:
             return [said, *termination.drain(slot, self._because, now + self._settings.grace)]
@@ -617,11 +621,11 @@ class Pool:
 
     def _start_failed(self, slot: Slot, error: str, now: float) -> list[Action]:
         if self._state is State.DRAINING or slot.number >= self._wanted:
-            slot.enter(Seat.EMPTY)
+            slot.enter(SlotState.EMPTY)
             return []
         if self._is_on_trial(slot):
             return self._trial_failed(slot, error, now)
-        slot.enter(Seat.WAITING, now)
+        slot.enter(SlotState.WAITING, now)
         delay = self._shortage.refuse(slot.number, error, slot.spawned_at, now, self._roll(slot.number))
         if delay is None:
             return []
@@ -630,12 +634,12 @@ class Pool:
 
     def _worker_said(self, slot: Slot, report: object, now: float) -> list[Action]:
         match report:
-            case Connecting() if slot.phase is Seat.BOOTING:
-                slot.enter(Seat.CONNECTING, now + CONNECT_TIMEOUT)
+            case Connecting() if slot.state is SlotState.BOOTING:
+                slot.enter(SlotState.CONNECTING, now + CONNECT_TIMEOUT)
                 if not self._nursery.preload and not self._is_on_trial(slot):
                     self._imports.succeed()
                 return []
-            case Ready() if slot.phase is Seat.CONNECTING:
+            case Ready() if slot.state is SlotState.CONNECTING:
                 return self._ready(slot, report, now)
             case Depth() as depth:
                 return self._measured(depth, now)
@@ -647,40 +651,42 @@ class Pool:
             case Parked() as parked:
                 self._looks.has_parked(parked)
                 return []
-            case Lost() if slot.phase in (Seat.READY, Seat.DRAINING) and not slot.is_lost:
+            case Lost() if slot.state in (SlotState.READY, SlotState.DRAINING) and not slot.is_lost:
                 return self._lost(slot, report, now)
             case Blocked(is_blocked, because):
                 return [*self._broker.block(slot.page, because if is_blocked else None, now)]
-            case Ready(resident=resident) if slot.phase is Seat.DRAINING:
+            case Ready(resident=resident) if slot.state is SlotState.DRAINING:
                 slot.began_with = resident
                 if self._state is not State.DRAINING:
                     # It may have a task in hand by now, for as long as that takes.
                     slot.deadline = None
                 return []
-            case Leaving() if slot.phase is Seat.READY or (slot.phase is Seat.DRAINING and slot.deadline is None):
+            case Leaving() if slot.state is SlotState.READY or (
+                slot.state is SlotState.DRAINING and slot.deadline is None
+            ):
                 # From here it has the grace to be gone: a thread or an atexit function of the handler's may hold it.
-                slot.enter(Seat.DRAINING, now + max(self._settings.grace, LEAVE_TIMEOUT))
+                slot.enter(SlotState.DRAINING, now + max(self._settings.grace, LEAVE_TIMEOUT))
                 return []
             case _:
                 return []
 
     def _garbled(self, slot: Slot, because: str, now: float) -> list[Action]:
         """It is not to be trusted any more. By SIGABRT: the stack shows what wrote to its link."""
-        if slot.phase in (Seat.ABORTING, Seat.KILLED):
+        if slot.state in (SlotState.ABORTING, SlotState.KILLED):
             return []
         because = f"what came on its link is no report of a worker: {because}"
         said = Say("worker.garbled", "error", because, {"slot": slot.number, "pid": slot.pid})
         return [said, *termination.abort(slot, Cause.PROTOCOL, because, now)]
 
     def _ready(self, slot: Slot, report: Ready, now: float) -> list[Action]:
-        slot.enter(Seat.READY)
+        slot.enter(SlotState.READY)
         slot.ready_since = now
         self._unreached_since = None
         advised = advice.acknowledgement(report.version, self._settings)
         concerned = [other for other in self._slots if other.fault in broker.FAULTS]
         if self._broker.away_since is not None:
             for other in concerned:
-                if other.phase is Seat.WAITING:
+                if other.state is SlotState.WAITING:
                     other.deadline = now
         if self._broker.away_since is not None or report.has_declared:
             self._looks.forget_queue()
@@ -691,7 +697,7 @@ class Pool:
             actions += self._broker.declare(report.refused, now)
         actions += self._broker.narrow(self.settings_of(slot.generation).prefetch, report)
         actions += self._weigh(slot, report.resident)
-        if not any(other.phase is Seat.WAITING or other.phase in ARRIVING for other in concerned):
+        if not any(other.state is SlotState.WAITING or other.state in ARRIVING for other in concerned):
             self._broker.recover()
         fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid, "broker": report.broker}
         if slot.died_at is not None:
@@ -702,7 +708,7 @@ class Pool:
         self._worked = True
         if self._incoming is not None and self._is_on_trial(slot):
             actions += self._adopt(self._incoming, now)
-        if self._state is State.STARTING and self._count(Seat.READY) >= self._wanted:
+        if self._state is State.STARTING and self._count(SlotState.READY) >= self._wanted:
             self._set_state(State.RUNNING, "every worker consumes", now)
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
         return actions
@@ -727,7 +733,7 @@ class Pool:
             fields["next"] = "none: the supervisor is stopping"
             return [Say("worker.orphaned", "warning", because, fields)]
         actions: list[Action] = []
-        if (older := self._orphans.get(other_page(slot.page))) is not None and older.phase is Seat.DRAINING:
+        if (older := self._orphans.get(other_page(slot.page))) is not None and older.state is SlotState.DRAINING:
             actions += termination.kill(
                 older, Cause.BROKER, "the stand-in for this orphan has lost its connection, too"
             )
@@ -801,7 +807,7 @@ class Pool:
             return "none: fewer workers are wanted"
         actions += self._import_later(failed, slot.spawned_at, now, self._roll(slot.number))
         slot.restarts += 1
-        slot.enter(Seat.WAITING, now)
+        slot.enter(SlotState.WAITING, now)
         return "the import is tried again by one worker, the others wait for it (--boot-retry)"
 
     def _parked(self, slot: Slot, moved: tuple[Moved, ...], now: float) -> None:
@@ -814,7 +820,7 @@ class Pool:
         """What becomes of an orphan's seat, in words: that was decided when the connection was lost."""
         slot = self._slots[orphan.number]
         slot.last_exit = orphan.last_exit
-        if slot.phase is not Seat.EMPTY:
+        if slot.state is not SlotState.EMPTY:
             return "none: a stand-in has its slot"
         return "none: the supervisor is stopping" if self._state is State.DRAINING else "none: fewer workers are wanted"
 
@@ -840,8 +846,8 @@ class Pool:
             # It may have left something behind: not even `max_tasks` runs what was delivered beside the last task.
             self._is_finishing = False
             for other in self._slots[: self._wanted]:
-                if other.phase is Seat.EMPTY:
-                    other.enter(Seat.WAITING, now)
+                if other.state is SlotState.EMPTY:
+                    other.enter(SlotState.WAITING, now)
         if fault is Fault.CONFIG and not self._worked:
             detail = said.error if isinstance(said, LoadFailed) else said.detail if said else ""
             if isinstance(said, LoadFailed):
@@ -863,7 +869,7 @@ class Pool:
         roll = self._roll(slot.number)
         again = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=roll).at
         if fault in broker.FAULTS and isinstance(said, Leaving) and said.cause != Cause.NOT_CONSUMING:
-            consuming = self._count(Seat.READY)
+            consuming = self._count(SlotState.READY)
             kind, detail = said.kind, said.detail or "it did not say why"
             if was_ready:
                 actions += self._broker.lose(kind, detail, consuming, now, is_usual=is_usual)
@@ -874,7 +880,7 @@ class Pool:
                 actions += news
                 self._wait_for_the_probe(again)
         slot.restarts += 1
-        slot.enter(Seat.WAITING, again)
+        slot.enter(SlotState.WAITING, again)
         return "restart at once" if again <= now else f"restart in {again - now:.2f} s"
 
     def _is_usual(self, said: Leaving | LoadFailed | None) -> bool:
@@ -883,7 +889,7 @@ class Pool:
 
     def _wait_for_the_probe(self, at: float) -> None:
         for slot in self._slots:
-            if slot.phase is Seat.WAITING and slot.fault in broker.FAULTS and slot.deadline is not None:
+            if slot.state is SlotState.WAITING and slot.fault in broker.FAULTS and slot.deadline is not None:
                 slot.deadline = max(slot.deadline, at)
 
     def _note_unexplained(self, now: float, actions: list[Action]) -> None:
@@ -897,32 +903,32 @@ class Pool:
     # ----------------------------------------------------------------------------------------------- the time
 
     def _slot_overdue(self, slot: Slot, now: float) -> list[Action]:
-        match slot.phase:
-            case Seat.FORKING:
+        match slot.state:
+            case SlotState.FORKING:
                 because = f"it did not fork within {FORK_TIMEOUT:g} s"
                 if self._is_on_trial(slot):
                     return self._trial_failed(slot, because, now)
                 self._nursery.state = NurseryState.NONE
                 if self._state is State.DRAINING:
-                    self._unfork(Seat.EMPTY, None)
+                    self._unfork(SlotState.EMPTY, None)
                     return [StopNursery(self._nursery.generation, because)]
-                self._unfork(Seat.WAITING, now)
+                self._unfork(SlotState.WAITING, now)
                 return [StopNursery(self._nursery.generation, because), *self._nursery.retry(now, self._roll(0))]
-            case Seat.BOOTING:
+            case SlotState.BOOTING:
                 limit = self.settings_of(slot.generation).boot_timeout
                 because = f"not booted within --boot-timeout ({limit:g} s)"
                 return termination.abort(slot, Cause.BOOT, because, now)
-            case Seat.CONNECTING:
+            case SlotState.CONNECTING:
                 return termination.abort(
                     slot, Cause.HUNG, f"not connected, and not given up either, for {CONNECT_TIMEOUT:g} s", now
                 )
-            case Seat.DRAINING if slot.is_lost:
+            case SlotState.DRAINING if slot.is_lost:
                 because = "its connection is gone, and its handler has used up what it may run on for (--lost-grace)"
                 return termination.kill(slot, Cause.BROKER, because)
-            case Seat.DRAINING:
+            case SlotState.DRAINING:
                 because = f"it was to leave, and is still there (--grace {self._settings.grace:g} s)"
                 return termination.kill(slot, Cause.GRACE, because)
-            case Seat.ABORTING:
+            case SlotState.ABORTING:
                 return termination.kill(slot, slot.condemned or Cause.HUNG, "SIGABRT did not end it")
             case _:
                 return []
@@ -935,7 +941,7 @@ class Pool:
         actions += self._suspects.sampled(readings, now)
         for reading in readings:
             slot = self._at(reading.page)
-            if slot.pid == reading.pid and slot.phase in (Seat.READY, Seat.DRAINING):
+            if slot.pid == reading.pid and slot.state in (SlotState.READY, SlotState.DRAINING):
                 actions += self._examine(slot, reading, held_up, now)
         self._recover(now, actions)
         if self._state is State.DRAINING:
@@ -943,7 +949,7 @@ class Pool:
         if self._settings.burst and (given_up := self._wait_no_longer(now)):
             return [*actions, *given_up]
         if self._settings.burst and not self._is_finishing:
-            all_ready = all(slot.phase is Seat.READY for slot in self._slots[: self._wanted])
+            all_ready = all(slot.state is SlotState.READY for slot in self._slots[: self._wanted])
             actions += self._looks.ask_if_empty(readings, now, all_ready=all_ready)
         if (not self._settings.burst or not self._settings.workers.is_fixed) and self._looks.is_due(now):
             actions += self._looks.ask(self._consuming(), now)
@@ -953,7 +959,7 @@ class Pool:
         """`--burst-wait`: a burst does not wait for ever for a broker that is away, or for a handler that cannot be
         imported for now."""
         is_trying = self._imports.because is not None or any(
-            slot.phase is Seat.CONNECTING or slot.fault in broker.FAULTS for slot in self._slots
+            slot.state is SlotState.CONNECTING or slot.fault in broker.FAULTS for slot in self._slots
         )
         if self._consuming() or not is_trying:
             self._unreached_since = None
@@ -970,13 +976,13 @@ class Pool:
         """Find workers that have lost their connection and cannot tell; see `Suspects.silent`."""
         for page in self._suspects.silent(readings, hung.SILENT_AFTER * self._settings.heartbeat, now):
             slot = self._at(page)
-            if slot.phase is Seat.READY or (slot.phase is Seat.DRAINING and not slot.is_lost):
+            if slot.state is SlotState.READY or (slot.state is SlotState.DRAINING and not slot.is_lost):
                 why = "its message has come back: its handler lets no heartbeat be sent, and the broker has dropped it"
                 yield from self._lost(slot, Lost(why, Kind.HEARTBEAT), now)
 
     def _examine(self, slot: Slot, reading: Reading, held_up: bool, now: float) -> list[Action]:
         limits = self._settings_of_worker(slot)
-        is_ready = slot.phase is Seat.READY
+        is_ready = slot.state is SlotState.READY
         found = hung.examine(reading, limits, began_with=slot.began_with, is_ready=is_ready, held_up=held_up, now=now)
         if found is None:
             return []
@@ -992,7 +998,7 @@ class Pool:
                 because = "every worker consumes"  # since fewer are wanted: else `_ready` has said so
             case _:
                 return
-        if self._count(Seat.READY) >= self._wanted:
+        if self._count(SlotState.READY) >= self._wanted:
             self._unexplained.clear()
             self._set_state(State.RUNNING, because, now)
             actions.append(Say("supervisor.ready", "info", self._because, {"workers": self._wanted}))
@@ -1003,7 +1009,7 @@ class Pool:
         is_asked = self._settings.burst and depth.delayed is not None and self._looks.all_idle
         if not is_asked or depth.ready or self._state is State.DRAINING:
             return actions
-        awaited = self._looks.await_delayed(depth, self._count(Seat.READY), now)
+        awaited = self._looks.await_delayed(depth, self._count(SlotState.READY), now)
         if awaited is not None:
             is_news, self._awaited = self._awaited != awaited, awaited
             return [*actions, *([Say("burst.waiting", "info", f"--burst: {awaited}")] if is_news else [])]
@@ -1063,8 +1069,8 @@ class Pool:
             return
         # A reload's trial first: where one at a time may try the broker, a seat before it would always be the one.
         for slot in sorted(self._slots, key=lambda slot: slot.number != self._trial):
-            if slot.phase is Seat.WAITING and slot.is_due(now) and self._free_at(slot) <= now:
-                slot.enter(Seat.FORKING, now + FORK_TIMEOUT)
+            if slot.state is SlotState.WAITING and slot.is_due(now) and self._free_at(slot) <= now:
+                slot.enter(SlotState.FORKING, now + FORK_TIMEOUT)
                 slot.spawned_at = now
                 slot.generation = self._nursery_for(slot).generation
                 slot.has_queues = slot.generation == self._nursery.generation and self._broker.has_queues(now)
@@ -1072,22 +1078,22 @@ class Pool:
 
     def _free_at(self, slot: Slot) -> float:
         """When a waiting seat need not wait for others any more; infinite when only an event can tell."""
-        if slot.phase is not Seat.WAITING:
+        if slot.state is not SlotState.WAITING:
             return -math.inf
         if slot.page in self._orphans:
             return math.inf  # one is killed for it already, see `_lost`
         if self._nursery_for(slot).state is not NurseryState.READY:
             return math.inf
-        refused = self._shortage.turn(self._count(Seat.FORKING) > 0)
+        refused = self._shortage.turn(self._count(SlotState.FORKING) > 0)
         if slot.number != self._trial:  # which shows by its import what the next generation is worth
-            is_importing = self._count(Seat.FORKING) + self._count(Seat.BOOTING) > 0
+            is_importing = self._count(SlotState.FORKING) + self._count(SlotState.BOOTING) > 0
             refused = max(refused, self._imports.turn(is_importing))
         if self._state is not State.DEGRADED and slot.fault not in broker.FAULTS:
             return refused
-        begun = [other.spawned_at for other in self._slots if other.phase in ARRIVING]
+        begun = [other.spawned_at for other in self._slots if other.state in ARRIVING]
         if self._state is State.DEGRADED:
             return math.inf if begun else refused
-        return max(refused, broker.turn(begun, self._count(Seat.READY)))
+        return max(refused, broker.turn(begun, self._count(SlotState.READY)))
 
     def _nursery_for(self, slot: Slot) -> Nursery:
         """The one that is to fork for this seat."""
@@ -1096,7 +1102,7 @@ class Pool:
     def _leave(self) -> Iterator[Action]:
         if self._state is not State.DRAINING and not self._is_finishing:
             return
-        if any(slot.phase is not Seat.EMPTY for slot in self._everybody()):
+        if any(slot.state is not SlotState.EMPTY for slot in self._everybody()):
             return
         self._left = True
         self._state = State.STOPPED
@@ -1122,10 +1128,10 @@ class Pool:
         return self._past.get(slot.generation, self._settings)
 
     def _consuming(self) -> list[Slot]:
-        return [slot for slot in self._slots if slot.phase is Seat.READY]
+        return [slot for slot in self._slots if slot.state is SlotState.READY]
 
-    def _count(self, phase: Seat) -> int:
-        return sum(1 for slot in self._slots if slot.phase is phase)
+    def _count(self, state: SlotState) -> int:
+        return sum(1 for slot in self._slots if slot.state is state)
 
     def _roll(self, number: int) -> float:
         slot = self._slots[number]

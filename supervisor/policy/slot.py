@@ -1,6 +1,6 @@
-"""One seat: one phase, one deadline.
+"""One seat: one state, one deadline.
 
-| phase      | what is so                                  | deadline          | when it passes                       |
+| state      | what is so                                  | deadline          | when it passes                       |
 |------------|---------------------------------------------|-------------------|--------------------------------------|
 | EMPTY      | nobody, and nobody wanted                   | none              |                                      |
 | WAITING    | nobody; one is wanted                       | the backoff's end | spawn, when a nursery is ready       |
@@ -12,7 +12,7 @@
 | ABORTING   | SIGABRT sent, writes its stack              | 2 s               | SIGKILL                              |
 | KILLED     | SIGKILL sent                                | none              | (the kernel will not fail us)        |
 
-There is a process from BOOTING on, and it is gone when its pidfd says so: every phase from BOOTING on ends with
+There is a process from BOOTING on, and it is gone when its pidfd says so: every state from BOOTING on ends with
 `Exited`, or with `Lost`: then the worker is an orphan and lives on beside the slot (see `pool`), in DRAINING, for
 `--lost-grace` at most.
 """
@@ -33,8 +33,8 @@ LEAVE_TIMEOUT: Final = 2.0
 """A worker that leaves of its own will has at least this long, however short the grace: no task is in its hand."""
 
 
-class Seat(Enum):
-    """The phases."""
+class SlotState(Enum):
+    """See the module."""
 
     EMPTY = "empty"
     WAITING = "backoff"
@@ -47,8 +47,10 @@ class Seat(Enum):
     KILLED = "killed"
 
 
-ALIVE: Final = frozenset({Seat.BOOTING, Seat.CONNECTING, Seat.READY, Seat.DRAINING, Seat.ABORTING, Seat.KILLED})
-ARRIVING: Final = frozenset({Seat.FORKING, Seat.BOOTING, Seat.CONNECTING})
+ALIVE: Final = frozenset(
+    {SlotState.BOOTING, SlotState.CONNECTING, SlotState.READY, SlotState.DRAINING, SlotState.ABORTING, SlotState.KILLED}
+)
+ARRIVING: Final = frozenset({SlotState.FORKING, SlotState.BOOTING, SlotState.CONNECTING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Slot:
     """A seat and what is remembered of it."""
 
     number: int
-    phase: Seat = Seat.EMPTY
+    state: SlotState = SlotState.EMPTY
     deadline: float | None = None
     pid: int | None = None
     generation: int = 0
@@ -100,14 +102,14 @@ class Slot:
         if self.page < 0:
             self.page = self.number
 
-    def enter(self, phase: Seat, deadline: float | None = None) -> None:
-        self.phase = phase
+    def enter(self, state: SlotState, deadline: float | None = None) -> None:
+        self.state = state
         self.deadline = deadline
 
     @property
     def is_alive(self) -> bool:
         """Whether there is a process that has yet to be reaped."""
-        return self.phase in ALIVE
+        return self.state in ALIVE
 
     @property
     def why_started(self) -> str:
@@ -120,7 +122,7 @@ class Slot:
     def orphan(self, deadline: float, cause: str, now: float) -> Slot:
         """Part with the worker, which lives on elsewhere until then at most; the next one writes to the other page."""
         orphan = replace(self, is_lost=True)
-        orphan.enter(Seat.DRAINING, deadline)
+        orphan.enter(SlotState.DRAINING, deadline)
         self.last_exit = LastExit(cause, None, now)
         self.page, self.has_both = other_page(self.page), True
         self._empty(now)
@@ -138,7 +140,7 @@ class Slot:
         self.began_with = 0
         self.is_lost = self.has_told = False
         self.died_at = now
-        self.enter(Seat.EMPTY)
+        self.enter(SlotState.EMPTY)
 
     def count(self, fault: Fault, recovered: bool) -> int:
         """Add a death to the streak; `recovered` or another's fault begins a new one. Returns its length."""

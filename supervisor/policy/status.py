@@ -9,7 +9,7 @@ from typing import Any
 
 from supervisor import queues
 from supervisor.policy.reload import Reload
-from supervisor.policy.slot import Seat
+from supervisor.policy.slot import SlotState
 from supervisor.policy.view import OrphanView, PoolView, SlotView, State
 from supervisor.settings import Settings
 from supervisor.version import __version__
@@ -19,15 +19,15 @@ STATES = ("starting", "connecting", "idle", "busy", "draining", "backoff", "empt
 """A worker's state, as /status and /metrics name it. An orphan has no slot of its own: its stand-in has."""
 
 _AT_WORK = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
-_SEATS = {
-    Seat.EMPTY: "empty",
-    Seat.WAITING: "backoff",
-    Seat.FORKING: "starting",
-    Seat.BOOTING: "starting",
-    Seat.CONNECTING: "connecting",
-    Seat.DRAINING: "draining",
-    Seat.ABORTING: "draining",
-    Seat.KILLED: "draining",
+_SLOT_STATES = {
+    SlotState.EMPTY: "empty",
+    SlotState.WAITING: "backoff",
+    SlotState.FORKING: "starting",
+    SlotState.BOOTING: "starting",
+    SlotState.CONNECTING: "connecting",
+    SlotState.DRAINING: "draining",
+    SlotState.ABORTING: "draining",
+    SlotState.KILLED: "draining",
 }
 
 
@@ -51,9 +51,9 @@ def totals(pages: Iterable[Reading]) -> Counts:
 
 def state_of(slot: SlotView, page: Reading) -> str:
     """One of STATES."""
-    if slot.seat is Seat.READY:
+    if slot.state is SlotState.READY:
         return "busy" if page.phase in _AT_WORK else "idle"
-    return _SEATS[slot.seat]
+    return _SLOT_STATES[slot.state]
 
 
 def readiness(view: PoolView) -> tuple[bool, str]:

@@ -4,31 +4,31 @@
 - *Abort*: it hangs. SIGABRT makes faulthandler write every thread's stack before the process dies.
 - *Kill*: nothing else has worked, or there is nothing to lose.
 
-Each moves the seat to the phase that waits for the end (see `slot`), whatever brought it about.
+Each moves the seat to the state that waits for the end (see `slot`), whatever brought it about.
 """
 
 from __future__ import annotations
 
-from supervisor.policy.slot import ABORT_TIMEOUT, Seat, Slot
+from supervisor.policy.slot import ABORT_TIMEOUT, Slot, SlotState
 from supervisor.vocabulary import Action, Cause, Drain, Reading, Say, Signal, Tell
 
 
 def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = False) -> list[Action]:
     """Empty the seat; `deadline` in monotonic seconds, None for as long as it takes; `finish` as in `Drain`."""
-    match slot.phase:
-        case Seat.WAITING | Seat.FORKING:
+    match slot.state:
+        case SlotState.WAITING | SlotState.FORKING:
             # A worker that is being forked right now is told when it shows itself (see the pool's `_started`).
-            if slot.phase is Seat.WAITING:
-                slot.enter(Seat.EMPTY)
+            if slot.state is SlotState.WAITING:
+                slot.enter(SlotState.EMPTY)
             return []
-        case Seat.BOOTING:
+        case SlotState.BOOTING:
             # It imports, perhaps for ever, hears nothing, and has nothing in hand that could be lost.
             return kill(slot, Cause.DRAINED, because)
-        case Seat.CONNECTING | Seat.READY:
-            # One that hangs while it connects does not hear this: without a grace, the phase's own deadline stays.
-            slot.enter(Seat.DRAINING, slot.deadline if deadline is None else deadline)
+        case SlotState.CONNECTING | SlotState.READY:
+            # One that hangs while it connects does not hear this: without a grace, the state's own deadline stays.
+            slot.enter(SlotState.DRAINING, slot.deadline if deadline is None else deadline)
             return [Tell(slot.page, Drain(finish), because)]
-        case Seat.DRAINING:
+        case SlotState.DRAINING:
             if deadline is not None:
                 slot.deadline = deadline if slot.deadline is None else min(deadline, slot.deadline)
             return []
@@ -38,14 +38,14 @@ def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = Fa
 
 def replace(slot: Slot, cause: str, because: str) -> Tell:
     """It consumes, and another one shall in its stead: it is told to leave when its task is done."""
-    slot.enter(Seat.DRAINING, None)
+    slot.enter(SlotState.DRAINING, None)
     return Tell(slot.page, Drain(cause=cause), because)
 
 
 def abort(slot: Slot, cause: str, because: str, now: float) -> list[Action]:
     """SIGABRT, and what is to follow if that does not end it."""
     slot.condemned = slot.condemned or cause
-    slot.enter(Seat.ABORTING, now + ABORT_TIMEOUT)
+    slot.enter(SlotState.ABORTING, now + ABORT_TIMEOUT)
     return [Signal(slot.page, "SIGABRT", because)]
 
 
@@ -62,5 +62,5 @@ def abort_hung(slot: Slot, cause: str, because: str, reading: Reading, now: floa
 def kill(slot: Slot, cause: str, because: str) -> list[Action]:
     """SIGKILL; nothing follows but its exit."""
     slot.condemned = slot.condemned or cause
-    slot.enter(Seat.KILLED)
+    slot.enter(SlotState.KILLED)
     return [Signal(slot.page, "SIGKILL", because)]

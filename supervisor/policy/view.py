@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from supervisor.policy.reload import Reload
-from supervisor.policy.slot import LastExit, Seat
+from supervisor.policy.slot import LastExit, SlotState
 from supervisor.vocabulary import DeadDepth, Depth, Parked
 
 RESTART_BOUNDS: Final = (
@@ -30,7 +30,7 @@ class State(StrEnum):
 class SlotView:
     slot: int
     pid: int | None
-    seat: Seat
+    state: SlotState
     restarts: int
     last_exit: LastExit | None
     page: int

@@ -221,14 +221,14 @@ BUGS = [
     Bug(
         "who is cut off in the middle of a task counts as consuming",
         "pool.py",
-        "            case Lost() if slot.phase in (Seat.READY, Seat.DRAINING) and not slot.is_lost:\n",
+        "            case Lost() if slot.state in (SlotState.READY, SlotState.DRAINING) and not slot.is_lost:\n",
         "            case Lost() if False:\n",
     ),
     Bug(
         "an orphan outlives its grace",
         "slot.py",
-        "orphan.enter(Seat.DRAINING, deadline)",
-        "orphan.enter(Seat.DRAINING)",
+        "orphan.enter(SlotState.DRAINING, deadline)",
+        "orphan.enter(SlotState.DRAINING)",
     ),
     Bug(
         "a message is blamed for an orphan that had to be killed",
@@ -247,7 +247,7 @@ BUGS = [
     Bug(
         "orphans gather while connections are lost again and again",
         "pool.py",
-        "is not None and older.phase is Seat.DRAINING:",
+        "is not None and older.state is SlotState.DRAINING:",
         "is not None and False:",
         SCENES,
     ),
@@ -361,8 +361,8 @@ BUGS = [
     Bug(
         "a seat is filled while its old process lives",
         "termination.py",
-        "    slot.enter(Seat.KILLED)\n",
-        "    slot.enter(Seat.WAITING, 0.0)\n",
+        "    slot.enter(SlotState.KILLED)\n",
+        "    slot.enter(SlotState.WAITING, 0.0)\n",
     ),
     Bug(
         "a message is blamed for what the machine has not got",
@@ -432,8 +432,8 @@ BUGS = [
     Bug(
         "it leaves before its workers",
         "pool.py",
-        "if any(slot.phase is not Seat.EMPTY for slot in self._everybody()):",
-        "if any(slot.phase is Seat.READY for slot in self._everybody()):",
+        "if any(slot.state is not SlotState.EMPTY for slot in self._everybody()):",
+        "if any(slot.state is SlotState.READY for slot in self._everybody()):",
     ),
     Bug(
         "the grace is never enforced",
@@ -451,21 +451,21 @@ BUGS = [
     Bug(
         "what a dead nursery was asked for is waited for",
         "pool.py",
-        "        self._unfork(Seat.WAITING, now)\n        was_loading",
+        "        self._unfork(SlotState.WAITING, now)\n        was_loading",
         "        was_loading",
         SCENES,
     ),
     Bug(
         "a worker that hangs after its last words is waited for",
         "pool.py",
-        " or (slot.phase is Seat.DRAINING and slot.deadline is None):",
+        " or (slot.state is SlotState.DRAINING and slot.deadline is None):",
         ":",
     ),
     Bug(
         "a seat that nobody wants is forked for again",
         "pool.py",
-        "if slot.phase is Seat.FORKING and slot.number < self._wanted:",
-        "if slot.phase is Seat.FORKING:",
+        "if slot.state is SlotState.FORKING and slot.number < self._wanted:",
+        "if slot.state is SlotState.FORKING:",
     ),
     Bug(
         "burst believes an answer that a death has overtaken",
@@ -484,8 +484,8 @@ BUGS = [
     Bug(
         "a reload replaces everybody at once",
         "pool.py",
-        "elif all(slot.phase is Seat.READY for slot in seats):",
-        "elif old[0].phase is Seat.READY:",
+        "elif all(slot.state is SlotState.READY for slot in seats):",
+        "elif old[0].state is SlotState.READY:",
     ),
     Bug(
         "a reload waits for a broker that the generation there consumes from",
@@ -539,7 +539,7 @@ BUGS = [
     Bug(
         "what a nursery that has died was asked for is waited for",
         "pool.py",
-        "            if self._is_on_trial(slot) and slot.phase is Seat.FORKING:",
+        "            if self._is_on_trial(slot) and slot.state is SlotState.FORKING:",
         "            if False:",
         SCENES,
     ),

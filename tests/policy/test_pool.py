@@ -15,7 +15,7 @@ from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
 from supervisor.policy.poison import RETURNS_URGENT
 from supervisor.policy.restart import LULL
-from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, Seat
+from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, SlotState
 from supervisor.policy.view import State
 from supervisor.settings import Span
 from supervisor.vocabulary import (
@@ -67,8 +67,8 @@ def _of(world: World, kind: type[Action]) -> list[Action]:
     return [action for action in world.log if isinstance(action, kind)]
 
 
-def _seats(world: World) -> list[Seat]:
-    return [slot.seat for slot in world.pool.view(world.now).slots]
+def _seats(world: World) -> list[SlotState]:
+    return [slot.state for slot in world.pool.view(world.now).slots]
 
 
 def _obituaries(world: World) -> list[Say]:
@@ -486,7 +486,7 @@ def test_f125_idle_connections_that_are_closed_again_and_again_are_named_once_an
         _idle_out(world, next(iter(world.workers.values())))
         if number >= 3:
             [waiting] = world.pool.view(world.now).slots
-            assert waiting.seat is Seat.WAITING
+            assert waiting.state is SlotState.WAITING
             assert (world.pool.deadline or world.now) - world.now <= LULL + 0.001, "the broker is well"
         world.live(30.0, until_well=True)
     every = [say for say in _of(world, Say) if say.event == "broker.idle_timeout"]
@@ -570,7 +570,7 @@ def test_one_worker_probes_a_broker_that_is_away_and_the_others_follow() -> None
         worker = world.fork(slot)
         world.connect(worker)
         world.become_ready(worker)
-    assert sum(seat is Seat.READY for seat in _seats(world)) == 4
+    assert sum(seat is SlotState.READY for seat in _seats(world)) == 4
     assert len(world.nursery.births) == 3
     world.live(1.0, until_well=True)
     assert world.is_well
@@ -652,7 +652,7 @@ def test_who_is_kept_out_waits_out_its_backoff_whoever_else_comes_and_is_still_s
         world.leave(world.workers[1], Cause.MAX_TASKS)
         world.be_gone(world.workers[1])
         world.become_ready(_probe(world))
-    assert _seats(world)[0] is Seat.WAITING
+    assert _seats(world)[0] is SlotState.WAITING
     assert world.pool.view(world.now).trouble == "it is limit"
 
 
@@ -1070,7 +1070,7 @@ def test_a_seat_that_is_not_wanted_any_more_is_not_forked_again() -> None:
     world.nursery_loads()
     assert world.nursery is not None
     assert world.nursery.births == []
-    assert _seats(world) == [Seat.READY, Seat.EMPTY]
+    assert _seats(world) == [SlotState.READY, SlotState.EMPTY]
 
 
 def test_a_nursery_that_does_not_fork_is_replaced() -> None:
@@ -1268,7 +1268,7 @@ def test_one_worker_more_and_one_fewer() -> None:
     assert world.workers[1].order == Drain()
     world.live(10.0)
     assert sorted(world.workers) == [0]
-    assert _seats(world) == [Seat.READY, Seat.EMPTY]
+    assert _seats(world) == [SlotState.READY, SlotState.EMPTY]
 
 
 def test_the_last_worker_stays() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from supervisor.policy import status
 from supervisor.policy.restart import STEADY
-from supervisor.policy.slot import Seat
+from supervisor.policy.slot import SlotState
 from supervisor.policy.view import State
 from supervisor.settings import Span
 from supervisor.vocabulary import Counts, DeadDepth, InHand, Parked, Phase, Reading, Wish, WorkerSaid
@@ -94,10 +94,10 @@ def test_degraded_is_ready_only_when_a_worker_has_held_for_a_while() -> None:
 # ------------------------------------------------------------------------------------------------------------- states
 
 
-@pytest.mark.parametrize("seat", Seat)
-def test_every_seat_has_a_public_state(seat: Seat) -> None:
+@pytest.mark.parametrize("state", SlotState)
+def test_every_slot_state_has_a_public_name(state: SlotState) -> None:
     world = _up(workers=1)
-    view = replace(world.pool.view(world.now).slots[0], seat=seat)
+    view = replace(world.pool.view(world.now).slots[0], state=state)
     assert status.state_of(view, _pages(world)[0]) in status.STATES
 
 
