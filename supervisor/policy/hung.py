@@ -34,7 +34,7 @@ SILENT_AFTER: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """What is wrong with a worker."""
 
     cause: str
@@ -64,7 +64,7 @@ def too_small(max_memory: int | None, began_with: int) -> str | None:
 
 def examine(
     reading: Reading, limits: Settings, *, began_with: int = 0, is_ready: bool, held_up: bool, now: float
-) -> Finding | None:
+) -> Diagnosis | None:
     """`limits` are those under which it has begun, `began_with` the bytes that it took then; `is_ready`: it was not
     told to leave yet; `held_up`: the supervisor was, so that its samples say nothing about who stands still."""
     memory = memory_limit(limits.max_memory, began_with)
@@ -73,19 +73,19 @@ def examine(
         busy = now - reading.hand.since
         if limits.task_timeout is not None and busy > limits.task_timeout and reading.phase is Phase.BUSY:
             because = f"task {reading.hand.name} runs for {busy:.1f} s, --task-timeout is {limits.task_timeout:g} s"
-            return Finding(Cause.TIMEOUT, because)
+            return Diagnosis(Cause.TIMEOUT, because)
         if memory is not None and reading.rss > 2 * memory:
             because = f"{reading.rss} bytes resident, more than twice {of}, in the middle of a task"
-            return Finding(Cause.MEMORY, because)
+            return Diagnosis(Cause.MEMORY, because)
     stands_still = not held_up and now - reading.beat > max(limits.heartbeat, HUNG_AFTER)
     if stands_still and reading.is_stopped:
         because = f"a signal has stopped it (SIGSTOP), and it has not moved for {now - reading.beat:.1f} s"
-        return Finding(Cause.HUNG, because)
+        return Diagnosis(Cause.HUNG, because)
     if reading.hand is not None:
         return None
     if reading.phase in (Phase.IDLE, Phase.ASKING) and stands_still:
-        return Finding(Cause.HUNG, f"its idle loop has not turned for {now - reading.beat:.1f} s")
+        return Diagnosis(Cause.HUNG, f"its idle loop has not turned for {now - reading.beat:.1f} s")
     if is_ready and memory is not None and reading.rss > memory:
         because = f"{reading.rss} bytes resident, above {of}: recycled between tasks"
-        return Finding(Cause.MEMORY, because, is_hung=False)
+        return Diagnosis(Cause.MEMORY, because, is_hung=False)
     return None

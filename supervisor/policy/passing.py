@@ -97,7 +97,7 @@ DEEPEST: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class Chained:
     """An exception in a chain of them."""
 
     names: tuple[str, ...]
@@ -106,9 +106,9 @@ class Link:
     """An OSError's errno, a SystemExit's code."""
     text: str = ""
     """How what it says begins."""
-    members: tuple[Link, ...] = ()
+    members: tuple[Chained, ...] = ()
     """Of an exception group."""
-    cause: Link | None = None
+    cause: Chained | None = None
     """The one that led to it."""
 
 
@@ -118,13 +118,13 @@ class _Verdict(Enum):
     UNKNOWN = 3
 
 
-def is_passing(raised: Link) -> bool:
+def is_passing(raised: Chained) -> bool:
     """Whether the import that raised this may succeed if it is tried again."""
     return _judge(raised) is _Verdict.PASSING
 
 
-def _judge(raised: Link) -> _Verdict:
-    each: Link | None = raised
+def _judge(raised: Chained) -> _Verdict:
+    each: Chained | None = raised
     while each is not None:
         verdict = _judge_alone(each)
         if verdict is not _Verdict.UNKNOWN:
@@ -133,7 +133,7 @@ def _judge(raised: Link) -> _Verdict:
     return _Verdict.UNKNOWN
 
 
-def _judge_alone(link: Link) -> _Verdict:
+def _judge_alone(link: Chained) -> _Verdict:
     if any(name.removeprefix("builtins.") in _OF_CODE for name in link.names):
         return _Verdict.OF_CODE
     if link.members:
@@ -148,7 +148,7 @@ def _judge_alone(link: Link) -> _Verdict:
     return _Verdict.PASSING if is_passing else _Verdict.UNKNOWN
 
 
-def _tells_of_now(link: Link) -> bool:
+def _tells_of_now(link: Chained) -> bool:
     if link.number is None and link.text.startswith(_SEVERAL):
         return {int(number) for number in re.findall(r"\[Errno (\d+)\]", link.text)} <= _ERRNOS
     return link.number in _ERRNOS

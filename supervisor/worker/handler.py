@@ -214,7 +214,7 @@ def _is_passing(error: BaseException) -> bool:
         return False
 
 
-def _link(error: BaseException, most: int) -> passing.Link:
+def _link(error: BaseException, most: int) -> passing.Chained:
     """What the policy is to know of it, and of `most` exceptions that led to it."""
     from supervisor.policy import passing
 
@@ -225,7 +225,7 @@ def _link(error: BaseException, most: int) -> passing.Link:
         number = error.code
     cause = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    return passing.Link(
+    return passing.Chained(
         names=tuple(f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__),
         number=number if isinstance(number, int) else None,
         text=_text(error)[0],

@@ -16,15 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.policy.passing import Link, is_passing
+from supervisor.policy.passing import Chained, is_passing
 from supervisor.worker.handler import CannotLoad, load
 
-REFUSED = Link(("builtins.ConnectionRefusedError", "builtins.ConnectionError", "builtins.OSError"), errno.ECONNREFUSED)
+REFUSED = Chained(
+    ("builtins.ConnectionRefusedError", "builtins.ConnectionError", "builtins.OSError"), errno.ECONNREFUSED
+)
 PYTHON = ("builtins.Exception", "builtins.BaseException", "builtins.object")
 
 
-def of(*names: str, number: int | None = None, text: str = "", cause: Link | None = None) -> Link:
-    return Link((*names, *PYTHON), number, text, cause=cause)
+def of(*names: str, number: int | None = None, text: str = "", cause: Chained | None = None) -> Chained:
+    return Chained((*names, *PYTHON), number, text, cause=cause)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +50,11 @@ def of(*names: str, number: int | None = None, text: str = "", cause: Link | Non
         of("app.NotYet", cause=REFUSED),
         of("builtins.KeyError", "builtins.LookupError", cause=of("builtins.RuntimeError", cause=REFUSED)),
         of("builtins.OSError", text="Multiple exceptions: [Errno 111] Connect call failed, [Errno 110] timed out"),
-        Link(("builtins.ExceptionGroup",), members=(REFUSED, of("builtins.ValueError"))),
+        Chained(("builtins.ExceptionGroup",), members=(REFUSED, of("builtins.ValueError"))),
     ],
     ids=lambda raised: raised.names[0],
 )
-def test_f73_these_are_tried_again(raised: Link) -> None:
+def test_f73_these_are_tried_again(raised: Chained) -> None:
     assert is_passing(raised)
 
 
@@ -67,13 +69,13 @@ def test_f73_these_are_tried_again(raised: Link) -> None:
         of("psycopg.ProgrammingError", "psycopg.DatabaseError"),
         of("requests.exceptions.MissingSchema", "requests.exceptions.RequestException", "builtins.OSError"),
         of("builtins.OSError", text="Multiple exceptions: [Errno 111] Connect call failed, [Errno 13] denied"),
-        Link(("builtins.ExceptionGroup",), members=(REFUSED, of("builtins.TypeError"))),
+        Chained(("builtins.ExceptionGroup",), members=(REFUSED, of("builtins.TypeError"))),
         of("builtins.KeyboardInterrupt"),
         of("ssl.SSLWantReadError", "ssl.SSLError", "builtins.OSError", number=2),
     ],
     ids=lambda raised: raised.names[0],
 )
-def test_f73_these_are_not(raised: Link) -> None:
+def test_f73_these_are_not(raised: Chained) -> None:
     assert not is_passing(raised)
 
 
