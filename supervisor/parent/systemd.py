@@ -15,8 +15,9 @@ from enum import StrEnum
 from typing import Final
 
 from supervisor.clock import now
+from supervisor.policy.condition import State
 from supervisor.policy.slot import SlotState
-from supervisor.policy.view import PoolView, State
+from supervisor.policy.view import PoolView
 from supervisor.redaction import redact
 from supervisor.vocabulary import Cause, Phase, Reading
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from supervisor import queues
-from supervisor.policy import restart
+from supervisor.policy import advice, restart
 from supervisor.policy.restart import Fault
 from supervisor.policy.silence import Silences
 from supervisor.settings import Settings
-from supervisor.vocabulary import Kind, Ready, Say, slot_of
+from supervisor.vocabulary import Kind, Leaving, Ready, Say, slot_of
 
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
 """Those that make a seat wait its turn."""
@@ -41,7 +41,7 @@ class Blockage:
 
 
 @dataclass(slots=True)
-class Broker:
+class BrokerState:
     """The broker as the pool's workers have met it."""
 
     address: str | None = None
@@ -82,11 +82,17 @@ class Broker:
         level = "info" if is_usual else "error"
         return [Say("broker.lost", level, f"no worker consumes: {detail}", {"kind": kind})]
 
-    def name_idling(self, heartbeat: float, now: float) -> list[Say]:
-        """Say once that something closes idle connections, when that is known."""
+    def end(self, kind: str, silence: float, heartbeat: float, now: float) -> list[Say]:
+        """A connection by which a worker consumed has ended: say once that something closes idle ones, when that is
+        known."""
+        self.silences.ended(kind, silence, now)
         because = self.silences.because(heartbeat, now)
         was_named, self.is_idling_named = self.is_idling_named, because is not None
         return [] if because is None or was_named else [Say("broker.idle_timeout", "error", because)]
+
+    def is_usual(self, left: Leaving | None) -> bool:
+        """Whether its connection was closed for being idle, as is known of idle ones."""
+        return left is not None and self.silences.expects(left.kind, left.silence)
 
     def story(self, heartbeat: float, now: float) -> str | None:
         """Its trouble; or what is behind it."""
@@ -123,12 +129,21 @@ class Broker:
         follows = f"tried again for ever; meanwhile {_number(consuming, 'worker consumes', 'workers consume')}"
         return [Say("broker.refused", "warning", detail, {"kind": kind, "next": follows})]
 
-    def reach(self, address: str, version: str, advice: str, now: float) -> list[Say]:
-        """A worker consumes. Said when the broker was away, or is of a version not met before, with its `advice`."""
+    def consume(self, report: Ready, settings: Settings, *, has_queues: bool, now: float) -> list[Say]:
+        """A worker consumes. `settings` are its own; `has_queues`: it was not to declare those for retries and dead
+        letters."""
+        said = self.reach(report.broker, report.version, advice.acknowledgement(report.version, settings), now)
+        said += self.find_queue(settings, report.has_declared)
+        if not has_queues:
+            said += self.declare(report.refused, now)
+        return [*said, *self.narrow(settings.prefetch, report)]
+
+    def reach(self, address: str, version: str, advised: str, now: float) -> list[Say]:
+        """Said when the broker was away, or is of a version not met before, with what is `advised` for that."""
         said = []
         if self.away_since is not None or version != self.version:
             fields: dict[str, object] = {"broker": address, "version": version}
-            because = advice
+            because = advised
             if self.away_since is not None:
                 fields["seconds"] = round(now - self.away_since, 3)
                 if version == self.version:
@@ -164,6 +179,12 @@ class Broker:
             return []
         follows = "a task that fails stays in flight, unacked, until this is fixed"
         return [Say("queue.not_declared", "warning", f"{refused}; {follows}")]
+
+    def change(self, former: Settings, settings: Settings, now: float) -> None:
+        """A reload: other settings hold."""
+        if (former.heartbeat, former.url) != (settings.heartbeat, settings.url):
+            self.silences.forget()
+        self.queues_since = now  # its retries may need other delay queues, which are no older than this
 
     def has_queues(self, now: float) -> bool:
         """Whether a worker that starts now may take them for declared, and safe to use."""

@@ -1,21 +1,79 @@
-"""What a worker's death means: its cause, whose fault it is, and the line that tells of it.
+"""One judgement of one exit: its cause, whose fault it is, whether it is a crash, and whether it was clean.
 
 Three are asked, in this order: the worker's own last words (when it left by itself, they are the truth), what the
 supervisor had in mind when it sent a signal, and the kernel (an exit code, a signal, `OOM`). The cause is what
-operators see and count. The fault is coarser, and decides when the seat is filled again (see `restart`); a death with a
+operators see and count. The fault is coarser, and decides when the slot is filled again (see `restart`); a death with a
 message in hand that nothing else explains is the message's.
+
+Nobody judges it a second time: metrics, ledger, restart, reload and exit code go by the same `Judgement`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from supervisor.policy import restart
 from supervisor.policy.restart import Fault
 from supervisor.policy.slot import Slot
-from supervisor.vocabulary import Cause, Exited, Leaving, LoadFailed, Say
+from supervisor.vocabulary import Cause, Exited, Leaving, LoadFailed, Lost, Say
 
 
-def cause_of(slot: Slot, died: Exited) -> str:
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the exit of a worker means, or the loss of its connection, which takes it from its slot as well."""
+
+    cause: str
     """A `Cause`, or the status as the kernel gave it."""
+    fault: Fault
+    because: str
+    """The reason in words: the worker's own, if it gave one."""
+    said: Leaving | LoadFailed | None
+    """Its last words."""
+    consumed: float | None
+    """Seconds for which it has; None when it never did."""
+    finished: int
+    """Tasks that it brought to an end."""
+    is_clean: bool = True
+    """It was not killed by the supervisor, and left no message unsettled: a way to end a drain."""
+
+    @property
+    def is_crash(self) -> bool:
+        """Exactly when a message is blamed for it, or nothing explains it."""
+        return self.fault in (Fault.MESSAGE, Fault.UNEXPLAINED)
+
+    @property
+    def leaving(self) -> Leaving | None:
+        """Its last words, if it left because it had to."""
+        return self.said if isinstance(self.said, Leaving) else None
+
+    @property
+    def failed(self) -> LoadFailed | None:
+        """Its last words, if it could not load the handler."""
+        return self.said if isinstance(self.said, LoadFailed) else None
+
+
+def judge(slot: Slot, died: Exited, now: float, *, has_worked: bool) -> Judgement:
+    """`slot` is that of the worker, or the orphan; `has_worked`: some worker of this pool has consumed before."""
+    cause = _cause(slot, died)
+    fault = _fault(died, cause, has_worked=has_worked)
+    return Judgement(
+        cause,
+        fault,
+        _because(died, cause, fault),
+        died.said,
+        slot.consumes_for(now),
+        died.finished,
+        is_clean=_is_clean(slot, died),
+    )
+
+
+def judge_lost(slot: Slot, lost: Lost, now: float) -> Judgement:
+    """Its connection is gone under a handler: as if it had left for that, though it lives on as an orphan."""
+    said = Leaving(Cause.BROKER, lost.detail, lost.kind, silence=lost.silence)
+    return Judgement(Cause.BROKER, _fault_of_broker(said), lost.detail, said, slot.consumes_for(now), lost.finished)
+
+
+def _cause(slot: Slot, died: Exited) -> str:
     # Last words count only with the exit that goes with them: a worker killed while it leaves was killed. And only with
     # nothing in hand: a worker says them when it has put its message down, so else its handler has.
     if died.said is not None and died.hand is None and died.status.startswith("exit "):
@@ -25,13 +83,12 @@ def cause_of(slot: Slot, died: Exited) -> str:
     return died.status
 
 
-def fault_of(died: Exited, cause: str, *, has_worked: bool) -> Fault:
-    """Whose fault it is; `has_worked`: some worker of this pool has consumed before."""
+def _fault(died: Exited, cause: str, *, has_worked: bool) -> Fault:
     match cause:
         case Cause.DRAINED | Cause.MAX_TASKS | Cause.GRACE:
             return Fault.PLANNED
         case Cause.BROKER:
-            return fault_of_broker(died.said)
+            return _fault_of_broker(died.said)
         case Cause.NOT_CONSUMING:
             return Fault.BROKER
         case Cause.LOCAL:
@@ -47,25 +104,18 @@ def fault_of(died: Exited, cause: str, *, has_worked: bool) -> Fault:
             return Fault.MESSAGE if died.hand is not None else Fault.UNEXPLAINED
 
 
-def is_crash(fault: Fault) -> bool:
-    """Whether it counts as a crash: exactly when a message is blamed for it, or nothing explains it."""
-    return fault in (Fault.MESSAGE, Fault.UNEXPLAINED)
-
-
-def fault_of_broker(said: Leaving | LoadFailed | None) -> Fault:
+def _fault_of_broker(said: Leaving | LoadFailed | None) -> Fault:
     """Whether it comes back by itself, or people have to change something."""
     kind = said.kind if isinstance(said, Leaving) else ""
     return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER
 
 
-def is_unclean(slot: Slot, died: Exited) -> bool:
-    """Whether the supervisor had to kill it, or it left a message unsettled: no way to end a drain."""
+def _is_clean(slot: Slot, died: Exited) -> bool:
     was_killed = slot.condemned not in (None, Cause.DRAINED) and not died.status.startswith("exit ")
-    return was_killed or died.hand is not None or (isinstance(died.said, Leaving) and died.said.is_unsettled)
+    return not (was_killed or died.hand is not None or (isinstance(died.said, Leaving) and died.said.is_unsettled))
 
 
-def because(died: Exited, cause: str, fault: Fault) -> str:
-    """The reason in words: the worker's own, if it gave one."""
+def _because(died: Exited, cause: str, fault: Fault) -> str:
     if isinstance(died.said, Leaving) and died.said.detail:
         return died.said.detail
     match fault:
@@ -77,12 +127,12 @@ def because(died: Exited, cause: str, fault: Fault) -> str:
             return str(cause)
 
 
-def obituary(slot: int, died: Exited, cause: str, fault: Fault, follows: str, now: float, is_old_news: bool) -> Say:
-    """The log's line; `follows` says what becomes of the seat."""
+def obituary(slot: int, died: Exited, judged: Judgement, follows: str, now: float, *, is_old_news: bool) -> Say:
+    """The log's line; `follows` says what becomes of the slot."""
     fields: dict[str, object] = {
         "slot": slot,
         "pid": died.pid,
-        "cause": cause,
+        "cause": judged.cause,
         "status": died.status,
         "next": follows,
     }
@@ -97,7 +147,7 @@ def obituary(slot: int, died: Exited, cause: str, fault: Fault, follows: str, no
             fields["trace_id"] = died.hand.trace_id
     else:
         fields["message_id"] = None
-    if died.output and fault in (Fault.MESSAGE, Fault.UNEXPLAINED):
+    if died.output and judged.is_crash:
         fields["output"] = died.output
-    level = "info" if is_old_news or (fault is Fault.PLANNED and cause != Cause.GRACE) else "warning"
-    return Say("worker.exited", level, because(died, cause, fault), fields)
+    is_planned = judged.fault is Fault.PLANNED and judged.cause != Cause.GRACE
+    return Say("worker.exited", "info" if is_old_news or is_planned else "warning", judged.because, fields)

@@ -3,6 +3,8 @@
 It is started, loads within `--boot-timeout`, and forks for as long as nothing goes wrong. When it dies or hangs another
 one of the same generation follows, with backoff; the workers it has forked live on. An import that leaves threads
 behind is not forked from: then each worker imports for itself, and the nursery only forks.
+
+`Nursery` is what is known of one, `Upkeep` decides what follows when it fails.
 """
 
 from __future__ import annotations
@@ -11,9 +13,24 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from supervisor.policy.condition import Condition, Consequence, GiveUp
+from supervisor.policy.imports import Imports
 from supervisor.policy.restart import STEADY, Backoff
+from supervisor.policy.shortage import NURSERY, Shortage
+from supervisor.policy.slots import Slots
 from supervisor.settings import Settings
-from supervisor.vocabulary import Action, Say, StartNursery, StopNursery, Threaded
+from supervisor.vocabulary import (
+    EXIT_CONFIG,
+    EXIT_KILLED,
+    Action,
+    Loaded,
+    LoadFailed,
+    NurseryGone,
+    Say,
+    StartNursery,
+    StopNursery,
+    Threaded,
+)
 
 THREADS: Final = "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
 REPLACED: Final = (
@@ -89,3 +106,116 @@ class Nursery:
             return [self.load(now, "the nursery is gone")]
         self.deadline = now + delay
         return []
+
+
+def import_hangs(settings: Settings) -> LoadFailed:
+    """An import that does not end: it may pass, for a host that drops packets is the usual reason."""
+    limit = f"--boot-timeout ({settings.boot_timeout:g} s)"
+    return LoadFailed(f"the import of {settings.handler} did not end within {limit}", "", is_passing=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What follows from what the present generation's nursery does: it loads, fails, dies, or is refused."""
+
+    slots: Slots
+    condition: Condition
+    shortage: Shortage
+    imports: Imports
+
+    def loaded(self, nursery: Nursery, report: Loaded | Threaded | LoadFailed, now: float) -> list[Consequence]:
+        """Its word."""
+        match report:
+            case Loaded(seconds, preloaded):
+                self.shortage.fill(NURSERY)
+                if preloaded:
+                    self.imports.succeed()
+                return [nursery.has_loaded(seconds, preloaded, now)]
+            case Threaded(threads):
+                self.imports.succeed()
+                fields = {"threads": threads, "preloaded": False}
+                said = Say("handler.loaded", "warning", why_bare(report), fields)
+                return [said, *nursery.load_bare(report, now)]
+            case LoadFailed():
+                nursery.state = NurseryState.NONE
+                return self._cannot_import(nursery, report, now)
+
+    def gone(self, nursery: Nursery, gone: NurseryGone, now: float) -> list[Consequence]:
+        """The process has died."""
+        was_loading = nursery.state is NurseryState.LOADING
+        nursery.has_died(now)
+        fields: dict[str, object] = {"output": gone.output} if gone.output else {}
+        said = Say("nursery.exited", "warning", f"{gone.cause}; the workers live on, another nursery follows", fields)
+        if was_loading and not self.condition.has_worked and nursery.failures >= 2:
+            error = f"the process that imports it died three times, the last by {gone.cause}"
+            return [said, *self.cannot_load(nursery, LoadFailed(error, gone.output))]
+        return [said, *nursery.retry(now, self.slots.roll())]
+
+    def refused(self, nursery: Nursery, error: str, now: float) -> list[Consequence]:
+        """The machine refuses the process."""
+        nursery.has_died(now)
+        if self.condition.is_draining:
+            return []
+        if not self.condition.has_worked and nursery.failures >= 2:
+            # Not for ever, as after a start: a service manager, or a person, looks at a start that fails.
+            said = Say("nursery.start_failed", "error", error, {"next": "none: it was refused three times"})
+            return [said, GiveUp(error, EXIT_KILLED)]
+        roll = self.slots.roll()
+        self.shortage.refuse(NURSERY, error, now, now, roll)
+        retry = nursery.retry(now, roll)
+        delay = max(0.0, (nursery.deadline or now) - now) if not retry else 0.0
+        return [Say("nursery.start_failed", "error", error, {"next": f"tried again in {delay:.2f} s"}), *retry]
+
+    def overdue(self, nursery: Nursery, now: float) -> list[Consequence]:
+        """Its deadline has passed."""
+        if nursery.deadline is None or nursery.deadline > now:
+            return []
+        if nursery.state is not NurseryState.LOADING:
+            why = "the import may succeed by now" if self.imports.because else f"after {nursery.failures} failures"
+            return [nursery.load(now, why)]
+        failed = import_hangs(nursery.settings)
+        nursery.state = NurseryState.NONE
+        nursery.deadline = None
+        stop = StopNursery(nursery.generation, failed.error, stack=True)
+        return [stop, *self._cannot_import(nursery, failed, now)]
+
+    def _cannot_import(self, nursery: Nursery, failed: LoadFailed, now: float) -> list[Consequence]:
+        if self.may_pass(nursery, failed):
+            told = self.import_later(nursery, failed, now, now, self.slots.roll())
+            nursery.wait(self.imports.turn(is_importing=False))
+            return [*told]
+        if not self.condition.has_worked:
+            return self.cannot_load(nursery, failed)
+        retry = nursery.retry(now, self.slots.roll())
+        return [_failed(nursery, failed, "it is tried again: there are workers that have loaded it"), *retry]
+
+    def cannot_load(self, nursery: Nursery, failed: LoadFailed) -> list[Consequence]:
+        """No worker has ever consumed, and none will."""
+        follows = "none: restarting will not help"
+        if failed.is_passing:
+            follows = "none; this may pass: with --boot-retry it is tried again"
+        because = f"the handler cannot be loaded: {failed.error}"
+        return [_failed(nursery, failed, follows), GiveUp(because, EXIT_CONFIG, ends_nursery=True)]
+
+    def may_pass(self, nursery: Nursery, failed: LoadFailed) -> bool:
+        return failed.is_passing and nursery.settings.boot_retry
+
+    def import_later(
+        self, nursery: Nursery, failed: LoadFailed, began_at: float, now: float, roll: float
+    ) -> list[Action]:
+        """It is tried again, by one for all, when `Imports.turn` says so. The traceback is told once for a reason."""
+        told = self.imports.fail(failed.error, began_at, now, roll)
+        if told is None:
+            return []
+        delay, is_news = told
+        fields = {"handler": nursery.settings.handler, "next": f"tried again in {delay:.2f} s (--boot-retry)"}
+        if failed.traceback and is_news:
+            fields["exception"] = failed.traceback
+        return [Say("handler.import_failed", "warning", failed.error, fields)]
+
+
+def _failed(nursery: Nursery, failed: LoadFailed, follows: str) -> Say:
+    fields = {"handler": nursery.settings.handler, "next": follows}
+    if failed.traceback:
+        fields["exception"] = failed.traceback
+    return Say("handler.import_failed", "error", failed.error, fields)

@@ -102,6 +102,13 @@ class Ledger:
     def is_condemned(self, crashes: int) -> bool:
         return crashes >= self.max_crashes
 
+    def sentence(self, crashes: int) -> str:
+        """What follows for a message that has killed so many, as the end of a log line; 0: none was blamed."""
+        if not crashes:
+            return ""
+        told = f"; the message has killed {crashes} of {self.max_crashes}"
+        return f"{told} and will be quarantined" if self.is_condemned(crashes) else told
+
     def is_urgent(self, returns: int) -> bool:
         """Whether the broker may drop the message before an earlier holder ends."""
         return self.has_limit and returns >= RETURNS_URGENT

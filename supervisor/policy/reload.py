@@ -1,4 +1,6 @@
-"""What becomes of a rolling reload: a value that the pool replaces as a whole, and shows.
+"""A rolling reload: load the code anew, try it with one worker, replace the others one at a time, or take it all back.
+
+`Rollout` holds the nurseries and decides; a `Reload` is what it shows: a value, replaced as a whole.
 
 loading     a nursery of the next generation imports the code; nothing else has changed
 trying      one worker of that generation is to show that it can consume; the others stay as they are
@@ -6,13 +8,25 @@ waiting     it could not, because the broker is away, as it is for those that ru
 replacing   it consumes: the rest is replaced, one at a time, each when it has finished its task
 finished    every worker is of that generation
 failed      and the generation before stays
-overtaken   by a later reload, while workers were still being replaced
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+from supervisor.policy import termination
+from supervisor.policy.broker import BrokerState
+from supervisor.policy.condition import Condition, Consequence
+from supervisor.policy.imports import Imports
+from supervisor.policy.looks import Looks
+from supervisor.policy.nursery import Nursery, NurseryState, Upkeep
+from supervisor.policy.restart import Fault
+from supervisor.policy.slot import ALIVE, FORK_TIMEOUT, Slot, SlotState
+from supervisor.policy.slots import Slots
+from supervisor.settings import Settings
+from supervisor.vocabulary import Action, Asked, Loaded, LoadFailed, NurseryGone, Say, StopNursery, Threaded
 
 
 class Stage(StrEnum):
@@ -24,10 +38,9 @@ class Stage(StrEnum):
     REPLACING = "replacing"
     FINISHED = "finished"
     FAILED = "failed"
-    OVERTAKEN = "overtaken"
 
 
-OVER = frozenset({Stage.FINISHED, Stage.FAILED, Stage.OVERTAKEN})
+OVER = frozenset({Stage.FINISHED, Stage.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +63,283 @@ class Reload:
         return self.stage in OVER
 
 
-class Reloads:
-    """The latest one, and how many there were."""
+@dataclass(slots=True)
+class Rollout:
+    """The nurseries of the present and of the incoming generation, and how one follows the other."""
 
-    def __init__(self) -> None:
-        self._count = 0
-        self.latest: Reload | None = None
+    slots: Slots
+    condition: Condition
+    broker: BrokerState
+    looks: Looks
+    imports: Imports
+    upkeep: Upkeep
+    nursery: Nursery
+    incoming: Nursery | None = None
+    """The next generation's, until a worker of it consumes."""
+    latest: Reload | None = None
+    reloads: int = 0
+    newest: int = 1
+    """Generations are numbered as they are begun, whatever becomes of them."""
+    trial: int | None = None
+    """The slot of the worker that is to show it: its next one is the incoming nursery's."""
+    is_held: bool = False
+    """The incoming generation has met a broker that is away, and waits for it."""
+    is_rolling: bool = False
+    """Workers of an older generation are being replaced, one at a time."""
+    past: dict[int, Settings] = field(default_factory=dict)
+    """By generation: the limits under which workers still at work have begun."""
 
-    def begin(self, generation: int, by: str, now: float) -> None:
-        self._count += 1
-        self.latest = Reload(self._count, generation, by, now)
+    # ------------------------------------------------------------------------------------------- to be asked
 
-    def reach(self, stage: Stage) -> None:
+    @property
+    def nurseries(self) -> list[Nursery]:
+        return [self.nursery] if self.incoming is None else [self.nursery, self.incoming]
+
+    @property
+    def is_open(self) -> bool:
+        """Begun, and neither finished nor taken back."""
+        return self.is_rolling or self.incoming is not None
+
+    @property
+    def is_moving(self) -> bool:
+        """The same, and it does not wait for the broker."""
+        return self.is_rolling or (self.incoming is not None and not self.is_held)
+
+    def is_incoming(self, generation: int) -> bool:
+        return self.incoming is not None and generation == self.incoming.generation
+
+    def nursery_of(self, generation: int) -> Nursery:
+        """Where there is none any more, the present one."""
+        return self.incoming if self.incoming is not None and self.is_incoming(generation) else self.nursery
+
+    def limits_of(self, slot: Slot) -> Settings:
+        """Those under which its worker has begun."""
+        return self.past.get(slot.generation, self.nursery.settings)
+
+    def is_trial(self, slot: Slot) -> bool:
+        """Whether its next worker is to show what the incoming generation is worth."""
+        return slot.number == self.trial
+
+    def nursery_for(self, slot: Slot) -> Nursery:
+        """The one that is to fork for this slot."""
+        return self.incoming if self.incoming is not None and self.is_trial(slot) else self.nursery
+
+    def is_on_trial(self, slot: Slot) -> bool:
+        """Whether a worker of the incoming generation is on its way there."""
+        return self.is_incoming(slot.generation) and slot.state in (SlotState.FORKING, *ALIVE)
+
+    def refusal(self) -> str | None:
+        """Why no other reload can begin now."""
+        if self.condition.is_leaving:
+            return "the supervisor leaves"
+        if self.nursery.state is not NurseryState.READY and not self.condition.has_worked:
+            each = "; it is tried again, and each try reads the code anew" if self.imports.because else ""
+            return f"nothing has been loaded yet{each}"
+        # Until a worker of it is being forked it may be taken back; that one waits for somebody's task, for an hour
+        # perhaps, and what it is to prove may be known to be wrong by then.
+        is_loading = self.incoming is not None and self.incoming.state is NurseryState.LOADING
+        return "one is under way already" if is_loading or any(map(self.is_on_trial, self.slots)) else None
+
+    def proves_nothing(self, fault: Fault) -> bool:
+        """Whether the trial's failure is the broker's: it is away for the generation there as well, by the same URLs.
+        Not before that has been seen, or settings that no broker takes would be tried for ever."""
+        return (
+            self.incoming is not None
+            and fault is Fault.BROKER
+            and self.broker.away_since is not None
+            and self.incoming.settings.url == self.nursery.settings.url
+        )
+
+    # -------------------------------------------------------------------------------------------- to be told
+
+    def begin(self, asked: Asked, now: float) -> list[Action]:
+        """Load the code anew beside what runs; nothing is replaced before that has worked."""
+        actions: list[Action] = []
+        if self.incoming is not None:
+            actions.append(StopNursery(self.incoming.generation, f"another reload takes its place: {asked.by}"))
+            self._end_trial(now)
+        settings: Settings = asked.settings or self.nursery.settings
+        self.newest += 1
+        self.reloads += 1
+        self.latest = Reload(self.reloads, self.newest, asked.by, now)
+        actions.append(Say("reload.started", "info", asked.by, {"generation": self.newest}))
+        if asked.problem:
+            return [*actions, *self.fail(asked.problem, now)]
+        self.incoming = Nursery(self.newest, settings, settings.preload)
+        return [*actions, self.incoming.load(now, f"reload: {asked.by}")]
+
+    def loaded(self, generation: int, report: Loaded | Threaded | LoadFailed, now: float) -> list[Consequence]:
+        """A nursery's word."""
+        if self.incoming is not None and self.is_incoming(generation):
+            return [*self._incoming_loaded(self.incoming, report, now)]
+        if generation != self.nursery.generation or self.condition.is_draining:
+            return []
+        return self.upkeep.loaded(self.nursery, report, now)
+
+    def _incoming_loaded(self, nursery: Nursery, report: Loaded | Threaded | LoadFailed, now: float) -> list[Action]:
+        match report:
+            case Loaded(seconds, preloaded):
+                self._reach(Stage.TRYING)
+                return [nursery.has_loaded(seconds, preloaded, now)]
+            case Threaded():
+                return nursery.load_bare(report, now)
+            case LoadFailed(error, traceback):
+                return self.fail(error, now, traceback)
+
+    def gone(self, gone: NurseryGone, now: float) -> list[Consequence]:
+        """A nursery has died."""
+        if self.is_incoming(gone.generation):
+            return [*self.fail(f"the process that imports it died: {gone.cause}", now, gone.output)]
+        if gone.generation != self.nursery.generation:
+            return []
+        self.unfork(now)
+        return [] if self.condition.is_draining else self.upkeep.gone(self.nursery, gone, now)
+
+    def refused(self, generation: int, error: str, now: float) -> list[Consequence]:
+        """The machine refuses a nursery."""
+        if self.is_incoming(generation):
+            return [*self.fail(error, now)]
+        return self.upkeep.refused(self.nursery, error, now) if generation == self.nursery.generation else []
+
+    def stuck(self, slot: Slot, now: float) -> list[Action]:
+        """A nursery was asked to fork for this slot, and has not."""
+        because = f"it did not fork within {FORK_TIMEOUT:g} s"
+        if self.is_on_trial(slot):
+            return self.fail_trial(slot, because, now)
+        self.nursery.state = NurseryState.NONE
+        self.unfork(now)
+        retry = [] if self.condition.is_draining else self.nursery.retry(now, self.slots.roll())
+        return [StopNursery(self.nursery.generation, because), *retry]
+
+    def overdue(self, now: float) -> list[Consequence]:
+        """The time alone."""
+        decided = self.upkeep.overdue(self.nursery, now)
+        if self.incoming is None or self.incoming.deadline is None or self.incoming.deadline > now:
+            return decided
+        because = f"the import did not end within --boot-timeout ({self.incoming.settings.boot_timeout:g} s)"
+        stop = StopNursery(self.incoming.generation, because, stack=True)
+        return [*decided, stop, *self.fail(because, now)]
+
+    def adopt(self, now: float) -> list[Action]:
+        """A worker of the incoming generation consumes: it is the present one from here."""
+        assert self.incoming is not None
+        self.unfork(now)
+        former, self.nursery, self.incoming, self.trial = self.nursery, self.incoming, None, None
+        self.is_held = False
+        self.is_rolling = True
+        self.imports.succeed()
+        self.past[former.generation] = former.settings
+        self.broker.change(former.settings, self.nursery.settings, now)
+        if former.settings.workers != self.nursery.settings.workers:
+            self.looks.rescale(self.nursery.settings.workers)
+        self._reach(Stage.REPLACING)
+        return [StopNursery(former.generation, f"generation {self.nursery.generation} consumes")]
+
+    def fail(self, because: str, now: float, traceback: str = "") -> list[Action]:
+        """The generation there is stays. Its nursery forks where one of the other was on its way."""
+        generation = self.nursery.generation
+        arriving = (SlotState.BOOTING, SlotState.CONNECTING)
+        on_trial = [slot for slot in self.slots if self.is_on_trial(slot) and slot.state in arriving]
+        self._end_trial(now)
+        self._end(Stage.FAILED, now, because)
+        fields: dict[str, object] = {"generation": generation} | ({"exception": traceback} if traceback else {})
+        said = Say("reload.failed", "error", f"{because}; generation {generation} stays", fields)
+        return [said, *termination.drain_all(on_trial, because, None)]
+
+    def fail_trial(self, slot: Slot, because: str, now: float, traceback: str = "") -> list[Action]:
+        """The incoming generation's first worker does not come."""
+        assert self.incoming is not None
+        stop = StopNursery(self.incoming.generation, because)
+        failed = self.fail(f"its first worker does not consume: {because}", now, traceback)
+        self._release(slot, now)
+        return [stop, *failed]
+
+    def hold(self, because: str) -> Action:
+        """The incoming generation stays loaded. Those there look for the broker: their settings have been proved."""
+        self.trial, self.is_held = None, True
+        self._reach(Stage.WAITING)
+        because = f"the broker is away ({because}): the reload is carried out when it is back; another one replaces it"
+        return Say("reload.waiting", "warning", because, {"generation": self.newest})
+
+    def stop(self, because: str, now: float) -> list[Action]:
+        """The supervisor leaves."""
+        self.nursery.deadline = None
+        if self.incoming is None:
+            return []
+        stop = StopNursery(self.incoming.generation, because)
+        self._end_trial(now)
+        self._end(Stage.FAILED, now, "the supervisor leaves")
+        return [stop]
+
+    def unfork(self, now: float) -> None:
+        """What the present nursery was asked for does not come."""
+        for slot in self.slots:
+            if slot.state is SlotState.FORKING and slot.generation == self.nursery.generation:
+                self._release(slot, now)
+
+    # ---------------------------------------------------------------------------------------------- step by step
+
+    def step(self, now: float) -> Iterator[Action]:
+        """Replace one worker of an older generation, when the one before it has been replaced by one that consumes."""
+        if self.condition.is_leaving:
+            return
+        if self.incoming is not None and self.incoming.state is NurseryState.READY:
+            yield from self._try(now)
+            return
+        if not self.is_rolling:
+            return
+        slots = self.slots.in_use()
+        generation = self.nursery.generation
+        old = [slot for slot in slots if slot.is_alive and slot.generation < generation]
+        if not old:
+            self.is_rolling = False
+            orphaned = {orphan.generation for orphan in self.slots.orphans.values()}
+            self.past = {of: limits for of, limits in self.past.items() if of in orphaned}
+            if self.latest is not None and self.latest.generation == generation:
+                self._end(Stage.FINISHED, now)
+            yield Say(
+                "reload.finished", "info", f"every worker is of generation {generation}", {"generation": generation}
+            )
+        elif all(slot.state is SlotState.READY for slot in slots):
+            yield from termination.drain(old[0], f"reload: generation {generation} follows", None)
+
+    def _try(self, now: float) -> Iterator[Action]:
+        """Find the slot whose next worker tries the incoming generation: one that is empty, else an idle one."""
+        if self.is_held and self.broker.away_since is not None:
+            return
+        if self.is_held:
+            self.is_held = False
+            self._reach(Stage.TRYING)
+        if self.trial is not None and self.trial < self.slots.wanted:
+            return
+        slots = self.slots.in_use()
+        vacant = [slot for slot in slots if slot.state is SlotState.WAITING]
+        if vacant:
+            self.trial = vacant[0].number
+            vacant[0].deadline = now  # what it was to wait for may be what the reload mends
+        elif {slot.state for slot in slots} == {SlotState.READY}:
+            slot = self.looks.idle_of(slots)
+            self.trial = slot.number
+            yield from termination.drain(slot, f"reload: to be the first of generation {self.newest}", None)
+
+    def _end_trial(self, now: float) -> None:
+        """The incoming generation is given up; nobody forks for it any more."""
+        for slot in self.slots:
+            if self.is_on_trial(slot) and slot.state is SlotState.FORKING:
+                self._release(slot, now)
+        self.incoming = self.trial = None
+        self.is_held = False
+
+    def _release(self, slot: Slot, now: float) -> None:
+        """The worker that was asked for does not come: another one, if one is wanted."""
+        is_wanted = self.slots.is_wanted(slot) and not self.condition.is_draining
+        slot.enter(*((SlotState.WAITING, now) if is_wanted else (SlotState.EMPTY, None)))
+
+    def _reach(self, stage: Stage) -> None:
         if self.latest is not None:
             self.latest = replace(self.latest, stage=stage)
 
-    def end(self, stage: Stage, now: float, error: str = "") -> None:
+    def _end(self, stage: Stage, now: float, error: str = "") -> None:
         """Once: what is over stays as it ended."""
         if self.latest is not None and not self.latest.is_over:
             self.latest = replace(self.latest, stage=stage, ended=now, error=error)

@@ -52,11 +52,39 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Restart:
     """Start another at `at` (monotonic seconds)."""
 
     at: float
     because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """The slot stays empty."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What follows was decided by something else: a reload, or an import that all wait for."""
+
+    how: str
+
+
+Next = Restart | Stay | Elsewhere
+
+
+def in_words(follows: Next, now: float) -> str:
+    """For the log."""
+    match follows:
+        case Stay(why):
+            return f"none: {why}"
+        case Elsewhere(how):
+            return how
+        case Restart(at):
+            return "restart at once" if at <= now else f"restart in {at - now:.2f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +114,14 @@ _BACKOFF: Final = {
 }
 
 
-def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: float) -> Again:
+def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: float) -> Restart:
     """When to fill the seat again after the `streak`-th death in a row (from 1) of this kind."""
     if fault is Fault.BROKER and was_ready and streak == 1:
-        return Again(now + LULL, "the connection was lost")
+        return Restart(now + LULL, "the connection was lost")
     delay = _BACKOFF[fault].delay(streak, roll)
     if not delay:
-        return Again(now, f"{fault} exit")
-    return Again(now + delay, f"{fault} exit, {streak} in a row: waiting {delay:.2f} s")
+        return Restart(now, f"{fault} exit")
+    return Restart(now + delay, f"{fault} exit, {streak} in a row: waiting {delay:.2f} s")
 
 
 def too_intense(deaths: list[float], workers: int, now: float) -> bool:

@@ -111,6 +111,10 @@ class Slot:
         """Whether there is a process that has yet to be reaped."""
         return self.state in ALIVE
 
+    def consumes_for(self, now: float) -> float | None:
+        """Seconds for which its worker has consumed; None when it never has."""
+        return None if self.ready_since is None else now - self.ready_since
+
     @property
     def why_started(self) -> str:
         """Why its latest worker was asked for, in words."""

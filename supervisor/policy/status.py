@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from supervisor import queues
+from supervisor.policy.condition import State
 from supervisor.policy.reload import Reload
 from supervisor.policy.slot import SlotState
-from supervisor.policy.view import OrphanView, PoolView, SlotView, State
+from supervisor.policy.view import OrphanView, PoolView, SlotView
 from supervisor.settings import Settings
 from supervisor.version import __version__
 from supervisor.vocabulary import OUTCOMES, Counts, Phase, Reading, other_page

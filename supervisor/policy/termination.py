@@ -9,7 +9,11 @@ Each moves the seat to the state that waits for the end (see `slot`), whatever b
 
 from __future__ import annotations
 
-from supervisor.policy.slot import ABORT_TIMEOUT, Slot, SlotState
+from collections.abc import Iterable
+
+from supervisor.policy import hung
+from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, Slot, SlotState
+from supervisor.settings import Settings
 from supervisor.vocabulary import Action, Cause, Drain, Reading, Say, Signal, Tell
 
 
@@ -36,6 +40,10 @@ def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = Fa
             return []
 
 
+def drain_all(slots: Iterable[Slot], because: str, deadline: float | None, *, finish: bool = False) -> list[Action]:
+    return [action for slot in slots for action in drain(slot, because, deadline, finish=finish)]
+
+
 def replace(slot: Slot, cause: str, because: str) -> Tell:
     """It consumes, and another one shall in its stead: it is told to leave when its task is done."""
     slot.enter(SlotState.DRAINING, None)
@@ -49,14 +57,40 @@ def abort(slot: Slot, cause: str, because: str, now: float) -> list[Action]:
     return [Signal(slot.page, "SIGABRT", because)]
 
 
-def abort_hung(slot: Slot, cause: str, because: str, reading: Reading, now: float) -> list[Action]:
-    """The same, of a worker whose page (`reading`) has given it away."""
-    fields = {"slot": slot.number, "pid": slot.pid, "cause": cause}
+def examine(slot: Slot, reading: Reading, limits: Settings, *, held_up: bool, now: float) -> list[Action]:
+    """Abort it when its page says that it hangs, replace it when that says that it has outgrown its memory; see
+    `hung`, as for the arguments."""
+    is_ready = slot.state is SlotState.READY
+    found = hung.examine(reading, limits, began_with=slot.began_with, is_ready=is_ready, held_up=held_up, now=now)
+    if found is None:
+        return []
+    if not found.is_hung:
+        return [replace(slot, found.cause, found.because)]
+    fields = {"slot": slot.number, "pid": slot.pid, "cause": found.cause}
     if reading.hand is not None:
         fields["message_id"] = reading.hand.name
         if reading.hand.trace_id:
             fields["trace_id"] = reading.hand.trace_id
-    return [Say("worker.hung", "error", because, fields), *abort(slot, cause, because, now)]
+    return [Say("worker.hung", "error", found.because, fields), *abort(slot, found.cause, found.because, now)]
+
+
+def overdue(slot: Slot, boot_timeout: float, grace: float, now: float) -> list[Action]:
+    """The deadline of its worker's state has passed."""
+    match slot.state:
+        case SlotState.BOOTING:
+            return abort(slot, Cause.BOOT, f"not booted within --boot-timeout ({boot_timeout:g} s)", now)
+        case SlotState.CONNECTING:
+            because = f"not connected, and not given up either, for {CONNECT_TIMEOUT:g} s"
+            return abort(slot, Cause.HUNG, because, now)
+        case SlotState.DRAINING if slot.is_lost:
+            because = "its connection is gone, and its handler has used up what it may run on for (--lost-grace)"
+            return kill(slot, Cause.BROKER, because)
+        case SlotState.DRAINING:
+            return kill(slot, Cause.GRACE, f"it was to leave, and is still there (--grace {grace:g} s)")
+        case SlotState.ABORTING:
+            return kill(slot, slot.condemned or Cause.HUNG, "SIGABRT did not end it")
+        case _:
+            return []
 
 
 def kill(slot: Slot, cause: str, because: str) -> list[Action]:

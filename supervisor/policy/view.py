@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final
 
+from supervisor.policy.condition import State
 from supervisor.policy.reload import Reload
 from supervisor.policy.slot import LastExit, SlotState
 from supervisor.vocabulary import DeadDepth, Depth, Parked
@@ -14,16 +14,6 @@ RESTART_BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0,
 )  # fmt: skip
 """Upper bounds of the histogram from a death to consuming again, seconds."""
-
-
-class State(StrEnum):
-    """The pool as a whole."""
-
-    STARTING = "starting"
-    RUNNING = "running"
-    DEGRADED = "degraded"
-    DRAINING = "draining"
-    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,22 +36,22 @@ class Bug:
     right: str
     wrong: str
     noticed_by: str = MACHINE
-    also: tuple[tuple[str, str], ...] = ()
-    """More of the same, where one guard stands behind another."""
+    also: tuple[tuple[str, str, str], ...] = ()
+    """More of the same, where one guard stands behind another: file, right and wrong."""
 
 
 BUGS = [
     Bug(
         "an import that fails for a passing reason is tried again without being asked for",
-        "pool.py",
-        "return failed.is_passing and self._settings.boot_retry",
+        "nursery.py",
+        "return failed.is_passing and nursery.settings.boot_retry",
         "return failed.is_passing",
         SCENES,
     ),
     Bug(
         "an import that may succeed later ends the start",
-        "pool.py",
-        "return failed.is_passing and self._settings.boot_retry",
+        "nursery.py",
+        "return failed.is_passing and nursery.settings.boot_retry",
         "return False",
         SCENES,
     ),
@@ -71,14 +71,14 @@ BUGS = [
     Bug(
         "a burst waits for an import for ever",
         "pool.py",
-        "is_trying = self._imports.because is not None or any(",
-        "is_trying = any(",
+        "if self._imports.because is None and not is_trying:",
+        "if not is_trying:",
         SCENES,
     ),
     Bug(
         "an import that has succeeded is told to fail",
-        "pool.py",
-        "                if preloaded:\n                    self._imports.succeed()\n",
+        "nursery.py",
+        "                if preloaded:\n                    self.imports.succeed()\n",
         "",
         SCENES,
     ),
@@ -87,22 +87,22 @@ BUGS = [
     Bug("the number of a TLS error is taken for an errno", "passing.py", "not last & _OTHER_NUMBERS", "True", PASSING),
     Bug(
         "a burst takes any look for one at the delay queues",
-        "pool.py",
-        "self._settings.burst and depth.delayed is not None and",
-        "self._settings.burst and",
+        "burst.py",
+        "if depth.delayed is None or not self.all_idle or",
+        "if not self.all_idle or",
         SCENES,
     ),
     Bug(
         "a burst leaves while tasks lie in the delay queues",
-        "looks.py",
+        "burst.py",
         "        if depth.delayed:\n            self._missed_since",
         "        if False:\n            self._missed_since",
         SCENES,
     ),
     Bug(
         "a burst does not wait for a task that a full queue has refused",
-        "looks.py",
-        "if not self.missing or self._others",
+        "burst.py",
+        "if not self.away.tasks or self._others",
         "if True or self._others",
         SCENES,
     ),
@@ -186,16 +186,16 @@ BUGS = [
     ),
     Bug(
         "a pool that works gives up when its nursery is refused",
-        "pool.py",
-        "if not self._worked and self._nursery.failures >= 2:\n            # Not for ever",
-        "if self._nursery.failures >= 2:\n            # Not for ever",
+        "nursery.py",
+        "if not self.condition.has_worked and nursery.failures >= 2:\n            # Not for ever",
+        "if nursery.failures >= 2:\n            # Not for ever",
         SHORTAGE,
     ),
     Bug(
         "a seat that is not wanted any more keeps a shortage alive",
         "pool.py",
-        "                self._shortage.fill(slot.number)\n                actions +=",
-        "                actions +=",
+        "        for slot in too_many:\n            self._shortage.fill(slot.number)\n",
+        "",
         SHORTAGE,
     ),
     Bug(
@@ -221,7 +221,7 @@ BUGS = [
     Bug(
         "who is cut off in the middle of a task counts as consuming",
         "pool.py",
-        "            case Lost() if slot.state in (SlotState.READY, SlotState.DRAINING) and not slot.is_lost:\n",
+        "            case Lost() if is_at_work and not slot.is_lost:\n",
         "            case Lost() if False:\n",
     ),
     Bug(
@@ -232,21 +232,21 @@ BUGS = [
     ),
     Bug(
         "a message is blamed for an orphan that had to be killed",
-        "pool.py",
-        "                return termination.kill(slot, Cause.BROKER, because)",
-        "                return termination.kill(slot, Cause.HUNG, because)",
+        "termination.py",
+        "return kill(slot, Cause.BROKER, because)",
+        "return kill(slot, Cause.HUNG, because)",
         SCENES,
     ),
     Bug(
         "a stand-in writes to the page of an orphan",
-        "pool.py",
-        "        if slot.page in self._orphans:\n            return math.inf",
+        "turns.py",
+        "        if slot.page in self.slots.orphans:\n            return math.inf",
         "        if False:\n            return math.inf",
         SCENES,
     ),
     Bug(
         "orphans gather while connections are lost again and again",
-        "pool.py",
+        "slots.py",
         "is not None and older.state is SlotState.DRAINING:",
         "is not None and False:",
         SCENES,
@@ -254,36 +254,36 @@ BUGS = [
     Bug(
         "a stop forgets orphans",
         "pool.py",
-        "        for slot in self._everybody():\n            actions += termination.drain(",
-        "        for slot in self._slots:\n            actions += termination.drain(",
+        "termination.drain_all(self._slots.everybody(), because, now",
+        "termination.drain_all(self._slots, because, now",
     ),
     Bug(
         "the death of an orphan is not counted against its message",
-        "pool.py",
-        "        if fault is Fault.MESSAGE and died.hand is not None:",
-        "        if fault is Fault.MESSAGE and died.hand is not None and died.page not in self._orphans:",
+        "succession.py",
+        "if judged.fault is Fault.MESSAGE and died.hand is not None:",
+        "if judged.fault is Fault.MESSAGE and died.hand is not None and died.page not in self.slots.orphans:",
         SCENES,
     ),
     Bug("all that wait for one message run at once", "poison.py", "other.holders.add(page)", "pass", SCENES),
     Bug(
         "an orphan that has taken long to tell is not waited for",
         "pool.py",
-        "actions += self._suspects.sampled(readings, now)",
-        "actions += self._suspects.sampled(tuple(r for r in readings if r.page not in self._orphans), now)",
+        "*self._suspects.sampled(readings, now)]",
+        "*self._suspects.sampled(tuple(r for r in readings if r.page not in self._slots.orphans), now)]",
         SCENES,
     ),
     Bug(
         "a holder that keeps its connection is not waited for",
         "pool.py",
-        "actions += self._suspects.sampled(readings, now)",
-        "actions += self._suspects.sampled(tuple(r for r in readings if r.page in self._orphans), now)",
+        "*self._suspects.sampled(readings, now)]",
+        "*self._suspects.sampled(tuple(r for r in readings if r.page in self._slots.orphans), now)]",
         SCENES,
     ),
     Bug(
         "a refusal is silent while others consume",
-        "pool.py",
-        "                actions += self._broker.turn_away(kind, detail, consuming)\n",
-        "                pass\n",
+        "succession.py",
+        "            news += self.broker.turn_away(kind, detail, consuming)\n",
+        "            pass\n",
         SCENES,
     ),
     Bug(
@@ -316,12 +316,10 @@ BUGS = [
     ),
     Bug(
         "it spawns while it drains",
-        "pool.py",
-        "        if self._state is State.DRAINING:\n            return\n        # A reload's trial first",
-        "        # A reload's trial first",
-        also=(
-            ('        if self._state is State.DRAINING:\n            return "none: the supervisor is stopping"\n', ""),
-        ),
+        "turns.py",
+        "        if self.condition.is_draining:\n            return\n",
+        "",
+        also=(("succession.py", "        if self.condition.is_draining:\n            return STOPPING\n", ""),),
     ),
     Bug(
         "a delay that is not a number is taken",
@@ -373,9 +371,9 @@ BUGS = [
     ),
     Bug(
         "a machine that has nothing left is tried without a brake, as each worker finishes a task",
-        "pool.py",
-        "(finished > 0 and fault is not Fault.LOCAL)",
-        "finished > 0",
+        "succession.py",
+        "judged.finished > 0 and fault is not Fault.LOCAL",
+        "judged.finished > 0",
         SCENES,
     ),
     Bug(
@@ -424,7 +422,7 @@ BUGS = [
     ),
     Bug(
         "a seat that waits for something else has its deadline in the loop",
-        "pool.py",
+        "turns.py",
         "times = [max(slot.deadline, self._free_at(slot)) for",
         "times = [slot.deadline for",
     ),
@@ -432,46 +430,51 @@ BUGS = [
     Bug(
         "it leaves before its workers",
         "pool.py",
-        "if any(slot.state is not SlotState.EMPTY for slot in self._everybody()):",
-        "if any(slot.state is SlotState.READY for slot in self._everybody()):",
+        "if any(slot.state is not SlotState.EMPTY for slot in self._slots.everybody()):",
+        "if any(slot.state is SlotState.READY for slot in self._slots.everybody()):",
     ),
     Bug(
         "the grace is never enforced",
         "pool.py",
-        "actions += termination.drain(slot, because, now + self._settings.grace)\n        return actions",
-        "actions += termination.drain(slot, because, None)\n        return actions",
+        "(self._slots.everybody(), because, now + self.settings.grace)",
+        "(self._slots.everybody(), because, None)",
     ),
-    Bug("degraded never ends", "pool.py", "        self._recover(now, actions)\n", ""),
+    Bug(
+        "degraded never ends",
+        "pool.py",
+        "        actions += self._condition.recover(self._slots.count(SlotState.READY), self._slots.wanted, now)\n",
+        "",
+    ),
     Bug(
         "all at once while degraded",
-        "pool.py",
-        "return math.inf if begun else refused",
-        "return refused",
+        "turns.py",
+        "return math.inf if begun else free_at",
+        "return free_at",
     ),
     Bug(
         "what a dead nursery was asked for is waited for",
-        "pool.py",
-        "        self._unfork(SlotState.WAITING, now)\n        was_loading",
-        "        was_loading",
+        "reload.py",
+        "        self.unfork(now)\n        return [] if self.condition",
+        "        return [] if self.condition",
         SCENES,
     ),
     Bug(
         "a worker that hangs after its last words is waited for",
         "pool.py",
-        " or (slot.state is SlotState.DRAINING and slot.deadline is None):",
-        ":",
+        "is_at_work and (not is_draining or slot.deadline is None):",
+        "is_at_work and not is_draining:",
     ),
     Bug(
         "a seat that nobody wants is forked for again",
-        "pool.py",
-        "if slot.state is SlotState.FORKING and slot.number < self._wanted:",
-        "if slot.state is SlotState.FORKING:",
+        "reload.py",
+        "is_wanted = self.slots.is_wanted(slot) and not",
+        "is_wanted = not",
     ),
     Bug(
         "burst believes an answer that a death has overtaken",
         "pool.py",
-        "        self._looks.all_idle = False\n        actions:",
-        "        actions:",
+        "            case Exited():\n                self._burst.all_idle = False\n",
+        "            case Exited():\n",
         SCENES,
     ),
     Bug(
@@ -483,84 +486,84 @@ BUGS = [
     ),
     Bug(
         "a reload replaces everybody at once",
-        "pool.py",
-        "elif all(slot.state is SlotState.READY for slot in seats):",
+        "reload.py",
+        "elif all(slot.state is SlotState.READY for slot in slots):",
         "elif old[0].state is SlotState.READY:",
     ),
     Bug(
         "a reload waits for a broker that the generation there consumes from",
-        "pool.py",
-        "            and self._broker.away_since is not None\n            and self._incoming",
-        "            and self._incoming",
+        "reload.py",
+        "            and self.broker.away_since is not None\n            and self.incoming",
+        "            and self.incoming",
         SCENES,
     ),
     Bug(
         "a reload waits for a broker that only its own settings name",
-        "pool.py",
-        "and self._incoming.settings.url == self._settings.url",
-        "and self._incoming.settings.url is not None",
+        "reload.py",
+        "and self.incoming.settings.url == self.nursery.settings.url",
+        "and self.incoming.settings.url is not None",
         SCENES,
     ),
     Bug(
         "a reload that waits is never carried out",
-        "pool.py",
-        "if self._is_held and self._broker.away_since is not None:",
-        "if self._is_held:",
+        "reload.py",
+        "if self.is_held and self.broker.away_since is not None:",
+        "if self.is_held:",
         SCENES,
     ),
     Bug(
         "a reload that waits keeps the seat of its trial",
-        "pool.py",
-        "self._trial, self._is_held = None, True",
-        "self._is_held = True",
+        "reload.py",
+        "self.trial, self.is_held = None, True",
+        "self.is_held = True",
         SCENES,
     ),
     Bug(
         "the seat before the trial's is always the next to probe",
-        "pool.py",
-        "for slot in sorted(self._slots, key=lambda slot: slot.number != self._trial):",
-        "for slot in self._slots:",
+        "turns.py",
+        "for slot in sorted(self.slots, key=lambda slot: not self.rollout.is_trial(slot)):",
+        "for slot in self.slots:",
         SCENES,
     ),
     Bug(
         "a generation is adopted because it could be imported",
-        "pool.py",
-        "return [incoming.has_loaded(seconds, preloaded, now)]",
-        "return [incoming.has_loaded(seconds, preloaded, now), *self._adopt(incoming, now)]",
+        "reload.py",
+        "return [nursery.has_loaded(seconds, preloaded, now)]",
+        "return [nursery.has_loaded(seconds, preloaded, now), *self.adopt(now)]",
         SCENES,
     ),
     Bug(
         "a generation that has failed goes on forking",
-        "pool.py",
+        "reload.py",
         "        return [stop, *failed]",
         "        return failed",
         SCENES,
     ),
     Bug(
         "what a nursery that has died was asked for is waited for",
-        "pool.py",
-        "            if self._is_on_trial(slot) and slot.state is SlotState.FORKING:",
+        "reload.py",
+        "            if self.is_on_trial(slot) and slot.state is SlotState.FORKING:",
         "            if False:",
         SCENES,
     ),
     Bug(
         "new limits hold for tasks that began under others",
-        "pool.py",
-        "return self._past.get(slot.generation, self._settings)",
-        "return self._settings",
+        "reload.py",
+        "return self.past.get(slot.generation, self.nursery.settings)",
+        "return self.nursery.settings",
         SCENES,
     ),
     Bug(
         "a stop forgets the nursery that a reload has started",
-        "pool.py",
-        "            actions.append(StopNursery(self._incoming.generation, because))\n",
-        "",
+        "reload.py",
+        '        self._end(Stage.FAILED, now, "the supervisor leaves")\n        return [stop]\n',
+        '        self._end(Stage.FAILED, now, "the supervisor leaves")\n        return []\n',
         SCENES,
     ),
     Bug(
         "a message is judged while whoever holds it may be dying of it",
         "poison.py",
-        "            self._waiting[page] = _Question(suspect, now, begun)\n            return []\n",
+        "            self._waiting[page] = _Question(suspect, begun)\n            return []\n",
         "            return [self._tell(page, suspect, now)]\n",
         SCENES,
     ),
@@ -580,16 +583,16 @@ BUGS = [
     ),
     Bug(
         "a reload's first worker takes the queues for declared",
-        "pool.py",
-        "slot.has_queues = slot.generation == self._nursery.generation and ",
+        "turns.py",
+        "slot.has_queues = not self.rollout.is_incoming(slot.generation) and ",
         "slot.has_queues = ",
         SCENES,
     ),
     Bug(
         "a burst counts the time before it reached the broker",
         "pool.py",
-        "self._unreached_since = None\n        advised",
-        "advised",
+        "        self._burst.reached()\n",
+        "",
         SCENES,
     ),
     Bug(
@@ -656,8 +659,8 @@ BUGS = [
     Bug(
         "a worker that was killed for memory in a task is no crash",
         "exits.py",
-        "return fault in (Fault.MESSAGE, Fault.UNEXPLAINED)",
-        "return fault is Fault.UNEXPLAINED",
+        "return self.fault in (Fault.MESSAGE, Fault.UNEXPLAINED)",
+        "return self.fault is Fault.UNEXPLAINED",
         SCENES,
     ),
     Bug(
@@ -682,8 +685,18 @@ BUGS = [
         "if False and last is not None and not last.redelivered and",
         PARKINGS,
     ),
-    Bug("an exit is not counted", "pool.py", "self._exits[cause] += 1", "self._exits[cause] = 1"),
-    Bug("killing somebody is no reason for exit code 1", "pool.py", "self._code = EXIT_KILLED", "pass"),
+    Bug(
+        "an exit is not counted",
+        "succession.py",
+        "self.by_cause[judged.cause] += 1",
+        "self.by_cause[judged.cause] = 1",
+    ),
+    Bug(
+        "killing somebody is no reason for exit code 1",
+        "succession.py",
+        "self.condition.code = EXIT_KILLED",
+        "pass",
+    ),
 ]
 
 
@@ -726,12 +739,11 @@ def _run(where: Path, *files: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: re.sub(r"\W+", "-", bug.name))
 def test_a_planted_bug_is_noticed(bug: Bug, tmp_path: Path) -> None:
     _copy(tmp_path)
-    file = tmp_path / "supervisor" / "policy" / bug.file
-    text = file.read_text()
-    for right, wrong in ((bug.right, bug.wrong), *bug.also):
-        assert text.count(right) == 1, f"{bug.file} has changed: plant this bug anew, where there was {right!r}"
-        text = text.replace(right, wrong)
-    file.write_text(text)
+    for name, right, wrong in ((bug.file, bug.right, bug.wrong), *bug.also):
+        file = tmp_path / "supervisor" / "policy" / name
+        text = file.read_text()
+        assert text.count(right) == 1, f"{name} has changed: plant this bug anew, where there was {right!r}"
+        file.write_text(text.replace(right, wrong))
     run = _run(tmp_path, bug.noticed_by)
     assert run.returncode == TESTS_FAILED, f"not noticed:\n{run.stdout}{run.stderr}"
     # It failed because of what it saw, not because the copy is broken.

@@ -12,11 +12,11 @@ from supervisor import queues
 from supervisor.endpoint import Endpoint
 from supervisor.policy import reload, status
 from supervisor.policy.broker import PROBE_FOR
+from supervisor.policy.condition import State
 from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
 from supervisor.policy.poison import RETURNS_URGENT
 from supervisor.policy.restart import LULL
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, SlotState
-from supervisor.policy.view import State
 from supervisor.settings import Span
 from supervisor.vocabulary import (
     EXIT_BROKER,

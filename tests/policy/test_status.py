@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import pytest
 
 from supervisor.policy import status
+from supervisor.policy.condition import State
 from supervisor.policy.restart import STEADY
 from supervisor.policy.slot import SlotState
-from supervisor.policy.view import State
 from supervisor.settings import Span
 from supervisor.vocabulary import Counts, DeadDepth, InHand, Parked, Phase, Reading, Wish, WorkerSaid
 from tests.policy.world import Message, World, settings

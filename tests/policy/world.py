@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from supervisor.policy.broker import PROBE_FOR
+from supervisor.policy.condition import State
 from supervisor.policy.poison import PUT_BACK_MAX, RETURNS_MAX, RETURNS_URGENT
 from supervisor.policy.pool import Pool
-from supervisor.policy.view import State
 from supervisor.settings import Settings, Span
 from supervisor.vocabulary import (
     EXIT_BROKER,

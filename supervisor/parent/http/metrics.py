@@ -16,8 +16,9 @@ from prometheus_client.registry import Collector
 
 from supervisor.clock import now
 from supervisor.parent.snapshot import Look
+from supervisor.policy.condition import State
 from supervisor.policy.status import STATES, readiness, state_of, totals
-from supervisor.policy.view import RESTART_BOUNDS, PoolView, State
+from supervisor.policy.view import RESTART_BOUNDS, PoolView
 from supervisor.scoreboard import BOUNDS
 from supervisor.version import __version__
 from supervisor.vocabulary import OUTCOMES, Cause, Counts, Reading, slot_of

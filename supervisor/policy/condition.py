@@ -1,0 +1,93 @@
+"""The condition of the pool as a whole: its state, since when, and why.
+
+STARTING until every worker consumes, then RUNNING; DEGRADED while workers die and nothing explains it, until that has
+stopped for `STEADY` seconds; DRAINING to the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from supervisor.policy import restart
+from supervisor.vocabulary import EXIT_DONE, Action, Say
+
+
+class State(StrEnum):
+    """The pool as a whole."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A decision: restarting will not help, or is not wanted any more, so leave with this code."""
+
+    because: str
+    code: int
+    ends_nursery: bool = False
+    """At once, with whatever it was asked for."""
+
+
+Consequence = Action | GiveUp
+
+
+@dataclass(slots=True)
+class Condition:
+    """See the module."""
+
+    state: State = State.STARTING
+    since: float = 0.0
+    because: str = "starting"
+    code: int = EXIT_DONE
+    """To exit with, when it drains."""
+    is_finishing: bool = False
+    """A burst is over: its workers leave when they have done what they have."""
+    has_worked: bool = False
+    """Some worker has consumed."""
+    unexplained: list[float] = field(default_factory=list)
+    """When workers died that nothing explains, lately."""
+
+    @property
+    def is_draining(self) -> bool:
+        return self.state is State.DRAINING
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.is_draining or self.is_finishing
+
+    def enter(self, state: State, because: str, now: float) -> None:
+        self.state, self.because, self.since = state, because, now
+
+    def died_unexplained(self, workers: int, now: float) -> list[Action]:
+        """One of so many workers."""
+        self.unexplained = [at for at in self.unexplained if at > now - restart.INTENSITY_WINDOW] + [now]
+        if self.state is State.DEGRADED or not restart.too_intense(self.unexplained, workers, now):
+            return []
+        deaths = f"{len(self.unexplained)} unexplained deaths in {restart.INTENSITY_WINDOW:g} s"
+        self.enter(State.DEGRADED, f"{deaths}: one worker at a time from here", now)
+        return [Say("supervisor.degraded", "error", self.because)]
+
+    def consume(self, consuming: int, wanted: int, now: float) -> list[Action]:
+        """So many workers consume."""
+        if self.state is not State.STARTING or consuming < wanted:
+            return []
+        return self._run("every worker consumes", wanted, now)
+
+    def recover(self, consuming: int, wanted: int, now: float) -> list[Action]:
+        """The same, asked once a second."""
+        if self.state is not State.DEGRADED:
+            return self.consume(consuming, wanted, now)  # since fewer are wanted: else that has been said
+        is_recent = bool(self.unexplained) and now - self.unexplained[-1] < restart.STEADY
+        if is_recent or consuming < wanted:
+            return []
+        self.unexplained.clear()
+        return self._run("every worker consumes again", wanted, now)
+
+    def _run(self, because: str, wanted: int, now: float) -> list[Action]:
+        self.enter(State.RUNNING, because, now)
+        return [Say("supervisor.ready", "info", because, {"workers": wanted})]

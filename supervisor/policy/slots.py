@@ -1,0 +1,78 @@
+"""All slots, and the orphans beside them: who is where. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from supervisor.policy import restart, termination
+from supervisor.policy.slot import Slot, SlotState
+from supervisor.vocabulary import Action, Cause, other_page, slot_of
+
+
+class Slots:
+    """A pool that was larger keeps the slots that are no longer wanted, for their workers that leave, and empty."""
+
+    def __init__(self, wanted: int, seed: int) -> None:
+        self.wanted = wanted
+        """How many workers there are to be."""
+        self.orphans: dict[int, Slot] = {}
+        """By page: workers whose connection is gone while their handlers run on. The next worker has their slot; at
+        most one of a slot, so there are never more of them than of others."""
+        self._slots = [Slot(number) for number in range(wanted)]
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    def __getitem__(self, number: int) -> Slot:
+        return self._slots[number]
+
+    def at(self, page: int) -> Slot:
+        """Whose page it is: an orphan's, or the slot's."""
+        return self.orphans.get(page) or self._slots[slot_of(page)]
+
+    def everybody(self) -> list[Slot]:
+        """Orphans included."""
+        return [*self._slots, *self.orphans.values()]
+
+    def in_use(self) -> list[Slot]:
+        """Those that are wanted."""
+        return self._slots[: self.wanted]
+
+    def is_wanted(self, slot: Slot) -> bool:
+        return slot.number < self.wanted
+
+    def consuming(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.state is SlotState.READY]
+
+    def count(self, *states: SlotState) -> int:
+        return sum(1 for slot in self._slots if slot.state in states)
+
+    def resize(self, wanted: int) -> list[Slot]:
+        """Want so many. Returns those that are too many; `refill` is for the others."""
+        self.wanted = wanted
+        self._slots += [Slot(number) for number in range(len(self._slots), wanted)]
+        return self._slots[wanted:]
+
+    def refill(self, now: float) -> None:
+        """An empty slot that is wanted waits for a worker."""
+        for slot in self.in_use():
+            if slot.state is SlotState.EMPTY:
+                slot.enter(SlotState.WAITING, now)
+
+    def orphan(self, slot: Slot, until: float, cause: str, now: float) -> list[Action]:
+        """Its worker lives on beside it, until then at most. An older orphan of this slot makes room for it."""
+        actions: list[Action] = []
+        older = self.orphans.get(other_page(slot.page))
+        if older is not None and older.state is SlotState.DRAINING:
+            because = "the stand-in for this orphan has lost its connection, too"
+            actions += termination.kill(older, Cause.BROKER, because)
+        orphan = slot.orphan(until, cause, now)
+        self.orphans[orphan.page] = orphan
+        return actions
+
+    def roll(self, number: int = 0) -> float:
+        """A number in [0, 1), another one each time; see `restart.roll`."""
+        slot = self._slots[number]
+        slot.rolls += 1
+        return restart.roll(self._seed, number, slot.rolls)

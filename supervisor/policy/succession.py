@@ -1,0 +1,205 @@
+"""What becomes of a slot whose worker has gone?
+
+The exit is judged once (`exits`), and when the next worker may come is arithmetic (`restart`, `broker`); here is which
+of them applies, and what else follows. The decision is a value, and put in words once, when the exit is logged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+from supervisor.policy import broker, exits, restart
+from supervisor.policy.broker import BrokerState
+from supervisor.policy.condition import Condition, Consequence, GiveUp
+from supervisor.policy.exits import Judgement
+from supervisor.policy.nursery import Upkeep, import_hangs
+from supervisor.policy.parkings import Parkings
+from supervisor.policy.poison import Ledger, Suspects
+from supervisor.policy.reload import Rollout
+from supervisor.policy.restart import STEADY, Elsewhere, Fault, Next, Restart, Stay
+from supervisor.policy.slot import Slot, SlotState
+from supervisor.policy.slots import Slots
+from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, EXIT_KILLED, Cause, Exited, LoadFailed, Lost, Moved, Say
+
+STOPPING: Final = "the supervisor is stopping"
+
+
+@dataclass(slots=True)
+class Succession:
+    """See the module."""
+
+    slots: Slots
+    condition: Condition
+    rollout: Rollout
+    upkeep: Upkeep
+    broker: BrokerState
+    ledger: Ledger
+    parkings: Parkings
+    suspects: Suspects
+    by_cause: Counter[str] = field(default_factory=Counter)
+    """Exits."""
+    crashes: int = 0
+
+    def exited(self, slot: Slot, died: Exited, now: float) -> list[Consequence]:
+        """A worker is gone, or an orphan."""
+        judged = exits.judge(slot, died, now, has_worked=self.condition.has_worked)
+        crashes = 0
+        if judged.fault is Fault.MESSAGE and died.hand is not None:
+            who = f"worker {slot.number} (pid {died.pid})"
+            crashes = self.ledger.blame(died.hand.key, judged.cause, died.output, at=died.at, who=who)
+        self.by_cause[judged.cause] += 1
+        self.crashes += judged.is_crash
+        if self.condition.is_draining and self.condition.code == EXIT_DONE and not judged.is_clean:
+            self.condition.code = EXIT_KILLED
+        self.parkings.died(died.moved, died.last)
+        self.parked(slot, died.moved, now)
+        slot.vacate(died, judged.cause, now)
+        news: list[Consequence] = [*self.suspects.died(died.page, now), *self.broker.block(died.page, None, now)]
+        trouble = self.broker.trouble
+        is_expected = self.broker.is_usual(judged.leaving) or self._is_awaited(slot, judged)
+        is_orphan = self.slots.orphans.pop(died.page, None) is not None
+        follows, decided = (self._after_orphan(slot), []) if is_orphan else self._after(slot, judged, now)
+        is_same = judged.fault in broker.FAULTS and judged.consumed is None and trouble == self.broker.trouble
+        words = restart.in_words(follows, now) + self.ledger.sentence(crashes)
+        told = exits.obituary(slot.number, died, judged, words, now, is_old_news=is_same or is_expected)
+        return [told, *news, *decided]
+
+    def lost(self, slot: Slot, lost: Lost, now: float) -> list[Consequence]:
+        """Its connection is gone, and its handler runs on: for an hour perhaps, and the result counts for nothing."""
+        grace = self.rollout.limits_of(slot).lost_grace
+        until = now + grace if slot.deadline is None else min(now + grace, slot.deadline)
+        fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid}
+        because = f"{lost.detail}; its handler may run on for {until - now:g} s (--lost-grace {grace:g} s)"
+        said = Say("worker.orphaned", "warning", because, fields)
+        if self.condition.is_draining:
+            slot.is_lost, slot.deadline = True, until
+            fields["next"] = restart.in_words(Stay(STOPPING), now)
+            return [said]
+        judged = exits.judge_lost(slot, lost, now)
+        killed = self.slots.orphan(slot, until, judged.cause, now)
+        follows, decided = self._follow(slot, judged, now)
+        fields["next"] = restart.in_words(follows, now)
+        return [said, *killed, *decided]
+
+    def parked(self, slot: Slot, moved: tuple[Moved, ...], now: float) -> None:
+        """What a worker that ends had put into other queues, which it may not have been able to acknowledge."""
+        if not slot.has_told:
+            self.parkings.ended(moved, self.rollout.limits_of(slot).prefetch, now)
+        slot.has_told = slot.has_told or bool(moved)
+
+    def _after(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
+        is_trial = self.rollout.is_incoming(slot.generation) and not self._why_empty(slot)
+        if is_trial and not self.condition.is_finishing:
+            if not self.rollout.proves_nothing(judged.fault):
+                return self._fail_trial(slot, judged, now)
+            held = self.rollout.hold(judged.because)
+            follows, decided = self._follow(slot, judged, now)
+            return follows, [held, *decided]
+        if self._is_awaited(slot, judged) and not self.condition.is_finishing:
+            return self._import_again(slot, judged, now)
+        return self._follow(slot, judged, now)
+
+    def _after_orphan(self, orphan: Slot) -> Next:
+        """What becomes of its slot was decided when the connection was lost."""
+        slot = self.slots[orphan.number]
+        slot.last_exit = orphan.last_exit
+        if slot.state is not SlotState.EMPTY:
+            return Stay("a stand-in has its slot")
+        return Stay(self._why_empty(None) or "fewer workers are wanted")
+
+    def _follow(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
+        """A worker has gone from this slot, or lives on as an orphan."""
+        if why := self._why_empty(slot):
+            return Stay(why), []
+        if self.condition.is_finishing:
+            if judged.leaving is not None and judged.leaving.cause == Cause.DRAINED:
+                return Stay("the queue is empty"), []
+            # It may have left something behind: not even `max_tasks` runs what was delivered beside the last task.
+            self.condition.is_finishing = False
+            self.slots.refill(now)
+        if judged.fault is Fault.CONFIG and not self.condition.has_worked:
+            return Stay("restarting will not help"), self._give_up(judged)
+        decided: list[Consequence] = []
+        if judged.fault is Fault.UNEXPLAINED:
+            decided += self.condition.died_unexplained(self.slots.wanted, now)
+        follows, news = self._restart(slot, judged, now)
+        slot.restarts += 1
+        slot.enter(SlotState.WAITING, follows.at)
+        return follows, [*decided, *news]
+
+    def _is_awaited(self, slot: Slot, judged: Judgement) -> bool:
+        """Whether it could not import the handler, for a reason that may pass."""
+        failed = self._failed_import(slot, judged)
+        return failed is not None and self.upkeep.may_pass(self.rollout.nursery, failed)
+
+    def _failed_import(self, slot: Slot, judged: Judgement) -> LoadFailed | None:
+        nursery = self.rollout.nursery_for(slot)
+        if judged.cause == Cause.HANDLER:
+            return judged.failed
+        return import_hangs(nursery.settings) if judged.cause == Cause.BOOT and not nursery.preload else None
+
+    def _why_empty(self, slot: Slot | None) -> str:
+        if self.condition.is_draining:
+            return STOPPING
+        return "fewer workers are wanted" if slot is not None and not self.slots.is_wanted(slot) else ""
+
+    def _fail_trial(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
+        failed = self._failed_import(slot, judged)
+        because, traceback = (failed.error, failed.traceback) if failed else (judged.because, "")
+        told = self.rollout.fail_trial(slot, because, now, traceback)
+        slot.restarts += 1
+        generation = self.rollout.nursery.generation
+        return Elsewhere(f"the reload has failed; one of generation {generation} follows"), [*told]
+
+    def _import_again(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
+        failed = self._failed_import(slot, judged)
+        if why := self._why_empty(slot):
+            return Stay(why), []
+        assert failed is not None
+        nursery = self.rollout.nursery
+        told = self.upkeep.import_later(nursery, failed, slot.spawned_at, now, self.slots.roll(slot.number))
+        slot.restarts += 1
+        slot.enter(SlotState.WAITING, now)
+        how = "the import is tried again by one worker, the others wait for it (--boot-retry)"
+        return Elsewhere(how), [*told]
+
+    def _give_up(self, judged: Judgement) -> list[Consequence]:
+        if judged.failed is not None:
+            return self.upkeep.cannot_load(self.rollout.nursery, judged.failed)
+        detail = judged.leaving.detail if judged.leaving else ""
+        return [GiveUp(detail or "a worker says that its configuration is wrong", EXIT_CONFIG, ends_nursery=True)]
+
+    def _restart(self, slot: Slot, judged: Judgement, now: float) -> tuple[Restart, list[Consequence]]:
+        """When the next one comes. Where the broker is the reason, one of them tries it for all."""
+        fault, left = judged.fault, judged.leaving
+        was_ready = judged.consumed is not None
+        is_usual = self.broker.is_usual(left)
+        news: list[Consequence] = []
+        if left is not None and left.cause == Cause.BROKER and was_ready:
+            news += self.broker.end(left.kind, left.silence, self.rollout.nursery.settings.heartbeat, now)
+        elif fault in broker.FAULTS and not was_ready:
+            self.broker.silences.missed()
+        # Where a task's failure is what cannot be parked, each worker finishes one, and proves nothing by it.
+        has_finished = judged.finished > 0 and fault is not Fault.LOCAL
+        has_recovered = (judged.consumed or 0.0) >= STEADY or has_finished or is_usual
+        streak = slot.count(fault, recovered=has_recovered)
+        roll = self.slots.roll(slot.number)
+        follows = restart.decide(fault, streak=streak, was_ready=was_ready, now=now, roll=roll)
+        if fault not in broker.FAULTS or left is None or left.cause == Cause.NOT_CONSUMING:
+            return follows, news
+        consuming = self.slots.count(SlotState.READY)
+        kind, detail = left.kind, left.detail or "it did not say why"
+        if was_ready:
+            news += self.broker.lose(kind, detail, consuming, now, is_usual=is_usual)
+        elif consuming:
+            news += self.broker.turn_away(kind, detail, consuming)
+        if not consuming and follows.at > now + restart.LULL:
+            at, told = self.broker.fail(fault, kind, detail, streak, now, roll)
+            news += told
+            follows = Restart(at, "the next probe of the broker")
+            for other in self.slots:
+                if other.state is SlotState.WAITING and other.fault in broker.FAULTS and other.deadline is not None:
+                    other.deadline = max(other.deadline, at)
+        return follows, news

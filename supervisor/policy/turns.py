@@ -1,0 +1,74 @@
+"""Which waiting slot gets a worker now, and which waits for others?
+
+A slot waits for its backoff, for the nursery that is to fork, and its turn: where the machine refuses workers, an
+import fails, the broker is away or deaths are unexplained, one worker at a time shows the others what is so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from supervisor.policy import broker
+from supervisor.policy.broker import BrokerState
+from supervisor.policy.condition import Condition, State
+from supervisor.policy.imports import Imports
+from supervisor.policy.nursery import NurseryState
+from supervisor.policy.reload import Rollout
+from supervisor.policy.shortage import Shortage
+from supervisor.policy.slot import ARRIVING, FORK_TIMEOUT, Slot, SlotState
+from supervisor.policy.slots import Slots
+from supervisor.vocabulary import Spawn
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """See the module."""
+
+    slots: Slots
+    condition: Condition
+    rollout: Rollout
+    broker: BrokerState
+    shortage: Shortage
+    imports: Imports
+
+    @property
+    def deadline(self) -> float:
+        """When a slot has something to do, if nothing happens before; infinite when only an event can tell."""
+        slots = self.slots.everybody()
+        times = [max(slot.deadline, self._free_at(slot)) for slot in slots if slot.deadline is not None]
+        return min(times, default=math.inf)
+
+    def spawn(self, now: float) -> Iterator[Spawn]:
+        """Ask for the workers whose turn it is."""
+        if self.condition.is_draining:
+            return
+        # A reload's trial first: where one at a time may try the broker, a slot before it would always be the one.
+        for slot in sorted(self.slots, key=lambda slot: not self.rollout.is_trial(slot)):
+            if slot.state is SlotState.WAITING and slot.is_due(now) and self._free_at(slot) <= now:
+                slot.enter(SlotState.FORKING, now + FORK_TIMEOUT)
+                slot.spawned_at = now
+                slot.generation = self.rollout.nursery_for(slot).generation
+                slot.has_queues = not self.rollout.is_incoming(slot.generation) and self.broker.has_queues(now)
+                yield Spawn(slot.page, slot.generation, slot.why_started, slot.has_queues)
+
+    def _free_at(self, slot: Slot) -> float:
+        """When a waiting slot need not wait for others any more; infinite when only an event can tell."""
+        if slot.state is not SlotState.WAITING:
+            return -math.inf
+        if slot.page in self.slots.orphans:
+            return math.inf  # one is killed for it already, see `Slots.orphan`
+        if self.rollout.nursery_for(slot).state is not NurseryState.READY:
+            return math.inf
+        free_at = self.shortage.turn(self.slots.count(SlotState.FORKING) > 0)
+        if not self.rollout.is_trial(slot):  # which shows by its import what the next generation is worth
+            is_importing = self.slots.count(SlotState.FORKING, SlotState.BOOTING) > 0
+            free_at = max(free_at, self.imports.turn(is_importing))
+        is_degraded = self.condition.state is State.DEGRADED
+        if not is_degraded and slot.fault not in broker.FAULTS:
+            return free_at
+        begun = [other.spawned_at for other in self.slots if other.state in ARRIVING]
+        if is_degraded:
+            return math.inf if begun else free_at
+        return max(free_at, broker.turn(begun, self.slots.count(SlotState.READY)))
