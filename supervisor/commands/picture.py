@@ -155,8 +155,9 @@ def _reload(document: dict[str, Any]) -> Text:
 def _exit(document: dict[str, Any], last: dict[str, Any] | None) -> Text:
     if last is None:
         return Text("")
-    is_calm = last["cause"] in ("drained", "max_tasks", "memory")
-    text = Text.assemble((plain(str(last["cause"])), "" if is_calm else "red"), f" {_age(document, last['at'])}")
+    text = Text.assemble(
+        (plain(str(last["cause"])), "" if last.get("planned") else "red"), f" {_age(document, last['at'])}"
+    )
     return text.append(f" {plain(last['message_id'])}" if last["message_id"] else "")
 
 

@@ -42,6 +42,11 @@ class Judgement:
         return self.fault in (Fault.MESSAGE, Fault.UNEXPLAINED)
 
     @property
+    def is_planned(self) -> bool:
+        """It ended as it was to."""
+        return self.fault is Fault.PLANNED and self.cause != Cause.GRACE
+
+    @property
     def leaving(self) -> Leaving | None:
         """Its last words, if it left because it had to."""
         return self.said if isinstance(self.said, Leaving) else None
@@ -133,6 +138,7 @@ def obituary(slot: int, died: Exited, judged: Judgement, follows: str, now: floa
         "slot": slot,
         "pid": died.pid,
         "cause": judged.cause,
+        "planned": judged.is_planned,
         "status": died.status,
         "next": follows,
     }
@@ -149,5 +155,5 @@ def obituary(slot: int, died: Exited, judged: Judgement, follows: str, now: floa
         fields["message_id"] = None
     if died.output and judged.is_crash:
         fields["output"] = died.output
-    is_planned = judged.fault is Fault.PLANNED and judged.cause != Cause.GRACE
-    return Say("worker.exited", "info" if is_old_news or is_planned else "warning", judged.because, fields)
+    level = "info" if is_old_news or judged.is_planned else "warning"
+    return Say("worker.exited", level, judged.because, fields)

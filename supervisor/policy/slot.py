@@ -24,7 +24,7 @@ from enum import Enum
 from typing import Final
 
 from supervisor.policy.restart import Fault
-from supervisor.vocabulary import Exited, other_page
+from supervisor.vocabulary import other_page
 
 FORK_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 60.0
@@ -60,6 +60,7 @@ class LastExit:
     cause: str
     message_id: str | None
     at: float
+    is_planned: bool = False
 
 
 @dataclass(slots=True)
@@ -132,10 +133,10 @@ class Slot:
         self._empty(now)
         return orphan
 
-    def vacate(self, died: Exited, cause: str, now: float) -> None:
+    def vacate(self, exited: LastExit) -> None:
         """The process is gone; remember how."""
-        self.last_exit = LastExit(cause, died.hand.name if died.hand else None, now)
-        self._empty(now)
+        self.last_exit = exited
+        self._empty(exited.at)
 
     def _empty(self, now: float) -> None:
         self.pid = None

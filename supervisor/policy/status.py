@@ -174,7 +174,12 @@ def _worker(slot: SlotView, page: Reading, rss: dict[int, int], now: float, wall
         "restarts": slot.restarts,
         "succeeded": page.counts.succeeded,
         "failed": page.counts.failed,
-        "last_exit": {"cause": exit_.cause, "message_id": exit_.message_id, "at": _iso(exit_.at, now, wall)}
+        "last_exit": {
+            "cause": exit_.cause,
+            "message_id": exit_.message_id,
+            "at": _iso(exit_.at, now, wall),
+            "planned": exit_.is_planned,
+        }
         if exit_
         else None,
     }

@@ -19,7 +19,7 @@ from supervisor.policy.parkings import Parkings
 from supervisor.policy.poison import Ledger, Suspects
 from supervisor.policy.reload import Rollout
 from supervisor.policy.restart import STEADY, Elsewhere, Fault, Next, Restart, Stay
-from supervisor.policy.slot import Slot, SlotState
+from supervisor.policy.slot import LastExit, Slot, SlotState
 from supervisor.policy.slots import Slots
 from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, EXIT_KILLED, Cause, Exited, LoadFailed, Lost, Moved, Say
 
@@ -55,7 +55,8 @@ class Succession:
             self.condition.code = EXIT_KILLED
         self.parkings.died(died.moved, died.last)
         self.parked(slot, died.moved, now)
-        slot.vacate(died, judged.cause, now)
+        name = died.hand.name if died.hand else None
+        slot.vacate(LastExit(judged.cause, name, now, judged.is_planned))
         news: list[Consequence] = [*self.suspects.died(died.page, now), *self.broker.block(died.page, None, now)]
         trouble = self.broker.trouble
         is_expected = self.broker.is_usual(judged.leaving) or self._is_awaited(slot, judged)

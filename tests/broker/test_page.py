@@ -347,7 +347,7 @@ def test_many_workers_have_smaller_tiles_and_fit_on_a_telephone(tab: Tab, broker
 
 def crowd(worker: dict[str, Any], workers: int) -> list[dict[str, Any]]:
     """So many like this one; each third has a message with a long name in hand, each seventeenth was killed."""
-    killed = {"cause": "SIGKILL", "message_id": "m" * 200, "at": "2024-02-29T12:00:00.000Z"}
+    killed = {"cause": "SIGKILL", "message_id": "m" * 200, "at": "2024-02-29T12:00:00.000Z", "planned": False}
     return [
         worker
         | {"slot": slot, "state": "idle"}

@@ -664,6 +664,20 @@ BUGS = [
         SCENES,
     ),
     Bug(
+        "a worker that outstays the grace is said to have ended as planned",
+        "exits.py",
+        "return self.fault is Fault.PLANNED and self.cause != Cause.GRACE",
+        "return self.fault is Fault.PLANNED",
+        SCENES,
+    ),
+    Bug(
+        "what is shown of an exit is judged by its cause alone",
+        "succession.py",
+        "LastExit(judged.cause, name, now, judged.is_planned)",
+        'LastExit(judged.cause, name, now, judged.cause == "memory")',
+        SCENES,
+    ),
+    Bug(
         "what was parked is swallowed for ever",
         "parkings.py",
         "        if until:\n            until.popleft()\n",

@@ -1207,6 +1207,35 @@ def test_f82_a_crash_is_counted_exactly_when_a_message_is_blamed_or_nothing_expl
     assert world.pool.view(world.now).crashes == crashes
 
 
+@pytest.mark.parametrize(("megabytes", "status", "is_planned"), [(101, "exit 0", True), (201, "SIGABRT", False)])
+def test_f82_whoever_shows_an_exit_goes_by_the_one_judgement_of_it(
+    megabytes: int, status: str, is_planned: bool
+) -> None:
+    """It was `memory` both times, and `workq top` took both for planned."""
+    world = _up(workers=1, max_memory=100 * MB)
+    worker = world.workers[0] if is_planned else _working(world)
+    worker.rss = megabytes * MB
+    world.sample()
+    if is_planned:
+        world.leave(worker, Cause.MEMORY)
+    world.die(worker, status)
+    [said] = _obituaries(world)
+    [slot] = world.pool.view(world.now).slots
+    assert said.fields["cause"] == "memory"
+    assert slot.last_exit is not None
+    assert said.fields["planned"] is slot.last_exit.is_planned is is_planned
+
+
+def test_f82_to_outstay_the_grace_is_not_planned() -> None:
+    world = _up(workers=1)
+    worker = _working(world)
+    world.ask(Wish.STOP)
+    world.advance(world.settings.grace)
+    world.die(worker, "SIGKILL")
+    [said] = _obituaries(world)
+    assert (said.fields["cause"], said.fields["planned"]) == ("grace", False)
+
+
 def test_the_depth_is_asked_of_one_worker_every_five_seconds() -> None:
     world = _up(workers=2)
     for _ in range(60):

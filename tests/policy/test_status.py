@@ -180,7 +180,12 @@ def test_the_last_exit_is_told_and_counted() -> None:
     world.advance(1.0)
     document = _status(world)
     (worker,) = document["workers"]  # type: ignore[misc]
-    assert worker["last_exit"] == {"cause": "SIGSEGV", "message_id": "job-7", "at": "2024-02-29T11:59:59.000Z"}
+    assert worker["last_exit"] == {
+        "cause": "SIGSEGV",
+        "message_id": "job-7",
+        "at": "2024-02-29T11:59:59.000Z",
+        "planned": False,
+    }
     assert worker["restarts"] == 1
     assert document["totals"]["worker_exits"] == 1  # type: ignore[index]
 
