@@ -28,13 +28,13 @@ from pika.exceptions import ConnectionClosedByClient
 from pika.spec import BasicProperties
 
 from supervisor import amqp, originals, queues, streams, trace
+from supervisor.amqp import deliveries
+from supervisor.amqp.ioloop import IOLoop, Services, Timer
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice, poison, retry
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_SOFTWARE, Cause, Kind
-from supervisor.worker import deliveries
-from supervisor.worker.ioloop import IOLoop, Services, Timer
 
 KEEPER_AFTER: Final = 1.0
 """Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short

@@ -14,8 +14,8 @@ import pika
 from pika import data
 
 from supervisor import queues
+from supervisor.amqp.undecodable import Remains, readable, split, split_table
 from supervisor.redaction import clip_end, clip_start
-from supervisor.worker.undecodable import Remains, readable, split, split_table
 
 _ADDRESSES: Final = ("CC", "BCC")
 """RabbitMQ sends a message to these queues, too (https://www.rabbitmq.com/docs/sender-selected), and has: parked with

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supervisor import logs, queues, streams, trace
+from supervisor.amqp.undecodable import Remains
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle
@@ -65,7 +66,6 @@ from supervisor.worker.consumer import Consumer, Delivery, Gone
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.parking import Parking, PublishError
 from supervisor.worker.task import Task
-from supervisor.worker.undecodable import Remains
 
 if TYPE_CHECKING:
     from supervisor.worker.tracing import Tracing

@@ -12,9 +12,9 @@ from pika import data
 from pika.frame import Header
 
 from supervisor import queues
+from supervisor.amqp.undecodable import split_table
 from supervisor.content_header import NUMBERS, PROPERTIES
 from supervisor.worker.labels import Entry, fit, labelled
-from supervisor.worker.undecodable import split_table
 
 ESSENTIAL = {queues.ATTEMPT: 3, queues.REASON: "exception", queues.QUEUE: "jobs"}
 ENDS = (queues.TRACEBACK, queues.EVIDENCE)

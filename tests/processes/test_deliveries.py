@@ -21,8 +21,8 @@ from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.channel import Channel
 from pika.exceptions import StreamLostError
 
-from supervisor.worker import deliveries, undecodable
-from supervisor.worker.ioloop import IOLoop, Services
+from supervisor.amqp import deliveries, undecodable
+from supervisor.amqp.ioloop import IOLoop, Services
 from tests import wire
 
 TAG = "worker-1"

@@ -19,7 +19,7 @@ from pika import spec
 from pika.channel import Channel
 from pika.frame import Header, Method
 
-from supervisor.worker import undecodable
+from supervisor.amqp import undecodable
 
 _METHOD: Final = struct.Struct(">BHLL")
 """Type, channel, size of the payload; the payload begins with class and method."""
