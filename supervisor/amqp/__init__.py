@@ -24,16 +24,24 @@ from supervisor.version import __version__
 from supervisor.vocabulary import Kind
 
 __all__ = [
+    "KEEPALIVE",
     "Connection",
     "Kind",
     "Trouble",
     "Unusable",
+    "client_properties",
     "declare_anyway",
     "declare_or_take",
     "explain",
+    "is_missing",
     "opening_error",
     "parameters",
+    "tls",
 ]
+
+
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""The kernel's answer to a peer that vanished while heartbeats are not being served: socket options, in seconds."""
 
 
 class Unusable(ValueError):
@@ -53,27 +61,31 @@ def parameters(endpoint: Endpoint, *, heartbeat: float, name: str, timeout: floa
     There is one attempt: trying again is the caller's business. Raises Unusable for a certificate file that is, and
     OSError when it is this process that cannot read it now: no descriptor is free, for instance.
     """
-    tls: Any = _tls(endpoint) if endpoint.tls else None
+    options: Any = tls(endpoint) if endpoint.tls else None
     return pika.ConnectionParameters(
         host=endpoint.host,
         port=endpoint.port,
         virtual_host=endpoint.vhost,
         credentials=pika.PlainCredentials(endpoint.user, endpoint.password),
         heartbeat=math.ceil(heartbeat),
-        ssl_options=tls,
-        client_properties={"connection_name": name, "product": "workq-supervise", "version": __version__},
+        ssl_options=options,
+        client_properties=client_properties(name),
         socket_timeout=min(10.0, timeout),
         stack_timeout=timeout,
         connection_attempts=1,
         retry_delay=0,
         # A broker with an alarm keeps the connection: a wait with a deadline of its own is the caller's business.
         blocked_connection_timeout=None,
-        # The kernel's answer to a peer that vanished while heartbeats are not being served.
-        tcp_options={"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3},
+        tcp_options=KEEPALIVE,
     )
 
 
-def _tls(endpoint: Endpoint) -> pika.SSLOptions:
+def client_properties(name: str) -> dict[str, Any]:
+    """What a connection says of itself."""
+    return {"connection_name": name, "product": "workq-supervise", "version": __version__}
+
+
+def tls(endpoint: Endpoint) -> pika.SSLOptions:
     """TLS that verifies the certificate and the host name; there is no way to switch that off."""
     cafile, certfile, keyfile = (endpoint.option(name) for name in ("cafile", "certfile", "keyfile"))
     with _usable(cafile):
@@ -219,8 +231,8 @@ class _ClosedEarly(exceptions.StreamLostError):
     """The connection ended before the broker's first word."""
 
 
-def opening_error(connection: Connection, error: BaseException) -> BaseException:
-    """What `on_open_error_callback` was called with, told apart further, for `explain`.
+def opening_error(connection: Any, error: BaseException) -> BaseException:
+    """What a connection that `is_strange` or not has ended with before it was open, told apart further, for `explain`.
 
     pika calls any end before the broker's first frame an incompatible protocol, that of a broker which is just starting
     included; and when somebody else answers, HTTP for instance, it waits for more of what it takes for a large frame.
@@ -412,6 +424,11 @@ def _one_line(text: str) -> str:
 # ---------------------------------------------------------------------------------------------- declaring
 
 
+def is_missing(error: BaseException) -> bool:
+    """Whether the broker has said 404: there is no such queue, or it cannot be used now."""
+    return isinstance(error, exceptions.ChannelClosedByBroker) and error.reply_code == 404
+
+
 def declare_or_take(
     connection: Any,
     declaration: queues.Declaration,
@@ -445,8 +462,7 @@ def declare_or_take(
             if settled:
                 return
             settled = True
-            missing = isinstance(error, exceptions.ChannelClosedByBroker) and error.reply_code == 404
-            following = next(remaining, None) if missing else None
+            following = next(remaining, None) if is_missing(error) else None
             if following is None:
                 on_failed(error)
             else:
@@ -479,28 +495,34 @@ def declare_anyway(
     `on_failed(error)`, which `explain` knows. The channels are closed again.
     """
 
-    def found(channel: Any, _ok: Any, _sent: queues.Declaration) -> None:
-        channel.close()
-        if declaration["arguments"]:
-            declare(is_new=False)
-        else:
-            on_done(False)
+    def ask(*wanted: queues.Declaration, is_new: bool) -> None:
+        """One behind the other. Of what comes behind a refusal the broker takes no notice."""
+        answers: list[Any] = []
+
+        def opened(channel: Any) -> None:
+            for each in wanted:
+                channel.queue_declare(**each, callback=lambda answer: done(channel, answer))
+
+        def done(channel: Any, answer: Any) -> None:
+            answers.append(answer)
+            if len(answers) == len(wanted):
+                channel.close()
+                on_done(is_new)
+
+        def closed(_channel: Any, error: BaseException) -> None:
+            if not answers and not is_new and is_missing(error) and explain(error).kind is Kind.MISSING:
+                # Later: pika is still taking that channel down.
+                connection.ioloop.call_later(0, lambda: missing(error))
+            elif len(answers) < len(wanted):
+                on_failed(error)
+
+        connection.channel(on_open_callback=opened).add_on_close_callback(closed)
 
     def missing(error: BaseException) -> None:
-        if isinstance(error, exceptions.ChannelClosedByBroker) and explain(error).kind is Kind.MISSING:
-            # Later: pika is still taking that channel down.
-            connection.ioloop.call_later(0, lambda: declare(is_new=True))
+        if connection.is_open:
+            ask(declaration, is_new=True)
         else:
             on_failed(error)
 
-    def declare(*, is_new: bool) -> None:
-        def done(channel: Any, _ok: Any, sent: queues.Declaration) -> None:
-            channel.close()
-            on_done(is_new and not sent["passive"])
-
-        if connection.is_open:
-            declare_or_take(connection, declaration, on_done=done, on_failed=on_failed)
-        else:
-            on_failed(exceptions.ConnectionWrongStateError())
-
-    declare_or_take(connection, queues.inquiry(declaration["queue"]), declare=False, on_done=found, on_failed=missing)
+    inquiry = queues.inquiry(declaration["queue"])
+    ask(inquiry, *([declaration] if declaration["arguments"] else []), is_new=False)

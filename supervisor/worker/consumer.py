@@ -1,13 +1,12 @@
-"""The consuming side of pika, and the only file that knows it (with two beside it: `deliveries`, for what pika reads
-slowly, and `undecodable`, for what it cannot read).
+"""A consumer: one queue, consumed by one connection (`amqp.connection`).
 
 One connection, one life: whatever ends the connection, the channel or the consumer ends this object, with a `Gone`
 that says why. Nothing here reconnects; the supervisor starts another worker.
 
-*The baton.* One thread at a time pumps pika's loop: the main thread while it waits for a message; and while a handler
+*The baton.* One thread at a time pumps the loop: the main thread while it waits for a message; and while a handler
 has kept the main thread for over a second, a keeper thread, so that heartbeats go out and the broker is heard for as
-long as a handler runs. Deliveries are only stashed by pika's callback, and handled outside it. (Measured against a
-thread that owns the connection all the time: docs/decisions/0002.)
+long as a handler runs. Deliveries are only stashed by the callback, and handled outside it. (Measured against a thread
+that owns the connection all the time: docs/decisions/0002.)
 """
 
 from __future__ import annotations
@@ -17,19 +16,15 @@ import random
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from pika.channel import Channel
-from pika.exceptions import ConnectionClosedByClient
-from pika.spec import BasicProperties
-
 from supervisor import amqp, originals, queues, streams, trace
-from supervisor.amqp import deliveries
-from supervisor.amqp.ioloop import IOLoop, Services, Timer
+from supervisor.amqp.connection import Channel, Connection
+from supervisor.amqp.ioloop import IOLoop, Timer
+from supervisor.amqp.undecodable import Properties
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice, poison, retry
@@ -89,7 +84,7 @@ class Delivery:
     tag: int
     routing_key: str
     redelivered: bool
-    properties: BasicProperties
+    properties: Properties
     body: bytes
     name: str
     """The message id, else a digest of body and routing key."""
@@ -194,14 +189,15 @@ class Consumer:
         """Why it comes to its end, once it is asked to."""
         self._finish = False
         self._endpoint: Endpoint | None = None
-        self._connection: Any = None
-        self._channel: Any = None
-        self._side_channel: Any = None
-        self._dead_channel: Any = None
+        self._connection: Connection | None = None
+        self._channel: Channel | None = None
+        self._side_channel: Channel | None = None
+        self._dead_channel: Channel | None = None
         self._arguments: dict[str, int] = {}
         """Of basic.consume, beyond `_EVERYBODY`."""
         self.has_declared: bool | None = None
         """Whether the queue was declared because there was none; None when it was declared as a comparison."""
+        self._declares_ours = False
         self._undeclared: set[str] = set()
         self.declared: set[str] = set()
         """Queues for retries and dead letters that are there."""
@@ -212,7 +208,6 @@ class Consumer:
         self._is_consuming = False
         self._has_arrived = False
         self._ioloop = IOLoop()
-        self._io = Services(self._ioloop)
         self.unattended = Baton(self._wake)
         """`with consumer.unattended:` the caller does something that may take long, and the keeper takes the baton when
         it takes over a second."""
@@ -226,11 +221,11 @@ class Consumer:
         Raises Gone: when none can be used, with what is wrong with each.
         """
         refusals: list[Gone] = []
+        self._declares_ours = declare_ours
         deadline = now() + CONNECT_TIMEOUT
         endpoints = list(self._settings.url)
         random.shuffle(endpoints)
         for endpoint in endpoints:
-            self._ioloop.begin()
             begun = now()
             try:
                 self._connect(endpoint, deadline)
@@ -238,7 +233,6 @@ class Consumer:
             except Gone as gone:
                 if gone.cause is not Cause.BROKER:
                     raise
-                self._ioloop.shed()
                 refusals.append(gone)
                 self._gone = _none_of(refusals)
                 if now() >= deadline:
@@ -248,14 +242,7 @@ class Consumer:
             self._gone = _none_of(refusals)
             raise self._gone
         connected = now()
-        self._arguments = advice.consumer_arguments(self.version, self._settings)
-        if declare_ours:
-            self._declare_ours()
-        self._consume()
-        if not self._is_consuming:
-            # Only a quorum queue takes the argument.
-            self._arguments = {}
-            self._consume()
+        self._wait(lambda: self._is_consuming)
         self._await_ours(max(OURS_WITHIN, connected - begun))
         self._has_arrived = True
         return str(endpoint)
@@ -277,7 +264,7 @@ class Consumer:
     @property
     def version(self) -> str:
         """RabbitMQ's: `3.10.8`. Empty when it is another broker, or does not say."""
-        said = self._connection.server_properties
+        said = (self._connection and self._connection.server_properties) or {}
         return str(said.get("version", "")) if said.get("product") == "RabbitMQ" else ""
 
     def next(self) -> Delivery | None:
@@ -326,12 +313,13 @@ class Consumer:
         """Acknowledge, and hand that to the kernel. Raises Gone: then the broker will not hear of it."""
         if self._gone is not None:
             raise self._gone
-        try:
-            self._connection.ack(self._channel, delivery.tag)
-        except Exception as error:  # not `_alive`, which costs a microsecond
-            raise self._refused(error) from error
-        while not self._io.has_written:
-            self.turn()
+        connection, channel = self._connection, self._channel
+        assert connection is not None and channel is not None
+        channel.basic_ack(delivery.tag)
+        while not connection.has_written:
+            if self._gone is not None:
+                raise self._gone
+            self._pump()
 
     def leave(self, cause: Cause, detail: str, *, finish: bool = False) -> None:
         """Take nothing more: `next()` cancels the consumer and comes to its end. `finish`: run what has been delivered
@@ -347,11 +335,11 @@ class Consumer:
         To be called before the last ack, so that the broker sends nothing after it that would come back marked
         redelivered.
         """
-        if self._is_consuming and self._gone is None:
+        if self._is_consuming and self._gone is None and self._channel is not None:
             self._is_consuming = False
-            # pika does not answer for a consumer that it does not know (any more).
-            if self._name in self._channel.consumer_tags:
-                self._call(self._channel.basic_cancel, consumer_tag=self._name)
+            answers: list[Any] = []
+            self._channel.basic_cancel(self._name, callback=answers.append)
+            self._wait(lambda: bool(answers))
 
     def measure(self, *, delays: bool = False) -> None:
         """Ask for the queue's depth, on a channel of its own: a missing queue closes that, not the consuming one. With
@@ -368,14 +356,14 @@ class Consumer:
     def _count_delays(self, left: deque[str], found: int) -> None:
         """Add what waits in the queues that are left, then measure the main one."""
 
-        def ask(channel: Any) -> None:
+        def ask(channel: Channel) -> None:
             if left:
                 channel.queue_declare(**queues.inquiry(left[0]), callback=lambda frame: answered(channel, frame))
             else:
                 channel.close()
                 self._measure(found)
 
-        def answered(channel: Any, frame: Any) -> None:
+        def answered(channel: Channel, frame: Any) -> None:
             nonlocal found
             found += frame.method.message_count
             left.popleft()
@@ -384,14 +372,13 @@ class Consumer:
         def closed(_: Any, reason: BaseException) -> None:
             if left and amqp.explain(reason, self._endpoint).kind in (Kind.MISSING, Kind.PERMISSION):
                 left.popleft()
-                # Later: pika is still taking the channel down.
-                self._ioloop.call_later(0, lambda: self._count_delays(left, found))
+                self._count_delays(left, found)
 
         if self._connection is not None and self._connection.is_open:
             self._connection.channel(on_open_callback=ask).add_on_close_callback(closed)
 
     def _measure(self, delayed: int | None) -> None:
-        def ask(channel: Any) -> None:
+        def ask(channel: Channel) -> None:
             channel.queue_declare(**queues.inquiry(self._settings.queue), callback=answered)
 
         def answered(frame: Any) -> None:
@@ -426,21 +413,18 @@ class Consumer:
         if self._connection is None or not self._connection.is_open or not left:
             return
 
-        def opened(channel: Any) -> None:
-            wanted = {**arguments, "x-queue-type": queues.NO_TYPE}
-            channel.queue_declare(self._settings.queue, arguments=wanted, callback=_nothing, **found)
-
-        def refused(_: Any, reason: BaseException) -> None:
+        def refused(_: Channel, reason: BaseException) -> None:
             name, value = queues.difference(str(getattr(reason, "reply_text", ""))) or ("", None)
             place = found if name in found else arguments
             if name in (queues.SINGLE, "x-queue-type"):
                 told(name == queues.SINGLE and value is True)
             elif value is not None and place.get(name) != value:
                 place[name] = value
-                # Later: pika is still taking the channel down, and would hand its number to the next one.
-                self._ioloop.call_later(0, lambda: self._describe(told, found, arguments, left - 1))
+                self._describe(told, found, arguments, left - 1)
 
-        self._connection.channel(on_open_callback=opened).add_on_close_callback(refused)
+        channel = self._connection.channel()
+        channel.add_on_close_callback(refused)
+        channel.queue_declare(self._settings.queue, arguments={**arguments, "x-queue-type": queues.NO_TYPE}, **found)
 
     def watch(self, fd: int, readable: Callable[[], None]) -> None:
         """Have the loop call `readable` when `fd` has something to read, whoever pumps."""
@@ -456,74 +440,95 @@ class Consumer:
     def close(self) -> bool:
         """Say goodbye to a broker that is well: bounded, and without complaint. Whether the broker has answered: then
         it has heard every acknowledgement."""
-        if self._gone is not None or self._connection is None or not self._connection.is_open:
+        connection = self._connection
+        if self._gone is not None or connection is None or not connection.is_open:
             return False
-        ends: list[BaseException] = []
-        self._connection.add_on_close_callback(lambda _, reason: ends.append(reason))
         deadline = now() + CLOSE_TIMEOUT
         self._ioloop.call_later(CLOSE_TIMEOUT, _nothing)
-        with suppress(Exception):  # it is closing already
-            self._connection.close()
-        while not self._connection.is_closed and now() < deadline:
+        connection.close()
+        while not connection.is_closed and now() < deadline:
             self._pump()
-        return any(isinstance(end, ConnectionClosedByClient) for end in ends)
+        return connection.has_taken_leave
 
     # --------------------------------------------------------------------------------------------- the steps
 
     def _connect(self, endpoint: Endpoint, deadline: float) -> None:
         """Raises Gone. After the deadline there must be no other attempt: this one may still end, for all to hear."""
         self._endpoint = endpoint
-        self._connection = None
-        self._io = Services(self._ioloop)
-        self._io.is_eager = not endpoint.tls
         try:
-            connection = deliveries.Connection(
-                amqp.parameters(endpoint, heartbeat=self._settings.heartbeat, name=self._name),
-                on_open_callback=_nothing,
-                on_open_error_callback=lambda this, error: self._lose(amqp.opening_error(this, error)),
-                on_close_callback=lambda _, error: self._lose(error),
-                custom_ioloop=self._io,
+            connection = self._connection = Connection(
+                endpoint,
+                self._ioloop,
+                heartbeat=self._settings.heartbeat,
+                name=self._name,
+                on_greeted=self._ask_for_all,
+                on_closed=self._lose,
             )
         except Exception as error:  # a file that cannot be used, or this process has nothing left to begin with
             self._lose(error)
             raise self._gone from error  # type: ignore[misc]
-        self._connection = connection
-        # pika bounds TCP, TLS and AMQP for each of the host's addresses; how many there are, and how long it takes to
+        # TCP, TLS and AMQP are bounded for each of the host's addresses; how many there are, and how long it takes to
         # look them up, nobody but us.
-        timer = self._ioloop.call_later(max(0.0, deadline - now()), _nothing)
-        while not connection.is_open:
-            self._pump_unless_gone()
-            if now() >= deadline:
-                wrong = "its host name takes too long to look up, or none of its addresses answers"
-                self._end(Cause.BROKER, f"no connection to {endpoint} in time: {wrong}", Kind.TIMEOUT)
-                raise self._gone  # type: ignore[misc]
-        self._ioloop.remove_timeout(timer)
-        if not endpoint.tls:
-            connection.shorten()
+        if not self._happens(lambda: connection.has_opened, deadline - now()):
+            wrong = "its host name takes too long to look up, or none of its addresses answers"
+            self._end(Cause.BROKER, f"no connection to {endpoint} in time: {wrong}", Kind.TIMEOUT)
+            connection.drop()
+            raise self._gone  # type: ignore[misc]
 
-    def _take_queue(self) -> None:
-        """Take the queue as it is, or declare it. Raises Gone."""
-        taken: list[tuple[Any, queues.Declaration]] = []
-        refused: list[BaseException] = []
+    def _ask_for_all(self, connection: Connection) -> None:
+        """What a worker needs at its start, at once: the answers come in their turn."""
+        self._connection = connection
+        self._arguments = advice.consumer_arguments(self.version, self._settings)
+        if self._declares_ours:
+            self._declare_ours(connection)  # first: their answers are not waited for as long
+        self._take_queue(connection, self._attempts())
+
+    def _attempts(self) -> Sequence[queues.Declaration]:
         settings = self._settings
-        with self._alive():
-            amqp.declare_or_take(
-                self._connection,
-                queues.declaration(settings.queue, settings.queue_type),
-                declare=settings.declare,
-                on_done=lambda channel, _, sent: taken.append((channel, sent)),
-                on_failed=refused.append,
-            )
-        self._wait("queue.declare", lambda: bool(taken or refused))
-        if refused:
-            self._lose(refused[0])
-            assert self._gone is not None
-            raise self._gone
-        self._channel, sent = taken[0]
-        if settings.queue_type == "default" or not settings.declare:
-            self.has_declared = self.has_declared or not sent["passive"]
+        return queues.attempts(queues.declaration(settings.queue, settings.queue_type), settings.declare)
 
-    def _declare_ours(self) -> None:
+    def _take_queue(self, connection: Connection, attempts: Sequence[queues.Declaration]) -> None:
+        """Take the queue as it is, or declare it, and consume. A refusal closes the channel, and the broker passes over
+        what comes behind it: then the next attempt, on another channel."""
+        wanted = attempts[0]
+        channel = self._channel = connection.channel()
+        channel.add_on_cancel_callback(self._cancelled)
+        channel.add_on_close_callback(lambda _, reason: self._closed(connection, reason, attempts[1:]))
+        must_know_type = self.prefetch > 1 and poison.has_limit(self.version)
+
+        def taken(_: Any) -> None:
+            if self._settings.queue_type == "default" or not self._settings.declare:
+                self.has_declared = self.has_declared or not wanted["passive"]
+            if must_know_type:
+                self._ask_type(connection, channel)
+
+        channel.queue_declare(**wanted, callback=taken)
+        if not must_know_type:
+            self._consume(channel)
+
+    def _closed(self, connection: Connection, reason: BaseException, others: Sequence[queues.Declaration]) -> None:
+        """The broker has refused something, or the connection is gone."""
+        if connection.is_closed or self._is_consuming:
+            self._lose(reason)
+        elif others and amqp.is_missing(reason):
+            self._take_queue(connection, others)
+        elif self._arguments and advice.ARGUMENT in str(reason):
+            # Only a quorum queue takes the argument.
+            self._arguments = {}
+            self._take_queue(connection, self._attempts())
+        else:
+            self._lose(reason)
+
+    def _consume(self, channel: Channel) -> None:
+        channel.basic_qos(self._at_once())
+        channel.basic_consume(
+            self._settings.queue, self._delivered, self._name, self._arguments | _EVERYBODY, self._has_begun
+        )
+
+    def _has_begun(self, _: Any) -> None:
+        self._is_consuming = True
+
+    def _declare_ours(self, connection: Connection) -> None:
         """Begin to declare the queues for retries and dead letters; what cannot be declared is `refused`, and tried
         again when it is needed.
 
@@ -534,7 +539,7 @@ class Consumer:
         for declaration in queues.ours(self._settings.queue, steps):
             self._undeclared.add(declaration["queue"])
             amqp.declare_anyway(
-                self._connection,
+                connection,
                 declaration,
                 on_done=partial(self._has_declared_ours, declaration["queue"]),
                 on_failed=partial(self._refused_ours, declaration["queue"]),
@@ -543,11 +548,7 @@ class Consumer:
     def _await_ours(self, patience: float) -> None:
         """Wait for the answers, but not for long: a queue whose node is away keeps the broker from answering for many
         seconds, and whoever consumes does not need it yet. Raises Gone."""
-        deadline = now() + patience
-        timer = self._ioloop.call_later(patience, _nothing)
-        while self._undeclared and now() < deadline:
-            self._pump_unless_gone()
-        self._ioloop.remove_timeout(timer)
+        self._happens(lambda: not self._undeclared, patience)
         if self._undeclared:
             names = ", ".join(sorted(self._undeclared))
             self.refused = f"the broker has not answered within {patience:.0f} s whether it has {names}"
@@ -560,121 +561,68 @@ class Consumer:
         self._undeclared.discard(queue)
         self.refused = f"queue {queue} cannot be declared: {amqp.explain(error, self._endpoint).reason}"
 
-    def _consume(self) -> None:
-        """Take the queue and consume, unless the broker refuses the arguments: then the channel is closed, and nothing
-        has happened. Raises Gone."""
-        refused: list[BaseException] = []
-
-        def closed(_: Any, reason: BaseException) -> None:
-            if not self._has_arrived and self._arguments and advice.ARGUMENT in str(reason):
-                refused.append(reason)
-            else:
-                self._lose(reason)
-
-        self._take_queue()
-        if self.prefetch > 1 and poison.has_limit(self.version):
-            self.prefetch = poison.prefetch(self.prefetch, self.version, self._type_of_queue())
-        self._channel.add_on_close_callback(closed)
-        self._call(self._channel.basic_qos, prefetch_count=self._at_once())
-        self._channel.add_on_cancel_callback(self._cancelled)
-        consuming: list[Any] = []
-        with self._alive():
-            self._channel.basic_consume(
-                queue=self._settings.queue,
-                on_message_callback=self._delivered,
-                consumer_tag=self._name,
-                arguments=self._arguments | _EVERYBODY,
-                callback=consuming.append,
-            )
-        self._wait("basic.consume", lambda: bool(consuming or refused))
-        self._is_consuming = not refused
-
     def _at_once(self) -> int:
         """What is prefetched and not run before `--max-tasks` is reached goes back, for nothing."""
         return min(self.prefetch, self._settings.max_tasks or self.prefetch)
 
-    def _type_of_queue(self) -> str:
-        """`classic` or `quorum`; empty when the broker does not tell. Raises Gone.
+    def _ask_type(self, connection: Connection, consuming: Channel) -> None:
+        """Consume when it is known which type the queue is of, which decides how many messages a worker has at once.
 
         There is no question for it that needs no permission beyond ours, but a refusal that says it: only streams are
         consumed from an offset, and they refuse `_EVERYBODY`.
         """
-        answers: list[Any] = []
 
-        def opened(channel: Channel) -> None:
-            arguments = _EVERYBODY | {"x-stream-offset": "next"}
-            queue = self._settings.queue
-            channel.basic_consume(queue, _nothing, arguments=arguments, callback=answers.append)
+        def told(_: Channel, reason: BaseException) -> None:
+            found = _OF_TYPE.search(str(reason))
+            self.prefetch = poison.prefetch(self.prefetch, self.version, found[1] if found else "")
+            self._consume(consuming)
 
-        with self._alive():
-            channel = self._connection.channel(on_open_callback=opened)
-            channel.add_on_close_callback(lambda _, reason: answers.append(reason))
-        self._wait("basic.consume", lambda: bool(answers))
-        if channel.is_open:
-            channel.close()
-        found = _OF_TYPE.search(str(answers[0]))
-        return found[1] if found else ""
+        channel = connection.channel()
+        channel.add_on_close_callback(told)
+        channel.basic_consume(self._settings.queue, _nothing, "", _EVERYBODY | {"x-stream-offset": "next"})
 
-    def _call(self, method: Callable[..., Any], **arguments: Any) -> Any:
-        """Send a request and wait for its answer. Raises Gone."""
-        answers: list[Any] = []
-        with self._alive():
-            method(**arguments, callback=answers.append)
-        self._wait(getattr(method, "__name__", "request"), lambda: bool(answers))
-        return answers[0]
-
-    @contextmanager
-    def _alive(self) -> Iterator[None]:
-        """What is asked of pika in here needs a connection that lives. Raises Gone."""
-        try:
-            yield
-        except Exception as error:
-            raise self._refused(error) from error
-
-    def _refused(self, error: Exception) -> Gone:
-        """pika refuses to write to what is closing, in a way of its own for each request, from the broker's goodbye on;
-        why it closes we are told when the socket is closed, which takes a turn or two of its loop."""
-        deadline = now() + CLOSE_TIMEOUT
-        self._ioloop.call_later(CLOSE_TIMEOUT, _nothing)
-        while self._gone is None and now() < deadline:
-            self._pump(CLOSE_TIMEOUT)
-        self._lose(error)
-        assert self._gone is not None
-        return self._gone
-
-    def _wait(self, what: str, happened: Callable[[], bool]) -> None:
+    def _wait(self, happened: Callable[[], bool]) -> None:
         patience = ANSWER_TIMEOUT
         if self.leaving is not None:
             # The supervisor waits for no longer than the grace, and what is in hand may yet be acknowledged.
             patience = min(ANSWER_TIMEOUT, self._settings.grace / 2)
-        deadline = now() + patience
-        timer = self._ioloop.call_later(patience, _nothing)
-        while not happened():
-            self._pump_unless_gone()
-            if now() >= deadline:
-                unanswered = f"the broker did not answer {what} within {patience:g} s"
-                self._gone = Gone(Cause.BROKER, unanswered, Kind.TIMEOUT)
-                raise self._gone
-        self._ioloop.remove_timeout(timer)
+        if not self._happens(happened, patience):
+            what = (self._channel and self._channel.awaited) or "basic.consume"
+            self._gone = Gone(Cause.BROKER, f"the broker did not answer {what} within {patience:g} s", Kind.TIMEOUT)
+            raise self._gone
+
+    def _happens(self, what: Callable[[], bool], within: float) -> bool:
+        """Turn the loop until it does, or so many seconds have passed. Raises Gone."""
+        deadline = now() + within
+        timer = self._ioloop.call_later(max(0.0, within), _nothing)
+        try:
+            while not what():
+                self._pump_unless_gone()
+                if now() >= deadline:
+                    return what()
+            return True
+        finally:
+            timer.callback = None
 
     def _next_of_the_last(self) -> Delivery | None:
         """Asked to leave: stop the flow; then run what has come (`finish`) or hand it back."""
         self.cancel()
         if self._finish and self._stash:
             return self._stash.popleft()
-        with self._alive():
-            while self._stash:
-                self._channel.basic_nack(self._stash.popleft().tag, requeue=True)
+        while self._stash and self._channel is not None:
+            self._channel.basic_nack(self._stash.popleft().tag)
+        if self._gone is not None:
+            raise self._gone
         return None
 
     # ------------------------------------------------------------------------------------------------ the pump
 
     def _pump(self, patience: float = 5.0) -> None:
-        """One turn of the loop: wait for something, `patience` seconds at most, and let pika work on it."""
+        """One turn of the loop: wait for something, `patience` seconds at most."""
         self._beat()
         try:
             self._ioloop.turn(patience)
-        except Exception as error:  # noqa: BLE001 - pika lets its decoder's errors out here, and the one life ends
+        except Exception as error:  # noqa: BLE001 - whatever a callback stumbles over, the one life ends
             self._lose(error)
 
     def _pump_unless_gone(self) -> None:
@@ -703,25 +651,13 @@ class Consumer:
             with baton.lock:
                 while baton.free_since is not None and self._gone is None:
                     self._pump()
-                if self.gone is not None:
-                    self._flush()
-
-    def _flush(self) -> None:
-        """Hand to the kernel what pika still has to say.
-
-        A quorum queue gives the message back when the broker has heard that we know of our channel's end, and the
-        handler may go on for hours.
-        """
-        for _ in range(3):
-            self._ioloop.call_later(0, _nothing)
-            self._pump()
 
     def _wake(self) -> None:
         self._ioloop.add_callback(_nothing)
 
-    # --------------------------------------------------------------------------------------- what pika tells us
+    # ----------------------------------------------------------------------------------- what the broker tells us
 
-    def _delivered(self, _: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
+    def _delivered(self, _: Channel, method: Any, properties: Properties, body: bytes) -> None:
         routing_key = method.routing_key
         if type(routing_key) is bytes:  # as pika gives a short string that is not UTF-8
             routing_key = routing_key.decode("utf-8", "backslashreplace")
@@ -743,7 +679,7 @@ class Consumer:
 
     def _cancelled(self, _: Any) -> None:
         # The queue was deleted, its node went away, or (4.3) an acknowledgement came too late. There is no way back on
-        # this channel, and an ack after it kills pika: leave.
+        # this channel: leave.
         self._is_consuming = False
         question = f"was queue {self._settings.queue!r} deleted or moved"
         for name, ms in self._arguments.items():
@@ -755,8 +691,6 @@ class Consumer:
             self._end(Cause.BROKER, error, Kind.OTHER)
             return
         silence = self._connection.silence if self._connection is not None and self._has_arrived else 0.0
-        if self._connection is not None and not self._has_arrived:
-            error = amqp.opening_error(self._connection, error)
         trouble = amqp.explain(error, self._endpoint)
         reason = trouble.reason
         if trouble.kind is Kind.ACK_TIMEOUT:
@@ -770,7 +704,7 @@ class Consumer:
             if self.unattended.free_since is not None:
                 self._lost(self._gone)
 
-    def _count_dead_on(self, channel: Any) -> None:
+    def _count_dead_on(self, channel: Channel) -> None:
         def answered(frame: Any) -> None:
             self._counted_dead(frame.method.message_count)
 

@@ -80,8 +80,8 @@ def test_an_ack_that_the_kernel_does_not_take_is_none(broker_url: str, queue: st
     consuming.open()
     delivery = consuming.next()
     assert delivery is not None
-    transport: Any = consuming._connection._transport
-    transport._sock.shutdown(how)
+    stream: Any = consuming._connection
+    stream._stream._sock.shutdown(how)
     if looks_first:
         with consuming.unattended:
             time.sleep(2 * SHORT)
@@ -254,7 +254,7 @@ def test_f106_a_node_that_resets_is_forgotten_and_does_not_end_the_connection_to
         consuming.open()
         delivery = consuming.next()
         assert delivery is not None
-        # pika's timers for those that were reset are gone with them: it has two for the heartbeats of this one.
+        # The timers for those that were reset are gone with them: there is one for the heartbeats of this one.
         assert sum(timer.callback is not None for timer in consuming._ioloop._timers) <= 2
         consuming.ack(delivery)
         consuming.close()

@@ -1,0 +1,263 @@
+"""Bytes to and from one broker: its name looked up, its addresses tried, TLS if wanted, then read and written.
+
+Plain and TLS take one path: there is a socket, and TLS is what the bytes pass through on their way (`ssl.MemoryBIO`).
+So the socket is read once for each time that epoll tells of something, nothing that has been decrypted is left where
+epoll does not see it, and what the kernel has taken is known in either case.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import pika
+
+from supervisor import amqp, originals
+from supervisor.amqp.ioloop import Found, IOLoop, Timer, look_up
+from supervisor.clock import now
+from supervisor.endpoint import Endpoint
+
+_READ: Final = 64 * 1024
+"""Bytes to ask the socket for."""
+_CONNECT: Final = 10.0
+"""Seconds for an address to take a connection, out of those for all of the handshake."""
+_OPTIONS: Final = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in amqp.KEEPALIVE.items()),
+)
+
+
+class Stream:
+    """One attempt to reach a broker, begun when this is made. Calls `on_ready` once, `on_read` with what comes, and
+    `on_lost` once at the end, unless it is closed before: EOFError when the other side has ended it.
+
+    `timeout` in seconds is for each address, until `keep` is called. What `on_read` raises ends it. Raises what
+    `amqp.tls` raises, and RuntimeError when no thread can be started to look the name up.
+    """
+
+    def __init__(
+        self,
+        loop: IOLoop,
+        endpoint: Endpoint,
+        timeout: float,
+        on_ready: Callable[[], None],
+        on_read: Callable[[bytes], None],
+        on_lost: Callable[[Exception], None],
+    ) -> None:
+        self._loop = loop
+        self._tls_options = amqp.tls(endpoint) if endpoint.tls else None
+        self._timeout = timeout
+        self._on_ready = on_ready
+        self._on_read = on_read
+        self._on_lost = on_lost
+        self._addresses: Found = []
+        self._sock: originals.socket_type | None = None
+        self._tls: _Tls | None = None
+        self._until = 0.0
+        self._timer: Timer | None = None
+        self._unsent = b""
+        self._is_ready = False
+        self.is_over = False
+        self.has_written = False
+        """Whether the kernel has all that was written. False when it will never have it."""
+        look_up(loop, endpoint.host, endpoint.port, self._found)
+
+    def write(self, data: bytes) -> None:
+        """Once it is ready, and until it is over; else nothing happens."""
+        if self._is_ready:
+            self._send(data if self._tls is None else self._tls.encrypt(data))
+
+    def keep(self) -> None:
+        """It has come to be what it was made for."""
+        if self._timer is not None:
+            self._timer.callback = None
+
+    def close(self) -> None:
+        """At once."""
+        self.is_over = True
+        self._drop()
+
+    # ------------------------------------------------------------------------------------------- to get there
+
+    def _found(self, found: Found | Exception) -> None:
+        if self.is_over:
+            return
+        if isinstance(found, Exception):
+            self._fail(found)
+        else:
+            self._addresses = list(found)
+            self._fail(OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)))
+
+    def _fail(self, error: Exception) -> None:
+        """Try the next address, if there is one and none has got as far as AMQP; else it is over."""
+        while not self.is_over:
+            self._drop()
+            if self._is_ready or not self._addresses:
+                self.is_over = True
+                self._on_lost(error)
+                return
+            try:
+                self._connect(*self._addresses.pop(0))
+                return
+            except Exception as refused:  # noqa: BLE001 - this process has nothing left, or the kernel knows no way
+                error = refused
+
+    def _connect(self, family: int, kind: int, protocol: int, _: str, address: tuple[object, ...]) -> None:
+        self._sock = sock = originals.socket_type(family, kind, protocol)
+        sock.setblocking(False)
+        for option in _OPTIONS:
+            sock.setsockopt(*option)
+        code = sock.connect_ex(address)
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
+        self._loop.add_handler(sock.fileno(), self._connected, self._loop.WRITE)
+        self._until = now() + self._timeout
+        self._expect_within(min(_CONNECT, self._timeout))
+
+    def _connected(self, fd: int, _: int) -> None:
+        assert self._sock is not None
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._fail(OSError(code, os.strerror(code)))
+            return
+        self._loop.replace_handler(fd, self._happened)
+        self._loop.update_handler(fd, self._loop.READ)
+        self._expect_within(self._until - now())
+        self.has_written = True
+        if self._tls_options is None:
+            self._begin()
+        else:
+            self._tls = _Tls(self._tls_options)
+            self._shake_hands(self._tls)
+
+    def _expect_within(self, seconds: float) -> None:
+        self.keep()
+        self._timer = self._loop.call_later(seconds, lambda: self._fail(TimeoutError()))
+
+    def _begin(self) -> None:
+        self._is_ready = True
+        self._on_ready()
+
+    def _drop(self) -> None:
+        self.keep()
+        self._unsent, self._tls, self.has_written = b"", None, False
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            with suppress(KeyError):  # it has not come to be watched
+                self._loop.remove_handler(sock.fileno())
+            sock.close()
+
+    # -------------------------------------------------------------------------------------------- to and fro
+
+    def _happened(self, _: int, events: int) -> None:
+        if events & self._loop.WRITE:
+            self._send(b"")
+        if events & ~self._loop.WRITE and self._sock is not None:
+            self._receive(self._sock)
+
+    def _receive(self, sock: originals.socket_type) -> None:
+        try:
+            read = sock.recv(_READ)
+            if self._tls is not None:
+                self._decrypt(self._tls, read)
+            elif read:
+                self._on_read(read)
+            else:
+                raise EOFError
+        except BlockingIOError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the socket's, or what is raised about what has come
+            self._fail(error)
+
+    def _send(self, data: bytes) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        if self._unsent:
+            data = self._unsent + data
+        if not data:
+            return
+        try:
+            sent = sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._fail(error)
+            return
+        if sent < len(data):
+            if not self._unsent:
+                self._loop.update_handler(sock.fileno(), self._loop.READ | self._loop.WRITE)
+            self._unsent = data[sent:]
+            self.has_written = False
+        elif self._unsent:
+            self._loop.update_handler(sock.fileno(), self._loop.READ)
+            self._unsent = b""
+            self.has_written = True
+
+    def _decrypt(self, tls: _Tls, read: bytes) -> None:
+        tls.feed(read)
+        if not self._is_ready:
+            self._shake_hands(tls)
+        while self._is_ready and (data := tls.decrypt()):
+            self._on_read(data)
+        if self._is_ready:
+            self._send(tls.encrypted())
+            if not read:
+                raise EOFError
+
+    def _shake_hands(self, tls: _Tls) -> None:
+        try:
+            has_agreed = tls.shake_hands()
+        except Exception:
+            if (sock := self._sock) is not None:
+                with suppress(OSError):
+                    sock.send(tls.encrypted())  # why: for the other side's log
+            raise
+        self._send(tls.encrypted())
+        if has_agreed:
+            self._begin()
+
+
+class _Tls:
+    """What bytes pass through. Raises ssl.SSLError."""
+
+    def __init__(self, options: pika.SSLOptions) -> None:
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = options.context.wrap_bio(self._came, self._goes, server_hostname=options.server_hostname)
+
+    def feed(self, read: bytes) -> None:
+        if read:
+            self._came.write(read)
+        else:
+            self._came.write_eof()
+
+    def shake_hands(self) -> bool:
+        """Whether it is done."""
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def decrypt(self) -> bytes:
+        """What has come, or empty when it was nothing whole. Raises EOFError."""
+        try:
+            return self._object.read(_READ)
+        except ssl.SSLWantReadError:
+            return b""
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            raise EOFError from None
+
+    def encrypt(self, data: bytes) -> bytes:
+        self._object.write(data)
+        return self._goes.read()
+
+    def encrypted(self) -> bytes:
+        """What it has to say itself."""
+        return self._goes.read()
