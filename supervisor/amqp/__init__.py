@@ -385,6 +385,8 @@ def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
     if isinstance(error, exceptions.IncompatibleProtocolError | exceptions.ProtocolVersionMismatch):
         hint = "is the port right (5672), and does it want amqps:// instead?"
         return Kind.PROTOCOL, f"what listens at {broker} does not answer in AMQP 0-9-1; {hint}"
+    if isinstance(error, exceptions.NoFreeChannels):
+        return Kind.LIMIT, f"{broker} allows too few channels on a connection; raise its channel_max"
     if isinstance(error, exceptions.AuthenticationError):
         return Kind.AUTHENTICATION, f"{broker} does not offer logging in with user and password (SASL PLAIN)"
     return None

@@ -270,23 +270,24 @@ class Connection:
                 self._stream.keep()
 
     def _greet(self, start: Any) -> None:
-        mechanisms = start.mechanisms.encode() if isinstance(start.mechanisms, str) else start.mechanisms
         if (start.version_major, start.version_minor) != spec.PROTOCOL_VERSION[:2]:
             self._end(exceptions.ProtocolVersionMismatch(frame.ProtocolHeader(), start))
-        elif _MECHANISM.encode() not in mechanisms.split():
+            return
+        self.server_properties = start.server_properties
+        offered = start.mechanisms.encode() if isinstance(start.mechanisms, str) else start.mechanisms
+        if _MECHANISM.encode() not in offered.split():
             self._end(exceptions.AuthenticationError(_MECHANISM))
-        else:
-            self.server_properties = start.server_properties
-            login = b"\0".join((b"", self._endpoint.user.encode(), self._endpoint.password.encode()))
-            said = {
-                "platform": f"Python {platform.python_version()}",
-                "capabilities": dict.fromkeys(_CAPABILITIES, True),
-                **amqp.client_properties(self._name),
-            }
-            self.send(0, spec.Connection.StartOk(said, _MECHANISM, login, "en_US"))
-            self.send(0, spec.Connection.TuneOk(*self._limits, self._heartbeat))
-            self.send(0, spec.Connection.Open(self._endpoint.vhost, insist=True))
-            self._on_greeted(self)
+            return
+        login = "\0".join(("", self._endpoint.user, self._endpoint.password))
+        said = {
+            "platform": f"Python {platform.python_version()}",
+            "capabilities": dict.fromkeys(_CAPABILITIES, True),
+            **amqp.client_properties(self._name),
+        }
+        self.send(0, spec.Connection.StartOk(said, _MECHANISM, login, "en_US"))
+        self.send(0, spec.Connection.TuneOk(*self._limits, self._heartbeat))
+        self.send(0, spec.Connection.Open(self._endpoint.vhost, insist=True))
+        self._on_greeted(self)
 
     def _tune(self, tune: Any) -> None:
         ours = self._limits

@@ -479,19 +479,20 @@ class Consumer:
         """What a worker needs at its start, at once: the answers come in their turn."""
         self._connection = connection
         self._arguments = advice.consumer_arguments(self.version, self._settings)
+        channel = connection.channel()  # before others take what there is
         if self._declares_ours:
-            self._declare_ours(connection)  # first: their answers are not waited for as long
-        self._take_queue(connection, self._attempts())
+            self._declare_ours(connection)  # before it is asked for more: these answers are not waited for as long
+        self._take_queue(connection, channel, self._attempts())
 
     def _attempts(self) -> Sequence[queues.Declaration]:
         settings = self._settings
         return queues.attempts(queues.declaration(settings.queue, settings.queue_type), settings.declare)
 
-    def _take_queue(self, connection: Connection, attempts: Sequence[queues.Declaration]) -> None:
+    def _take_queue(self, connection: Connection, channel: Channel, attempts: Sequence[queues.Declaration]) -> None:
         """Take the queue as it is, or declare it, and consume. A refusal closes the channel, and the broker passes over
         what comes behind it: then the next attempt, on another channel."""
         wanted = attempts[0]
-        channel = self._channel = connection.channel()
+        self._channel = channel
         channel.add_on_cancel_callback(self._cancelled)
         channel.add_on_close_callback(lambda _, reason: self._closed(connection, reason, attempts[1:]))
         must_know_type = self.prefetch > 1 and poison.has_limit(self.version)
@@ -511,11 +512,11 @@ class Consumer:
         if connection.is_closed or self._is_consuming:
             self._lose(reason)
         elif others and amqp.is_missing(reason):
-            self._take_queue(connection, others)
+            self._take_queue(connection, connection.channel(), others)
         elif self._arguments and advice.ARGUMENT in str(reason):
             # Only a quorum queue takes the argument.
             self._arguments = {}
-            self._take_queue(connection, self._attempts())
+            self._take_queue(connection, connection.channel(), self._attempts())
         else:
             self._lose(reason)
 
@@ -537,13 +538,13 @@ class Consumer:
         """
         steps = retry.steps(self._settings.retries, self._settings.retry_delay)
         for declaration in queues.ours(self._settings.queue, steps):
-            self._undeclared.add(declaration["queue"])
-            amqp.declare_anyway(
-                connection,
-                declaration,
-                on_done=partial(self._has_declared_ours, declaration["queue"]),
-                on_failed=partial(self._refused_ours, declaration["queue"]),
-            )
+            queue = declaration["queue"]
+            self._undeclared.add(queue)
+            done, failed = partial(self._has_declared_ours, queue), partial(self._refused_ours, queue)
+            try:
+                amqp.declare_anyway(connection, declaration, on_done=done, on_failed=failed)
+            except Exception as error:  # noqa: BLE001 - no channel is left
+                failed(error)
 
     def _await_ours(self, patience: float) -> None:
         """Wait for the answers, but not for long: a queue whose node is away keeps the broker from answering for many
