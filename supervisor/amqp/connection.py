@@ -145,12 +145,16 @@ class Connection:
         return self.server_properties is None and (self.bytes_received > 0 or not _START.startswith(begun))
 
     def channel(self, on_open_callback: Callable[[Channel], None] | None = None) -> Channel:
-        """A new one, which may be used at once. Raises NoFreeChannels."""
+        """A new one, which may be used at once; closed when the connection is. Raises NoFreeChannels."""
         number = next((each for each in range(1, self._limits.channels + 1) if each not in self._channels), 0)
         if not number:
             raise exceptions.NoFreeChannels
-        channel = self._channels[number] = Channel(self, number)
-        channel.ask(spec.Channel.Open(), spec.Channel.OpenOk)
+        channel = Channel(self, number)
+        if self.error is None:
+            self._channels[number] = channel
+            channel.ask(spec.Channel.Open(), spec.Channel.OpenOk)
+        else:
+            channel.end(self.error)
         if on_open_callback is not None:
             on_open_callback(channel)
         return channel

@@ -1,4 +1,5 @@
-"""The parent's edges, each by itself, at some thousand throws a second: nothing is raised, kept open or waited for."""
+"""The edges, each by itself, at some thousand throws a second: nothing is raised, kept open or waited for. Those of the
+parent, and that of a worker to its broker."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import array
 import contextlib
 import datetime
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -14,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from supervisor import logs
+from pika import frame
+
+from supervisor import amqp, logs
 from supervisor.clock import now
 from supervisor.frames import kinds_of
 from supervisor.link import Link
@@ -25,6 +29,7 @@ from supervisor.policy.pool import Pool
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings, Span
 from supervisor.vocabulary import LOG_SPACE, NurseryReport, Sampled, WorkerReport
+from tests import differential
 from tests.fuzz import material
 
 REPORTS = {union: kinds_of(union) for union in (WorkerReport, NurseryReport)}
@@ -138,7 +143,64 @@ def page(dice: random.Random) -> None:
     assert all(new >= old for new, old in zip(after.buckets, before.buckets, strict=True))
 
 
-EDGES: dict[str, Any] = {"link": link, "output": output, "page": page}
+def deliveries(dice: random.Random) -> None:
+    """A broker sends deliveries, more or less, in pieces: what comes of them is what pika makes of them."""
+    stream = material.deliveries(dice)
+    cuts = sorted(dice.randrange(len(stream) + 1) for _ in range(dice.randrange(5)))
+    pieces = [stream[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(stream)])]
+    ours, pikas = differential.Ours(), differential.Pikas()
+    try:
+        assert ours.feed(*pieces) == pikas.feed(*pieces), stream
+    finally:
+        ours.close()
+        pikas.close()
+
+
+def broker(dice: random.Random) -> None:
+    """A broker says whatever it likes, from its first word on or to a worker that consumes; then, perhaps, its end."""
+    ours = differential.WiredOurs([dice.randrange(100) for _ in range(dice.randrange(5))])
+    try:
+        connection, peer, first = ours.connection, ours.wire.peer, ours.connection._channels[1]
+        if dice.random() < 0.5:
+            connection.has_opened = False
+        for _ in range(dice.randrange(1, 6)):
+            with contextlib.suppress(OSError):
+                peer.send(material.said_by_a_broker(dice))
+            if dice.random() < 0.3:
+                connection.channel(lambda opened: opened.queue_declare("q", passive=True))
+            if dice.random() < 0.3:
+                first.basic_ack(1)
+            ours.turn()
+        if is_over := dice.random() < 0.5:
+            peer.close()
+        for _ in range(30):
+            ours.turn()
+        assert connection.is_closed or not is_over
+        assert len(ours.ends) == connection.is_closed
+        if connection.is_closed:
+            assert not connection.has_written and not connection._channels
+            assert amqp.explain(connection.error).reason
+        elif not is_over and connection._stream is ours.stream:
+            whole(ours.wire.arrived())
+    finally:
+        ours.close()
+
+
+def whole(sent: bytes) -> None:
+    """What a connection has sent are frames."""
+    while sent:
+        size, found = frame.decode_frame(sent)
+        assert found is not None, sent
+        sent = sent[size:]
+
+
+EDGES: dict[str, Any] = {
+    "link": link,
+    "output": output,
+    "page": page,
+    "deliveries": deliveries,
+    "broker": broker,
+}
 
 
 def throw(name: str, seed: int) -> None:

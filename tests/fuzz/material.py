@@ -11,8 +11,16 @@ import struct
 from collections.abc import Callable
 from typing import Any, get_args
 
+from pika import BasicProperties
+from pika import spec as annotated
+from pika.frame import Frame, Heartbeat, Method
+
 from supervisor import vocabulary as v
+from tests import wire
+from tests.differential import TAG, content, method
 from tests.garbage import garbage
+
+spec: Any = annotated
 
 KINDS = [*get_args(v.WorkerReport), *get_args(v.NurseryReport), *get_args(v.Order)]
 GARBAGE = [frame.encode("latin-1") for _, frame in garbage()]
@@ -173,3 +181,95 @@ def request(dice: random.Random) -> bytes:
             return chunked + mutated(dice, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
         case _:
             return head + body
+
+
+# ------------------------------------------------------------------------------------------------------- a broker
+
+
+def deliveries(dice: random.Random) -> bytes:
+    """Frames on the way to a consumer: mostly whole deliveries, some of them cut, doubled or changed."""
+    stream = b"".join(_content(dice) for _ in range(dice.randrange(1, 6)))
+    for _ in range(dice.choice([0, 0, 1, 3])):
+        at = dice.randrange(len(stream))
+        match dice.randrange(4):
+            case 0:
+                stream = stream[:at] + stream[at + dice.choice([1, 7, 30]) :] or b"\0"
+            case 1:
+                stream = stream[:at] + stream[max(0, at - 40) :]
+            case _:
+                stream = stream[:at] + bytes([dice.choice([0, 1, 2, 3, 8, 60, 206, 255])]) + stream[at + 1 :]
+    return stream
+
+
+def _content(dice: random.Random) -> bytes:
+    channel = dice.choice([1, 1, 1, 1, 2, 3])
+    tag = dice.choice([TAG, TAG, TAG, "gone", "other"])
+    begun = method(
+        channel, tag, dice.choice([1, 7, 2**64 - 1]), dice.random() < 0.5, "", dice.choice(["q", "\N{SNOWMAN}"])
+    )
+    raw = dice.choice(_RAWS)
+    body = dice.randbytes(dice.choice([0, 1, 9, 9, 5000]))
+    filled = content(channel, raw, body, dice.choice([1, 1, 2, 5]))
+    match dice.randrange(10):
+        case 0:
+            return begun
+        case 1:
+            return filled
+        case 2:
+            return begun + Heartbeat().marshal() + filled
+        case _:
+            return begun + filled
+
+
+_RAWS = [
+    b"\0\0",
+    b"".join(BasicProperties(content_type="text/plain", headers={"a": 1, "b": [True, None]}).encode()),
+    b"".join(BasicProperties(message_id="id", delivery_mode=2, timestamp=2**31).encode()),
+    wire.properties(timestamp=struct.pack(">Q", 2**62), headers=wire.table({b"t": (b"T", struct.pack(">Q", 2**62))})),
+    wire.properties(message_id=wire.short(b"\xff\xfe")),
+    b"\xff\xff",
+]
+_SAID: list[Any] = [
+    spec.Connection.Start(0, 9, {"product": "RabbitMQ", "capabilities": {}}, "PLAIN", "en_US"),
+    spec.Connection.Tune(2047, 131072, 60),
+    spec.Connection.Tune(0, 0, 0),
+    spec.Connection.OpenOk(),
+    spec.Connection.Close(320, "CONNECTION_FORCED", 0, 0),
+    spec.Connection.CloseOk(),
+    spec.Connection.Blocked("low on memory"),
+    spec.Connection.Unblocked(),
+    spec.Channel.OpenOk(),
+    spec.Channel.Close(404, "NOT_FOUND", 50, 10),
+    spec.Channel.CloseOk(),
+    spec.Channel.Flow(False),
+    spec.Queue.DeclareOk("q", 1, 2),
+    spec.Basic.QosOk(),
+    spec.Basic.ConsumeOk(TAG),
+    spec.Basic.CancelOk(TAG),
+    spec.Basic.Cancel(TAG, False),
+    spec.Basic.GetOk(1, False, "", "q", 0),
+    spec.Basic.Return(312, "NO_ROUTE", "", "q"),
+    spec.Basic.Ack(1),
+]
+
+
+def said_by_a_broker(dice: random.Random) -> bytes:
+    """Methods in no order, deliveries, and nothing like them."""
+    match dice.randrange(8):
+        case 0:
+            return dice.randbytes(dice.choice([1, 10, 300]))
+        case 1:
+            index = dice.choice([10, 20, 50, 60]) << 16 | dice.choice([*range(70)])
+            return Frame(1, dice.choice([0, 1]))._marshal(
+                [struct.pack(">I", index), dice.randbytes(dice.randrange(30))]
+            )
+        case 2:
+            return deliveries(dice)
+        case 3:
+            return mutated(dice, Method(0, dice.choice(_SAID)).marshal())
+        case 4:
+            return Heartbeat().marshal()
+        case _:
+            return b"".join(
+                Method(dice.choice([0, 0, 1, 2]), dice.choice(_SAID)).marshal() for _ in range(dice.randrange(1, 5))
+            )

@@ -1,0 +1,58 @@
+"""What a broker allows, from the least to the most: consumed by one connection, whatever it proposes."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+from supervisor.commands.node import PrivateNode
+from supervisor.endpoint import Endpoint
+from supervisor.settings import Settings
+from supervisor.worker.consumer import Consumer
+from tests import amqp
+
+BODIES = [b"", b"1", bytes(range(256)) * 16, bytes(range(256)) * 4000]
+
+
+def agreed(node: PrivateNode) -> list[int]:
+    """The size of a frame, and how many channels, as the broker says for the one connection there is."""
+    said = node.eval(
+        "[{proplists:get_value(frame_max, I), proplists:get_value(channel_max, I)} || "
+        "I <- rabbit_networking:connection_info_all([frame_max, channel_max])]."
+    )
+    return [int(number) for number in re.findall(r"\d+", said)]
+
+
+def test_frames_from_the_smallest_on_and_few_channels_are_enough_to_consume(own_node: PrivateNode) -> None:
+    for frame_max, channel_max, settled in (
+        (4096, 2047, [4096, 128]),
+        (8192, 0, [8192, 128]),
+        (0, 2047, [131072, 128]),
+        (131072, 8, [131072, 8]),
+        (1048576, 65535, [131072, 128]),
+        (4096, 2, [4096, 2]),
+    ):
+        for name, value in (("frame_max", frame_max), ("channel_max", channel_max)):
+            own_node.eval(f"application:set_env(rabbit, {name}, {value}).")
+        queue = f"limits-{frame_max}-{channel_max}"
+        amqp.publish(own_node.url, queue, BODIES)
+        settings = Settings(handler="any:thing", url=(Endpoint.parse(own_node.url),), queue=queue)
+        measured: list[tuple[int, ...]] = []
+        consumer = Consumer(settings, queue, lambda: None, partial(note, measured), lambda _: None)
+        consumer.open(declare_ours=True)
+        assert agreed(own_node) == settled
+        assert ("channel_max" in consumer.refused) == (channel_max == 2)
+        for body in BODIES:
+            delivery = consumer.next()
+            assert delivery is not None and delivery.body == body
+            consumer.ack(delivery)
+        consumer.measure()
+        while not measured:
+            consumer.turn()
+        assert measured == [(0, 1)]
+        assert consumer.close()
+        assert amqp.depth(own_node.url, queue) == 0
+
+
+def note(where: list[tuple[int, ...]], *counts: int) -> None:
+    where.append(counts)
