@@ -18,13 +18,13 @@ from pika.adapters.utils import connection_workflow as workflow
 from pika.heartbeat import HeartbeatChecker
 
 from supervisor import queues
-from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.version import __version__
 from supervisor.vocabulary import Kind
 
 __all__ = [
     "KEEPALIVE",
+    "START",
     "Connection",
     "Kind",
     "Trouble",
@@ -131,32 +131,11 @@ class Heartbeats(HeartbeatChecker):
     def connection_is_idle(self) -> bool:
         return bool(self._idle_byte_intervals >= 4)
 
-    def _send_heartbeat_frame(self) -> None:
-        connection: Any = self._connection
-        connection.touch()
-        super()._send_heartbeat_frame()  # type: ignore[no-untyped-call]
-
 
 class Connection(pika.SelectConnection):
-    """One that knows whether it has met a broker at all, soon notices when that is silent, and knows for how long
-    nothing has gone either way."""
+    """One that knows whether it has met a broker at all, and soon notices when that is silent."""
 
     _was_strange = False
-    _touched = math.inf
-    _longest = 0.0
-
-    def touch(self) -> None:
-        """Something goes out, or has come."""
-        at = now()
-        if at - self._touched > self._longest:
-            self._longest = at - self._touched
-        self._touched = at
-
-    @property
-    def silence(self) -> float:
-        """Seconds without a byte until now; 0 when it has lived through longer ones."""
-        lasts = now() - self._touched
-        return max(0.0, lasts) if lasts > 0.9 * self._longest else 0.0
 
     @property
     def is_strange(self) -> bool:
@@ -164,7 +143,7 @@ class Connection(pika.SelectConnection):
         return self._was_strange or self._sounds_strange()
 
     def _sounds_strange(self) -> bool:
-        said_more = self.bytes_received > 0 or not _START.startswith(self._frame_buffer[: len(_START)])
+        said_more = self.bytes_received > 0 or not START.startswith(self._frame_buffer[: len(START)])
         return self.server_properties is None and said_more
 
     def _on_stream_terminated(self, error: Any) -> None:
@@ -211,7 +190,7 @@ _REMEDIES: Final = {
     64: "connect by a name that it is for, or say which with ?server_name=",
 }
 _SEE_LOG: Final = "the broker's log says why"
-_START: Final = b"\x01\x00\x00"
+START: Final = b"\x01\x00\x00"
 """How the first frame begins: a method, on channel 0 (AMQP 0-9-1, 4.2.3)."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _BROKEN_OFF: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ESHUTDOWN, errno.ENOTCONN})

@@ -38,8 +38,6 @@ _IDLE: Final = 4
 _CAPABILITIES: Final = ("authentication_failure_close", "basic.nack", "connection.blocked", "consumer_cancel_notify")
 _MECHANISM: Final = "PLAIN"
 _GOODBYE: Final = 200, "Normal shutdown"
-_START: Final = b"\x01\x00\x00"
-"""How the first frame begins: a method, on channel 0 (AMQP 0-9-1, 4.2.3)."""
 _HEAD: Final = struct.Struct(">BHL")
 """Type, channel, size of the payload."""
 _CONTENT: Final = struct.Struct(">HHQ")
@@ -141,8 +139,8 @@ class Connection:
     @property
     def is_strange(self) -> bool:
         """Whether what listens there has said something, and not a broker's first word."""
-        begun = b"".join(self._pieces)[: len(_START)]
-        return self.server_properties is None and (self.bytes_received > 0 or not _START.startswith(begun))
+        begun = b"".join(self._pieces)[: len(amqp.START)]
+        return self.server_properties is None and (self.bytes_received > 0 or not amqp.START.startswith(begun))
 
     def channel(self, on_open_callback: Callable[[Channel], None] | None = None) -> Channel:
         """A new one, which may be used at once; closed when the connection is. Raises NoFreeChannels."""
