@@ -97,7 +97,7 @@ class Connection:
         """What is to be written when all that has been read is dealt with."""
         self._timer: Timer | None = None
         self._idle = 0
-        self._heard = 0
+        self._has_heard = False
         self._is_closing = False
         self.error: BaseException | None = None
         """Why it has ended, if so."""
@@ -194,6 +194,7 @@ class Connection:
 
     def _on_data_available(self, read: bytes) -> None:
         self._touch()
+        self._has_heard = True  # a part of a large frame is a sign of life, too
         if self._pieces:
             self._pieces.append(read)
             self._missing -= len(read)
@@ -306,8 +307,8 @@ class Connection:
             self._timer = self.ioloop.call_later(self._heartbeat / 2, self._beat)
 
     def _beat(self) -> None:
-        self._idle = self._idle + 1 if self._heard == self.bytes_received else 0
-        self._heard = self.bytes_received
+        self._idle = 0 if self._has_heard else self._idle + 1
+        self._has_heard = False
         if self._idle >= _IDLE:
             self._end(exceptions.AMQPHeartbeatTimeout(f"nothing heard for {self._heartbeat * _IDLE / 2:g} s"))
             return
@@ -322,7 +323,7 @@ class Connection:
 
     def drop(self) -> None:
         """End it at once, without a word."""
-        self._end(exceptions.ConnectionClosedByClient(320, "dropped"))
+        self._end(exceptions.StreamLostError("dropped"))
 
     def _lost(self, error: Exception) -> None:
         if isinstance(error, EOFError):
