@@ -35,8 +35,9 @@ def test_frames_from_the_smallest_on_and_few_channels_are_enough_to_consume(own_
         (1048576, 65535, [131072, 128]),
         (least, 2, [least, 2]),
     ):
-        for name, value in (("frame_max", frame_max), ("channel_max", channel_max)):
-            own_node.eval(f"application:set_env(rabbit, {name}, {value}).")
+        set_env = "application:set_env(rabbit, {}, {})"
+        both = set_env.format("frame_max", frame_max), set_env.format("channel_max", channel_max)
+        own_node.eval(", ".join(both) + ".")
         queue = f"limits-{frame_max}-{channel_max}"
         amqp.publish(own_node.url, queue, BODIES)
         settings = Settings(handler="any:thing", url=(Endpoint.parse(own_node.url),), queue=queue)
