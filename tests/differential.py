@@ -16,7 +16,6 @@ from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
 
-from supervisor.amqp import undecodable
 from supervisor.amqp.connection import Channel as OurChannel
 from supervisor.amqp.connection import Connection
 from supervisor.amqp.ioloop import IOLoop as OurLoop
@@ -51,14 +50,13 @@ class Reference(pika.SelectConnection):
         buffer = self._frame_buffer
         try:
             read = frame.decode_frame(buffer)
-        except Exception:
+        except Exception as error:
             end = 7 + int.from_bytes(buffer[3:7])
             if buffer[0] != spec.FRAME_HEADER or end < 21 or buffer[end] != spec.FRAME_END:
                 raise
             if int.from_bytes(buffer[7:9]) != spec.BasicProperties.INDEX:
                 raise
-            properties = undecodable.decode(buffer[19:end])
-            assert isinstance(properties, undecodable.Remains)
+            properties = Remains(buffer[19:end], error)
             return end + 1, frame.Header(int.from_bytes(buffer[1:3]), int.from_bytes(buffer[11:19]), properties)
         if type(read[1]) is frame.Header:
             read[1].properties.raw = buffer[19 : read[0] - 1]
