@@ -1,11 +1,10 @@
-"""A connection for one who consumes: AMQP 0-9-1 by pika's codec (`pika.spec`, `pika.frame`), with as much of pika's
-public interface as a consumer needs.
+"""The connection of a worker: AMQP 0-9-1 on pika's codec (`pika.spec`, `pika.frame`), with the part of pika's public
+interface that a consumer needs.
 
-Nothing is waited for before something is asked: a request goes out when it is made, and its answer comes in its turn,
-as a channel's answers keep the order of its requests; what is asked behind one that the broker refuses it passes over.
-So all that a worker needs at its start goes out in one write: see `Connection`.
+Requests are pipelined: each is sent when it is made, without waiting for earlier answers. A channel answers in order,
+and ignores everything behind a request that it refuses. So a worker sends all its first requests in one write.
 
-What ends it, it says at once, and once: `error`. What is asked of it afterwards, nobody hears.
+The end of the connection is reported once, at once: `error`. Requests made after that are dropped silently.
 """
 
 from __future__ import annotations
@@ -55,22 +54,22 @@ Answered = Callable[[Any], None]
 
 
 class Limits(NamedTuple):
-    """What we propose, without having heard what the broker does: what RabbitMQ allows unless it was changed, and of
-    channels some more than we use."""
+    """What we propose before we know the broker's limits: RabbitMQ's default frame size, and more channels than we
+    use."""
 
     channels: int = 128
     frame: int = 128 * 1024
 
 
 class Connection:
-    """One connection to a broker, begun when this is made.
+    """One connection to one broker. Connecting starts in the constructor.
 
-    `on_greeted` is called when a broker has said who it is: what it asks for goes out with the rest of the handshake,
-    in one write. (Not before that: whoever is no broker would be told the password.) A broker that turns out to allow
-    less than we have proposed is connected to once more, within that, and greets again. `on_closed` is called at the
-    end.
+    `on_greeted` is called when connection.start arrives; requests made in it are sent in one write with the rest of
+    the handshake. (Not earlier: a server that is no broker would be sent the password.) If the broker then proposes
+    lower limits than ours, we connect again within them, and `on_greeted` is called again. `on_closed` is called once,
+    at the end.
 
-    `heartbeat` in seconds, rounded up; 0 is off. Raises what a `Stream` raises.
+    `heartbeat` in seconds, rounded up; 0 is off. Raises what `Stream` raises.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Connection:
         self._limits = Limits()
         self._channels: dict[int, Channel] = {}
         self._held: list[bytes] | None = None
-        """What is to be written when all that has been read is dealt with."""
+        """Written when all that has been read is handled; None: write at once."""
         self._timer: Timer | None = None
         self._idle = 0
         self._has_heard = False
@@ -127,23 +126,23 @@ class Connection:
 
     @property
     def has_written(self) -> bool:
-        """Whether the kernel has all that was asked. False once it has ended."""
+        """Whether the kernel has taken everything written. False once the connection has ended."""
         return self._stream.has_written
 
     @property
     def silence(self) -> float:
-        """Seconds without a byte either way until now; 0 when it has lived through longer ones."""
+        """Seconds since the last byte in either direction; 0 if the connection has survived a longer silence."""
         lasts = now() - self._touched
         return max(0.0, lasts) if lasts > 0.9 * self._longest else 0.0
 
     @property
     def is_strange(self) -> bool:
-        """Whether what listens there has said something, and not a broker's first word."""
+        """Whether the peer has sent something that is not the start of connection.start."""
         begun = b"".join(self._pieces)[: len(amqp.START)]
         return self.server_properties is None and (self.bytes_received > 0 or not amqp.START.startswith(begun))
 
     def channel(self, on_open_callback: Callable[[Channel], None] | None = None) -> Channel:
-        """A new one, which may be used at once; closed when the connection is. Raises NoFreeChannels."""
+        """Open a channel. It can be used at once. Raises NoFreeChannels."""
         number = next((each for each in range(1, self._limits.channels + 1) if each not in self._channels), 0)
         if not number:
             raise exceptions.NoFreeChannels
@@ -158,15 +157,15 @@ class Connection:
         return channel
 
     def close(self) -> None:
-        """Say goodbye. It is closed when the broker has answered, which has heard everything then: ended by
-        ConnectionClosedByClient."""
+        """Send connection.close. When the answer arrives, the broker has processed everything sent before, and the
+        connection ends with ConnectionClosedByClient."""
         if self.is_open:
             self._is_closing = True
             self.send(0, spec.Connection.Close(*_GOODBYE, 0, 0))
 
     @property
     def has_taken_leave(self) -> bool:
-        """Whether it was closed by us, and the broker has answered."""
+        """Whether we closed the connection and the broker has confirmed that."""
         return isinstance(self.error, exceptions.ConnectionClosedByClient)
 
     def send(self, channel: int, method: Any) -> None:
@@ -186,7 +185,7 @@ class Connection:
         self.write(frame.ProtocolHeader().marshal())
 
     def _touch(self) -> None:
-        """Something goes out, or has come."""
+        """A byte is sent, or has arrived."""
         at = now()
         if at - self._touched > self._longest:
             self._longest = at - self._touched
@@ -232,8 +231,7 @@ class Connection:
             self._stream.write(b"".join(held))
 
     def _frame(self, read: bytes, at: int) -> tuple[Any, int]:
-        """The frame that begins there, and its size: 0 when not all of it has come. Raises what pika's decoders
-        raise."""
+        """The frame at this offset and its size; 0 if it is incomplete. Raises what pika's decoders raise."""
         head = read[at : at + _HEAD.size]
         if head.startswith(_PROTOCOL):
             size = _PROTOCOL_SIZE
@@ -257,7 +255,7 @@ class Connection:
             self._obey(taken.method)
 
     def _obey(self, method: Any) -> None:
-        """What does not belong here is passed over, as is connection.blocked: here nothing is published."""
+        """Ignores unexpected methods, and connection.blocked: we publish nothing here."""
         match method:
             case spec.Connection.Close():
                 self.send(0, spec.Connection.CloseOk())
@@ -318,11 +316,11 @@ class Connection:
     # ------------------------------------------------------------------------------------------------- its end
 
     def forget(self, channel: Channel) -> None:
-        """Its number is free again."""
+        """Free its number."""
         self._channels.pop(channel.channel_number, None)
 
     def drop(self) -> None:
-        """End it at once, without a word."""
+        """End the connection at once, without connection.close."""
         self._end(exceptions.StreamLostError("dropped"))
 
     def _lost(self, error: Exception) -> None:
@@ -337,7 +335,7 @@ class Connection:
         if self.error is not None:
             return
         self.error = error = error if self.has_opened else amqp.opening_error(self, self._interpreted(error))
-        self._release()  # the last word
+        self._release()  # close-ok, for instance
         self._stream.close()
         if self._timer is not None:
             self._timer.callback = None
@@ -347,7 +345,7 @@ class Connection:
         self._on_closed(error)
 
     def _interpreted(self, error: BaseException) -> BaseException:
-        """Why the broker, or what listens there, ends a connection that is not open yet: by when it does."""
+        """What the end of a connection that is not open yet means depends on how far the handshake got."""
         if not isinstance(error, exceptions.StreamLostError | exceptions.ConnectionClosedByBroker):
             return error
         if self.server_properties is None:
@@ -358,13 +356,13 @@ class Connection:
 
 
 class Channel:
-    """One channel of a connection. Callbacks are those of pika's channel."""
+    """One channel. Callbacks have the signatures of pika's channel."""
 
     def __init__(self, connection: Connection, channel_number: int) -> None:
         self._connection = connection
         self.channel_number = channel_number
         self.is_open = True
-        """Whether it can be asked for something: at once, until one side closes it."""
+        """Whether requests can be made: from the start until either side closes it."""
         self.is_closed = False
         self._asked: deque[tuple[Any, type, Answered | None]] = deque()
         self._consumers: dict[str, Consume] = {}
@@ -383,7 +381,7 @@ class Channel:
 
     @property
     def awaited(self) -> str:
-        """The request that is to be answered next, if any: `basic.qos`."""
+        """The oldest unanswered request, such as `basic.qos`; empty if there is none."""
         return str(self._asked[0][0].NAME).lower() if self._asked else ""
 
     def queue_declare(
@@ -416,7 +414,7 @@ class Channel:
         self.ask(method, spec.Basic.ConsumeOk, callback)
 
     def basic_cancel(self, consumer_tag: str, callback: Answered | None = None) -> None:
-        """What still comes goes back at once."""
+        """Deliveries that arrive before the answer are requeued."""
         self._cancelled.add(consumer_tag)
         self.ask(spec.Basic.Cancel(consumer_tag), spec.Basic.CancelOk, callback)
 
@@ -428,7 +426,7 @@ class Channel:
             )
 
     def basic_nack(self, delivery_tag: int) -> None:
-        """Give it back, innocent."""
+        """Requeue. From 4.3 on RabbitMQ does not count this against the message, as it counts basic.reject."""
         if self.is_open:
             self._connection.send(self.channel_number, spec.Basic.Nack(delivery_tag, requeue=True))
 
@@ -448,11 +446,11 @@ class Channel:
 
     @property
     def is_expecting(self) -> bool:
-        """Whether there was a method or a header, and not yet the body that belongs to it."""
+        """Whether part of a message has arrived, and the rest is outstanding."""
         return self._method is not None or self._header is not None
 
     def take(self, came: Any) -> None:
-        """A frame. Raises UnexpectedFrameError and BodyTooLongError."""
+        """Handle a frame. Raises UnexpectedFrameError and BodyTooLongError."""
         if isinstance(came, frame.Method):
             self._obey(came)
         elif isinstance(came, frame.Header):
@@ -477,14 +475,14 @@ class Channel:
             consumer(self, method, properties, body)
 
     def end(self, reason: BaseException) -> None:
-        """It is no more, and this is why."""
+        """The channel, or its connection, has ended."""
         self.is_open, self.is_closed = False, True
         self._asked.clear()
         for callback in self._on_close:
             callback(self, reason)
 
     def _obey(self, came: Any) -> None:
-        """What does not belong here is passed over."""
+        """Ignores unexpected methods."""
         method = came.method
         match method:
             case spec.Channel.Close():
@@ -492,7 +490,7 @@ class Channel:
                 if self.is_open:
                     self._connection.forget(self)
                     self.end(exceptions.ChannelClosedByBroker(method.reply_code, method.reply_text))
-                else:  # our own goodbye is on its way, and will be answered; nothing before it will
+                else:  # our channel.close is still answered; requests before it are not
                     self._asked = deque([self._asked[-1]])
             case spec.Channel.Flow():
                 self._connection.send(self.channel_number, spec.Channel.FlowOk(method.active))
@@ -527,7 +525,7 @@ class Channel:
 
 
 def _content_header(read: bytes) -> frame.Header | None:
-    """A frame that is one of a message; None when it is something else, or broken: pika says which."""
+    """The frame as a content header; None if it is anything else, or broken: then pika's decoder says what is wrong."""
     if read[0] != spec.FRAME_HEADER or len(read) < _RAW_AT + 2 + spec.FRAME_END_SIZE or read[-1] != spec.FRAME_END:
         return None
     of_class, _, body_size = _CONTENT.unpack_from(read, _HEAD.size)

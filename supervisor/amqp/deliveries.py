@@ -1,8 +1,8 @@
-"""A whole delivery at once: method, content header and body, as they come from a broker, in one read.
+"""A whole delivery in one step: method, content header and body, as they arrive in one read.
 
-Frame by frame each would be copied, made an object and waited for. Here the three are recognised by their places (AMQP
-0-9-1, 4.2.3 and 4.2.6); the properties are decoded by pika's own decoder. What is in pieces, or odd, is taken frame by
-frame: this can be quicker, and nothing else. What it saves: docs/decisions/0020.
+Frame by frame each would be copied and made an object. Here the three are recognised by their offsets (AMQP 0-9-1,
+4.2.3 and 4.2.6); pika decodes the properties. Anything else, such as a body in several frames, is handled frame by
+frame with the same result. What this saves: docs/decisions/0020.
 """
 
 from __future__ import annotations

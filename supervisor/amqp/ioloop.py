@@ -111,14 +111,14 @@ def _rung(bell: int, _: int) -> None:
 
 
 def look_up(loop: IOLoop, host: str, port: int, on_done: Callable[[Found | Exception], None]) -> None:
-    """A host's addresses, or why there are none: `on_done` is told by the loop.
+    """Look up a host's addresses. The loop calls `on_done` with them, or with the error.
 
-    Without a thread where there is nothing to look up, and else with a true one: see `originals`.
+    An address needs no thread; a name gets a real one: see `originals`.
     """
     query = (host, port, 0, int(socket.SOCK_STREAM), int(socket.IPPROTO_TCP))
     try:
         found = originals.getaddrinfo(*query, int(socket.AI_NUMERICHOST))
-    except (OSError, UnicodeError):  # a name, and not an address; or neither, as will be told
+    except (OSError, UnicodeError):  # a name; or neither, as the look-up will say
         originals.start_new_thread(_look_up, (loop, query, on_done))
     else:
         loop.call_later(0, lambda: on_done(found))
@@ -128,6 +128,6 @@ def _look_up(loop: IOLoop, query: tuple[Any, ...], on_done: Callable[[Found | Ex
     found: Found | Exception
     try:
         found = originals.getaddrinfo(*query)
-    except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would tell
+    except Exception as error:  # noqa: BLE001 - it must not get lost in this thread
         found = error
     loop.add_callback(lambda: on_done(found))

@@ -1,8 +1,8 @@
-"""Bytes to and from one broker: its name looked up, its addresses tried, TLS if wanted, then read and written.
+"""A byte stream to one broker: name look-up, TCP to each address in turn, TLS, then reads and writes.
 
-Plain and TLS take one path: there is a socket, and TLS is what the bytes pass through on their way (`ssl.MemoryBIO`).
-So the socket is read once for each time that epoll tells of something, nothing that has been decrypted is left where
-epoll does not see it, and what the kernel has taken is known in either case.
+Plain and TLS share one path. There is a plain socket; with TLS the bytes pass through a pair of `ssl.MemoryBIO`. So one
+read per epoll event is enough (no decrypted data stays where epoll cannot see it), and we always know what the kernel
+has taken.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _OPTIONS: Final = (
 
 
 class Stream:
-    """One attempt to reach a broker, begun when this is made. Calls `on_ready` once, `on_read` with what comes, and
-    `on_lost` once at the end, unless it is closed before: EOFError when the other side has ended it.
+    """One attempt to reach a broker. Starts in the constructor. Calls `on_ready` once, `on_read` with each chunk, and
+    `on_lost` once at the end, unless `close` is called first. EOFError: the peer closed the stream.
 
-    `timeout` in seconds is for each address, until `keep` is called. What `on_read` raises ends it. Raises what
-    `amqp.tls` raises, and RuntimeError when no thread can be started to look the name up.
+    `timeout` in seconds applies to each address until `keep` is called. An exception from `on_read` ends the stream.
+    Raises what `amqp.tls` raises, and RuntimeError if no thread can be started for the name look-up.
     """
 
     def __init__(
@@ -65,25 +65,25 @@ class Stream:
         self._is_ready = False
         self.is_over = False
         self.has_written = False
-        """Whether the kernel has all that was written. False when it will never have it."""
+        """Whether the kernel has taken everything written. False once the stream is over."""
         look_up(loop, endpoint.host, endpoint.port, self._found)
 
     def write(self, data: bytes) -> None:
-        """Once it is ready, and until it is over; else nothing happens."""
+        """Does nothing before the stream is ready, and after it is over."""
         if self._is_ready:
             self._send(data if self._tls is None else self._tls.encrypt(data))
 
     def keep(self) -> None:
-        """It has come to be what it was made for."""
+        """The handshake is done: no timeout from here on."""
         if self._timer is not None:
             self._timer.callback = None
 
     def close(self) -> None:
-        """At once."""
+        """Close at once, without calling `on_lost`."""
         self.is_over = True
         self._drop()
 
-    # ------------------------------------------------------------------------------------------- to get there
+    # --------------------------------------------------------------------------------------------- connecting
 
     def _found(self, found: Found | Exception) -> None:
         if self.is_over:
@@ -95,7 +95,7 @@ class Stream:
             self._fail(OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)))
 
     def _fail(self, error: Exception) -> None:
-        """Try the next address, if there is one and none has got as far as AMQP; else it is over."""
+        """Try the next address; if there is none, or AMQP has begun already, the stream is over."""
         while not self.is_over:
             self._drop()
             if self._is_ready or not self._addresses:
@@ -105,7 +105,7 @@ class Stream:
             try:
                 self._connect(*self._addresses.pop(0))
                 return
-            except Exception as refused:  # noqa: BLE001 - this process has nothing left, or the kernel knows no way
+            except Exception as refused:  # noqa: BLE001 - no descriptor is free, or there is no route
                 error = refused
 
     def _connect(self, family: int, kind: int, protocol: int, _: str, address: tuple[object, ...]) -> None:
@@ -149,11 +149,11 @@ class Stream:
         self._unsent, self._tls, self.has_written = b"", None, False
         sock, self._sock = self._sock, None
         if sock is not None:
-            with suppress(KeyError):  # it has not come to be watched
+            with suppress(KeyError):  # not registered yet
                 self._loop.remove_handler(sock.fileno())
             sock.close()
 
-    # -------------------------------------------------------------------------------------------- to and fro
+    # --------------------------------------------------------------------------------------- reading and writing
 
     def _happened(self, _: int, events: int) -> None:
         if events & self._loop.WRITE:
@@ -172,7 +172,7 @@ class Stream:
                 raise EOFError
         except BlockingIOError:
             pass
-        except Exception as error:  # noqa: BLE001 - the socket's, or what is raised about what has come
+        except Exception as error:  # noqa: BLE001 - the socket's, TLS's, or raised by `on_read`
             self._fail(error)
 
     def _send(self, data: bytes) -> None:
@@ -217,7 +217,7 @@ class Stream:
         except Exception:
             if (sock := self._sock) is not None:
                 with suppress(OSError):
-                    sock.send(tls.encrypted())  # why: for the other side's log
+                    sock.send(tls.encrypted())  # the alert, for the peer's log
             raise
         self._send(tls.encrypted())
         if has_agreed:
@@ -225,7 +225,7 @@ class Stream:
 
 
 class _Tls:
-    """What bytes pass through. Raises ssl.SSLError."""
+    """Encrypts and decrypts. Raises ssl.SSLError."""
 
     def __init__(self, options: pika.SSLOptions) -> None:
         self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -238,7 +238,7 @@ class _Tls:
             self._came.write_eof()
 
     def shake_hands(self) -> bool:
-        """Whether it is done."""
+        """Go on with the handshake; whether it is done."""
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
@@ -246,7 +246,7 @@ class _Tls:
         return True
 
     def decrypt(self) -> bytes:
-        """What has come, or empty when it was nothing whole. Raises EOFError."""
+        """Decrypted data; empty if no whole record has arrived. Raises EOFError."""
         try:
             return self._object.read(_READ)
         except ssl.SSLWantReadError:
@@ -259,5 +259,5 @@ class _Tls:
         return self._goes.read()
 
     def encrypted(self) -> bytes:
-        """What it has to say itself."""
+        """TLS's own messages to the peer."""
         return self._goes.read()

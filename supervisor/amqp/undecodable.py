@@ -1,9 +1,9 @@
-"""The properties of a message, and what is left of those that pika cannot decode: a header timestamp of 2**62
-(OSError, from the C library), three thousand tables in one another (RecursionError).
+"""A message's properties, and what remains of properties that pika cannot decode: a header timestamp of 2**62 (OSError,
+from the C library), three thousand nested tables (RecursionError).
 
-Such a message is taken like any other, so that it can be put aside: with what *remains* of its properties, all that
-can be read one by one, the raw bytes, and the error. A connection that ends on it would be given it again, on a classic
-queue for ever.
+Such a message must not end the connection: the broker would deliver it again, on a classic queue for ever. It is
+accepted with what *remains* of its properties (everything that can be decoded by itself, the raw bytes, the error), and
+then dead-lettered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
 
 
 class Properties(pika.BasicProperties):
-    """A message's properties, and the bytes that they were decoded from."""
+    """A message's properties, and the bytes they were decoded from."""
 
     raw = b""
     """Flags and values, without the frame around them."""
@@ -37,7 +37,7 @@ class Remains(Properties):
 
 
 def decode(raw: bytes) -> Properties:
-    """Raises struct.error for what is too short to be anybody's properties."""
+    """Raises struct.error if there are not even flags."""
     properties: Any = Properties()  # type: ignore[no-untyped-call]
     try:
         properties.decode(raw)

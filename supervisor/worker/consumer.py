@@ -476,12 +476,12 @@ class Consumer:
             raise self._gone  # type: ignore[misc]
 
     def _ask_for_all(self, connection: Connection) -> None:
-        """What a worker needs at its start, at once: the answers come in their turn."""
+        """All that a worker asks for at its start, in one go."""
         self._connection = connection
         self._arguments = advice.consumer_arguments(self.version, self._settings)
-        channel = connection.channel()  # before others take what there is
+        channel = connection.channel()  # first: there may be few
         if self._declares_ours:
-            self._declare_ours(connection)  # before it is asked for more: these answers are not waited for as long
+            self._declare_ours(connection)  # before the queue is taken: we wait less long for these answers
         self._take_queue(connection, channel, self._attempts())
 
     def _attempts(self) -> Sequence[queues.Declaration]:
@@ -489,8 +489,8 @@ class Consumer:
         return queues.attempts(queues.declaration(settings.queue, settings.queue_type), settings.declare)
 
     def _take_queue(self, connection: Connection, channel: Channel, attempts: Sequence[queues.Declaration]) -> None:
-        """Take the queue as it is, or declare it, and consume. A refusal closes the channel, and the broker passes over
-        what comes behind it: then the next attempt, on another channel."""
+        """Take the queue as it is, or declare it, and consume. If the broker refuses, it closes the channel and ignores
+        the requests behind; then the next attempt is made on another channel."""
         wanted = attempts[0]
         self._channel = channel
         channel.add_on_cancel_callback(self._cancelled)
@@ -508,7 +508,7 @@ class Consumer:
             self._consume(channel)
 
     def _closed(self, connection: Connection, reason: BaseException, others: Sequence[queues.Declaration]) -> None:
-        """The broker has refused something, or the connection is gone."""
+        """The broker has refused a request, or the connection is gone."""
         if connection.is_closed or self._is_consuming:
             self._lose(reason)
         elif others and amqp.is_missing(reason):
@@ -593,7 +593,7 @@ class Consumer:
             raise self._gone
 
     def _happens(self, what: Callable[[], bool], within: float) -> bool:
-        """Turn the loop until it does, or so many seconds have passed. Raises Gone."""
+        """Turn the loop until `what()` holds, or for so many seconds; whether it holds. Raises Gone."""
         deadline = now() + within
         timer = self._ioloop.call_later(max(0.0, within), _nothing)
         try:
