@@ -478,6 +478,8 @@ class Consumer:
     def _ask_for_all(self, connection: Connection) -> None:
         """All that a worker asks for at its start, in one go."""
         self._connection = connection
+        self._undeclared.clear()  # another node may have been asked before
+        self.refused = ""
         self._arguments = advice.consumer_arguments(self.version, self._settings)
         channel = connection.channel()  # first: there may be few
         if self._declares_ours:
@@ -509,7 +511,7 @@ class Consumer:
 
     def _closed(self, connection: Connection, reason: BaseException, others: Sequence[queues.Declaration]) -> None:
         """The broker has refused a request, or the connection is gone."""
-        if connection.is_closed or self._is_consuming:
+        if connection.is_closed or self._is_consuming or self._has_arrived:
             self._lose(reason)
         elif others and amqp.is_missing(reason):
             self._take_queue(connection, connection.channel(), others)

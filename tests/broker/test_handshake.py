@@ -260,6 +260,20 @@ def test_f106_a_node_that_resets_is_forgotten_and_does_not_end_the_connection_to
         consuming.close()
 
 
+def test_what_a_node_that_refuses_us_has_left_unanswered_is_not_said_of_the_next(
+    broker_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.shuffle", lambda _: None)
+    with conversation([START + GOODBYE], reset=False) as port:
+        nodes = Endpoint.parse(f"amqp://dora:hunter2@127.0.0.1:{port}"), Endpoint.parse(broker_url)
+        settings = Settings(handler="any:thing", url=nodes, queue=queue)
+        consuming = Consumer(settings, "sweep", lambda: None, lambda *_: None, lambda _: None)
+        assert consuming.open(declare_ours=True) == str(nodes[1])
+        assert (consuming.refused, consuming.has_declared) == ("", True)
+        assert f"{queue}.dead" in consuming.declared
+        consuming.close()
+
+
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("with_goodbye", [False, True])
 @pytest.mark.parametrize("length", range(len(LIFE) + 1))
