@@ -19,11 +19,13 @@ from typing import Any, Final, NamedTuple
 from pika import exceptions, frame
 from pika import spec as annotated
 
-from supervisor import amqp
-from supervisor.amqp import undecodable
 from supervisor.amqp.deliveries import whole
+from supervisor.amqp.errors import opening_error
 from supervisor.amqp.ioloop import IOLoop, Timer
+from supervisor.amqp.parameters import client_properties
+from supervisor.amqp.pika_connection import START
 from supervisor.amqp.stream import Stream
+from supervisor.amqp.undecodable import Properties, decode
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 
@@ -49,7 +51,7 @@ _ACK: Final = struct.Struct(">BHLLQBB")
 too; the end."""
 _ACK_SIZE: Final = _ACK.size - spec.FRAME_HEADER_SIZE - 1
 
-Consume = Callable[["Channel", Any, undecodable.Properties, bytes], None]
+Consume = Callable[["Channel", Any, Properties, bytes], None]
 Answered = Callable[[Any], None]
 
 
@@ -138,8 +140,8 @@ class Connection:
     @property
     def is_strange(self) -> bool:
         """Whether the peer has sent something that is not the start of connection.start."""
-        begun = b"".join(self._pieces)[: len(amqp.START)]
-        return self.server_properties is None and (self.bytes_received > 0 or not amqp.START.startswith(begun))
+        begun = b"".join(self._pieces)[: len(START)]
+        return self.server_properties is None and (self.bytes_received > 0 or not START.startswith(begun))
 
     def channel(self, on_open_callback: Callable[[Channel], None] | None = None) -> Channel:
         """Open a channel. It can be used at once. Raises NoFreeChannels."""
@@ -283,7 +285,7 @@ class Connection:
         said = {
             "platform": f"Python {platform.python_version()}",
             "capabilities": dict.fromkeys(_CAPABILITIES, True),
-            **amqp.client_properties(self._name),
+            **client_properties(self._name),
         }
         self.send(0, spec.Connection.StartOk(said, _MECHANISM, login, "en_US"))
         self.send(0, spec.Connection.TuneOk(*self._limits, self._heartbeat))
@@ -334,7 +336,7 @@ class Connection:
     def _end(self, error: BaseException) -> None:
         if self.error is not None:
             return
-        self.error = error = error if self.has_opened else amqp.opening_error(self, self._interpreted(error))
+        self.error = error = error if self.has_opened else opening_error(self, self._interpreted(error))
         self._release()  # close-ok, for instance
         self._stream.close()
         if self._timer is not None:
@@ -467,7 +469,7 @@ class Channel:
             if self._size == self._header.body_size:
                 self._finish()
 
-    def deliver(self, method: Any, properties: undecodable.Properties, body: bytes) -> None:
+    def deliver(self, method: Any, properties: Properties, body: bytes) -> None:
         tag = method.consumer_tag
         if tag in self._cancelled:
             self.basic_nack(method.delivery_tag)
@@ -531,4 +533,4 @@ def _content_header(read: bytes) -> frame.Header | None:
     of_class, _, body_size = _CONTENT.unpack_from(read, _HEAD.size)
     if of_class != spec.BasicProperties.INDEX:
         return None
-    return frame.Header(_HEAD.unpack_from(read)[1], body_size, undecodable.decode(read[_RAW_AT:-1]))
+    return frame.Header(_HEAD.unpack_from(read)[1], body_size, decode(read[_RAW_AT:-1]))

@@ -12,8 +12,7 @@ from typing import Final
 
 from pika import spec
 
-from supervisor.amqp import undecodable
-from supervisor.amqp.undecodable import Properties
+from supervisor.amqp.undecodable import Properties, decode
 
 _METHOD: Final = struct.Struct(">BHLL")
 """Type, channel, size of the payload; the payload begins with class and method."""
@@ -66,7 +65,7 @@ def whole(read: bytes, at: int) -> Whole | None:
             str(read[exchange_at:exchange_end], "utf-8"),
             str(read[key_at:header_at], "utf-8"),
         )
-        properties = undecodable.decode(raw)
+        properties = decode(raw)
     except Exception:  # noqa: BLE001 - too short, or broken: whoever takes it frame by frame shall say so
         return None
     return end + 1, channel, method, properties, body

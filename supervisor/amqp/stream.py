@@ -17,8 +17,9 @@ from typing import Final
 
 import pika
 
-from supervisor import amqp, originals
+from supervisor import originals
 from supervisor.amqp.ioloop import Found, IOLoop, Timer, look_up
+from supervisor.amqp.parameters import KEEPALIVE, tls
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 
@@ -29,7 +30,7 @@ _CONNECT: Final = 10.0
 _OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in amqp.KEEPALIVE.items()),
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in KEEPALIVE.items()),
 )
 
 
@@ -38,7 +39,7 @@ class Stream:
     `on_lost` once at the end, unless `close` is called first. EOFError: the peer closed the stream.
 
     `timeout` in seconds applies to each address until `keep` is called. An exception from `on_read` ends the stream.
-    Raises what `amqp.tls` raises, and RuntimeError if no thread can be started for the name look-up.
+    Raises what `parameters.tls` raises, and RuntimeError if no thread can be started for the name look-up.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Stream:
         on_lost: Callable[[Exception], None],
     ) -> None:
         self._loop = loop
-        self._tls_options = amqp.tls(endpoint) if endpoint.tls else None
+        self._tls_options = tls(endpoint) if endpoint.tls else None
         self._timeout = timeout
         self._on_ready = on_ready
         self._on_read = on_read

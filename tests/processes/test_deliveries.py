@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from pika import frame, spec
 from pika.exceptions import StreamLostError
 
-from supervisor import amqp
 from supervisor.amqp.connection import Connection
+from supervisor.amqp.parameters import tls
 from supervisor.amqp.stream import _Tls
 from supervisor.endpoint import Endpoint
 from tests import certificates, wire
@@ -314,7 +314,7 @@ class Secure(WiredOurs):
         super().__init__()
         self.broker = Broker(files.server)
         self.stream._is_ready = self.connection._is_connected = False
-        self.stream._tls = _Tls(amqp.tls(Endpoint("localhost", tls=True, query=(("cafile", str(files.cafile)),))))
+        self.stream._tls = _Tls(tls(Endpoint("localhost", tls=True, query=(("cafile", str(files.cafile)),))))
         self.stream._shake_hands(self.stream._tls)
         while not self.stream._is_ready:
             self.broker.hear(self.wire.arrived())
