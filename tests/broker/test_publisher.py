@@ -16,7 +16,7 @@ from typing import Any
 import pika
 import pytest
 
-from supervisor.amqp import Kind, Trouble, explain
+from supervisor.amqp.errors import Kind, Trouble, explain
 from supervisor.commands.node import PrivateNode
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import (
