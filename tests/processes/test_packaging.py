@@ -121,6 +121,7 @@ def test_the_sdist_has_sources_tests_and_documents_and_no_litter(built: Built) -
     names = built.in_sdist()
     assert set(SOURCES) <= set(names)
     assert {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests/conftest.py", "scripts/test"} <= set(names)
+    assert {"CONTRIBUTING.md", "SECURITY.md", ".editorconfig", ".pre-commit-config.yaml"} <= set(names)
     assert any(name.startswith("config/systemd/") for name in names) and "docs/security.md" in names
     assert [
         name for name in names if re.search(r"\.py[co]$|__pycache__|\.venv|\.git/|_cache/|\.hypothesis", name)
