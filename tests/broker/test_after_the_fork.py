@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.surroundings import import_handler
+from supervisor.commands.check.surroundings import import_handler
 from supervisor.endpoint import Endpoint
 from supervisor.settings import Settings
 from supervisor.worker import shared

@@ -24,8 +24,8 @@ import pytest
 from click.testing import CliRunner
 
 from supervisor.commands import main
+from supervisor.commands.check.surroundings import import_handler
 from supervisor.commands.node import NodeError, Port, PrivateNode
-from supervisor.commands.surroundings import import_handler
 from supervisor.policy.advice import release_of
 from supervisor.settings import Settings
 from tests import amqp, handler_modules

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.surroundings import import_handler
+from supervisor.commands.check.surroundings import import_handler
 from supervisor.settings import Settings
 from tests import amqp, handler_modules
 from tests.supervision import Runs, supervised

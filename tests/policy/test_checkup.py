@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 
 from supervisor import queues
-from supervisor.commands.management import checked, obeyed, usual
-from supervisor.endpoint import Endpoint
-from supervisor.policy import host
-from supervisor.policy.checkup import (
+from supervisor.commands.check import machine as host
+from supervisor.commands.check.broker import (
     Broker,
     Finding,
     Level,
@@ -26,7 +24,9 @@ from supervisor.policy.checkup import (
     delays_of,
     examine,
 )
-from supervisor.policy.host import Health, Host, Imported
+from supervisor.commands.check.machine import Health, Host, Imported
+from supervisor.commands.check.management import checked, obeyed, usual
+from supervisor.endpoint import Endpoint
 from supervisor.policy.poison import RETURNS_MAX
 from supervisor.policy.retry import LADDER
 from supervisor.settings import OPTIONS, Address, Cpus, Settings

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from supervisor.commands.check.broker import Finding, Level, ok
 from supervisor.policy import hung
-from supervisor.policy.checkup import Finding, Level, ok
 from supervisor.settings import Cpus, Settings
 
 MIB: Final = 1024**2

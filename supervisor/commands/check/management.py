@@ -15,9 +15,9 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from supervisor import queues
+from supervisor.commands.check.broker import Managed, Policy, Rule
 from supervisor.endpoint import Endpoint
 from supervisor.policy import retry
-from supervisor.policy.checkup import Managed, Policy, Rule
 
 TIMEOUT: Final = 5.0
 CTL_TIMEOUT: Final = 30.0

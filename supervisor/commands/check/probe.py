@@ -25,8 +25,8 @@ from pika import exceptions
 
 from supervisor import amqp, queues
 from supervisor.clock import now
+from supervisor.commands.check.broker import Node, Queue
 from supervisor.endpoint import Endpoint
-from supervisor.policy.checkup import Node, Queue
 from supervisor.served import Served
 from supervisor.vocabulary import Kind
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from supervisor import namesake
+from supervisor.commands.check.machine import PROPERTIES, Health, Host, Imported, unit_of, units
 from supervisor.linux import cgroup
-from supervisor.policy.host import PROPERTIES, Health, Host, Imported, unit_of, units
 from supervisor.settings import Address, Settings, usable_cpus
 from supervisor.vocabulary import EXIT_DONE
 

@@ -2,7 +2,7 @@
 that mends it.
 
 It reads the settings of `workq-supervise` from the same places. The facts come from `probe` (AMQP), `management` and
-`surroundings`; what they mean is decided in `supervisor.policy.checkup` and `supervisor.policy.host`.
+`surroundings`; what they mean is decided in `broker` and `machine`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ from typing import Any, Final
 import click
 
 from supervisor import amqp, queues
-from supervisor.commands import codes, management, probe, surroundings
+from supervisor.commands import codes
+from supervisor.commands.check.broker import Broker, Finding, Level, Managed, delay_of, delays_of, examine
+from supervisor.commands.check.machine import Host
+from supervisor.commands.check.machine import examine as examine_machine
+from supervisor.commands.check.management import Unavailable, ask, checked, consumer_timeout, usual
+from supervisor.commands.check.probe import Probe, may_publish
+from supervisor.commands.check.probe import look as look_at_nodes
+from supervisor.commands.check.surroundings import look as look_at_machine
 from supervisor.commands.plain import plain
 from supervisor.endpoint import Endpoint
-from supervisor.policy import checkup, host
-from supervisor.policy.checkup import Broker, Finding, Level, Managed
 from supervisor.settings import OPTIONS, Option, Settings, SettingsError, has_settings, load
 from supervisor.settings.command_line import given, parameter, reported
 
@@ -79,7 +84,7 @@ def _check(
         raise click.UsageError("one MODULE:FUNCTION is expected, and there are more arguments.")
     if api not in (None, "off"):
         try:
-            api = management.checked(str(api))
+            api = checked(str(api))
         except ValueError as error:
             raise click.UsageError(f"--management: {error}.") from None
     command_line = given(values)
@@ -88,7 +93,7 @@ def _check(
     settings, has_handler = _settings(handler, command_line)
     try:
         broker = examine_broker(settings, api, rabbitmqctl)
-        findings = [*broker, *host.examine(_host(settings, has_handler, unit_names), settings)]
+        findings = [*broker, *examine_machine(_host(settings, has_handler, unit_names), settings)]
     except KeyboardInterrupt:
         sys.exit(codes.INTERRUPTED)
     (_print_json if as_json else _print)(findings, settings, verbose)
@@ -107,8 +112,8 @@ def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settin
             return load(_NOBODY, command_line, os.environ), False
 
 
-def _host(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> host.Host:
-    return surroundings.look(settings, handler=has_handler, unit_names=unit_names)
+def _host(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> Host:
+    return look_at_machine(settings, handler=has_handler, unit_names=unit_names)
 
 
 # --------------------------------------------------------------------------------------------------- the broker
@@ -116,7 +121,7 @@ def _host(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> h
 
 def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str | None = None) -> list[Finding]:
     """Ask the broker all that there is to ask. `api`: where its management API is; None: where it usually is; `off`."""
-    nodes = probe.look(settings.url, settings.heartbeat)
+    nodes = look_at_nodes(settings.url, settings.heartbeat)
     broker = Broker(nodes)
     findings = []
     if broker.node is not None:
@@ -128,7 +133,7 @@ def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str 
             broker = replace(broker, unmanaged=managed[0], unmanaged_fix=managed[1])
         if rabbitmqctl:
             try:
-                broker = replace(broker, consumer_timeout=management.consumer_timeout(rabbitmqctl))
+                broker = replace(broker, consumer_timeout=consumer_timeout(rabbitmqctl))
             except (OSError, ValueError) as error:
                 what = f"--rabbitmqctl does not tell the acknowledgement timeout: {error}"
                 findings.append(Finding(Level.WARNING, "rabbitmqctl", what))
@@ -137,31 +142,31 @@ def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str 
         except Exception as error:  # noqa: BLE001 - whatever pika, ssl and the OS have to say
             trouble = amqp.explain(error, endpoint)
             findings.append(Finding(Level.PROBLEM, "broker", f"while it was looked at: {trouble.reason}"))
-    return [*checkup.examine(broker, settings), *findings]
+    return [*examine(broker, settings), *findings]
 
 
-def _managed(endpoint: Endpoint, queue: str, api: str | None) -> Managed | management.Unavailable:
+def _managed(endpoint: Endpoint, queue: str, api: str | None) -> Managed | Unavailable:
     if api == "off":
         return "--management is off", ""
-    return management.ask(api or management.usual(endpoint), endpoint, queue)
+    return ask(api or usual(endpoint), endpoint, queue)
 
 
 def _by_amqp(broker: Broker, endpoint: Endpoint, settings: Settings) -> Broker:
     refusals: dict[str, str | None] = {}
-    with probe.Probe(endpoint, settings.heartbeat) as asked:
+    with Probe(endpoint, settings.heartbeat) as asked:
         asked.node()
         queue, dead = asked.queue(settings.queue), asked.queue(queues.dead(settings.queue))
-        delays = [] if settings.declare else [asked.queue(name) for name in checkup.delays_of(settings)]
+        delays = [] if settings.declare else [asked.queue(name) for name in delays_of(settings)]
         if queue.exists:
             queue = asked.properties(queue)
         if dead.exists:
             dead = asked.properties(dead)
-        delay = checkup.delay_of(settings)
+        delay = delay_of(settings)
         for name in (queue.name, dead.name, delay):
             refusals[f"configure {name}"] = asked.may_declare(name)
         for name in (queue.name, delay):
             refusals[f"read {name}"] = asked.may_consume(name)
-    refusals["write"], blocked = probe.may_publish(endpoint)
+    refusals["write"], blocked = may_publish(endpoint)
     return replace(broker, queue=queue, dead=dead, delays=delays, refusals=refusals, blocked=blocked)
 
 
