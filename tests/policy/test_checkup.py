@@ -12,18 +12,9 @@ import pytest
 
 from supervisor import queues
 from supervisor.commands.check import machine as host
-from supervisor.commands.check.broker import (
-    Broker,
-    Finding,
-    Level,
-    Managed,
-    Node,
-    Policy,
-    Queue,
-    Rule,
-    delays_of,
-    examine,
-)
+from supervisor.commands.check.broker import examine
+from supervisor.commands.check.case import delays_of
+from supervisor.commands.check.facts import Broker, Finding, Level, Managed, Node, Policy, Queue, Rule
 from supervisor.commands.check.machine import Health, Host, Imported
 from supervisor.commands.check.management import checked, obeyed, usual
 from supervisor.endpoint import Endpoint

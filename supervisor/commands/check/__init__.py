@@ -1,4 +1,4 @@
-"""`workq check`. `probe`, `management` and `surroundings` gather facts, `broker` and `machine` say what they mean."""
+"""`workq check`: `probe`, `management`, `surroundings` gather `facts`; `broker`, `queue`, `machine` judge them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 that mends it.
 
 It reads the settings of `workq-supervise` from the same places. The facts come from `probe` (AMQP), `management` and
-`surroundings`; what they mean is decided in `broker` and `machine`.
+`surroundings`; what they mean is decided in `broker`, `queue` and `machine`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import click
 
 from supervisor import amqp, queues
 from supervisor.commands import codes
-from supervisor.commands.check.broker import Broker, Finding, Level, Managed, delay_of, delays_of, examine
+from supervisor.commands.check.broker import examine
+from supervisor.commands.check.case import delay_of, delays_of
+from supervisor.commands.check.facts import Broker, Finding, Level, Managed
 from supervisor.commands.check.machine import Host
 from supervisor.commands.check.machine import examine as examine_machine
 from supervisor.commands.check.management import Unavailable, ask, checked, consumer_timeout, usual

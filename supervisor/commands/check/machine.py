@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from supervisor.commands.check.broker import Finding, Level, ok
+from supervisor.commands.check.facts import Finding, Level, ok
 from supervisor.policy import hung
 from supervisor.settings import Cpus, Settings
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from supervisor import queues
-from supervisor.commands.check.broker import Managed, Policy, Rule
+from supervisor.commands.check.facts import Managed, Policy, Rule
 from supervisor.endpoint import Endpoint
 from supervisor.policy import retry
 

@@ -25,7 +25,7 @@ from pika import exceptions
 
 from supervisor import amqp, queues
 from supervisor.clock import now
-from supervisor.commands.check.broker import Node, Queue
+from supervisor.commands.check.facts import Node, Queue
 from supervisor.endpoint import Endpoint
 from supervisor.served import Served
 from supervisor.vocabulary import Kind
