@@ -1,8 +1,8 @@
 """What the pool knows of the broker, and who may try it next: one worker probes, the others follow.
 
-A broker that comes back has enough to do without a herd at its door. While none of ours consumes, the seats that the
+A broker that comes back has enough to do without a herd at its door. While none of ours consumes, the slots that the
 broker emptied share one backoff, and when it ends one of them tries. Once that worker consumes the others follow at
-once, twice as many at a time as consume already. A seat that was emptied by something else waits for none of this.
+once, twice as many at a time as consume already. A slot that was emptied by something else waits for none of this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from supervisor.settings import Settings
 from supervisor.vocabulary import Kind, Leaving, Ready, Say, slot_of
 
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
-"""Those that make a seat wait its turn."""
+"""Those that make a slot wait its turn."""
 PROBE_FOR: Final = 3.0
 """Seconds for which the others wait for one that tries. A node that swallows packets holds it for 15 s, and the next
 one may draw another node."""
@@ -102,7 +102,7 @@ class BrokerState:
     def fail(
         self, fault: Fault, kind: str, detail: str, streak: int, now: float, roll: float
     ) -> tuple[float, list[Say]]:
-        """A probe failed, and none of ours consumes; `streak` is its seat's. Returns when the next one is due,
+        """A probe failed, and none of ours consumes; `streak` is its slot's. Returns when the next one is due,
         monotonic seconds."""
         is_news = (fault, kind) != (self.fault, self.kind) or self.away_since is None
         self._note(kind, detail)

@@ -1,4 +1,4 @@
-"""When does an empty seat get a new worker?
+"""When does an empty slot get a new worker?
 
 A decision is a value, made from arithmetic on what has happened (Erlang/OTP's `supervisor` decides so).
 
@@ -24,7 +24,7 @@ from typing import Final
 from supervisor.vocabulary import Kind
 
 STEADY: Final = 10.0
-"""Seconds a worker must have consumed to count as healthy: its seat's streak is over."""
+"""Seconds a worker must have consumed to count as healthy: its slot's streak is over."""
 
 LULL: Final = 0.05
 """Seconds after a lost connection in which one sees whether it was one worker's, or everybody's: then one of them
@@ -115,7 +115,7 @@ _BACKOFF: Final = {
 
 
 def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: float) -> Restart:
-    """When to fill the seat again after the `streak`-th death in a row (from 1) of this kind."""
+    """When to fill the slot again after the `streak`-th death in a row (from 1) of this kind."""
     if fault is Fault.BROKER and was_ready and streak == 1:
         return Restart(now + LULL, "the connection was lost")
     delay = _BACKOFF[fault].delay(streak, roll)
@@ -131,7 +131,7 @@ def too_intense(deaths: list[float], workers: int, now: float) -> bool:
 
 
 def roll(seed: int, slot: int, number: int) -> float:
-    """A number in [0, 1) that differs from seat to seat and time to time, and is the same for the same arguments.
+    """A number in [0, 1) that differs from slot to slot and time to time, and is the same for the same arguments.
 
     Jitter needs spread, not secrecy; a digest keeps the policy free of dice and every run repeatable.
     """

@@ -1,7 +1,7 @@
 """The machine refuses a worker: descriptors, processes or memory are used up.
 
-What one seat is refused, the others would be refused too. So one seat asks again, with backoff, and the others wait for
-it; when it gets its worker they follow one at a time, until every seat that was refused has one.
+What one slot is refused, the others would be refused too. So one slot asks again, with backoff, and the others wait for
+it; when it gets its worker they follow one at a time, until every slot that was refused has one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from supervisor.policy.restart import Backoff
 
 NURSERY: Final = -1
-"""Stands for the seat of the process that forks workers."""
+"""Stands for the slot of the process that forks workers."""
 _BACKOFF: Final = Backoff(free=0, first=0.25, most=30.0)
 
 
@@ -21,15 +21,15 @@ class Shortage:
 
     def __init__(self) -> None:
         self.because: str | None = None
-        self._seats: set[int] = set()
+        self._slots: set[int] = set()
         self._streak = 0
         self._refused_at = -math.inf
         self._again_at = -math.inf
 
-    def refuse(self, seat: int, because: str, asked_at: float, now: float, roll: float) -> float | None:
-        """A seat that was asked for at `asked_at` gets no worker. Returns the seconds until one asks again; None for
+    def refuse(self, slot: int, because: str, asked_at: float, now: float, roll: float) -> float | None:
+        """A slot that was asked for at `asked_at` gets no worker. Returns the seconds until one asks again; None for
         one that was asked for before the latest refusal, which says nothing new."""
-        self._seats.add(seat)
+        self._slots.add(slot)
         if self.because is not None and asked_at <= self._refused_at and now < self._again_at:
             return None
         self.because = because
@@ -39,18 +39,18 @@ class Shortage:
         self._again_at = now + delay
         return delay
 
-    def fill(self, seat: int) -> None:
-        """The seat has a worker, or is not wanted any more."""
+    def fill(self, slot: int) -> None:
+        """The slot has a worker, or is not wanted any more."""
         if self.because is None:
             return
-        self._seats.discard(seat)
+        self._slots.discard(slot)
         self._streak = 0
         self._again_at = -math.inf
-        if not self._seats:
+        if not self._slots:
             self.because = None
 
     def turn(self, is_forking: bool) -> float:
-        """When the next seat may ask; infinite while one is being forked, which will tell."""
+        """When the next slot may ask; infinite while one is being forked, which will tell."""
         if self.because is None:
             return -math.inf
         return math.inf if is_forking else self._again_at

@@ -1,4 +1,4 @@
-"""One seat: one state, one deadline.
+"""One slot: one state, one deadline.
 
 | state      | what is so                                  | deadline          | when it passes                       |
 |------------|---------------------------------------------|-------------------|--------------------------------------|
@@ -55,7 +55,7 @@ ARRIVING: Final = frozenset({SlotState.FORKING, SlotState.BOOTING, SlotState.CON
 
 @dataclass(frozen=True, slots=True)
 class LastExit:
-    """How the latest worker of a seat ended."""
+    """How the latest worker of a slot ended."""
 
     cause: str
     message_id: str | None
@@ -65,7 +65,7 @@ class LastExit:
 
 @dataclass(slots=True)
 class Slot:
-    """A seat and what is remembered of it."""
+    """A slot and what is remembered of it."""
 
     number: int
     state: SlotState = SlotState.EMPTY
@@ -119,7 +119,8 @@ class Slot:
     @property
     def why_started(self) -> str:
         """Why its latest worker was asked for, in words."""
-        return "the seat is new" if self.last_exit is None else f"the last one left: {self.last_exit.cause}"
+        last = self.last_exit
+        return "first start of this slot" if last is None else f"replaces one that ended: {last.cause}"
 
     def is_due(self, now: float) -> bool:
         return self.deadline is not None and self.deadline <= now

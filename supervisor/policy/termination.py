@@ -4,7 +4,7 @@
 - *Abort*: it hangs. SIGABRT makes faulthandler write every thread's stack before the process dies.
 - *Kill*: nothing else has worked, or there is nothing to lose.
 
-Each moves the seat to the state that waits for the end (see `slot`), whatever brought it about.
+Each moves the slot to the state that waits for the end (see `slot`), whatever brought it about.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from supervisor.vocabulary import Action, Cause, Drain, Reading, Say, Signal, Te
 
 
 def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = False) -> list[Action]:
-    """Empty the seat; `deadline` in monotonic seconds, None for as long as it takes; `finish` as in `Drain`."""
+    """Empty the slot; `deadline` in monotonic seconds, None for as long as it takes; `finish` as in `Drain`."""
     match slot.state:
         case SlotState.WAITING | SlotState.FORKING:
             # A worker that is being forked right now is told when it shows itself (see the pool's `_started`).

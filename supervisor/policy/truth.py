@@ -37,7 +37,7 @@ class Belief:
     pid: int
     is_idle: bool
     taken: int
-    """Messages that its seat has settled so far."""
+    """Messages that its slot has settled so far."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ BUGS = [
     ),
     Bug("names are compared with their port", "addressed.py", "_without_port(host.strip())", "host.strip()", ADDRESSED),
     Bug(
-        "every seat asks a machine that refuses",
+        "every slot asks a machine that refuses",
         "shortage.py",
         "return math.inf if is_forking else self._again_at",
         "return -math.inf",
@@ -180,7 +180,7 @@ BUGS = [
     Bug(
         "a shortage is told when it is over",
         "shortage.py",
-        "        if not self._seats:\n            self.because = None\n",
+        "        if not self._slots:\n            self.because = None\n",
         "",
         SHORTAGE,
     ),
@@ -192,7 +192,7 @@ BUGS = [
         SHORTAGE,
     ),
     Bug(
-        "a seat that is not wanted any more keeps a shortage alive",
+        "a slot that is not wanted any more keeps a shortage alive",
         "pool.py",
         "        for slot in too_many:\n            self._shortage.fill(slot.number)\n",
         "",
@@ -357,7 +357,7 @@ BUGS = [
         "return Fault.BROKER if died.hand",
     ),
     Bug(
-        "a seat is filled while its old process lives",
+        "a slot is filled while its old process lives",
         "termination.py",
         "    slot.enter(SlotState.KILLED)\n",
         "    slot.enter(SlotState.WAITING, 0.0)\n",
@@ -421,7 +421,7 @@ BUGS = [
 """,
     ),
     Bug(
-        "a seat that waits for something else has its deadline in the loop",
+        "a slot that waits for something else has its deadline in the loop",
         "turns.py",
         "times = [max(slot.deadline, self._free_at(slot)) for",
         "times = [slot.deadline for",
@@ -465,7 +465,7 @@ BUGS = [
         "is_at_work and not is_draining:",
     ),
     Bug(
-        "a seat that nobody wants is forked for again",
+        "a slot that nobody wants is forked for again",
         "reload.py",
         "is_wanted = self.slots.is_wanted(slot) and not",
         "is_wanted = not",
@@ -512,14 +512,14 @@ BUGS = [
         SCENES,
     ),
     Bug(
-        "a reload that waits keeps the seat of its trial",
+        "a reload that waits keeps the slot of its trial",
         "reload.py",
         "self.trial, self.is_held = None, True",
         "self.is_held = True",
         SCENES,
     ),
     Bug(
-        "the seat before the trial's is always the next to probe",
+        "the slot before the trial's is always the next to probe",
         "turns.py",
         "for slot in sorted(self.slots, key=lambda slot: not self.rollout.is_trial(slot)):",
         "for slot in self.slots:",

@@ -67,7 +67,7 @@ def _of(world: World, kind: type[Action]) -> list[Action]:
     return [action for action in world.log if isinstance(action, kind)]
 
 
-def _seats(world: World) -> list[SlotState]:
+def _slots(world: World) -> list[SlotState]:
     return [slot.state for slot in world.pool.view(world.now).slots]
 
 
@@ -570,7 +570,7 @@ def test_one_worker_probes_a_broker_that_is_away_and_the_others_follow() -> None
         worker = world.fork(slot)
         world.connect(worker)
         world.become_ready(worker)
-    assert sum(seat is SlotState.READY for seat in _seats(world)) == 4
+    assert sum(slot is SlotState.READY for slot in _slots(world)) == 4
     assert len(world.nursery.births) == 3
     world.live(1.0, until_well=True)
     assert world.is_well
@@ -652,7 +652,7 @@ def test_who_is_kept_out_waits_out_its_backoff_whoever_else_comes_and_is_still_s
         world.leave(world.workers[1], Cause.MAX_TASKS)
         world.be_gone(world.workers[1])
         world.become_ready(_probe(world))
-    assert _seats(world)[0] is SlotState.WAITING
+    assert _slots(world)[0] is SlotState.WAITING
     assert world.pool.view(world.now).trouble == "it is limit"
 
 
@@ -1070,7 +1070,7 @@ def test_a_seat_that_is_not_wanted_any_more_is_not_forked_again() -> None:
     world.nursery_loads()
     assert world.nursery is not None
     assert world.nursery.births == []
-    assert _seats(world) == [SlotState.READY, SlotState.EMPTY]
+    assert _slots(world) == [SlotState.READY, SlotState.EMPTY]
 
 
 def test_a_nursery_that_does_not_fork_is_replaced() -> None:
@@ -1297,7 +1297,7 @@ def test_one_worker_more_and_one_fewer() -> None:
     assert world.workers[1].order == Drain()
     world.live(10.0)
     assert sorted(world.workers) == [0]
-    assert _seats(world) == [SlotState.READY, SlotState.EMPTY]
+    assert _slots(world) == [SlotState.READY, SlotState.EMPTY]
 
 
 def test_the_last_worker_stays() -> None:
@@ -2178,4 +2178,4 @@ def test_f113_a_trial_that_waits_for_its_turn_is_the_next_to_try_the_broker() ->
     world.be_gone(probe)
     while not world.births:
         world.advance(0.1)
-    assert world.incoming is not None and world.incoming.births, "not the seat that was the first before"
+    assert world.incoming is not None and world.incoming.births, "not the slot that was the first before"

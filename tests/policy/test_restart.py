@@ -1,4 +1,4 @@
-"""When an empty seat gets a new worker."""
+"""When an empty slot gets a new worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine refuses workers: one seat asks for all of them."""
+"""The machine refuses workers: one slot asks for all of them."""
 
 from __future__ import annotations
 

@@ -123,24 +123,24 @@ def single_active(truth: Truth, workers: int, lives: int, is_told: bool) -> tupl
     if is_told:
         truth.learn(is_single=True)
     pids, taken, active = iter(range(1000, 10_000)), [0] * workers, 0
-    seats = [next(pids) for _ in range(workers)]
-    order, replaced, said = list(seats), 0, 0
+    slots = [next(pids) for _ in range(workers)]
+    order, replaced, said = list(slots), 0, 0
     for _ in range(lives):
         for _ in range(8):
-            active = seats.index(order[0])  # the broker's order: who has subscribed first
+            active = slots.index(order[0])  # the broker's order: who has subscribed first
             taken[active] += 3
-            beliefs = [idle(slot, taken[slot], pid) for slot, pid in enumerate(seats)]
+            beliefs = [idle(slot, taken[slot], pid) for slot, pid in enumerate(slots)]
             found = truth.look(Depth(50, workers), beliefs)
             if found is not None and found.replace is None:
                 said += found.is_news
             if found is not None and found.replace is not None:
                 replaced += 1
-                order.remove(seats[found.replace])
-                seats[found.replace] = next(pids)
-                order.append(seats[found.replace])
-        order.remove(seats[active])
-        seats[active] = next(pids)
-        order.append(seats[active])
+                order.remove(slots[found.replace])
+                slots[found.replace] = next(pids)
+                order.append(slots[found.replace])
+        order.remove(slots[active])
+        slots[active] = next(pids)
+        order.append(slots[active])
     return replaced, said
 
 

@@ -449,7 +449,7 @@ class World:
         assert len(spared) == len(set(spared)), "one orphan of a slot at most"
 
     def _check_seats_are_filled(self) -> None:
-        """A seat that is wanted and empty is filled within the longest backoff, once there is a nursery."""
+        """A slot that is wanted and empty is filled within the longest backoff, once there is a nursery."""
         can_fork = self.nursery is not None and self.nursery.is_ready and not self.is_stopping and not self.is_finishing
         view = self.pool.view(self.now)
         is_degraded = view.state is State.DEGRADED
@@ -464,7 +464,7 @@ class World:
             return
         self._tried_at = self.now
         for slot in range(self.wanted):
-            # A seat waits for the end of an orphan that was killed for it.
+            # A slot waits for the end of an orphan that was killed for it.
             is_blocked = any(w.is_orphan and w.slot == slot and w.signals for w in self.workers.values())
             is_vacant = slot not in self.seated and slot not in self.births and not is_blocked
             if can_fork and is_vacant and not is_degraded:
