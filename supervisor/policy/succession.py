@@ -59,7 +59,7 @@ class Succession:
         slot.vacate(LastExit(judged.cause, name, now, judged.is_planned))
         news: list[Consequence] = [*self.suspects.died(died.page, now), *self.broker.block(died.page, None, now)]
         trouble = self.broker.trouble
-        is_expected = self.broker.is_usual(judged.leaving) or self._is_awaited(slot, judged)
+        is_expected = self.broker.is_usual(judged.leaving) or self._passing_import(slot, judged) is not None
         is_orphan = self.slots.orphans.pop(died.page, None) is not None
         follows, decided = (self._after_orphan(slot), []) if is_orphan else self._after(slot, judged, now)
         is_same = judged.fault in broker.FAULTS and judged.consumed is None and trouble == self.broker.trouble
@@ -98,9 +98,10 @@ class Succession:
             held = self.rollout.hold(judged.because)
             follows, decided = self._follow(slot, judged, now)
             return follows, [held, *decided]
-        if self._is_awaited(slot, judged) and not self.condition.is_finishing:
-            return self._import_again(slot, judged, now)
-        return self._follow(slot, judged, now)
+        failed = self._passing_import(slot, judged)
+        if failed is None or self._why_empty(slot) or self.condition.is_finishing:
+            return self._follow(slot, judged, now)
+        return self._import_again(slot, failed, now)
 
     def _after_orphan(self, orphan: Slot) -> Next:
         """What becomes of its slot was decided when the connection was lost."""
@@ -130,10 +131,10 @@ class Succession:
         slot.enter(SlotState.WAITING, follows.at)
         return follows, [*decided, *news]
 
-    def _is_awaited(self, slot: Slot, judged: Judgement) -> bool:
-        """Whether it could not import the handler, for a reason that may pass."""
+    def _passing_import(self, slot: Slot, judged: Judgement) -> LoadFailed | None:
+        """Why it could not import the handler, if that may pass and is waited for."""
         failed = self._failed_import(slot, judged)
-        return failed is not None and self.upkeep.may_pass(self.rollout.nursery, failed)
+        return failed if failed is not None and self.upkeep.may_pass(self.rollout.nursery, failed) else None
 
     def _failed_import(self, slot: Slot, judged: Judgement) -> LoadFailed | None:
         nursery = self.rollout.nursery_for(slot)
@@ -154,11 +155,7 @@ class Succession:
         generation = self.rollout.nursery.generation
         return Elsewhere(f"the reload has failed; one of generation {generation} follows"), [*told]
 
-    def _import_again(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
-        failed = self._failed_import(slot, judged)
-        if why := self._why_empty(slot):
-            return Stay(why), []
-        assert failed is not None
+    def _import_again(self, slot: Slot, failed: LoadFailed, now: float) -> tuple[Next, list[Consequence]]:
         nursery = self.rollout.nursery
         told = self.upkeep.import_later(nursery, failed, slot.spawned_at, now, self.slots.roll(slot.number))
         slot.restarts += 1
