@@ -76,6 +76,7 @@ INTERRUPTED = """
 import pika.connection, signal, sys
 from scripts.benches.queues import connection
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 with connection(sys.argv[1]) as link:
     channel = link.channel()
     arrives = pika.connection.Connection._on_data_available
