@@ -57,7 +57,7 @@ class Refusals:
             if act():
                 return
         except ProcessLookupError:
-            return  # a zombie: its exit is on the way
+            pass  # a zombie, most likely: its exit is on the way, and the next look finds it gone
         except OSError as error:
             self.say(doing, error)
         self._owed.append((doing, act))

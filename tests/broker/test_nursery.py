@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,12 @@ def test_nobody_but_the_supervisor_holds_the_sockets_that_it_serves(
 
 
 def sockets(pid: int) -> set[str]:
-    return {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if stat.S_ISSOCK(entry.stat().st_mode)}
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if stat.S_ISSOCK(entry.stat().st_mode):
+                found.add(os.readlink(entry))
+    return found
 
 
 def test_ps_and_pkill_f_tell_the_processes_apart(broker_url: str, queue: str) -> None:

@@ -233,9 +233,11 @@ async def _serve(sites: Sequence[tuple[socket.socket, Site]], answering: Abstrac
     # asyncio closes what it was given when it fails; the next attempt needs the sockets.
     copies = [sock.dup() for sock, _ in sites]
     try:
-        await asyncio.gather(
-            *(Server(site, answering).serve(sock) for sock, (_, site) in zip(copies, sites, strict=True))
-        )
+        async with asyncio.TaskGroup() as group:
+            for sock, (_, site) in zip(copies, sites, strict=True):
+                group.create_task(Server(site, answering).serve(sock))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     finally:
         for sock in copies:
             sock.close()
