@@ -42,7 +42,7 @@ ANSWER_TIMEOUT: Final = 15.0
 """Seconds the broker has to answer one request while the worker starts or leaves."""
 OURS_WITHIN: Final = 2.0
 """Seconds at least for the broker to answer about the queues for retries and dead letters before a worker goes on
-without; over a slow network as many as the connection took."""
+without; over a slow network twice as many as it took to consume."""
 MOST_DIFFERENCES: Final = 40
 """Of a queue from a plain one."""
 CLOSE_TIMEOUT: Final = 0.5
@@ -241,9 +241,8 @@ class Consumer:
         else:
             self._gone = _none_of(refusals)
             raise self._gone
-        connected = now()
         self._wait(lambda: self._is_consuming)
-        self._await_ours(max(OURS_WITHIN, connected - begun))
+        self._await_ours(max(OURS_WITHIN, 2 * (now() - begun)))
         self._has_arrived = True
         return str(endpoint)
 

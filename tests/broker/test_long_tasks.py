@@ -80,19 +80,21 @@ def test_f39_an_acknowledgement_timeout_is_named_with_the_advice_and_nothing_is_
 
 
 @pytest.mark.rabbitmq(below="4.3")
-def test_a_message_taken_back_goes_to_another_worker_while_its_first_handler_still_runs(
+def test_a_message_taken_back_goes_to_another_worker_when_its_first_handler_has_used_up_its_grace(
     own_node: PrivateNode, impatient_queue: str, tmp_path: Path, runs: Runs
 ) -> None:
     handler_modules.write(tmp_path, "patient", PATIENT)
     url, queue = own_node.url, impatient_queue
     env = runs.env | {"PYTHONPATH": str(tmp_path)}
-    with supervised("patient:work", "--workers", "2", "--grace", "1", url=url, queue=queue, env=env) as pool:
+    options = ("--workers", "2", "--grace", "1", "--lost-grace", "1")
+    with supervised("patient:work", *options, url=url, queue=queue, env=env) as pool:
         pool.ready()
         amqp.publish(url, queue, ["0"], ids=["long"])
         runs.hear("began")
         eventually(lambda: lose_patience(own_node) or runs.lines("lost"))
         runs.hear("began", 2)
-        assert not pool.named("task.unsettled")
+        [died] = pool.named("worker.exited")
+        assert (died["cause"], died["status"], died["message_id"]) == ("broker", "SIGKILL", "long")
 
 
 def test_f19_the_broker_s_version_and_what_it_needs_for_long_tasks_is_said_once(
