@@ -17,7 +17,6 @@ _HOMES: Final = {
     "Task": "supervisor.worker.task",
     "__version__": "supervisor.version",
 }
-NAMES: Final = sorted(_HOMES)
 
 
 def load(module: str, name: str) -> Any:

@@ -63,7 +63,9 @@ class Wishes:
     def end(self) -> None:
         """The loop has ended: whoever still waits is told that nothing follows."""
         self._has_ended = True
-        for _, answer in (*self._made, *self._taken):
+        while self._made:  # one at a time: another thread may still add to it
+            self._taken.append(self._made.popleft())
+        for _, answer in self._taken:
             if answer.set_running_or_notify_cancel():
                 answer.set_result(_TOO_LATE)
 
