@@ -113,8 +113,11 @@ def urls(nodes: list[str]) -> list[str]:
 
 def homes(pool: Supervision) -> dict[int, str]:
     """Where the workers that are there now consume, by pid."""
-    ready = {line["pid"]: line["broker"] for line in pool.named("worker.ready")}
-    return {worker["pid"]: ready[worker["pid"]] for worker in pool.workers() if worker["state"] in ("idle", "busy")}
+    return {
+        worker["pid"]: pool.hear("worker.ready", pid=worker["pid"])["broker"]  # /status may know before the log is read
+        for worker in pool.workers()
+        if worker["state"] in ("idle", "busy")
+    }
 
 
 def lost_connections(pools: list[Supervision]) -> int:
