@@ -19,7 +19,7 @@ TEMPLATE = "/etc/systemd/system/workq-supervise@.service"
 HANDLER = "def resize(task):\n    print('resized', task.text)\n"
 
 
-def test_a_machine_with_nothing_of_ours_consumes_after_the_steps_that_are_told_and_is_left_as_it_was(
+def test_f91_a_machine_with_nothing_of_ours_consumes_after_the_steps_that_are_told_and_is_left_as_it_was(
     broker_url: str, queue: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     check_that_it_boots_here()
