@@ -21,8 +21,6 @@ from supervisor.settings.command_line import given, parameter, reported
 from supervisor.version import __version__
 from supervisor.vocabulary import EXIT_KILLED
 
-__all__ = ["main"]
-
 NAME = "workq-supervise"
 
 _EPILOG = """\

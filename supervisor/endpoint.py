@@ -13,8 +13,6 @@ from ipaddress import IPv6Address
 from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
-__all__ = ["Endpoint"]
-
 _URL: Final = re.compile(r"(?P<scheme>amqps?)://(?P<authority>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?", re.I)
 _AUTHORITY: Final = re.compile(r"(?:(?P<login>.*)@)?(?P<host>\[[^\[\]@]*\]|[^:@\[\]]*)(?P<port>:[^:@]*)?")
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9._-]+")

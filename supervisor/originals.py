@@ -20,18 +20,9 @@ from time import sleep
 from typing import Final
 
 __all__ = [
-    "RLock",
-    "allocate_lock",
-    "fork",
-    "getaddrinfo",
-    "poll",
-    "replaced",
-    "select",
-    "sleep",
-    "socket_type",
-    "start_new_thread",
-    "waitpid",
-]
+    "RLock", "allocate_lock", "fork", "getaddrinfo", "poll", "replaced", "select", "sleep", "socket_type",
+    "start_new_thread", "waitpid",
+]  # fmt: skip
 
 _GREEN: Final = ("gevent.", "eventlet.")
 _WATCHED: Final = (

@@ -11,53 +11,6 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final, Literal, TypedDict
 
-__all__ = [
-    "ATTEMPT",
-    "BURST",
-    "CAUSE",
-    "COPIES",
-    "CRASHES",
-    "DROPPED",
-    "ERROR",
-    "EVIDENCE",
-    "EXPIRATION",
-    "FIRST_SEEN",
-    "HEADERS",
-    "HOST",
-    "NO_TYPE",
-    "OURS",
-    "PART",
-    "PARTS",
-    "PART_OF",
-    "PROPERTIES",
-    "PUT_BACK",
-    "QUEUE",
-    "REASON",
-    "RECORDS",
-    "SETTLES_IN",
-    "SINGLE",
-    "TRACEBACK",
-    "TYPES",
-    "USER_ID",
-    "WAS",
-    "Declaration",
-    "QueueType",
-    "arguments",
-    "attempts",
-    "check_short",
-    "dead",
-    "declaration",
-    "delay",
-    "delayed",
-    "demoted",
-    "difference",
-    "digest",
-    "inquiry",
-    "key",
-    "ours",
-    "waited_only",
-]
-
 ATTEMPT: Final = "x-workq-attempt"
 REASON: Final = "x-workq-reason"
 ERROR: Final = "x-workq-error"

@@ -13,8 +13,6 @@ from supervisor.clock import now
 from supervisor.commands import codes, picture, running
 from supervisor.commands.plain import plain
 
-__all__ = ["drain"]
-
 _LOOK_EVERY: Final = 0.5
 _TELL_EVERY: Final = 5.0
 

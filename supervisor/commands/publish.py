@@ -18,8 +18,6 @@ from supervisor.commands.sources import Sources
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
 
-__all__ = ["publish"]
-
 _CHUNK: Final = 65536
 _REDRAW: Final = 0.1
 _HEADER_OVERHEAD: Final = 6

@@ -12,8 +12,6 @@ from supervisor.clock import now
 from supervisor.commands import codes, running
 from supervisor.commands.plain import plain
 
-__all__ = ["reload"]
-
 _LOOK_EVERY: Final = 0.1
 _STAGES: Final = {
     "loading": "generation {} is being imported",

@@ -10,8 +10,6 @@ from supervisor.commands import codes, running
 from supervisor.commands.plain import plain
 from supervisor.settings import WORKERS_MOST
 
-__all__ = ["scale"]
-
 
 @click.command()
 @running.options(changing=True)

@@ -17,8 +17,6 @@ from supervisor.endpoint import Endpoint
 from supervisor.settings import OPTIONS, SettingsError, read
 from supervisor.settings.command_line import Command, declared, given, reported
 
-__all__ = ["Sources", "options", "unit"]
-
 _UNIT: Final = (
     "Settings of the unit workq-supervise@NAME: /etc/workq/NAME.toml and NAME.amqp-url, and no WORKQ_* variable."
 )

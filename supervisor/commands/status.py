@@ -10,8 +10,6 @@ from rich.console import Console
 
 from supervisor.commands import picture, running
 
-__all__ = ["status"]
-
 _WIDE: Final = 500
 """Columns where there is no terminal to fit into."""
 _DECISIONS: Final = 5

@@ -26,8 +26,6 @@ from supervisor.clock import now
 from supervisor.commands import picture, running
 from supervisor.commands.plain import plain
 
-__all__ = ["top"]
-
 EVERY: Final = 1.0
 ANSWER_WITHIN: Final = 1.0
 """Seconds. Keys wait for it as well."""

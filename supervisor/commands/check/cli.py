@@ -33,8 +33,6 @@ from supervisor.endpoint import Endpoint
 from supervisor.settings import OPTIONS, Option, Settings, SettingsError, has_settings, load
 from supervisor.settings.command_line import given, parameter, reported
 
-__all__ = ["check"]
-
 _NOBODY: Final = "workq:check"
 """Stands for the handler where none is named: it is not imported."""
 _COLOURS: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "red"}

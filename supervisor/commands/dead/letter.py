@@ -15,8 +15,6 @@ from pika import data
 from supervisor import queues
 from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
 
-__all__ = ["Field", "Letter", "Raw", "anew", "decoded", "original"]
-
 # ------------------------------------------------------------------------------------- properties, in the raw
 
 

@@ -28,8 +28,6 @@ from supervisor.publisher import Message, Options, Publisher, PublishError, Unav
 from supervisor.served import Connection, Served
 from supervisor.vocabulary import Kind
 
-__all__ = ["WORN", "CutOff", "DeadQueue", "Target", "Unreachable"]
-
 _HEARTBEAT: Final = 60.0
 _CONNECTING: Final = 15.0
 _ANSWER: Final = 15.0
