@@ -38,8 +38,6 @@ Consequence = Action | GiveUp
 
 @dataclass(slots=True)
 class Condition:
-    """See the module."""
-
     state: State = State.STARTING
     since: float = 0.0
     because: str = "starting"

@@ -30,8 +30,6 @@ from supervisor.vocabulary import Action, Asked, Loaded, LoadFailed, NurseryGone
 
 
 class Stage(StrEnum):
-    """See the module."""
-
     LOADING = "loading"
     TRYING = "trying"
     WAITING = "waiting"

@@ -34,8 +34,6 @@ LEAVE_TIMEOUT: Final = 2.0
 
 
 class SlotState(Enum):
-    """See the module."""
-
     EMPTY = "empty"
     WAITING = "backoff"
     FORKING = "forking"

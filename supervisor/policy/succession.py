@@ -28,8 +28,6 @@ STOPPING: Final = "the supervisor is stopping"
 
 @dataclass(slots=True)
 class Succession:
-    """See the module."""
-
     slots: Slots
     condition: Condition
     rollout: Rollout

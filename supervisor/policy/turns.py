@@ -24,8 +24,6 @@ from supervisor.vocabulary import Spawn
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """See the module."""
-
     slots: Slots
     condition: Condition
     rollout: Rollout

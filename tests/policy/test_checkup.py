@@ -47,12 +47,12 @@ def broker(version: str = "3.10.8", endpoint: Endpoint = HERE, **facts: Any) -> 
         "dead": Queue("jobs.dead", True),
         "refusals": {**MAY, "write": ""},
         "blocked": "",
-        "managed": Managed("http://h:15672", None, alarms=()),
+        "managed": Managed("http://h:15672", Rule(), alarms=()),
     }
     return Broker(**{**given, **facts})
 
 
-SHORT = Managed("u", Policy("p", 0, {"consumer-timeout": 60_000}))
+SHORT = Managed("u", Rule(Policy("p", 0, {"consumer-timeout": 60_000})))
 
 
 def quorum(**arguments: Any) -> Queue:
@@ -164,7 +164,7 @@ def test_a_plain_connection_to_another_host_is_a_warning() -> None:
 def test_a_delivery_limit_without_dead_lettering_loses_messages(
     version: str, queue: Queue, effective: dict[str, Any], level: Level
 ) -> None:
-    managed = Managed("u", Policy("theirs", 2, effective), alarms=())
+    managed = Managed("u", Rule(Policy("theirs", 2, effective)), alarms=())
     finding = of(examine(broker(version, queue=queue, managed=managed), settings(task_timeout=60.0)), "delivery limit")
     assert finding.level is level, finding
     if level is Level.PROBLEM:
@@ -190,7 +190,7 @@ def test_a_delivery_limit_without_dead_lettering_loses_messages(
 def test_f115_what_prefetch_does_on_a_quorum_queue_is_told(
     version: str, queue: Queue, effective: dict[str, Any] | None, level: Level, what: str
 ) -> None:
-    managed = None if effective is None else Managed("u", Policy("theirs", 2, effective), alarms=())
+    managed = None if effective is None else Managed("u", Rule(Policy("theirs", 2, effective)), alarms=())
     found = of(examine(broker(version, queue=queue, managed=managed), settings(prefetch=50)), "prefetch")
     assert (found.level, what in found.what) == (level, True), found
     assert "--prefetch 50" in found.what or level is Level.OK
@@ -272,7 +272,7 @@ def test_permissions_are_asked_for_what_workers_do() -> None:
 def test_an_alarm_is_what_amqp_says_else_what_the_api_says(
     blocked: str | None, alarms: tuple[str, ...] | None, level: Level, word: str
 ) -> None:
-    facts = broker(blocked=blocked, managed=Managed("u", None, alarms=alarms))
+    facts = broker(blocked=blocked, managed=Managed("u", Rule(), alarms=alarms))
     finding = of(examine(facts, settings()), "alarms")
     assert finding.level is level and word in finding.what
 
@@ -468,7 +468,7 @@ def test_f124_a_single_active_consumer_is_told_with_what_standby_hosts_need() ->
 
 def others(dead: Rule | None = None, delay: Rule | None = None) -> Managed:
     rules = {"jobs.dead": dead or Rule(None)} | {queues.delay("jobs", ms): delay or Rule(None) for ms in LADDER}
-    return Managed("u", None, alarms=(), others=rules)
+    return Managed("u", Rule(), alarms=(), others=rules)
 
 
 BLANKET = Policy("all", 3, {"message-ttl": 4000, "max-length": 9, "ha-mode": "all"})

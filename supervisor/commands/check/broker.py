@@ -15,7 +15,7 @@ from typing import Final
 
 from supervisor import queues
 from supervisor.commands.check.case import HALF_AN_HOUR, NEVER, Case, delay_of, spelled
-from supervisor.commands.check.facts import Broker, Finding, Level, Node, ok
+from supervisor.commands.check.facts import Broker, Finding, Level, Node, note, ok, problem, warning
 from supervisor.commands.check.queue import QueueCase
 from supervisor.policy import advice
 from supervisor.settings import Settings
@@ -73,8 +73,7 @@ def _nodes(nodes: Sequence[Node]) -> Iterator[Finding]:
             yield ok("broker", f"{node.endpoint} lets us in")
         if not node.endpoint.tls and not _is_loopback(node.endpoint.host):
             host, vhost = node.endpoint.host, _percent(node.endpoint.vhost)
-            yield Finding(
-                Level.WARNING,
+            yield warning(
                 "encryption",
                 f"{node.endpoint}: password and messages cross the network in the clear",
                 f"export WORKQ_URL='amqps://USER:PASSWORD@{host}:5671/{vhost}'",
@@ -126,17 +125,17 @@ class BrokerCase(Case):
     def version(self) -> Iterator[Finding]:
         if self.release is None:
             said = f"{self.node.product} {self.node.version}".strip() or "something that does not say what it is"
-            yield Finding(Level.NOTE, "version", f"the broker is {said}; workq-supervise is made for RabbitMQ 3.10+")
+            yield note("version", f"the broker is {said}; workq-supervise is made for RabbitMQ 3.10+")
             return
         if self.release < (3, 10):
             what = f"RabbitMQ {self.node.version} is older than 3.10, the oldest that workq-supervise is tried with"
-            yield Finding(Level.WARNING, "version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
+            yield warning("version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         elif self.release in _SUPPORT_ENDED:
             what = (
                 f"RabbitMQ {self.node.version}: community support for this series ended in "
                 f"{_SUPPORT_ENDED[self.release]}; a distribution's or vendor's may go on"
             )
-            yield Finding(Level.NOTE, "version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
+            yield note("version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         else:
             yield ok("version", f"RabbitMQ {self.node.version}")
 
@@ -145,22 +144,18 @@ class BrokerCase(Case):
         if agreed is None or agreed == asked:
             if asked < 5:
                 what = f"{asked:g} s is short: a busy host or network is taken for a dead one"
-                yield Finding(Level.NOTE, "heartbeat", what, "export WORKQ_HEARTBEAT=15s")
+                yield note("heartbeat", what, "export WORKQ_HEARTBEAT=15s")
             else:
                 yield ok("heartbeat", f"{asked:g} s")
         elif agreed == 0:
             what = "the broker switched it off: nobody notices a peer that vanished without a word"
-            yield Finding(
-                Level.WARNING, "heartbeat", what, "rabbitmqctl eval 'application:set_env(rabbit, heartbeat, 60).'"
-            )
+            yield warning("heartbeat", what, "rabbitmqctl eval 'application:set_env(rabbit, heartbeat, 60).'")
         else:
-            yield Finding(Level.NOTE, "heartbeat", f"{asked:g} s was asked for, {agreed} s was agreed")
+            yield note("heartbeat", f"{asked:g} s was asked for, {agreed} s was agreed")
         most = self.node.channel_max
         if most and most < CHANNELS:
             what = f"the broker allows {most} channels a connection; a worker needs {CHANNELS}"
-            yield Finding(
-                Level.PROBLEM, "channels", what, "rabbitmqctl eval 'application:set_env(rabbit, channel_max, 2047).'"
-            )
+            yield problem("channels", what, "rabbitmqctl eval 'application:set_env(rabbit, channel_max, 2047).'")
 
     def alarms(self) -> Iterator[Finding]:
         managed, blocked = self.broker.managed, self.broker.blocked
@@ -177,12 +172,12 @@ class BrokerCase(Case):
         )
         if "disk" in said:
             more = "; free disk space on the node, or lower a limit that is too high"
-            yield Finding(Level.PROBLEM, "alarms", what + more, "rabbitmqctl set_disk_free_limit 50MB")
+            yield problem("alarms", what + more, "rabbitmqctl set_disk_free_limit 50MB")
         if "memory" in said:
             more = "; have the backlog worked off, give the node more memory, or raise the mark"
-            yield Finding(Level.PROBLEM, "alarms", what + more, "rabbitmqctl set_vm_memory_high_watermark 0.6")
+            yield problem("alarms", what + more, "rabbitmqctl set_vm_memory_high_watermark 0.6")
         if "disk" not in said and "memory" not in said:
-            yield Finding(Level.PROBLEM, "alarms", what, "rabbitmq-diagnostics alarms")
+            yield problem("alarms", what, "rabbitmq-diagnostics alarms")
 
     def limits(self) -> Iterator[Finding]:
         managed = self.broker.managed
@@ -199,7 +194,7 @@ class BrokerCase(Case):
                 continue
             if limit < needed:
                 what = f"the {whose} may have {limit} connections, {self.settings.workers.most} workers need {needed}"
-                yield Finding(Level.WARNING, "limits", what, fix)
+                yield warning("limits", what, fix)
             else:
                 yield ok("limits", f"the {whose} may have {limit} connections")
 
@@ -213,10 +208,10 @@ class BrokerCase(Case):
             yield ok(subject, f"{spelled(known)} is enough")
         elif known is not None and self.settings.task_timeout is not None:
             what = f"tasks may take {spelled(needed)}, and the broker takes them away, to be run again, after "
-            yield Finding(Level.PROBLEM, subject, what + spelled(known), self._timeout_fix())
+            yield problem(subject, what + spelled(known), self._timeout_fix())
         elif known is not None:
             what = f"a task longer than {spelled(known)} is run again; --task-timeout is off"
-            yield Finding(Level.NOTE, subject, what, self._timeout_fix())
+            yield note(subject, what, self._timeout_fix())
         elif needed <= HALF_AN_HOUR:
             yield ok(subject, f"{spelled(needed)} is needed; RabbitMQ's 30 min, unless it was lowered, is enough")
         elif self.settings.task_timeout is not None:
@@ -224,10 +219,10 @@ class BrokerCase(Case):
                 f"tasks may take {spelled(needed)}; the broker's timeout is not known (30 min unless it was raised), "
             )
             what += "and a longer task is run again"
-            yield Finding(Level.WARNING, subject, what, self._timeout_fix())
+            yield warning(subject, what, self._timeout_fix())
         else:
             what = "a task longer than the broker's timeout (not known; 30 min unless it was changed) is run again"
-            yield Finding(Level.NOTE, subject, what, self._timeout_fix())
+            yield note(subject, what, self._timeout_fix())
 
     def _timeout_fix(self) -> str:
         if self.release is None:
@@ -263,12 +258,12 @@ class BrokerCase(Case):
         if refused:
             what = f"user {user} may not {'; may not '.join(refused)}; the line below is all that workq needs, and "
             what += f"replaces what the user has in this virtual host (rabbitmqctl list_user_permissions {user})"
-            yield Finding(Level.PROBLEM, "permissions", what, self._grant())
+            yield problem("permissions", what, self._grant())
         elif any(refusal is None for _, refusal in asked):
             doubtful = [purpose for purpose, refusal in asked if refusal is None]
             what = f"not known whether user {user} may {', '.join(doubtful)}"
             look = f"rabbitmqctl list_user_permissions {shlex.quote(user)}"
-            yield Finding(Level.NOTE, "permissions", what, look)
+            yield note("permissions", what, look)
         else:
             yield ok("permissions", f"user {user} may do all that workers do")
 
@@ -282,6 +277,6 @@ class BrokerCase(Case):
     def unknown(self) -> Iterator[Finding]:
         if self.broker.managed is None:
             what = "not known: policies (delivery limit, dead-lettering, lengths) and connection limits, since "
-            yield Finding(Level.NOTE, "management", what + self.broker.unmanaged, self.broker.unmanaged_fix)
+            yield note("management", what + self.broker.unmanaged, self.broker.unmanaged_fix)
         else:
             yield ok("management", f"{self.broker.managed.url} answers")

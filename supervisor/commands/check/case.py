@@ -38,7 +38,7 @@ class Case:
         """An argument of the queue's, or what a policy says in its stead."""
         value = self.queue.arguments.get(argument)
         if value is None and self.broker.managed:
-            value = self.broker.managed.effective.get(argument.removeprefix("x-"))
+            value = self.broker.managed.rule.effective.get(argument.removeprefix("x-"))
         return value
 
     def wanted_keys(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Case:
         return min(advice.acknowledgement_ms(self.settings), NEVER)
 
     def policy_line(self) -> str:
-        policy = self.broker.managed.policy if self.broker.managed else None
+        policy = self.broker.managed.rule.policy if self.broker.managed else None
         name = f"workq-{self.queue.name}"
         priority = 0 if policy is None else policy.priority + (policy.name != name)
         definition = {**(policy.definition if policy else {}), **self.wanted}

@@ -21,8 +21,7 @@ from supervisor import amqp, queues
 from supervisor.commands import codes
 from supervisor.commands.check.broker import examine
 from supervisor.commands.check.case import delay_of, delays_of
-from supervisor.commands.check.facts import Broker, Finding, Level, Managed
-from supervisor.commands.check.machine import Host
+from supervisor.commands.check.facts import Broker, Finding, Level, Managed, problem, warning
 from supervisor.commands.check.machine import examine as examine_machine
 from supervisor.commands.check.management import Unavailable, ask, checked, consumer_timeout, usual
 from supervisor.commands.check.probe import Probe, may_publish
@@ -38,20 +37,10 @@ _NOBODY: Final = "workq:check"
 _COLOURS: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 _SILENT: Final = frozenset(
     {
-        "max_tasks",
-        "max_body",
-        "burst",
-        "burst_wait",
-        "boot_retry",
-        "log_format",
-        "log_level",
-        "retry_delay",
-        "preload",
-        "control",
-        "health_host",
-        "reload",
+        "max_tasks", "max_body", "burst", "burst_wait", "boot_retry", "log_format", "log_level", "retry_delay",
+        "preload", "control", "health_host", "reload",
     }
-)
+)  # fmt: skip
 """Taken, so that the command line of workq-supervise can be checked as it is; nothing is said about them."""
 
 _HELP: Final = """\
@@ -93,7 +82,7 @@ def _check(
     settings, has_handler = _settings(handler, command_line)
     try:
         broker = examine_broker(settings, api, rabbitmqctl)
-        findings = [*broker, *examine_machine(_host(settings, has_handler, unit_names), settings)]
+        findings = [*broker, *examine_machine(look_at_machine(settings, has_handler, unit_names), settings)]
     except KeyboardInterrupt:
         sys.exit(codes.INTERRUPTED)
     (_print_json if as_json else _print)(findings, settings, verbose)
@@ -110,10 +99,6 @@ def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settin
             if not error.handler_missing:
                 raise
             return load(_NOBODY, command_line, os.environ), False
-
-
-def _host(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> Host:
-    return look_at_machine(settings, handler=has_handler, unit_names=unit_names)
 
 
 # --------------------------------------------------------------------------------------------------- the broker
@@ -136,12 +121,12 @@ def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str 
                 broker = replace(broker, consumer_timeout=consumer_timeout(rabbitmqctl))
             except (OSError, ValueError) as error:
                 what = f"--rabbitmqctl does not tell the acknowledgement timeout: {error}"
-                findings.append(Finding(Level.WARNING, "rabbitmqctl", what))
+                findings.append(warning("rabbitmqctl", what))
         try:
             broker = _by_amqp(broker, endpoint, settings)
         except Exception as error:  # noqa: BLE001 - whatever pika, ssl and the OS have to say
             trouble = amqp.explain(error, endpoint)
-            findings.append(Finding(Level.PROBLEM, "broker", f"while it was looked at: {trouble.reason}"))
+            findings.append(problem("broker", f"while it was looked at: {trouble.reason}"))
     return [*examine(broker, settings), *findings]
 
 

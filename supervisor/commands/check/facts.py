@@ -40,6 +40,18 @@ def ok(subject: str, what: str) -> Finding:
     return Finding(Level.OK, subject, what)
 
 
+def note(subject: str, what: str, fix: str = "") -> Finding:
+    return Finding(Level.NOTE, subject, what, fix)
+
+
+def warning(subject: str, what: str, fix: str = "") -> Finding:
+    return Finding(Level.WARNING, subject, what, fix)
+
+
+def problem(subject: str, what: str, fix: str = "") -> Finding:
+    return Finding(Level.PROBLEM, subject, what, fix)
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What one of the nodes of `--url` said to a connection."""
@@ -85,10 +97,12 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What policies say to one of our other queues."""
+    """What policies say to a queue."""
 
-    policy: Policy | None
+    policy: Policy | None = None
+    """None: it obeys none."""
     operator: Mapping[str, Any] = field(default_factory=dict)
+    """The operator policy's definition; its word counts more."""
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -100,10 +114,7 @@ class Managed:
     """What only the management API tells."""
 
     url: str
-    policy: Policy | None
-    """None: it obeys none."""
-    operator: Mapping[str, Any] = field(default_factory=dict)
-    """The operator policy's definition; its word counts more."""
+    rule: Rule
     delivery_limit: int | None = None
     """As the broker itself reckons it; None where it does not say (before 4.0)."""
     alarms: tuple[str, ...] | None = None
@@ -113,10 +124,6 @@ class Managed:
     """Limits; None or below 0: there is none."""
     others: Mapping[str, Rule] = field(default_factory=dict)
     """By name: the queues for dead letters and for tasks that wait for another try, whether they exist yet or not."""
-
-    @property
-    def effective(self) -> dict[str, Any]:
-        return {**(self.policy.definition if self.policy else {}), **self.operator}
 
 
 @dataclass(frozen=True, slots=True)

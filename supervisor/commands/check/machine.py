@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from supervisor.commands.check.facts import Finding, Level, ok
+from supervisor.commands.check.facts import Finding, Level, note, ok, problem, warning
 from supervisor.policy import hung
 from supervisor.settings import Cpus, Settings
 
@@ -86,7 +86,7 @@ class Host:
 def examine(host: Host, settings: Settings) -> list[Finding]:
     """Everything that is to be said about the machine."""
     return [
-        *_installation(host),
+        *([warning("installation", *host.clash)] if host.clash else []),
         *_handler(host, settings),
         *_app_dir(host, settings),
         *_url_file(settings),
@@ -99,11 +99,6 @@ def examine(host: Host, settings: Settings) -> list[Finding]:
     ]
 
 
-def _installation(host: Host) -> Iterator[Finding]:
-    if host.clash is not None:
-        yield Finding(Level.WARNING, "installation", *host.clash)
-
-
 def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
     imported = host.imported
     if imported is None:
@@ -113,23 +108,18 @@ def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
         module = shlex.quote(settings.handler.partition(":")[0])
         fix = f"PYTHONPATH={shlex.quote(settings.app_dir)} python -P -c 'import sys; __import__(sys.argv[1])' {module}"
         what = f"{settings.handler} cannot be loaded: {imported.error}"
-        yield Finding(Level.PROBLEM, "handler", what, fix if imported.raised else "")
-    elif imported.replaced and settings.preload:
-        replaced = ", ".join(imported.replaced)
+        yield problem("handler", what, fix if imported.raised else "")
+    elif (imported.replaced or imported.threads > 1) and settings.preload:
+        harm = f"leaves {imported.threads - 1} threads behind"
+        if imported.replaced:
+            harm = f"replaces functions of the standard library ({', '.join(imported.replaced)})"
         what = (
-            f"importing {settings.handler} replaces functions of the standard library ({replaced}), so it cannot "
-            "be imported once for all workers: each imports it anew"
+            f"importing {settings.handler} {harm}, so it cannot be imported once for all workers: each imports it anew"
         )
-        yield Finding(Level.NOTE, "handler", what, "export WORKQ_PRELOAD=false")
-    elif imported.threads > 1 and settings.preload:
-        what = (
-            f"importing {settings.handler} leaves {imported.threads - 1} threads behind, so it cannot be imported once "
-            "for all workers: each imports it anew"
-        )
-        yield Finding(Level.NOTE, "handler", what, "export WORKQ_PRELOAD=false")
+        yield note("handler", what, "export WORKQ_PRELOAD=false")
     elif imported.shared and settings.preload:
         what = f"the import of {settings.handler} changes its process: {imported.shared}"
-        yield Finding(Level.WARNING, "handler", what, "export WORKQ_PRELOAD=false")
+        yield warning("handler", what, "export WORKQ_PRELOAD=false")
     else:
         yield ok("handler", f"{settings.handler} is imported in {imported.seconds:.1f} s")
 
@@ -137,14 +127,14 @@ def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
 def _app_dir(host: Host, settings: Settings) -> Iterator[Finding]:
     if host.app_dir_open_to:
         what = f"{host.app_dir_open_to} may write to --app-dir {settings.app_dir}, and so choose what workers run"
-        yield Finding(Level.WARNING, "app dir", what, f"chmod go-w {shlex.quote(settings.app_dir)}")
+        yield warning("app dir", what, f"chmod go-w {shlex.quote(settings.app_dir)}")
     else:
         yield ok("app dir", settings.app_dir)
 
 
 def _url_file(settings: Settings) -> Iterator[Finding]:
     if settings.exposure:
-        yield Finding(Level.WARNING, "url file", settings.exposure, f"chmod 600 {shlex.quote(settings.url_open)}")
+        yield warning("url file", settings.exposure, f"chmod 600 {shlex.quote(settings.url_open)}")
 
 
 def _cpus(host: Host, settings: Settings) -> Iterator[Finding]:
@@ -152,7 +142,7 @@ def _cpus(host: Host, settings: Settings) -> Iterator[Finding]:
     by = f"by the cgroup's CPU quota, of {host.cpus.affinity} by affinity" if host.cpus.is_quota else "by affinity"
     if workers > 4 * cpus and workers > 4:
         what = f"{workers} workers share {cpus:g} CPUs ({by}); well if tasks wait for others most of the time"
-        yield Finding(Level.NOTE, "CPUs", what, f"export WORKQ_WORKERS={max(1, int(cpus))}")
+        yield note("CPUs", what, f"export WORKQ_WORKERS={max(1, int(cpus))}")
     else:
         yield ok("CPUs", f"{cpus:g} ({by}) for {settings.workers} workers")
 
@@ -164,10 +154,10 @@ def _memory(memory: int, whose: str, settings: Settings) -> Iterator[Finding]:
     if each is not None and workers * each + OVERHEAD > memory:
         what = f"{workers} workers of --max-memory {_size(each)} and a supervisor do not fit into the {_size(memory)} "
         what += f"of {whose}: the kernel kills before --max-memory replaces"
-        yield Finding(Level.WARNING, "memory", what, fix)
+        yield warning("memory", what, fix)
     elif each is None and whose != "the machine":
         what = f"--max-memory is off, and {whose} ends at {_size(memory)}: a handler that leaks is killed in mid-task"
-        yield Finding(Level.NOTE, "memory", what, fix)
+        yield note("memory", what, fix)
     else:
         yield ok("memory", f"{_size(memory)} of {whose} for {settings.workers} workers")
 
@@ -177,14 +167,14 @@ def _memory_limit(imported: Imported | None, settings: Settings) -> Iterator[Fin
     if imported is None or (why := hung.too_small(settings.max_memory, imported.resident)) is None:
         return
     fix = f"export WORKQ_MAX_MEMORY={math.ceil(1.5 * imported.resident / MIB)}M"
-    yield Finding(Level.WARNING, "memory limit", why, fix)
+    yield warning("memory limit", why, fix)
 
 
 def _files(host: Host, settings: Settings) -> Iterator[Finding]:
     needed = BASE_FILES + FILES_EACH * settings.workers.most
     if 0 <= host.files < needed:
         what = f"this process may open {host.files} files, the supervisor of {settings.workers} workers needs {needed}"
-        yield Finding(Level.WARNING, "open files", what, f"ulimit -Sn {needed}")
+        yield warning("open files", what, f"ulimit -Sn {needed}")
     else:
         yield ok("open files", f"{'any number' if host.files < 0 else host.files} of {needed} needed")
 
@@ -196,12 +186,12 @@ def _health(host: Host, settings: Settings) -> Iterator[Finding]:
     elif health.supervisor:
         yield ok("health port", f"a supervisor answers at {settings.health}: {health.supervisor}")
         if health.trouble:
-            yield Finding(Level.WARNING, "supervisor", f"the one at {settings.health} says: {health.trouble}")
+            yield warning("supervisor", f"the one at {settings.health} says: {health.trouble}")
     elif health.error and not settings.health_explicit:
         yield ok("health port", f"{settings.health}, the default: {health.error}; a free port is taken instead")
     elif health.error:
         what = f"{settings.health} cannot be had: {health.error}; workq-supervise will not start"
-        yield Finding(Level.PROBLEM, "health port", what, f"ss -ltnp 'sport = :{settings.health.port}'")
+        yield problem("health port", what, f"ss -ltnp 'sport = :{settings.health.port}'")
     else:
         yield ok("health port", f"{settings.health} is free")
 

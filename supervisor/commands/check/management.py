@@ -10,7 +10,7 @@ import re
 import shlex
 import ssl
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -138,42 +138,33 @@ class _Api:
 
 
 def _managed(api: _Api, endpoint: Endpoint, queue: str) -> Managed:
-    seen = _seen(api, endpoint, queue)
     policies = api.try_get("policies", endpoint.vhost)
     operators = api.try_get("operator-policies", endpoint.vhost) or []
     nodes = api.try_get("nodes")
-    kind = seen.get("type")
-    # Reckoned from the list rather than taken from the queue's own page, which lags by seconds.
-    policy = obeyed(policies, queue, kind) if policies is not None else _as_said(seen)
-    operator = obeyed(operators, queue, kind)
-    limit = seen.get("delivery_limit")
+
+    def seen(name: str) -> Mapping[str, Any]:
+        return api.try_get("queues", endpoint.vhost, name) or {}
+
+    def rule(name: str, kind: str | None, page: Mapping[str, Any]) -> Rule:
+        # Reckoned from the list rather than taken from the queue's own page, which lags by seconds.
+        policy = obeyed(policies, name, kind) if policies is not None else _as_said(page)
+        operator = obeyed(operators, name, kind)
+        return Rule(policy, operator.definition if operator else {})
+
+    own, dead = seen(queue), queues.dead(queue)
+    others = {dead: rule(dead, (page := seen(dead)).get("type"), page)}
+    for name in (queues.delay(queue, ms) for ms in retry.LADDER):
+        others[name] = rule(name, "quorum", {} if policies is not None else seen(name))
+    limit = own.get("delivery_limit")
     return Managed(
         api.url,
-        policy,
-        operator.definition if operator else {},
+        rule(queue, own.get("type"), own),
         delivery_limit=limit if isinstance(limit, int) else None,
         alarms=None if nodes is None else tuple(_alarms(nodes)),
         vhost_connections=_limit(api.try_get("vhost-limits", endpoint.vhost)),
         user_connections=_limit(api.try_get("user-limits", endpoint.user)),
-        others=dict(_others(api, endpoint, queue, policies, operators)),
+        others=others,
     )
-
-
-def _seen(api: _Api, endpoint: Endpoint, queue: str) -> Mapping[str, Any]:
-    return api.try_get("queues", endpoint.vhost, queue) or {}
-
-
-def _others(
-    api: _Api, endpoint: Endpoint, queue: str, policies: list[dict[str, Any]] | None, operators: list[dict[str, Any]]
-) -> Iterator[tuple[str, Rule]]:
-    """What holds for the queues beside it, and will for those that do not exist yet."""
-    dead = queues.dead(queue)
-    kinds = {dead: _seen(api, endpoint, dead).get("type")}
-    kinds |= {queues.delay(queue, ms): "quorum" for ms in retry.LADDER}
-    for name, kind in kinds.items():
-        operator = obeyed(operators, name, kind)
-        policy = obeyed(policies, name, kind) if policies is not None else _as_said(_seen(api, endpoint, name))
-        yield name, Rule(policy, operator.definition if operator else {})
 
 
 def obeyed(policies: list[dict[str, Any]], queue: str, kind: str | None) -> Policy | None:

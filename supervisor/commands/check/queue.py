@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from supervisor import queues
 from supervisor.commands.check.case import Case, spelled
-from supervisor.commands.check.facts import FORGETS, Finding, Level, Policy, Rule, ok
+from supervisor.commands.check.facts import FORGETS, Finding, Level, Policy, Rule, note, ok, problem, warning
 from supervisor.policy import retry
 from supervisor.policy.poison import RETURNS_MAX, prefetch
 
@@ -24,46 +24,44 @@ class QueueCase(Case):
     def queue_itself(self) -> Iterator[Finding]:
         queue, settings = self.queue, self.settings
         if queue.exists is None:
-            yield Finding(Level.PROBLEM, "queue", queue.reason, self.look_fix(queue))
+            yield problem("queue", queue.reason, self.look_fix(queue))
             return
         if not queue.exists:
             if settings.declare:
                 kind = "the virtual host's default type" if settings.queue_type == "default" else settings.queue_type
-                yield Finding(
-                    Level.NOTE, "queue", f"{queue.name} does not exist yet; workers declare it, durable, {kind}"
-                )
+                yield note("queue", f"{queue.name} does not exist yet; workers declare it, durable, {kind}")
             else:
                 what = f"{queue.name} does not exist, and --no-declare keeps workers from declaring it"
-                yield Finding(Level.PROBLEM, "queue", what, self.declare_line(queue.name))
+                yield problem("queue", what, self.declare_line(queue.name))
             return
         yield ok("queue", f"{queue.name}: {queue.ready} ready, {queue.consumers} consumers")
         yield from self._type()
         if queue.durable is False:
             what = "it is not durable: a restart of the broker deletes it, messages and all"
-            yield Finding(Level.WARNING, "queue", what, self.anew())
+            yield warning("queue", what, self.anew())
         if queue.auto_delete:
             what = "it is auto-delete: when the last worker leaves, the broker deletes it, messages and all"
-            yield Finding(Level.WARNING, "queue", what, self.anew())
+            yield warning("queue", what, self.anew())
 
     def _type(self) -> Iterator[Finding]:
         actual, asked = self.queue.type, self.settings.queue_type
         if actual is None:
             what = "not known: the broker tells it to users that may declare the queue, and to the management API"
-            yield Finding(Level.NOTE, "queue type", what, f"rabbitmqctl list_queues {self.vhost_option()}name type")
+            yield note("queue type", what, f"rabbitmqctl list_queues {self.vhost_option()}name type")
         elif actual not in ("classic", "quorum"):
             what = f"{self.queue.name} is a {actual}: workers cannot consume it; name a classic or quorum queue"
-            yield Finding(Level.PROBLEM, "queue type", what, "export WORKQ_QUEUE=ANOTHER_QUEUE")
+            yield problem("queue type", what, "export WORKQ_QUEUE=ANOTHER_QUEUE")
         elif asked not in ("default", actual):
             what = f"--queue-type is {asked}, and {self.queue.name} is {actual}: workers refuse to start"
-            yield Finding(Level.PROBLEM, "queue type", what, "export WORKQ_QUEUE_TYPE=default")
+            yield problem("queue type", what, "export WORKQ_QUEUE_TYPE=default")
         elif actual == "classic" and len(self.broker.nodes) > 1:
             what = (
                 f"{self.queue.name} is classic: it lives on one node of the cluster and is away when that is; {FORGETS}"
             )
-            yield Finding(Level.NOTE, "queue type", what, f"{self.anew()} && export WORKQ_QUEUE_TYPE=quorum")
+            yield note("queue type", what, f"{self.anew()} && export WORKQ_QUEUE_TYPE=quorum")
         elif actual == "classic":
             what = f"{self.queue.name} is classic: {FORGETS}"
-            yield Finding(Level.NOTE, "queue type", what, f"{self.anew()} && export WORKQ_QUEUE_TYPE=quorum")
+            yield note("queue type", what, f"{self.anew()} && export WORKQ_QUEUE_TYPE=quorum")
         else:
             yield ok("queue type", actual)
 
@@ -72,25 +70,23 @@ class QueueCase(Case):
             return
         if self.value(queues.SINGLE) and self.settings.workers.most > 1:
             what = f"it has a single active consumer: one of {self.settings.workers} workers works, the others stand by"
-            yield Finding(Level.WARNING, "queue", what, "export WORKQ_WORKERS=1")
+            yield warning("queue", what, "export WORKQ_WORKERS=1")
         if self.value(queues.SINGLE) and self.settings.ready_when == "consuming":
             what = (
                 "it has a single active consumer: while messages wait, hosts that stand by are not ready (/readyz 503)"
             )
-            yield Finding(Level.NOTE, "queue", what, "export WORKQ_READY_WHEN=subscribed")
+            yield note("queue", what, "export WORKQ_READY_WHEN=subscribed")
         if self.drops():
             length = self.value("x-max-length") or self.value("x-max-length-bytes")
             what = f"when it is full (at {length}), the broker drops the oldest messages without a word to publishers"
             fix = self.anew() if "x-overflow" in self.queue.arguments else self.policy_line()
-            yield Finding(Level.WARNING, "queue", what, fix)
+            yield warning("queue", what, fix)
         if (ttl := self.value("x-message-ttl")) is not None and not self.has_exchange():
             what = f"messages that have waited {spelled(ttl)} are dropped"
-            yield Finding(
-                Level.NOTE, "queue", what, f"rabbitmqctl list_queues {self.vhost_option()}name arguments policy"
-            )
+            yield note("queue", what, f"rabbitmqctl list_queues {self.vhost_option()}name arguments policy")
         if (expires := self.value("x-expires")) is not None:
             what = f"after {spelled(expires)} without a consumer the broker deletes it, messages and all"
-            yield Finding(Level.WARNING, "queue", what, self.anew() if "x-expires" in self.queue.arguments else "")
+            yield warning("queue", what, self.anew() if "x-expires" in self.queue.arguments else "")
 
     def returns(self) -> Iterator[Finding]:
         """The delivery limit, and what becomes of a message that reaches it."""
@@ -107,20 +103,20 @@ class QueueCase(Case):
                 f"a message that came back {limit} times is dropped without a word; workers put one aside, or back "
                 f"uncounted, at {RETURNS_MAX}, too late here"
             )
-            yield Finding(Level.PROBLEM, "delivery limit", what, self.policy_line())
+            yield problem("delivery limit", what, self.policy_line())
         elif limit is not None and not self.has_default_limit():
             what = (
                 f"a message that came back {limit} times is dropped without a word: before RabbitMQ 4.0 workers reckon "
                 "with no limit; a dead-letter policy keeps it"
             )
-            yield Finding(Level.WARNING, "delivery limit", what, self.policy_line())
+            yield warning("delivery limit", what, self.policy_line())
         elif limit is not None:
             told = "" if self.broker.managed else ", unless a policy says otherwise"
             what = (
                 f"a message that came back {limit} times is dropped without a word{told}: workers put it aside, or "
                 "back uncounted, before that, other consumers do not; a dead-letter policy keeps it"
             )
-            yield Finding(Level.NOTE, "delivery limit", what, self.policy_line())
+            yield note("delivery limit", what, self.policy_line())
         elif self.broker.managed:
             yield ok("delivery limit", "none")
 
@@ -130,7 +126,7 @@ class QueueCase(Case):
         ours = self.value("x-dead-letter-exchange") == "" and dead is not None
         if ours and dead and dead.exists is False and self.value("x-dead-letter-routing-key") == dead.name:
             what = f"the broker dead-letters into {dead.name}, which does not exist yet: what it sends there is dropped"
-            yield Finding(Level.WARNING, "dead letters", what, self.declare_line(dead.name))
+            yield warning("dead letters", what, self.declare_line(dead.name))
 
     def prefetched(self) -> Iterator[Finding]:
         """Whether `--prefetch` and the delivery limit go together: a worker that dies returns all that it has."""
@@ -144,14 +140,14 @@ class QueueCase(Case):
             what = (
                 f"--prefetch {wanted} is used as 1 on this quorum queue: {counted}, with a limit of 20 unless changed"
             )
-            yield Finding(Level.WARNING, "prefetch", what, fix)
+            yield warning("prefetch", what, fix)
         elif limit is not None:
             what = f"--prefetch {wanted} on a quorum queue with a delivery limit of {limit}: {counted}, so healthy "
             what += "messages behind those that kill are dropped or dead-lettered unrun"
-            yield Finding(Level.PROBLEM, "prefetch", what, fix)
+            yield problem("prefetch", what, fix)
         elif self.broker.managed is None:
             what = f"--prefetch {wanted} needs a quorum queue without delivery limit: {counted}; policies are not known"
-            yield Finding(Level.NOTE, "prefetch", what, f"rabbitmqctl list_policies {self.vhost_option()}".rstrip())
+            yield note("prefetch", what, f"rabbitmqctl list_policies {self.vhost_option()}".rstrip())
         else:
             yield ok("prefetch", f"{wanted}; the queue has no delivery limit")
 
@@ -160,19 +156,17 @@ class QueueCase(Case):
         if dead is None:
             return
         if dead.exists is None:
-            yield Finding(Level.PROBLEM, "dead letters", dead.reason, self.look_fix(dead))
+            yield problem("dead letters", dead.reason, self.look_fix(dead))
         elif not dead.exists:
             if self.settings.declare:
                 yield ok("dead letters", f"none; {dead.name} is declared with the first")
             else:
                 what = f"{dead.name} does not exist, and --no-declare keeps workers from declaring it: the first dead "
                 what += "letter cannot be put aside and keeps its worker busy"
-                yield Finding(Level.PROBLEM, "dead letters", what, self.declare_line(dead.name))
+                yield problem("dead letters", what, self.declare_line(dead.name))
         elif dead.ready:
             what = f"{dead.ready} in {dead.name}; look at them, then `workq dead requeue` or `drop`"
-            yield Finding(
-                Level.WARNING, "dead letters", what, f"workq dead list --queue {shlex.quote(self.queue.name)}"
-            )
+            yield warning("dead letters", what, f"workq dead list --queue {shlex.quote(self.queue.name)}")
         else:
             yield ok("dead letters", f"none in {dead.name}")
 
@@ -180,7 +174,7 @@ class QueueCase(Case):
         missing = [queue.name for queue in self.broker.delays if not queue.exists]
         if missing:
             what = f"failed tasks cannot wait for another try: --no-declare, and there is no {', '.join(missing)}"
-            yield Finding(Level.PROBLEM, "retries", what, "export WORKQ_DECLARE=true")
+            yield problem("retries", what, "export WORKQ_DECLARE=true")
 
     def kept(self) -> Iterator[Finding]:
         """Whether what lies in our other queues stays there: a policy for all queues means them, too."""
@@ -189,7 +183,7 @@ class QueueCase(Case):
         found: dict[tuple[str, Level, str, str], list[str]] = {}
         dead = self.broker.dead
         for name in (queues.dead(self.queue.name), *delays):
-            rule = rules.get(name, Rule(None))
+            rule = rules.get(name, Rule())
             own = dead.arguments if dead is not None and dead.name == name else {}
             subject = "retries" if name in delays else "dead letters"
             for harm in self._harms(own, rule, delays.get(name)):

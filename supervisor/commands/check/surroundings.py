@@ -54,8 +54,7 @@ os._exit(0)
 """As the nursery does it: the same loader, the same sys.path. Then gone, whatever threads or atexit there are."""
 
 
-def look(settings: Settings, *, handler: bool, unit_names: Sequence[str] = ()) -> Host:
-    """All of it. `handler`: whether there is one to import."""
+def look(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> Host:
     counter = cgroup.find_counter()
     memory, by = _memory(counter)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -66,7 +65,7 @@ def look(settings: Settings, *, handler: bool, unit_names: Sequence[str] = ()) -
         files=-1 if files == resource.RLIM_INFINITY else files,
         health=_health(settings.health) if settings.health else None,
         app_dir_open_to=_open_to(Path(settings.app_dir)),
-        imported=import_handler(settings) if handler else None,
+        imported=import_handler(settings) if has_handler else None,
         clash=namesake.clash(),
         units=_units(unit_names),
     )
