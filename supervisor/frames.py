@@ -2,7 +2,7 @@
 
 JSON: pickle would let a handler gone wrong run code in the parent. A child believes what its parent sends. The parent
 believes nothing: a worker runs somebody's handler, a nursery somebody's import, and that may write to the link as well.
-What a report must be is said once, by the annotations in `vocabulary`, and checked by `read`:
+What a report must be is said once, by the annotations in `messages`, and checked by `read`:
 
 | annotation | what is let through |
 |---|---|
@@ -27,7 +27,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from supervisor import vocabulary as v
+from supervisor import messages
 from supervisor.redaction import clip_start
 
 MAX_BYTES: Final = 160 * 1024
@@ -37,7 +37,9 @@ RECORD: Final = b'["Record",'
 """How a log line begins; nothing else does."""
 
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind for union in (v.WorkerReport, v.NurseryReport, v.Order) for kind in get_args(union)
+    kind.__name__: kind
+    for union in (messages.WorkerReport, messages.NurseryReport, messages.Order)
+    for kind in get_args(union)
 }
 _FIELDS: Final = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _KINDS.values()}
 _INT_MOST: Final = 2**63 - 1

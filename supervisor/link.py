@@ -1,7 +1,7 @@
 """A link: the socket between the parent and one other process, for the rare things.
 
 SOCK_SEQPACKET keeps message boundaries (unix(7)): a message arrives whole or not at all, also when its sender is
-killed, and end-of-file tells each side about the other. Messages are the reports and orders of `vocabulary`, as
+killed, and end-of-file tells each side about the other. Messages are the reports and orders of `messages`, as
 `frames` writes them.
 """
 

@@ -13,7 +13,7 @@ from supervisor.parent.descriptors import close
 from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
 from supervisor.parent.wait import Wait
-from supervisor.vocabulary import Event
+from supervisor.policy.events import Event
 
 
 @dataclass(slots=True, eq=False)

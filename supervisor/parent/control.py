@@ -10,8 +10,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
+from supervisor.policy.actions import Action, Say
+from supervisor.policy.events import Asked, Event, Wish
 from supervisor.policy.reload import Reload
-from supervisor.vocabulary import Action, Asked, Event, Say, Wish
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Final
 
 from supervisor.link import Link
 from supervisor.linux import orphans
+from supervisor.messages import Begin, Fork
 from supervisor.parent.descriptors import Descriptors, close
-from supervisor.vocabulary import Begin, Fork
 
 _FORKS_AT_ONCE: Final = 16
 """Requests on the nursery's link at a time: its buffer holds about two hundred, and 253 descriptors may be in flight

@@ -16,7 +16,7 @@ from supervisor import frames, logs
 from supervisor.clock import now
 from supervisor.frames import BadFrame
 from supervisor.link import Link
-from supervisor.vocabulary import Record
+from supervisor.messages import Record
 
 LINES_PER_SECOND: Final = 1000
 LINE_BYTES_PER_SECOND: Final = 4 * 1024 * 1024

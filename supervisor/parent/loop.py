@@ -18,34 +18,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from supervisor import logs, namesake
 from supervisor.clock import now
+from supervisor.messages import Drain, Measure, Verdict
 from supervisor.parent.control import Wishes
 from supervisor.parent.processes import Processes
 from supervisor.parent.signals import Wakeups, asked
 from supervisor.parent.snapshot import Snapshot
 from supervisor.policy import status
+from supervisor.policy.actions import Action, Leave, Say, Signal, Spawn, StartNursery, StopNursery, Tell
+from supervisor.policy.events import Asked, Event, Sampled, Wish
 from supervisor.policy.pool import Pool
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import OPTIONS, Settings, SettingsError, unreloadable
 from supervisor.version import __version__
-from supervisor.vocabulary import (
-    Action,
-    Asked,
-    Drain,
-    Event,
-    Leave,
-    Measure,
-    Reading,
-    Sampled,
-    Say,
-    Signal,
-    Spawn,
-    StartNursery,
-    StopNursery,
-    Tell,
-    Verdict,
-    Wish,
-    slot_of,
-)
+from supervisor.vocabulary import Reading, slot_of
 
 if TYPE_CHECKING:
     from supervisor.parent.systemd import Systemd

@@ -21,6 +21,22 @@ from supervisor.clock import now
 from supervisor.frames import kinds_of
 from supervisor.link import Link
 from supervisor.linux import cgroup
+from supervisor.messages import (
+    Begin,
+    Forked,
+    ForkFailed,
+    Leaving,
+    Load,
+    Loaded,
+    LoadFailed,
+    Lost,
+    Measure,
+    NurseryReport,
+    Ready,
+    Suspect,
+    Threaded,
+    WorkerReport,
+)
 from supervisor.parent import nursery as nursery_process
 from supervisor.parent import refusals
 from supervisor.parent.child import Child
@@ -31,36 +47,21 @@ from supervisor.parent.output import Output
 from supervisor.parent.reaper import Reaper
 from supervisor.parent.refusals import Refusals
 from supervisor.parent.wait import Callback, Wait
-from supervisor.scoreboard import Scoreboard
-from supervisor.settings import Settings
-from supervisor.vocabulary import (
-    Begin,
+from supervisor.policy.events import (
     Event,
     Exited,
-    Forked,
-    ForkFailed,
     Garbled,
-    Leaving,
-    Load,
-    Loaded,
-    LoadFailed,
-    Lost,
-    Measure,
     NurseryFailed,
     NurseryGone,
-    NurseryReport,
     NurserySaid,
-    Reading,
-    Ready,
     Sampled,
     Started,
     StartFailed,
-    Suspect,
-    Threaded,
-    WorkerReport,
     WorkerSaid,
-    slot_of,
 )
+from supervisor.scoreboard import Scoreboard
+from supervisor.settings import Settings
+from supervisor.vocabulary import Reading, slot_of
 
 _STILL_AFTER: Final = 5.0
 """Seconds without a turn of a worker's loop after which the kernel is asked whether it is stopped."""

@@ -10,7 +10,7 @@ import signal
 import socket
 from typing import Final
 
-from supervisor.vocabulary import Asked, Wish
+from supervisor.policy.events import Asked, Wish
 
 WISHES: Final = {
     signal.SIGTERM: Wish.STOP,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 from supervisor.clock import now
-from supervisor.vocabulary import Event
+from supervisor.policy.events import Event
 
 TURN: Final = 0.05
 """Seconds of one turn of the loop after which no further child is read from: those that are left are the first in the

@@ -12,8 +12,8 @@ from typing import Any, Final
 from supervisor import logs
 from supervisor.parent.control import Wishes
 from supervisor.parent.snapshot import Look
+from supervisor.policy.events import Wish
 from supervisor.policy.reload import Stage
-from supervisor.vocabulary import Wish
 
 _SETTLES: Final = 300
 """Milliseconds within which changes are taken for one: an editor, or a checkout, writes several files."""

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from supervisor import queues
+from supervisor.messages import Leaving, Ready
 from supervisor.policy import advice, restart
+from supervisor.policy.actions import Say
 from supervisor.policy.restart import Fault
 from supervisor.policy.silence import Silences
 from supervisor.settings import Settings
-from supervisor.vocabulary import Kind, Leaving, Ready, Say, slot_of
+from supervisor.vocabulary import Kind, slot_of
 
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
 """Those that make a slot wait its turn."""

@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from supervisor.messages import Depth, Measure
+from supervisor.policy.actions import Say, Tell
 from supervisor.policy.condition import GiveUp
-from supervisor.vocabulary import EXIT_BROKER, Away, Depth, Measure, Phase, Reading, Say, Tell
+from supervisor.vocabulary import EXIT_BROKER, Away, Phase, Reading
 
 DUE_MARGIN: Final = 1.0
 """Seconds after a delay's end by which the message is taken for back in the queue."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from supervisor.policy import restart
-from supervisor.vocabulary import EXIT_DONE, Action, Say
+from supervisor.policy.actions import Action, Say
+from supervisor.vocabulary import EXIT_DONE
 
 
 class State(StrEnum):

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from supervisor.messages import Leaving, LoadFailed, Lost
 from supervisor.policy import restart
+from supervisor.policy.actions import Say
+from supervisor.policy.events import Exited
 from supervisor.policy.restart import Fault
 from supervisor.policy.slot import Slot
-from supervisor.vocabulary import Cause, Exited, Leaving, LoadFailed, Lost, Say
+from supervisor.vocabulary import Cause
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,14 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from supervisor.messages import DeadDepth, Depth, Measure, Nature, Parked
 from supervisor.policy import termination
+from supervisor.policy.actions import Action, Say, Tell
 from supervisor.policy.scaling import LOOK_EVERY, Decision, Scaling
 from supervisor.policy.slot import Slot
 from supervisor.policy.truth import Belief, Doubt, Truth
 from supervisor.settings import Span
-from supervisor.vocabulary import Action, Cause, DeadDepth, Depth, Measure, Nature, Parked, Phase, Reading, Say, Tell
+from supervisor.vocabulary import Cause, Phase, Reading
 
 DEPTH_EVERY: Final = 5.0
 """Seconds between two looks at the queue's depth; every sample under `--burst`."""

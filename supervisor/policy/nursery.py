@@ -13,24 +13,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from supervisor.messages import Loaded, LoadFailed, Threaded
+from supervisor.policy.actions import Action, Say, StartNursery, StopNursery
 from supervisor.policy.condition import Condition, Consequence, GiveUp
+from supervisor.policy.events import NurseryGone
 from supervisor.policy.imports import Imports
 from supervisor.policy.restart import STEADY, Backoff
 from supervisor.policy.shortage import NURSERY, Shortage
 from supervisor.policy.slots import Slots
 from supervisor.settings import Settings
-from supervisor.vocabulary import (
-    EXIT_CONFIG,
-    EXIT_KILLED,
-    Action,
-    Loaded,
-    LoadFailed,
-    NurseryGone,
-    Say,
-    StartNursery,
-    StopNursery,
-    Threaded,
-)
+from supervisor.vocabulary import EXIT_CONFIG, EXIT_KILLED
 
 THREADS: Final = "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
 REPLACED: Final = (

@@ -29,9 +29,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
+from supervisor.messages import Suspect, Verdict
 from supervisor.policy import advice
+from supervisor.policy.actions import Tell
 from supervisor.policy.parkings import Parkings
-from supervisor.vocabulary import Reading, Suspect, Tell, Verdict
+from supervisor.vocabulary import Reading
 
 RETURNS_MAX: Final = 10
 """Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: half the limit of 20 at which

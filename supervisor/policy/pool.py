@@ -23,10 +23,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+from supervisor.messages import Blocked, Connecting, DeadDepth, Depth, Leaving, Lost, Nature, Parked, Ready, Suspect
 from supervisor.policy import broker, hung, poison, termination
+from supervisor.policy.actions import Action, Leave, Say, StopNursery
 from supervisor.policy.broker import BrokerState
 from supervisor.policy.burst import Burst, Finish
 from supervisor.policy.condition import Condition, GiveUp, State
+from supervisor.policy.events import (
+    Asked,
+    Event,
+    Exited,
+    Garbled,
+    NurseryFailed,
+    NurseryGone,
+    NurserySaid,
+    Sampled,
+    Started,
+    StartFailed,
+    Wish,
+    WorkerSaid,
+)
 from supervisor.policy.imports import Imports
 from supervisor.policy.looks import Looks
 from supervisor.policy.nursery import Nursery, Upkeep
@@ -41,38 +57,7 @@ from supervisor.policy.succession import Succession
 from supervisor.policy.turns import Turns
 from supervisor.policy.view import OrphanView, PoolView, Restarts, SlotView
 from supervisor.settings import WORKERS_MOST, Settings
-from supervisor.vocabulary import (
-    EXIT_DONE,
-    Action,
-    Asked,
-    Blocked,
-    Cause,
-    Connecting,
-    DeadDepth,
-    Depth,
-    Event,
-    Exited,
-    Garbled,
-    Kind,
-    Leave,
-    Leaving,
-    Lost,
-    Nature,
-    NurseryFailed,
-    NurseryGone,
-    NurserySaid,
-    Parked,
-    Reading,
-    Ready,
-    Sampled,
-    Say,
-    Started,
-    StartFailed,
-    StopNursery,
-    Suspect,
-    Wish,
-    WorkerSaid,
-)
+from supervisor.vocabulary import EXIT_DONE, Cause, Kind, Reading
 
 
 class Pool:

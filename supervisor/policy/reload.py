@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from supervisor.messages import Loaded, LoadFailed, Threaded
 from supervisor.policy import termination
+from supervisor.policy.actions import Action, Say, StopNursery
 from supervisor.policy.broker import BrokerState
 from supervisor.policy.condition import Condition, Consequence
+from supervisor.policy.events import Asked, NurseryGone
 from supervisor.policy.imports import Imports
 from supervisor.policy.looks import Looks
 from supervisor.policy.nursery import Nursery, NurseryState, Upkeep
@@ -26,7 +29,6 @@ from supervisor.policy.restart import Fault
 from supervisor.policy.slot import ALIVE, FORK_TIMEOUT, Slot, SlotState
 from supervisor.policy.slots import Slots
 from supervisor.settings import Settings
-from supervisor.vocabulary import Action, Asked, Loaded, LoadFailed, NurseryGone, Say, StopNursery, Threaded
 
 
 class Stage(StrEnum):

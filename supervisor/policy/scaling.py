@@ -27,8 +27,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from supervisor.messages import Depth
 from supervisor.settings import Span
-from supervisor.vocabulary import Depth, Phase, Reading
+from supervisor.vocabulary import Phase, Reading
 
 LOOK_EVERY: Final = 2.0
 """Seconds between two looks at the queue while the number of workers may change."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from supervisor import queues
+from supervisor.messages import Verdict
 from supervisor.policy import retry
 from supervisor.redaction import clip_end, clip_start
-from supervisor.vocabulary import Verdict
 
 TRACEBACK_MAX: Final = 8 * 1024
 EVIDENCE_MAX: Final = 16 * 1024

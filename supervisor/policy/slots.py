@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from supervisor.policy import restart, termination
+from supervisor.policy.actions import Action
 from supervisor.policy.slot import Slot, SlotState
-from supervisor.vocabulary import Action, Cause, other_page, slot_of
+from supervisor.vocabulary import Cause, other_page, slot_of
 
 
 class Slots:

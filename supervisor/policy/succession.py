@@ -10,9 +10,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+from supervisor.messages import LoadFailed, Lost
 from supervisor.policy import broker, exits, restart
+from supervisor.policy.actions import Say
 from supervisor.policy.broker import BrokerState
 from supervisor.policy.condition import Condition, Consequence, GiveUp
+from supervisor.policy.events import Exited
 from supervisor.policy.exits import Judgement
 from supervisor.policy.nursery import Upkeep, import_hangs
 from supervisor.policy.parkings import Parkings
@@ -21,7 +24,7 @@ from supervisor.policy.reload import Rollout
 from supervisor.policy.restart import STEADY, Elsewhere, Fault, Next, Restart, Stay
 from supervisor.policy.slot import LastExit, Slot, SlotState
 from supervisor.policy.slots import Slots
-from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, EXIT_KILLED, Cause, Exited, LoadFailed, Lost, Moved, Say
+from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, EXIT_KILLED, Cause, Moved
 
 STOPPING: Final = "the supervisor is stopping"
 

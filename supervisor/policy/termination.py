@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from supervisor.messages import Drain
 from supervisor.policy import hung
+from supervisor.policy.actions import Action, Say, Signal, Tell
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, Slot, SlotState
 from supervisor.settings import Settings
-from supervisor.vocabulary import Action, Cause, Drain, Reading, Say, Signal, Tell
+from supervisor.vocabulary import Cause, Reading
 
 
 def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = False) -> list[Action]:

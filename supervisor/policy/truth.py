@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from supervisor.vocabulary import Depth
+from supervisor.messages import Depth
 
 LOOKS: Final = 3
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from supervisor.policy import broker
+from supervisor.policy.actions import Spawn
 from supervisor.policy.broker import BrokerState
 from supervisor.policy.condition import Condition, State
 from supervisor.policy.imports import Imports
@@ -19,7 +20,6 @@ from supervisor.policy.reload import Rollout
 from supervisor.policy.shortage import Shortage
 from supervisor.policy.slot import ARRIVING, FORK_TIMEOUT, Slot, SlotState
 from supervisor.policy.slots import Slots
-from supervisor.vocabulary import Spawn
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from supervisor.messages import DeadDepth, Depth, Parked
 from supervisor.policy.condition import State
 from supervisor.policy.reload import Reload
 from supervisor.policy.slot import LastExit, SlotState
-from supervisor.vocabulary import DeadDepth, Depth, Parked
 
 RESTART_BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0,

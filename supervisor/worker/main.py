@@ -17,6 +17,24 @@ from supervisor.amqp.undecodable import Remains
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle
+from supervisor.messages import (
+    Begin,
+    Blocked,
+    Connecting,
+    DeadDepth,
+    Depth,
+    Drain,
+    Leaving,
+    LoadFailed,
+    Lost,
+    Measure,
+    Nature,
+    Parked,
+    Ready,
+    Record,
+    Suspect,
+    Verdict,
+)
 from supervisor.policy.settle import (
     Acknowledge,
     Afresh,
@@ -36,31 +54,7 @@ from supervisor.policy.settle import (
 from supervisor.redaction import clip_end, clip_start
 from supervisor.scoreboard import Pen, Scoreboard
 from supervisor.settings import Settings
-from supervisor.vocabulary import (
-    EXIT_BROKER,
-    EXIT_CONFIG,
-    EXIT_DONE,
-    Begin,
-    Blocked,
-    Cause,
-    Connecting,
-    DeadDepth,
-    Depth,
-    Drain,
-    Kind,
-    Leaving,
-    LoadFailed,
-    Lost,
-    Measure,
-    Nature,
-    Parked,
-    Phase,
-    Ready,
-    Record,
-    Suspect,
-    Verdict,
-    slot_of,
-)
+from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, Cause, Kind, Phase, slot_of
 from supervisor.worker import aftermath, forked
 from supervisor.worker.consumer import Consumer, Delivery, Gone
 from supervisor.worker.handler import CannotLoad, load

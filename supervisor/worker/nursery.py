@@ -26,21 +26,10 @@ from supervisor import logs, originals, streams, trace
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle
+from supervisor.messages import Fork, Forked, ForkFailed, Load, Loaded, LoadFailed, Record, Threaded
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
-from supervisor.vocabulary import (
-    EXIT_CONFIG,
-    EXIT_DONE,
-    EXIT_SOFTWARE,
-    Fork,
-    Forked,
-    ForkFailed,
-    Load,
-    Loaded,
-    LoadFailed,
-    Record,
-    Threaded,
-)
+from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, EXIT_SOFTWARE
 from supervisor.worker import aftermath, rehearsal, shared
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.main import Birth, live

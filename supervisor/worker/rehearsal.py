@@ -20,10 +20,11 @@ from pika import spec as annotated
 from supervisor import logs
 from supervisor.endpoint import Endpoint
 from supervisor.link import Link
+from supervisor.messages import Begin, Drain
 from supervisor.policy.settle import Outcome, Returned
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
-from supervisor.vocabulary import Begin, Cause, Drain
+from supervisor.vocabulary import Cause
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.main import Birth, Worker
 from supervisor.worker.task import Task

@@ -98,7 +98,7 @@ def test_f94_a_nursery_that_presents_somebody_elses_process_as_a_worker_is_not_b
     text = """
 import os
 from supervisor.link import Link
-from supervisor.vocabulary import Forked
+from supervisor.messages import Forked
 from handlers import work
 send, first = Link.send, []
 def lie(self, message, *more, **words):

@@ -22,13 +22,15 @@ from supervisor import amqp, logs
 from supervisor.clock import now
 from supervisor.frames import kinds_of
 from supervisor.link import Link
+from supervisor.messages import NurseryReport, WorkerReport
 from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
 from supervisor.policy import hung, status
+from supervisor.policy.events import Sampled
 from supervisor.policy.pool import Pool
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings, Span
-from supervisor.vocabulary import LOG_SPACE, NurseryReport, Sampled, WorkerReport
+from supervisor.vocabulary import LOG_SPACE
 from tests import differential
 from tests.fuzz import material
 

@@ -15,6 +15,7 @@ from pika import BasicProperties
 from pika import spec as annotated
 from pika.frame import Frame, Heartbeat, Method
 
+from supervisor import messages as m
 from supervisor import vocabulary as v
 from tests import wire
 from tests.differential import TAG, content, method
@@ -22,7 +23,7 @@ from tests.garbage import garbage
 
 spec: Any = annotated
 
-KINDS = [*get_args(v.WorkerReport), *get_args(v.NurseryReport), *get_args(v.Order)]
+KINDS = [*get_args(m.WorkerReport), *get_args(m.NurseryReport), *get_args(m.Order)]
 GARBAGE = [frame.encode("latin-1") for _, frame in garbage()]
 WORDS = [
     "",

@@ -11,24 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor import frames
+from supervisor import messages as m
 from supervisor import vocabulary as v
 from supervisor.frames import BadFrame, kinds_of
 from tests.garbage import garbage
 
-WORKER, NURSERY = kinds_of(v.WorkerReport), kinds_of(v.NurseryReport)
+WORKER, NURSERY = kinds_of(m.WorkerReport), kinds_of(m.NurseryReport)
 ENDS_WITH_THE_LINK = {"nothing", "larger than a frame"}
 """What `Link.hear` refuses, before anything is read."""
 IS_A_LINES_BUSINESS = {"a lone surrogate in a line", "no line", "two lines", "no end of the line"}
 """What `logs.is_line` refuses."""
 GARBAGE = {name: frame for name, frame in garbage() if name not in ENDS_WITH_THE_LINK | IS_A_LINES_BUSINESS}
 SAMPLES = [
-    v.Connecting(), v.Ready("amqp://h", "3.10.8", None), v.Ready("amqp://h", "", True), v.Suspect("k", 3),
-    v.Depth(0, 1), v.DeadDepth(2), v.Nature(True), v.Blocked(True),
-    v.Lost("reset", v.Kind.LOST, silence=5.1), v.Lost("why not", ""),
-    v.Leaving(v.Cause.DRAINED),
-    v.Leaving(v.Cause.BROKER, "\N{SNOWMAN}", v.Kind.TLS, True), v.LoadFailed("E", "T"), v.Record("{}\n"),
-    v.Parked("k", "crash", "why", 1, "2024-02-29T12:00:00Z", "SIGSEGV", 3, "\N{PILE OF POO}"),
-    v.Loaded(0.25, False), v.Threaded(["a", "b"]), v.Forked(1, 2), v.ForkFailed(1, "no"),
+    m.Connecting(), m.Ready("amqp://h", "3.10.8", None), m.Ready("amqp://h", "", True), m.Suspect("k", 3),
+    m.Depth(0, 1), m.DeadDepth(2), m.Nature(True), m.Blocked(True),
+    m.Lost("reset", v.Kind.LOST, silence=5.1), m.Lost("why not", ""),
+    m.Leaving(v.Cause.DRAINED),
+    m.Leaving(v.Cause.BROKER, "\N{SNOWMAN}", v.Kind.TLS, True), m.LoadFailed("E", "T"), m.Record("{}\n"),
+    m.Parked("k", "crash", "why", 1, "2024-02-29T12:00:00Z", "SIGSEGV", 3, "\N{PILE OF POO}"),
+    m.Loaded(0.25, False), m.Threaded(["a", "b"]), m.Forked(1, 2), m.ForkFailed(1, "no"),
 ]  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def test_f94_the_samples_are_of_every_kind_of_report() -> None:
     assert {type(message) for message in SAMPLES} == WORKER | NURSERY
 
 
-@pytest.mark.parametrize("order", get_args(v.Order), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("order", get_args(m.Order), ids=lambda kind: kind.__name__)
 def test_f94_no_order_is_let_through(order: type[Any]) -> None:
     frame = json.dumps([order.__name__, {field.name: 0 for field in dataclasses.fields(order)}]).encode()
     for kinds in (WORKER, NURSERY):
@@ -62,16 +63,16 @@ def test_f94_no_order_is_let_through(order: type[Any]) -> None:
 
 
 def test_f94_what_is_kept_is_cut_to_its_bound() -> None:
-    long = v.Parked("k" * 9000, "r" * 9000, "b" * 9000, 1, "a" * 9000, "c" * 9000, 1, "e" * 9000)
+    long = m.Parked("k" * 9000, "r" * 9000, "b" * 9000, 1, "a" * 9000, "c" * 9000, 1, "e" * 9000)
     kept = frames.read(frames.write(long), WORKER)
     assert sum(len(value) for value in dataclasses.astuple(kept) if isinstance(value, str)) < 8 * 1024
-    threads = frames.read(frames.write(v.Threaded(["t"] * 5000)), NURSERY).threads
+    threads = frames.read(frames.write(m.Threaded(["t"] * 5000)), NURSERY).threads
     assert len(threads) == 1000
 
 
 def test_f94_an_innocent_lone_surrogate_is_escaped_by_who_sends_it() -> None:
-    sent = v.LoadFailed("no module in /srv/\udcff", "\N{PILE OF POO} \udcff")
-    assert frames.read(frames.write(sent), NURSERY) == v.LoadFailed(
+    sent = m.LoadFailed("no module in /srv/\udcff", "\N{PILE OF POO} \udcff")
+    assert frames.read(frames.write(sent), NURSERY) == m.LoadFailed(
         "no module in /srv/\\udcff", "\N{PILE OF POO} \\udcff"
     )
 
@@ -81,7 +82,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-KINDS = [*get_args(v.WorkerReport), *get_args(v.NurseryReport), *get_args(v.Order)]
+KINDS = [*get_args(m.WorkerReport), *get_args(m.NurseryReport), *get_args(m.Order)]
 
 
 @st.composite

@@ -10,30 +10,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from supervisor import messages as m
 from supervisor import vocabulary as v
 from supervisor.link import MAX_BYTES, Link
 from supervisor.scoreboard import BOUNDS, SLOTS, Scoreboard
 
 MESSAGES = [
-    v.Loaded(0.25, preloaded=True),
-    v.Threaded(["pool-1", "grpc_global_tim"]),
-    v.LoadFailed("ImportError: no module", "Traceback ..."),
-    v.Forked(17, 4711),
-    v.ForkFailed(17, "fork: Resource temporarily unavailable"),
-    v.Connecting(),
-    v.Ready("127.0.0.1:5672", "quorum"),
-    v.Suspect("key \N{SNOWMAN} \N{PILE OF POO}", 2),
-    v.Depth(10, 2),
-    v.DeadDepth(3),
-    v.Parked("k", "crash", "it has killed 3 workers", 1, "2024-02-29T12:00:00Z", "SIGSEGV", 3, "Fatal Python error"),
-    v.Leaving(v.Cause.BROKER, "connection reset"),
-    v.Record('{"event": "x"}'),
-    v.Load({"handler": "tasks:handle", "workers": 2}, preload=False, parent=1, generation=1),
-    v.Fork(17),
-    v.Begin(3),
-    v.Drain(finish=True),
-    v.Measure(),
-    v.Verdict("k", run=False, crashes=3, cause="SIGSEGV", evidence="Fatal Python error"),
+    m.Loaded(0.25, preloaded=True),
+    m.Threaded(["pool-1", "grpc_global_tim"]),
+    m.LoadFailed("ImportError: no module", "Traceback ..."),
+    m.Forked(17, 4711),
+    m.ForkFailed(17, "fork: Resource temporarily unavailable"),
+    m.Connecting(),
+    m.Ready("127.0.0.1:5672", "quorum"),
+    m.Suspect("key \N{SNOWMAN} \N{PILE OF POO}", 2),
+    m.Depth(10, 2),
+    m.DeadDepth(3),
+    m.Parked("k", "crash", "it has killed 3 workers", 1, "2024-02-29T12:00:00Z", "SIGSEGV", 3, "Fatal Python error"),
+    m.Leaving(v.Cause.BROKER, "connection reset"),
+    m.Record('{"event": "x"}'),
+    m.Load({"handler": "tasks:handle", "workers": 2}, preload=False, parent=1, generation=1),
+    m.Fork(17),
+    m.Begin(3),
+    m.Drain(finish=True),
+    m.Measure(),
+    m.Verdict("k", run=False, crashes=3, cause="SIGSEGV", evidence="Fatal Python error"),
 ]
 
 
@@ -72,12 +73,12 @@ def test_messages_arrive_one_by_one_in_order(pair: tuple[Link, Link]) -> None:
 def test_descriptors_travel_along_and_are_not_inherited(pair: tuple[Link, Link]) -> None:
     here, there = pair
     reader, writer = os.pipe()
-    here.send(v.Fork(1), (writer,))
+    here.send(m.Fork(1), (writer,))
     os.close(writer)
     received = there.receive()
     assert received is not None
     message, (copy,) = received
-    assert message == v.Fork(1)
+    assert message == m.Fork(1)
     assert not os.get_inheritable(copy)
     os.write(copy, b"x")
     assert os.read(reader, 1) == b"x"
@@ -87,21 +88,21 @@ def test_descriptors_travel_along_and_are_not_inherited(pair: tuple[Link, Link])
 
 def test_the_end_of_one_side_is_told_to_the_other(pair: tuple[Link, Link]) -> None:
     here, there = pair
-    here.send(v.Leaving("drained"))
+    here.send(m.Leaving("drained"))
     here.close()
-    assert there.receive() == (v.Leaving("drained"), [])
+    assert there.receive() == (m.Leaving("drained"), [])
     assert there.receive() is None
-    assert there.send(v.Begin(3)) is False
+    assert there.send(m.Begin(3)) is False
 
 
 def test_a_full_link_does_not_block_who_will_not_wait(pair: tuple[Link, Link]) -> None:
     here, _ = pair
-    assert not all(here.send(v.Begin(3), wait=False) for _ in range(100_000))
+    assert not all(here.send(m.Begin(3), wait=False) for _ in range(100_000))
 
 
 def test_a_message_that_is_too_long_is_refused(pair: tuple[Link, Link]) -> None:
     with pytest.raises(ValueError, match=r"Record of .* bytes is too long"):
-        pair[0].send(v.Record("x" * MAX_BYTES))
+        pair[0].send(m.Record("x" * MAX_BYTES))
 
 
 def test_a_new_page_is_vacant(board: Scoreboard) -> None:

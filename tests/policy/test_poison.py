@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.messages import Verdict
 from supervisor.policy.poison import DEATHS, PUT_BACK_MAX, RETURNS_MAX, Ledger, has_limit, prefetch
-from supervisor.vocabulary import Verdict
 
 
 def test_an_unknown_message_may_run() -> None:

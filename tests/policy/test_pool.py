@@ -10,47 +10,30 @@ import pytest
 
 from supervisor import queues
 from supervisor.endpoint import Endpoint
+from supervisor.messages import (
+    Blocked,
+    DeadDepth,
+    Depth,
+    Drain,
+    Leaving,
+    LoadFailed,
+    Measure,
+    Nature,
+    Parked,
+    Ready,
+    Verdict,
+)
 from supervisor.policy import reload, status
+from supervisor.policy.actions import Action, Leave, Say, Signal, Spawn, StartNursery, StopNursery, Tell
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.condition import State
+from supervisor.policy.events import Asked, Garbled, NurserySaid, Wish, WorkerSaid
 from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
 from supervisor.policy.poison import RETURNS_URGENT
 from supervisor.policy.restart import LULL
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, SlotState
 from supervisor.settings import Span
-from supervisor.vocabulary import (
-    EXIT_BROKER,
-    EXIT_CONFIG,
-    EXIT_DONE,
-    EXIT_KILLED,
-    Action,
-    Asked,
-    Away,
-    Blocked,
-    Cause,
-    DeadDepth,
-    Depth,
-    Drain,
-    Garbled,
-    Kind,
-    Leave,
-    Leaving,
-    LoadFailed,
-    Measure,
-    Nature,
-    NurserySaid,
-    Parked,
-    Ready,
-    Say,
-    Signal,
-    Spawn,
-    StartNursery,
-    StopNursery,
-    Tell,
-    Verdict,
-    Wish,
-    WorkerSaid,
-)
+from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, EXIT_KILLED, Away, Cause, Kind
 from tests.policy.world import MB, Message, Stage, Worker, World, settings
 
 

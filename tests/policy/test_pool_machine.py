@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from supervisor.policy.events import Wish
 from supervisor.policy.poison import RETURNS_MAX
-from supervisor.vocabulary import Cause, Wish
+from supervisor.vocabulary import Cause
 from tests.policy import world as model
 from tests.policy.world import MB, Message, Stage, Worker, World
 

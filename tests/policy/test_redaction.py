@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor import frames
-from supervisor import vocabulary as v
+from supervisor import messages as m
 from supervisor.policy.settle import EVIDENCE_MAX, Condemned, DeadLetter, Raised, settle
 from supervisor.redaction import clip_end, clip_start, redact
 
@@ -72,15 +72,15 @@ def test_f98_the_headers_of_a_dead_letter_are_cut_without_severing_a_password(cu
     settlement = settle(Raised(error, traceback))
     assert isinstance(settlement, DeadLetter)
     assert leaked("QXZ0QXZ0", str(settlement.headers)) == []
-    verdict = v.Verdict(3, "SIGSEGV", evidence=url + "x" * (EVIDENCE_MAX - len(url) + cut))
+    verdict = m.Verdict(3, "SIGSEGV", evidence=url + "x" * (EVIDENCE_MAX - len(url) + cut))
     assert leaked("QXZ0QXZ0", str(settle(Condemned(verdict)))) == []
 
 
 def test_f98_a_report_that_is_too_long_is_cut_without_severing_a_password() -> None:
-    kinds = frames.kinds_of(v.WorkerReport)
-    hint: Any = get_type_hints(v.Parked, include_extras=True)["because"]
+    kinds = frames.kinds_of(m.WorkerReport)
+    hint: Any = get_type_hints(m.Parked, include_extras=True)["because"]
     [most] = hint.__metadata__
     for cut in range(1, 24):
         because = "x" * (most - cut) + "amqp://bcd:QXZ0QXZ0@host"
-        report = frames.read(frames.write(v.Parked("one", "rejected", because, 1, "now")), kinds)
+        report = frames.read(frames.write(m.Parked("one", "rejected", because, 1, "now")), kinds)
         assert leaked("QXZ0QXZ0", report.because) == []

@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from supervisor.messages import Depth
 from supervisor.policy import scaling
 from supervisor.policy.scaling import DRAIN_WITHIN, GAP, HOLD, LOOK_EVERY, MANUAL, Decision, Scaling
 from supervisor.settings import Span
-from supervisor.vocabulary import Counts, Depth, InHand, Phase, Reading
+from supervisor.vocabulary import Counts, InHand, Phase, Reading
 
 # --------------------------------------------------------------------------------------------------- simulation
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor import queues
+from supervisor.messages import Verdict
 from supervisor.policy.settle import (
     EVIDENCE_MAX,
     TRACEBACK_MAX,
@@ -26,7 +27,7 @@ from supervisor.policy.settle import (
     clip_start,
     settle,
 )
-from supervisor.vocabulary import Counts, Verdict
+from supervisor.vocabulary import Counts
 
 _VERDICT = Verdict("k", run=False, crashes=3, cause="SIGSEGV", evidence="Fatal Python error")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from supervisor.vocabulary import EXIT_KILLED, Asked, Say, Spawn, StartNursery, Wish
+from supervisor.policy.actions import Say, Spawn, StartNursery
+from supervisor.policy.events import Asked, Wish
+from supervisor.vocabulary import EXIT_KILLED
 from tests.policy.world import World, settings
 
 

@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 
 import pytest
 
+from supervisor.messages import DeadDepth, Parked
 from supervisor.policy import status
 from supervisor.policy.condition import State
+from supervisor.policy.events import Wish, WorkerSaid
 from supervisor.policy.restart import STEADY
 from supervisor.policy.slot import SlotState
 from supervisor.settings import Span
-from supervisor.vocabulary import Counts, DeadDepth, InHand, Parked, Phase, Reading, Wish, WorkerSaid
+from supervisor.vocabulary import Counts, InHand, Phase, Reading
 from tests.policy.world import Message, World, settings
 
 WALL = datetime(2024, 2, 29, 12, 0, 0, tzinfo=UTC)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.messages import Depth
 from supervisor.policy.truth import LOOKS, Belief, Doubt, Truth
-from supervisor.vocabulary import Depth
 
 
 def idle(slot: int, taken: int = 0, pid: int | None = None) -> Belief:

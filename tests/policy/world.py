@@ -14,8 +14,36 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
+from supervisor.messages import (
+    Connecting,
+    Depth,
+    Drain,
+    Leaving,
+    Loaded,
+    LoadFailed,
+    Lost,
+    Measure,
+    Ready,
+    Suspect,
+    Threaded,
+    Verdict,
+)
+from supervisor.policy.actions import Action, Leave, Say, Signal, Spawn, StartNursery, StopNursery, Tell
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.condition import State
+from supervisor.policy.events import (
+    Asked,
+    Event,
+    Exited,
+    NurseryFailed,
+    NurseryGone,
+    NurserySaid,
+    Sampled,
+    Started,
+    StartFailed,
+    Wish,
+    WorkerSaid,
+)
 from supervisor.policy.poison import PUT_BACK_MAX, RETURNS_MAX, RETURNS_URGENT
 from supervisor.policy.pool import Pool
 from supervisor.settings import Settings, Span
@@ -24,44 +52,13 @@ from supervisor.vocabulary import (
     EXIT_CONFIG,
     EXIT_DONE,
     EXIT_KILLED,
-    Action,
-    Asked,
     Away,
     Cause,
-    Connecting,
     Counts,
-    Depth,
-    Drain,
-    Event,
-    Exited,
     InHand,
     Kind,
-    Leave,
-    Leaving,
-    Loaded,
-    LoadFailed,
-    Lost,
-    Measure,
-    NurseryFailed,
-    NurseryGone,
-    NurserySaid,
     Phase,
     Reading,
-    Ready,
-    Sampled,
-    Say,
-    Signal,
-    Spawn,
-    Started,
-    StartFailed,
-    StartNursery,
-    StopNursery,
-    Suspect,
-    Tell,
-    Threaded,
-    Verdict,
-    Wish,
-    WorkerSaid,
     slot_of,
 )
 

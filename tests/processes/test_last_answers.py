@@ -17,7 +17,7 @@ import os, selectors, sys
 from supervisor.parent.control import Wishes
 from supervisor.parent.http import sockets
 from supervisor.parent.http.thread import Serving
-from supervisor.vocabulary import Say
+from supervisor.policy.actions import Say
 from supervisor import logs
 
 listener = sockets.control(sys.argv[1], True, logs.get_logger())

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from supervisor.link import MAX_BYTES, Link
-from supervisor.vocabulary import Drain, Fork, Leaving, Record, Verdict
+from supervisor.messages import Drain, Fork, Leaving, Record, Verdict
 
 
 def test_a_message_arrives_as_it_was_sent() -> None:

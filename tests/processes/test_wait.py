@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from supervisor.clock import now
 from supervisor.parent.wait import Wait
-from supervisor.vocabulary import Event
+from supervisor.policy.events import Event
 
 
 def _a_number_is_reused_within_a_round() -> list[str]:

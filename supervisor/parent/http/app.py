@@ -18,8 +18,8 @@ from supervisor.parent import control, refusals
 from supervisor.parent.http import page
 from supervisor.parent.snapshot import Look
 from supervisor.policy import addressed
+from supervisor.policy.events import Wish
 from supervisor.policy.status import readiness
-from supervisor.vocabulary import Wish
 
 STUCK_AFTER: Final = 5.0
 """Seconds without a turn of the loop (which ticks each second) after which /healthz says so."""
