@@ -1,7 +1,7 @@
-"""What one nursery was asked for: workers for seats, and one that is forked ahead of the next death.
+"""What one nursery was asked for: workers for slots, and a spare that is forked ahead of the next death.
 
-A fork takes milliseconds, most of them in the nursery and in the kernel. The spare has them behind it: it waits, like
-every newborn, for the `Begin` that names its seat.
+A fork takes milliseconds. The spare has them behind it, and waits, like every newborn, for the `Begin` that names its
+slot.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Set
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,7 +62,7 @@ class _Birth:
 
 
 class Births:
-    """The births of one nursery. `refused` is told of each seat that gets no worker for a reason of the machine's."""
+    """The births of one nursery. `refused` is told of each slot that the machine refuses a worker."""
 
     _tickets = itertools.count(1)  # over all nurseries, so that no late answer fits another's question
 
@@ -70,7 +71,7 @@ class Births:
         self._descriptors = descriptors
         self._refused = refused
         self._waiting: deque[int | None] = deque()
-        """Seats, without a descriptor yet: of a hundred, sixteen are being filled at a time."""
+        """Pages, without a descriptor yet; None for the spare."""
         self._asked: dict[int, _Birth] = {}
         self.spare: Newborn | None = None
         self._owes_a_spare = False
@@ -85,13 +86,12 @@ class Births:
         return len(self._waiting) + len(self._asked) + (self.spare is not None)
 
     def ask(self, page: int) -> None:
-        """A worker for this seat; `born` or `failed` follows, or the nursery's end; or it is refused."""
+        """A worker for this page; `born`, `failed`, `refused` or the nursery's end follows."""
         self._waiting.append(page)
         self._pass_on()
 
     def ask_ahead(self) -> None:
-        """A spare, unless there is one, or the nursery has more urgent things to do. Where no descriptor is left for
-        it, the next worker takes some milliseconds longer."""
+        """A spare, unless there is one, or the nursery has more urgent things to do."""
         if self.spare is None and not self._asked and not self._waiting:
             self._owes_a_spare = False
             self._waiting.append(None)
@@ -107,25 +107,18 @@ class Births:
 
     def _request(self, page: int | None) -> None:
         self._descriptors.claim(len(self._asked))
-        link, worker_end = Link.pair()
-        try:
+        # The other ends are the nursery's by then, or never will be.
+        with ExitStack() as undo, ExitStack() as theirs:
+            link, worker_end = Link.pair()
+            theirs.callback(worker_end.close)
+            undo.callback(link.close)
             reader, writer = os.pipe2(os.O_CLOEXEC)
-        except OSError:
-            link.close()
-            worker_end.close()
-            raise
-        ticket = next(self._tickets)
-        try:
-            # If it does not take it, the nursery is dead or stuck, and its exit or the seat's deadline says so.
+            theirs.callback(close, writer)
+            undo.callback(close, reader)
+            ticket = next(self._tickets)
+            # If it does not take it, the nursery is dead or stuck, and its exit or the slot's deadline says so.
             self._link.send(Fork(ticket), (worker_end.fileno(), writer), wait=False)
-        except OSError:
-            link.close()
-            close(reader)
-            raise
-        finally:
-            # The nursery has them, or never will.
-            worker_end.close()
-            close(writer)
+            undo.pop_all()
         self._asked[ticket] = _Birth(page, link, reader)
 
     def _refuse(self, page: int | None, error: Exception) -> None:
@@ -140,25 +133,21 @@ class Births:
             self.ask_ahead()
 
     def born(self, ticket: int, pid: int, known: Set[int]) -> tuple[int | None, Newborn] | None:
-        """Whose seat it is for, and the newborn. None for one that was forgotten meanwhile, or that cannot be watched,
-        or is gone before it was seen: it finds its link closed, leaves, and is reaped like any orphan. `known` are
-        the children that there are: one that is seated twice would be reaped twice."""
+        """Which page it is for, and the newborn. None for one that was forgotten, cannot be watched or is gone: it
+        finds its link closed, exits, and is reaped like any orphan. `known` are the children that there are."""
         birth = self._told_of(ticket)
         if birth is None:
             return None
+        pidfd = None
         try:
             pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            birth.give_up()
-            self._refuse(birth.page, error)
-            return None
-        try:
             if pid in known or not _is_our_child(pidfd):
                 # The import can write to the nursery's link as well. Nobody else is ours to wait for, or to kill.
                 raise ChildProcessError("what the nursery calls a new worker is no new child of the supervisor's")
             return birth.page, Newborn(pid, pidfd, birth.link, birth.output)
         except OSError as error:
-            close(pidfd)
+            if pidfd is not None:
+                close(pidfd)
             birth.give_up()
             self._refuse(birth.page, error)
             return None

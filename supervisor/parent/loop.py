@@ -92,7 +92,6 @@ class Loop:
     def start(self) -> None:
         """Say so, and begin."""
         settings = self._settings
-        brokers = [str(endpoint) for endpoint in settings.url]
         self._log.info(
             "supervisor.started",
             version=__version__,
@@ -100,7 +99,7 @@ class Loop:
             workers=settings.workers.least,
             workers_most=settings.workers.most,
             workers_by=settings.workers.by,
-            brokers=brokers,
+            brokers=[str(endpoint) for endpoint in settings.url],
         )
         self._warn_of_exposure()
         if clash := namesake.clash():
@@ -155,7 +154,7 @@ class Loop:
         return dataclasses.replace(asked, settings=settings)
 
     def _take_settings(self, settings: Settings) -> None:
-        """A reload has been proved good: what the pool goes by is what everybody here goes by."""
+        """The reload succeeded: the new settings hold in the supervisor, too."""
         former, self._settings = self._settings, settings
         self._show()
         if settings.log_level != former.log_level:
@@ -165,9 +164,8 @@ class Loop:
             self._warn_of_exposure()
         changed = [name for name in OPTIONS if getattr(former, name, None) != getattr(settings, name, None)]
         if changed:
-            self._note(
-                "info", "reload.settings", f"changed: {', '.join(changed)}", generation=self._snapshot.view.generation
-            )
+            generation = self._snapshot.view.generation
+            self._note("info", "reload.settings", f"changed: {', '.join(changed)}", generation=generation)
 
     # ------------------------------------------------------------------------------------------------ acting
 
@@ -208,8 +206,7 @@ class Loop:
                 if self._systemd is not None and event.startswith("reload."):
                     self._systemd.reload()
             case Leave(code, because):
-                self._log.info("supervisor.stopped", because=because, code=code)
-                self._remember("supervisor.stopped", because, {"code": code})
+                self._note("info", "supervisor.stopped", because, code=code)
             case Tell(page, Measure(), because):
                 self._log.debug("worker.measure", slot=slot_of(page), because=because)
             case Tell(page, Verdict(name=name, run=may_run), because):

@@ -108,29 +108,26 @@ def _resolved(settings: Settings, log_fd: int) -> Settings:
 class _CannotListen(Exception):
     """Its text says where, and what to do."""
 
-    def __init__(self, where: str, error: OSError, otherwise: str) -> None:
+    def __init__(self, where: str, option: str, error: OSError) -> None:
         is_used_up = error.errno in refusals.RESTART_MAY_HELP
-        because = refusals.because(where, error) if is_used_up else f"{where}: {error.strerror}; {otherwise}"
-        super().__init__(because)
+        otherwise = f"{where}: {error.strerror}; choose another with {option}, or off"
+        super().__init__(refusals.because(where, error) if is_used_up else otherwise)
         self.code = EXIT_KILLED if is_used_up else EXIT_CONFIG
 
 
 def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listener | None]:
     """The health port and the control socket, where they are wanted."""
-    health = control_socket = None
-    if settings.health is not None:
-        try:
+    health = control = None
+    where, option = f"the health port {settings.health} cannot be had", "--health"
+    try:
+        if settings.health is not None:
             health = sockets.health(settings.health, settings.health_explicit, log)
-        except OSError as error:
-            where = f"the health port {settings.health} cannot be had"
-            raise _CannotListen(where, error, "choose another with --health, or off") from None
-    if settings.control is not None:
-        try:
-            control_socket = sockets.control(settings.control, settings.control_explicit, log)
-        except OSError as error:
-            where = f"the control socket {settings.control} cannot be had"
-            raise _CannotListen(where, error, "choose another with --control, or off") from None
-    return health, control_socket
+        where, option = f"the control socket {settings.control} cannot be had", "--control"
+        if settings.control is not None:
+            control = sockets.control(settings.control, settings.control_explicit, log)
+    except OSError as error:
+        raise _CannotListen(where, option, error) from None
+    return health, control
 
 
 def _systemd() -> Systemd | None:

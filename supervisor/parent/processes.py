@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -129,7 +129,7 @@ class Processes:
 
     def _reap_orphans(self) -> None:
         # Not while a worker may have been forked whose pid is not known yet.
-        if not any(nursery.births.are_due for nursery in (*self._nurseries.values(), *self._spent)):
+        if not any(nursery.births.are_due for nursery in self._all_nurseries()):
             self._reaper.reap_orphans(self._ours(), self._living())
 
     def child_died(self) -> None:
@@ -141,11 +141,11 @@ class Processes:
         self._wait.resume()
         self._refusals.try_again()
         self._reaper.sampled(self._living())
-        children: list[_Worker | _Nursery] = [*self._workers.values(), *self._spent, *self._nurseries.values()]
-        for child in children:
+        nurseries = self._all_nurseries()
+        for child in (*self._workers.values(), *nurseries):
             self._sink.dropped += child.output.refill()
             child.hearing.refill()
-        for nursery in (*self._spent, *self._nurseries.values()):
+        for nursery in nurseries:
             if not nursery.is_spent:
                 nursery.births.sampled()
         readings = tuple(self._read(worker) for worker in self._workers.values())
@@ -164,8 +164,7 @@ class Processes:
     # ----------------------------------------------------------------------------------------------- nursery
 
     def start_nursery(self, generation: int, preload: bool, settings: Settings) -> None:
-        """Start the process that imports the handler and forks workers, which work by these settings. One of this
-        generation that lives is ended."""
+        """Start the process that imports the handler and forks workers; one of this generation that lives is ended."""
         self.stop_nursery(generation)
         try:
             self._nurseries[generation] = self._start_nursery(generation, preload, settings)
@@ -202,32 +201,28 @@ class Processes:
         self._reaper.has_orphans = True
 
     def _refuse(self, page: int, error: Exception) -> None:
-        """No worker for this seat, for a reason of the machine's."""
-        because = self._refusals.because("no worker can be started", error)
-        self._pending.append(StartFailed(page, because))
+        """The machine refuses this page a worker."""
+        self._pending.append(StartFailed(page, self._refusals.because("no worker can be started", error)))
 
     def stop_nursery(self, generation: int, *, stack: bool = False) -> None:
-        """End the nursery of a generation, and hear no more of it.
-
-        `stack`: by SIGABRT, so that it says where it hangs.
-        """
+        """End the nursery of a generation, and hear no more of it. `stack`: by SIGABRT, so that it says where it
+        hangs."""
         nursery = self._nurseries.pop(generation, None)
         if nursery is not None:
             self._forget_births(nursery)
             nursery.is_spent = True
             self._spent.append(nursery)
-            number = signal.SIGABRT if stack else signal.SIGKILL
-            self._refusals.insist("ending a nursery", lambda: nursery not in self._spent or nursery.signal(number))
+            self._end(nursery, signal.SIGABRT if stack else signal.SIGKILL)
+
+    def _end(self, nursery: _Nursery, number: int) -> None:
+        self._refusals.insist(
+            "ending a nursery", lambda: nursery not in self._all_nurseries() or nursery.signal(number)
+        )
 
     def _hear_nursery(self, nursery: _Nursery) -> Iterator[Event]:
         yield from self._nursery_said(nursery, nursery.reports(self._wait))
         if nursery.hearing.garbled:
-            self._refusals.insist(
-                "ending a nursery", lambda: not self._is_there(nursery) or nursery.signal(signal.SIGKILL)
-            )
-
-    def _is_there(self, nursery: _Nursery) -> bool:
-        return nursery in self._spent or self._nurseries.get(nursery.generation) is nursery
+            self._end(nursery, signal.SIGKILL)
 
     def _nursery_said(self, nursery: _Nursery, reports: Iterator[Any]) -> Iterator[Event]:
         for report in reports:
@@ -261,7 +256,7 @@ class Processes:
     # ------------------------------------------------------------------------------------------------ births
 
     def spawn(self, page: int, generation: int, has_queues: bool) -> None:
-        """Ask the nursery for a worker; `Started` or `StartFailed` follows, or the nursery's end."""
+        """Have the nursery fork a worker; `Started`, `StartFailed` or the nursery's end follows."""
         self._orders[page] = Begin(page, has_queues)
         nursery = self._nurseries.get(generation)
         if nursery is None:
@@ -300,7 +295,8 @@ class Processes:
             worker = _Worker(
                 newborn.pid, newborn.pidfd, link, hearing, output, page, generation, process, finished_before
             )
-            worker.watch(self._wait, partial(self._hear, worker), partial(self._exited, worker))
+            hear = partial(self._said_by, worker, partial(worker.reports, self._wait))
+            worker.watch(self._wait, hear, partial(self._exited, worker))
             if newborn.begin(self._orders[page]):
                 self._workers[page] = worker
                 self._pages.add(page)
@@ -319,20 +315,20 @@ class Processes:
         return spare
 
     def _spare_exited(self, nursery: _Nursery) -> Iterator[Event]:
-        """Somebody has killed it. There is another when the next worker is ready: not at once, lest it go on so."""
-        spare = self._take_spare(nursery)
-        if spare is not None:
-            self._dismiss(spare)
+        """Somebody has killed it. There is another when the next worker is ready: not at once, or that may go on."""
+        self._dismiss_spare(nursery)
         return iter(())
 
     def _dismiss(self, newborn: Newborn) -> None:
         newborn.let_go()
         self._reaper.has_orphans = True
 
-    def _forget_births(self, nursery: _Nursery) -> None:
-        spare = self._take_spare(nursery)
-        if spare is not None:
+    def _dismiss_spare(self, nursery: _Nursery) -> None:
+        if (spare := self._take_spare(nursery)) is not None:
             self._dismiss(spare)
+
+    def _forget_births(self, nursery: _Nursery) -> None:
+        self._dismiss_spare(nursery)
         nursery.births.forget()
 
     # ----------------------------------------------------------------------------------------------- workers
@@ -369,12 +365,9 @@ class Processes:
         for page in list(self._workers):
             self.signal(page, number)
 
-    def _hear(self, worker: _Worker) -> Iterator[Event]:
-        yield from self._said_by(worker, worker.reports(self._wait))
-
-    def _said_by(self, worker: _Worker, reports: Iterator[Any]) -> Iterator[Event]:
+    def _said_by(self, worker: _Worker, reports: Callable[[], Iterator[Any]]) -> Iterator[Event]:
         was_garbled = bool(worker.hearing.garbled)
-        for report in reports:
+        for report in reports():
             match report:
                 case LoadFailed():
                     worker.said = report
@@ -386,32 +379,29 @@ class Processes:
                 case Leaving():
                     worker.said = report
                     yield WorkerSaid(worker.page, report, moved=self._board.moved(worker.page))
-                case Ready():
-                    yield WorkerSaid(worker.page, report)
-                    # Now that it works: the one processor that it had to start with is free again.
-                    if worker.generation in self._nurseries:
-                        self._nurseries[worker.generation].births.ask_ahead()
                 case _:
                     yield WorkerSaid(worker.page, report)
+                    # Now that it works: the one processor that it had to start with is free again.
+                    if isinstance(report, Ready) and worker.generation in self._nurseries:
+                        self._nurseries[worker.generation].births.ask_ahead()
         if worker.hearing.garbled and not was_garbled:
             worker.said = None  # that may have been its handler, too
             yield Garbled(worker.page, worker.hearing.garbled)
 
     def _holders(self, suspect: Suspect, asked_by: _Worker) -> tuple[int, ...]:
+        """The pages of the others that have this message, or have just put it into another queue."""
         others = [worker.page for worker in self._workers.values() if worker is not asked_by]
-        return tuple(page for page in others if self._has(page, suspect))
-
-    def _has(self, page: int, suspect: Suspect) -> bool:
-        if self._board.read(page).key == suspect.key:
-            return True
-        same = (
-            moved for moved in self._board.moved(page) if (moved.key, moved.attempt) == (suspect.key, suspect.attempt)
+        latest = (suspect.key, suspect.attempt, 0)
+        return tuple(
+            page
+            for page in others
+            if self._board.read(page).key == suspect.key
+            or any((moved.key, moved.attempt, moved.later) == latest for moved in self._board.moved(page))
         )
-        return any(moved.later == 0 for moved in same)
 
     def _exited(self, worker: _Worker) -> Iterator[Event]:
         """Last words before the death, the death before what follows from it."""
-        yield from self._said_by(worker, worker.hearing.last_words())
+        yield from self._said_by(worker, worker.hearing.last_words)
         self._sink.dropped += worker.output.drain()
         try:
             # Its process group, while the zombie still keeps the number from being anybody else's.
@@ -443,9 +433,12 @@ class Processes:
 
     def _ours(self) -> set[int]:
         """Children that have a pidfd, and are reaped by it."""
-        nurseries = (*self._nurseries.values(), *self._spent)
+        nurseries = self._all_nurseries()
         spares = {nursery.births.spare.pid for nursery in nurseries if nursery.births.spare is not None}
         return self._living() | spares | {nursery.pid for nursery in nurseries}
+
+    def _all_nurseries(self) -> list[_Nursery]:
+        return [*self._spent, *self._nurseries.values()]
 
     def _living(self) -> set[int]:
         return {worker.pid for worker in self._workers.values()}
