@@ -1,8 +1,8 @@
 """systemd: READY, STATUS, WATCHDOG, RELOADING, STOPPING, by the protocol of sd_notify(3).
 
-A datagram to the unix socket that `$NOTIFY_SOCKET` names; libsystemd is not needed for that. The loop calls `tell` at
-each of its turns, and nothing else does: a parent whose loop stands still is a parent that does not ping. What systemd
-is too busy to take is told again at a later turn. Imported only when there is somebody to tell.
+A datagram to the unix socket that `$NOTIFY_SOCKET` names, without libsystemd. Only the loop calls `tell`, at each of
+its turns, so a loop that stands still does not ping. What systemd is too busy to take is told again at a later turn.
+Imported only when there is somebody to tell.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Final
 from supervisor.clock import now
 from supervisor.policy.condition import State
 from supervisor.policy.slot import SlotState
+from supervisor.policy.status import AT_WORK
 from supervisor.policy.view import PoolView
 from supervisor.redaction import redact
-from supervisor.vocabulary import Cause, Phase, Reading
+from supervisor.vocabulary import Cause, Reading
 
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """Taken out of the environment: who else has them can speak in our name (sd_notify(3), `unset_environment`)."""
@@ -35,20 +36,11 @@ RETRY: Final = 0.25
 MAX_STATUS: Final = 300
 """Characters. systemd ignores a datagram above 4096 bytes (NOTIFY_BUFFER_MAX in its source)."""
 
-_WAITING: Final = frozenset(
-    {
-        SlotState.WAITING,
-        SlotState.FORKING,
-        SlotState.BOOTING,
-        SlotState.CONNECTING,
-        SlotState.ABORTING,
-        SlotState.KILLED,
-    }
-)
-_BUSY: Final = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
+_AT_REST: Final = frozenset({SlotState.EMPTY, SlotState.READY, SlotState.DRAINING})
+"""A slot in any other state is being filled anew."""
 
 
-class Stage(StrEnum):
+class ServiceState(StrEnum):
     """What systemd may believe the service to be at; the value is how it is told."""
 
     STARTING = ""
@@ -67,7 +59,7 @@ class Systemd:
         # Not connected: the path is looked up each time, in case the service manager has made its socket anew.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._stage = Stage.STARTING
+        self._state = ServiceState.STARTING
         self._status = ""
         self._told_at = 0.0
         self._stop_by = math.inf
@@ -75,7 +67,7 @@ class Systemd:
         self._talking_since: float | None = None
 
     def reload(self) -> None:
-        """Somebody asked for a reload. `tell` says so, and that it is over even when nothing came of it: who sent the
+        """Asked for a reload. `tell` says so, and that it is over even when nothing came of it: whatever sent the
         signal waits for both (systemd.service(5), Type=notify-reload)."""
         self._is_reload_asked = True
 
@@ -87,12 +79,12 @@ class Systemd:
         """
         if self._is_reload_asked:
             self._announce_reload()
-        stage = self._stage_of(view)
-        is_new, is_tick = stage is not self._stage, sampled_at != self._told_at
+        state = self._state_of(view)
+        is_new, is_tick = state is not self._state, sampled_at != self._told_at
         if not is_new and not is_tick and now() < self.due:
             return
-        lines = [str(stage)] if is_new else []
-        if is_new and stage is Stage.STOPPING:
+        lines = [str(state)] if is_new else []
+        if is_new and state is ServiceState.STOPPING:
             self._stop_by = now() + grace + STOP_SPARE
         is_ping = now() >= self.due
         if is_ping:
@@ -101,30 +93,34 @@ class Systemd:
         if status != self._status:
             lines.append(f"STATUS={status}")
         extension = min(EXTEND, self._stop_by - now())
-        if stage is not Stage.READY and extension > 0:
+        if state is not ServiceState.READY and extension > 0:
             lines.append(f"EXTEND_TIMEOUT_USEC={int(extension * 1e6)}")
         if not lines or self._send(lines):
-            self._stage, self._status, self._told_at = stage, status, sampled_at
+            self._state, self._status, self._told_at = state, status, sampled_at
             if is_ping:
                 self.due = now() + self._every
         else:
             self.due = now() + RETRY
 
     def _announce_reload(self) -> None:
-        if self._stage is Stage.READY:
+        if self._state is ServiceState.READY:
             # Rounded down: at the time, and not after it (sd_notify(3), MONOTONIC_USEC).
-            if not self._send([Stage.RELOADING, f"MONOTONIC_USEC={int(now() * 1e6)}"]):
+            if not self._send([ServiceState.RELOADING, f"MONOTONIC_USEC={int(now() * 1e6)}"]):
                 self.due = now() + RETRY
                 return
-            self._stage = Stage.RELOADING
+            self._state = ServiceState.RELOADING
         self._is_reload_asked = False
 
-    def _stage_of(self, view: PoolView) -> Stage:
+    def _state_of(self, view: PoolView) -> ServiceState:
         if view.state in (State.DRAINING, State.STOPPED):
-            return Stage.STOPPING
-        if self._stage is Stage.STARTING and not self._is_up(view):
-            return Stage.STARTING
-        return Stage.RELOADING if self._stage is Stage.RELOADING and view.is_reloading else Stage.READY
+            return ServiceState.STOPPING
+        if self._state is ServiceState.STARTING and not self._is_up(view):
+            return ServiceState.STARTING
+        return (
+            ServiceState.RELOADING
+            if self._state is ServiceState.RELOADING and view.is_reloading
+            else ServiceState.READY
+        )
 
     def _is_up(self, view: PoolView) -> bool:
         """Whether a start has succeeded: a worker consumes, or could not for a reason that is tried again for ever.
@@ -164,14 +160,14 @@ def take(environ: MutableMapping[str, str]) -> Systemd | None:
 
 def summary(view: PoolView, readings: Iterable[Reading]) -> str:
     """The service in one line, for `systemctl status`: `4 workers, 3 busy, 0 restarting, broker ok`."""
-    seats = [slot.state for slot in view.slots if slot.state is not SlotState.EMPTY]
+    states = [slot.state for slot in view.slots if slot.state is not SlotState.EMPTY]
     living = {slot.pid for slot in view.slots if slot.pid is not None}
-    busy = sum(1 for page in readings if page.pid in living and page.phase in _BUSY)
+    busy = sum(1 for page in readings if page.pid in living and page.phase in AT_WORK)
     if view.state in (State.DRAINING, State.STOPPED):
-        line = f"{view.state}, {_workers(len(seats))} left, {busy} busy: {view.because}"
+        line = f"{view.state}, {_workers(len(states))} left, {busy} busy: {view.because}"
     else:
-        restarting = sum(1 for seat in seats if seat in _WAITING)
-        line = f"{_workers(len(seats))}, {busy} busy, {restarting} restarting, {_broker(view)}"
+        restarting = sum(1 for state in states if state not in _AT_REST)
+        line = f"{_workers(len(states))}, {busy} busy, {restarting} restarting, {_broker(view)}"
         if view.shortage:
             line = f"{view.shortage}; {line}"
         if view.not_imported:

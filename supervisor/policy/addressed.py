@@ -1,8 +1,7 @@
 """Whether an HTTP request was meant for this host, by its `Host` header. Pure.
 
-A page that a browser has from `evil.example` may ask `evil.example` whatever it likes, also after that name has been
-pointed at 127.0.0.1 (DNS rebinding): then it reads the health port of whoever looks at the page. It cannot change the
-header, and an address in it needs no name server. So names count only that are known to be ours.
+Against DNS rebinding: a page from `evil.example` may ask that name whatever it likes, also once it points at 127.0.0.1.
+It cannot change the header, and an address in it needs no name server. So only names known to be ours count.
 """
 
 from __future__ import annotations

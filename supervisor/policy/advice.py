@@ -1,7 +1,5 @@
-"""The broker's delivery acknowledgement timeout: how long it lets a task run, and who can change that.
-
-A worker acknowledges when its task is done, and RabbitMQ takes a message away that is not acknowledged within half an
-hour (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout). What can be done about it, by version:
+"""The broker's delivery acknowledgement timeout: a message that is not acknowledged within it, 30 minutes by default,
+is taken away (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout). By version:
 
 | RabbitMQ | where it is set | when it strikes |
 |---|---|---|

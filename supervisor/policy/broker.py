@@ -1,8 +1,8 @@
 """What the pool knows of the broker, and who may try it next: one worker probes, the others follow.
 
-A broker that comes back has enough to do without a herd at its door. While none of ours consumes, the slots that the
-broker emptied share one backoff, and when it ends one of them tries. Once that worker consumes the others follow at
-once, twice as many at a time as consume already. A slot that was emptied by something else waits for none of this.
+While none of ours consumes, the slots that the broker emptied share one backoff, and when it ends one of them tries.
+Once that worker consumes the others follow, twice as many at a time as consume already: no herd for a broker that has
+just come back. A slot that was emptied by something else waits for none of this.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ class Blockage:
 
 @dataclass(slots=True)
 class BrokerState:
-    """The broker as the pool's workers have met it."""
-
     address: str | None = None
     version: str | None = None
     trouble: str | None = None
@@ -74,8 +72,7 @@ class BrokerState:
     """It was said that idle connections are closed."""
 
     def lose(self, kind: str, detail: str, consuming: int, now: float, *, is_usual: bool = False) -> list[Say]:
-        """A worker that consumed was sent away, or lost its connection; `consuming` are left. `is_usual`: as one
-        knows, and has said."""
+        """A worker that consumed was sent away, or lost its connection; `consuming` are left. `is_usual` as below."""
         self._note(kind, detail)
         if consuming or self.away_since is not None:
             return []
@@ -85,15 +82,14 @@ class BrokerState:
         return [Say("broker.lost", level, f"no worker consumes: {detail}", {"kind": kind})]
 
     def end(self, kind: str, silence: float, heartbeat: float, now: float) -> list[Say]:
-        """A connection by which a worker consumed has ended: say once that something closes idle ones, when that is
-        known."""
+        """A consumer's connection has ended: say once that something closes idle ones, when that is known."""
         self.silences.ended(kind, silence, now)
         because = self.silences.because(heartbeat, now)
         was_named, self.is_idling_named = self.is_idling_named, because is not None
         return [] if because is None or was_named else [Say("broker.idle_timeout", "error", because)]
 
     def is_usual(self, left: Leaving | None) -> bool:
-        """Whether its connection was closed for being idle, as is known of idle ones."""
+        """Whether its connection was closed for being idle, as it is known by now that idle ones are."""
         return left is not None and self.silences.expects(left.kind, left.silence)
 
     def story(self, heartbeat: float, now: float) -> str | None:
@@ -104,8 +100,7 @@ class BrokerState:
     def fail(
         self, fault: Fault, kind: str, detail: str, streak: int, now: float, roll: float
     ) -> tuple[float, list[Say]]:
-        """A probe failed, and none of ours consumes; `streak` is its slot's. Returns when the next one is due,
-        monotonic seconds."""
+        """A probe failed, and none of ours consumes. Returns when the next one is due, monotonic seconds."""
         is_news = (fault, kind) != (self.fault, self.kind) or self.away_since is None
         self._note(kind, detail)
         if self.away_since is None:
@@ -132,7 +127,7 @@ class BrokerState:
         return [Say("broker.refused", "warning", detail, {"kind": kind, "next": follows})]
 
     def consume(self, report: Ready, settings: Settings, *, has_queues: bool, now: float) -> list[Say]:
-        """A worker consumes. `settings` are its own; `has_queues`: it was not to declare those for retries and dead
+        """A worker with these settings consumes. `has_queues`: it was not to declare those for retries and dead
         letters."""
         said = self.reach(report.broker, report.version, advice.acknowledgement(report.version, settings), now)
         said += self.find_queue(settings, report.has_declared)
@@ -156,8 +151,8 @@ class BrokerState:
         return said
 
     def find_queue(self, settings: Settings, has_declared: bool | None) -> list[Say]:
-        """A worker has the queue: say so when it is the first, and when the queue was deleted and is there again.
-        `has_declared` as in `Ready`."""
+        """Said of the first worker that has the queue, and when a deleted queue is there again; `has_declared` as in
+        `Ready`."""
         queue, had_queue, self.has_queue = settings.queue, self.has_queue, True
         was_gone = self.kind in (Kind.CANCELLED, Kind.MISSING)
         if has_declared and (was_gone or not had_queue):
@@ -210,7 +205,6 @@ class BrokerState:
         return self._stuck() or self._alarm()
 
     def _alarm(self) -> str | None:
-        """What an alarm means for us, while there is one that we have run into."""
         if not (count := sum(not each.because for each in self.blocked.values())):
             return None
         waiting = _number(count, "message waits", "messages wait")
@@ -220,12 +214,10 @@ class BrokerState:
         )
 
     def _stuck(self) -> str | None:
-        """What else keeps them."""
         if not (reasons := [each.because for each in self.blocked.values() if each.because]):
             return None
-        if len(reasons) == 1:
-            return f"1 message cannot be parked, and its worker takes nothing else: {reasons[0]}"
-        return f"{len(reasons)} messages cannot be parked, and their workers take nothing else: {reasons[0]}"
+        whose = "message cannot be parked, and its worker takes", "messages cannot be parked, and their workers take"
+        return f"{_number(len(reasons), *whose)} nothing else: {reasons[0]}"
 
     @property
     def blocked_since(self) -> float | None:

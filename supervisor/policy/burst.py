@@ -1,9 +1,8 @@
 """`--burst`: is there nothing left to do, or nobody who could?
 
-A burst ends when every worker is idle and both the queue and the delay queues are empty. AMQP shows what waits in a
-delay queue, and not what has expired there and could not be put into a full queue. That is known by the account alone:
-delayed by us, and not settled by us since. Nor does it show what others have settled: while there are other consumers,
-nothing is waited for that only the account knows.
+A burst ends when every worker is idle, and the queue and the delay queues are empty. AMQP does not show what has
+expired in a delay queue and found the main queue full: only the account does, of what we delayed and have not settled
+since. Nor does it show what others settled: beside other consumers nothing is waited for that only the account knows.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ class Finish:
 
 
 class Burst:
-    """What the looks so far say about the end."""
-
     def __init__(self) -> None:
         self.all_idle = False
         """Everybody has been idle since the last sample, and nobody has died since."""
@@ -55,8 +52,7 @@ class Burst:
         self._unreached_since = None
 
     def give_up(self, trouble: str | None, wait: float, now: float) -> list[GiveUp]:
-        """`--burst-wait`: who waits for the end is to hear that nobody can consume, and why. `trouble`: None while
-        somebody consumes, or nothing keeps them from it."""
+        """`--burst-wait` is over. `trouble`: why nobody can consume; None while somebody can."""
         if trouble is None:
             self._unreached_since = None
             return []
@@ -93,8 +89,7 @@ class Burst:
         return [GiveUp(f"{because}: run it again", EXIT_BROKER)]
 
     def _await(self, depth: Depth, consuming: int, now: float) -> str | None:
-        """What is waited for, though the queue is empty and everybody is idle, in words; None: nothing, or no
-        longer."""
+        """What is waited for although the queue is empty and everybody is idle, in words."""
         self._others = self._others + 1 if depth.consumers > consuming else 0
         had_delayed, self._had_delayed = self._had_delayed, bool(depth.delayed)
         if depth.delayed:

@@ -26,7 +26,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A decision: restarting will not help, or is not wanted any more, so leave with this code."""
+    """A decision: restarting will not help, so stop, and exit with this code."""
 
     because: str
     code: int

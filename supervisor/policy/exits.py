@@ -1,11 +1,10 @@
 """One judgement of one exit: its cause, whose fault it is, whether it is a crash, and whether it was clean.
 
-Three are asked, in this order: the worker's own last words (when it left by itself, they are the truth), what the
-supervisor had in mind when it sent a signal, and the kernel (an exit code, a signal, `OOM`). The cause is what
-operators see and count. The fault is coarser, and decides when the slot is filled again (see `restart`); a death with a
-message in hand that nothing else explains is the message's.
+Three are asked, in this order: the worker's last words, the supervisor's reason for a signal it sent, and the kernel
+(an exit code, a signal, `OOM`). Operators see and count the cause. The fault is coarser, and decides when the slot is
+filled again (see `restart`); a death with a message in flight that nothing else explains is the message's.
 
-Nobody judges it a second time: metrics, ledger, restart, reload and exit code go by the same `Judgement`.
+Metrics, ledger, restart, reload and exit code all go by the one `Judgement`.
 """
 
 from __future__ import annotations

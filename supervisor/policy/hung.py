@@ -9,10 +9,9 @@
 
 A task may take as long as it likes where no limit was set: while one is in hand, standing still alone says nothing.
 
-The memory limit is `--max-memory`. Where a worker takes more than that before its first task, no task is to blame, and
-no replacement is smaller: there the limit counts on top of what it began with. Considered and left out: no limit at
-all, since then a leak goes on until the kernel kills; and refusing to start, since then a reload whose import is larger
-is an outage.
+Where a worker takes more than `--max-memory` before its first task, no task is to blame and no replacement is smaller,
+so the limit counts on top of what it began with. Left out: no limit at all (a leak would go on until the kernel kills),
+and refusing to start (a reload whose import is larger would be an outage).
 """
 
 from __future__ import annotations
@@ -35,8 +34,6 @@ SILENT_AFTER: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong with a worker."""
-
     cause: str
     because: str
     is_hung: bool = True

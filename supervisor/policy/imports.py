@@ -1,7 +1,7 @@
 """When is an import tried again that has failed for a passing reason (`passing`, `--boot-retry`)?
 
-Where every worker imports for itself one of them tries, and the others wait for it: what one could not reach, the
-others could not reach either. When one has succeeded they all follow at once.
+Where every worker imports for itself one of them tries, and the others wait: what it cannot reach, they cannot either.
+When it has succeeded they follow at once.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """Looking at the queue: when, whom to ask, and what the answers say.
 
-Only a worker can ask the broker, so the pool asks a worker, an idle one if there is one, and the answer comes when it
-comes. A look serves several at once: the status (how many messages wait, alive and dead), `truth` (does the broker
-agree that our workers consume?), `scaling` (how many workers does the backlog call for?), and `burst` (is the queue
-empty?). What was seen gets old, and is then not shown any more.
-
-Here is what is known, and what follows for a worker that is given nothing; how many there are is the pool's.
+Only a worker can ask the broker, so the pool asks one, if possible an idle one. A look serves the status (how many
+messages wait, alive and dead), `truth` (does the broker agree that our workers consume?), `scaling` (how many workers
+does the backlog call for?) and `burst` (is the queue empty?). What was seen gets old, and is then not shown any more.
 """
 
 from __future__ import annotations
@@ -36,12 +33,10 @@ PARKED_SHOWN: Final = 20
 
 
 class Looks:
-    """What the looks so far have shown."""
-
     def __init__(self, span: Span) -> None:
         self._span = span
         self._scaling = Scaling(span)
-        self._truth = Truth()
+        self.truth = Truth()
         self._is_single_known = False
         self._compared_at = 0.0
         self._pages: dict[int, Reading] = {}
@@ -58,35 +53,18 @@ class Looks:
     # ----------------------------------------------------------------------------------------- to be asked
 
     def depth(self, now: float) -> Depth | None:
-        """The queue's, while it is news."""
+        """The queue's, while it is news; likewise `dead`."""
         return self._depth if now - self._depth_at <= DEPTH_HOLDS else None
 
     def dead(self, now: float) -> DeadDepth | None:
-        """The dead-letter queue's, while it is news."""
         return self._dead if now - self._dead_at <= DEAD_HOLDS else None
 
-    @property
-    def doubt(self) -> Doubt | None:
-        """What the broker's truth has against our workers' beliefs."""
-        return self._truth.doubt
-
-    @property
-    def is_starved(self) -> bool:
-        """Every worker is idle beside messages that wait."""
-        return self._truth.is_starved
-
-    @property
-    def standby(self) -> str | None:
-        """They are, and as far as one knows because the single active consumer is elsewhere; in words."""
-        return self._truth.standby
-
     def idle_of(self, slots: Sequence[Slot]) -> Slot:
-        """One whose worker said that it is idle, when last sampled; else the first."""
+        """One whose worker was idle when last sampled; else the first."""
         idle = (slot for slot in slots if (page := self._pages.get(slot.page)) and page.phase is Phase.IDLE)
         return next(idle, slots[0])
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time for another look."""
         return now - self._depth_asked >= (DEPTH_EVERY if self._span.is_fixed else LOOK_EVERY)
 
     # ------------------------------------------------------------------------------------------ to be told
@@ -97,18 +75,16 @@ class Looks:
         self._scaling.sampled(readings, now)
 
     def measured(self, depth: Depth, now: float) -> None:
-        """The answer to a look."""
         self._depth, self._depth_at = depth, now
 
     def dead_measured(self, dead: DeadDepth, now: float) -> None:
-        """The answer to a look at the dead-letter queue."""
         self._dead, self._dead_at = dead, now
 
     def described(self, nature: Nature, queue: str) -> list[Say]:
         """The broker has said what kind of queue it is: say so when it is news that it has a single active consumer."""
         is_news = nature.is_single and not self._is_single_known
         self._is_single_known = nature.is_single
-        self._truth.learn(nature.is_single)
+        self.truth.is_single = nature.is_single
         if not is_news:
             return []
         because = (
@@ -116,10 +92,6 @@ class Looks:
             "by, idle, until that one ends; none is replaced for it"
         )
         return [Say("queue.single_active_consumer", "info", because)]
-
-    def forget_queue(self) -> None:
-        """It may be another one by now."""
-        self._truth.forget_queue()
 
     def has_parked(self, parked: Parked) -> None:
         """A worker has put a message into the dead-letter queue."""
@@ -161,7 +133,7 @@ class Looks:
 
     def _ask_of_its_kind(self, ready: Sequence[Slot]) -> list[Tell]:
         """Ask what kind of queue it is, when a worker is idle beside messages that wait: once."""
-        if not ready or not self._truth.wonders():
+        if not ready or not self.truth.wonders():
             return []
         asked = self.idle_of(ready)
         because = "a worker is idle beside messages that wait: has the queue a single active consumer?"
@@ -177,7 +149,7 @@ class Looks:
             for slot in ready
             if (page := self._pages.get(slot.page)) and page.pid == slot.pid
         ]
-        return self._truth.look(depth, beliefs)
+        return self.truth.look(depth, beliefs)
 
     def scale(self, depth: Depth, wanted: int, now: float) -> Decision | None:
         """How many workers instead of those `wanted`; see `scaling`."""

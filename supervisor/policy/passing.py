@@ -32,31 +32,16 @@ from typing import Final
 
 _OF_CODE: Final = frozenset(
     {
-        "SyntaxError",
-        "ImportError",
-        "NameError",
-        "AttributeError",
-        "TypeError",
-        "AssertionError",
-        "NotImplementedError",
-        "RecursionError",
+        "SyntaxError", "ImportError", "NameError", "AttributeError", "TypeError", "AssertionError",
+        "NotImplementedError", "RecursionError",
     }
-)
+)  # fmt: skip
 """Of Python itself, with what is derived from them."""
 _NAMES: Final = frozenset(
     {
-        # Python's own, also where they are raised without an errno.
-        "ConnectionError",
-        "TimeoutError",
-        "FileNotFoundError",
-        "BlockingIOError",
-        "InterruptedError",
-        "MemoryError",
-        "gaierror",
-        "herror",
-        "SSLEOFError",
-        "SSLZeroReturnError",
-        "TimeoutExpired",  # subprocess
+        # Python's own, also where they are raised without an errno; TimeoutExpired is subprocess's.
+        "ConnectionError", "TimeoutError", "FileNotFoundError", "BlockingIOError", "InterruptedError", "MemoryError",
+        "gaierror", "herror", "SSLEOFError", "SSLZeroReturnError", "TimeoutExpired",
         # PEP 249: psycopg, MySQL clients, sqlite3, oracledb, pyodbc, and SQLAlchemy's and Django's of the same name.
         "OperationalError",
         "CannotConnectNowError",  # asyncpg: the server starts
@@ -76,7 +61,7 @@ _NAMES: Final = frozenset(
         "LDAPSocketOpenError",
         "Unavailable",  # and a handler's own
     }
-)
+)  # fmt: skip
 _ERRNOS: Final = frozenset(
     {
         errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ENOTCONN, errno.ETIMEDOUT,
@@ -98,8 +83,6 @@ DEEPEST: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Chained:
-    """An exception in a chain of them."""
-
     names: tuple[str, ...]
     """Its class and those that it is derived from, as `module.name`."""
     number: int | None = None

@@ -110,7 +110,7 @@ class Pool:
         return soonest if soonest < math.inf else None
 
     def view(self, now: float) -> PoolView:
-        condition, looks = self._condition, self._looks
+        condition, looks, truth = self._condition, self._looks, self._looks.truth
         ready = self._slots.consuming()
         blockade, story = self._broker.blockade, self._broker.story(self.settings.heartbeat, now)
         is_held_up = bool(ready) and all(slot.number in self._broker.blocked for slot in ready)
@@ -131,9 +131,9 @@ class Pool:
             dead=looks.dead(now),
             parked=looks.parked,
             broker=self._broker.address,
-            trouble=(is_held_up and blockade) or story or blockade or (looks.doubt.because if looks.doubt else None),
-            is_starved=looks.is_starved,
-            standby=looks.standby,
+            trouble=(is_held_up and blockade) or story or blockade or (truth.doubt.because if truth.doubt else None),
+            is_starved=truth.is_starved,
+            standby=truth.standby,
             may_stand_by=self.settings.ready_when == "subscribed",
             shortage=self._shortage.because,
             not_imported=self._imports.because,
@@ -360,7 +360,7 @@ class Pool:
                 if other.state is SlotState.WAITING:
                     other.deadline = now
         if self._broker.away_since is not None or report.has_declared:
-            self._looks.forget_queue()
+            self._looks.truth.forget_queue()
         settings = self.settings_of(slot.generation)
         actions: list[Action] = [*self._broker.consume(report, settings, has_queues=slot.has_queues, now=now)]
         self._ledger.has_limit = poison.has_limit(report.version)

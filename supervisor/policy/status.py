@@ -19,7 +19,7 @@ from supervisor.vocabulary import OUTCOMES, Counts, Phase, Reading, other_page
 STATES = ("starting", "connecting", "idle", "busy", "draining", "backoff", "empty", "orphaned")
 """A worker's state, as /status and /metrics name it. An orphan has no slot of its own: its stand-in has."""
 
-_AT_WORK = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
+AT_WORK = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
 _SLOT_STATES = {
     SlotState.EMPTY: "empty",
     SlotState.WAITING: "backoff",
@@ -53,7 +53,7 @@ def totals(pages: Iterable[Reading]) -> Counts:
 def state_of(slot: SlotView, page: Reading) -> str:
     """One of STATES."""
     if slot.state is SlotState.READY:
-        return "busy" if page.phase in _AT_WORK else "idle"
+        return "busy" if page.phase in AT_WORK else "idle"
     return _SLOT_STATES[slot.state]
 
 

@@ -1,20 +1,20 @@
 """Does the broker agree that our workers consume? Readiness is its truth, not ours.
 
-A worker that believes it consumes, beside a broker that gives it nothing, is the oldest bug of the field. At each look
-at the queue (a passive declare: messages ready, consumers) two things are compared with what the workers' pages say:
+At each look at the queue (a passive declare: messages ready, consumers) two things are compared with what the workers'
+pages say:
 
 - *Counted*: the broker counts at least as many consumers as we have had for a while. Consumers of others hide a
   difference, and 4.3 counts one that it has timed out (docs/consumers), so this alone proves nothing.
 - *Served*: no worker stays idle, without one task, while messages wait. RabbitMQ gives a waiting message to an idle
   consumer within milliseconds.
 
-Whoever fails at `LOOKS` looks in a row is doubted, and replaced, one worker a look. Where that changes nothing the
-broker has its reasons (a priority elsewhere, a single active consumer): then it is only said.
+A worker that fails at `LOOKS` looks in a row is doubted, and replaced, one worker a look. Where that changes nothing
+the broker has its reasons (a priority elsewhere, a single active consumer), and it is only logged.
 
-Of a queue with a *single active consumer* one worker is served, of all hosts, and the others stand by until it ends. Is
-it one? When a worker is idle beside waiting messages for the first time, the broker is asked; where it does not tell
-us, it is learnt by replacing in vain, once. From then on only those are doubted that have been served before: an active
-consumer stays active for as long as it lives.
+A queue with a *single active consumer* serves one worker of all hosts, until it ends. When a worker is idle beside
+waiting messages for the first time, the broker is asked whether the queue is one; where it does not tell us, replacing
+in vain once does. From then on only those are doubted that have been served: an active consumer stays active while it
+lives.
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ class Doubt:
 
 
 class Truth:
-    """What the looks so far have shown."""
-
     def __init__(self) -> None:
         self._before: dict[int, Belief] = {}
         self._unserved: Counter[int] = Counter()
@@ -78,7 +76,7 @@ class Truth:
         """Every worker is idle beside messages that wait."""
 
     def look(self, depth: Depth, beliefs: Sequence[Belief]) -> Doubt | None:
-        """The queue's depth has come. Returns what is wrong, and who is to be replaced."""
+        """Returns what is wrong, and which worker is to be replaced."""
         served = {belief.pid for belief in beliefs if self._is_served(belief)}
         self._served = (self._served | served) & {belief.pid for belief in beliefs}
         is_helped = any(belief.taken > self._hopes.get(belief.slot, belief.taken) for belief in beliefs)
@@ -116,10 +114,6 @@ class Truth:
         """Whether it is time to ask what kind of queue it is: once."""
         was_asked, self._is_asked = self._is_asked, self._is_asked or bool(self._unserved)
         return self._is_asked and not was_asked
-
-    def learn(self, is_single: bool) -> None:
-        """The broker has told."""
-        self.is_single = is_single
 
     def forget_queue(self) -> None:
         """It may be another one by now."""

@@ -121,7 +121,7 @@ def single_active(truth: Truth, workers: int, lives: int, is_told: bool) -> tupl
     """A queue whose single active consumer is one of ours, which works for some looks, and dies; again and again.
     Returns how many were replaced, and how often it was said that this does not help."""
     if is_told:
-        truth.learn(is_single=True)
+        truth.is_single = True
     pids, taken, active = iter(range(1000, 10_000)), [0] * workers, 0
     slots = [next(pids) for _ in range(workers)]
     order, replaced, said = list(slots), 0, 0
