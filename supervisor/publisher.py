@@ -36,9 +36,9 @@ from pika import exceptions, spec
 
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
+from supervisor.amqp.client import CLOSING, Served
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
-from supervisor.served import CLOSING, Served
 from supervisor.vocabulary import Kind
 
 __all__ = ["Blocked", "Options", "PublishError", "Publisher", "Refused", "Unavailable", "Unconfirmed", "Unroutable"]

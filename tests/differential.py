@@ -19,7 +19,7 @@ from pika.channel import Channel
 from supervisor.amqp.connection import Channel as OurChannel
 from supervisor.amqp.connection import Connection
 from supervisor.amqp.ioloop import IOLoop as OurLoop
-from supervisor.amqp.undecodable import Remains
+from supervisor.amqp.properties import Remains
 from supervisor.endpoint import Endpoint
 
 TAG = "worker-1"

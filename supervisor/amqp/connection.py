@@ -24,8 +24,8 @@ from supervisor.amqp.errors import opening_error
 from supervisor.amqp.ioloop import IOLoop, Timer
 from supervisor.amqp.parameters import client_properties
 from supervisor.amqp.pika_connection import START
+from supervisor.amqp.properties import Properties, decode
 from supervisor.amqp.stream import Stream
-from supervisor.amqp.undecodable import Properties, decode
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 

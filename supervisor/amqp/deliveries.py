@@ -12,7 +12,7 @@ from typing import Final
 
 from pika import spec
 
-from supervisor.amqp.undecodable import Properties, decode
+from supervisor.amqp.properties import Properties, decode
 
 _METHOD: Final = struct.Struct(">BHLL")
 """Type, channel, size of the payload; the payload begins with class and method."""

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final
 from supervisor import amqp, originals, queues, streams, trace
 from supervisor.amqp.connection import Channel, Connection
 from supervisor.amqp.ioloop import IOLoop, Timer
-from supervisor.amqp.undecodable import Properties
+from supervisor.amqp.properties import Properties
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice, poison, retry

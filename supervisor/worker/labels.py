@@ -14,7 +14,7 @@ import pika
 from pika import data
 
 from supervisor import queues
-from supervisor.amqp.undecodable import Remains, readable, split, split_table
+from supervisor.amqp.properties import Remains, readable, split, split_table
 from supervisor.redaction import clip_end, clip_start
 
 _ADDRESSES: Final = ("CC", "BCC")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supervisor import logs, queues, streams, trace
-from supervisor.amqp.undecodable import Remains
+from supervisor.amqp.properties import Remains
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle

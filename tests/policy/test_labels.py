@@ -12,7 +12,7 @@ from pika import data
 from pika.frame import Header
 
 from supervisor import queues
-from supervisor.amqp.undecodable import split_table
+from supervisor.amqp.properties import split_table
 from supervisor.content_header import NUMBERS, PROPERTIES
 from supervisor.worker.labels import Entry, fit, labelled
 

@@ -24,10 +24,10 @@ from uuid import uuid4
 from pika import exceptions
 
 from supervisor import amqp, queues
+from supervisor.amqp.client import Served
 from supervisor.clock import now
 from supervisor.commands.check.facts import Node, Queue
 from supervisor.endpoint import Endpoint
-from supervisor.served import Served
 from supervisor.vocabulary import Kind
 
 NAME: Final = "workq check"

@@ -21,11 +21,11 @@ from pika import exceptions, frame, spec
 
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
+from supervisor.amqp.client import Connection, Served
 from supervisor.clock import now
 from supervisor.commands.dead.letter import Letter, Raw, anew
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
-from supervisor.served import Connection, Served
 from supervisor.vocabulary import Kind
 
 _HEARTBEAT: Final = 60.0
