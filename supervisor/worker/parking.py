@@ -103,11 +103,10 @@ class Parking:
         for number in range(count):
             part = copy.copy(delivery)
             part.body = body[number * limit : (number + 1) * limit]
-            part.properties = copy.copy(delivery.properties)
-            # One name for all of them: a digest would be another for each.
-            part.properties.message_id = part.properties.message_id or delivery.name
             about = {queues.PART: number + 1, queues.PARTS: count, queues.PART_OF: delivery.name}
-            self._publish(part, headers | about, declaration)
+            # One name for all of them: a digest would be another for each.
+            name = None if delivery.properties.message_id else delivery.name
+            self._publish(part, headers | about, declaration, message_id=name)
 
     def have_return(self, delivery: Delivery, settlement: Later | Afresh) -> None:
         """Publish the message where it comes back from. Raises PublishError, as `park` does."""
@@ -161,11 +160,9 @@ class Parking:
         headers: dict[str, Any],
         declaration: queues.Declaration,
         expiration: str | None = None,
+        message_id: str | None = None,
         signed: bool = False,
     ) -> None:
-        # A message that expires while it is parked is evidence, or work, lost; a user id other than our own is refused
-        # (406, https://www.rabbitmq.com/docs/validated-user-id). RabbitMQ's own dead-lettering drops the first
-        # likewise.
         is_ours = self._is_ours(delivery)
         for name, header in (("expiration", queues.EXPIRATION), ("user_id", queues.USER_ID)):
             if (value := getattr(delivery.properties, name)) is not None and not (is_ours and name == "user_id"):
@@ -175,10 +172,16 @@ class Parking:
         publisher, queue = self._open(), declaration["queue"]
         publisher.connect()  # what fits into a frame is agreed upon then
         # Our signature, while a message waits to come back: the broker refuses it from whoever has another login.
-        user_id = publisher.endpoint.user if signed else ""
-        frame_max, main = publisher.frame_max, self._settings.queue
-        properties = labelled(delivery.properties, headers, frame_max, queue=main, is_ours=is_ours, user_id=user_id)
-        properties.expiration = expiration
+        properties = labelled(
+            delivery.properties,
+            headers,
+            publisher.frame_max,
+            queue=self._settings.queue,
+            is_ours=is_ours,
+            message_id=message_id,
+            expiration=expiration,
+            user_id=publisher.endpoint.user if signed else None,
+        )
         self._await_safe(publisher, declaration)
         try:
             publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)

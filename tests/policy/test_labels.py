@@ -12,29 +12,28 @@ from pika import data
 from pika.frame import Header
 
 from supervisor import queues
-from supervisor.amqp.properties import split_table
-from supervisor.content_header import NUMBERS, PROPERTIES
-from supervisor.worker.labels import Entry, fit, labelled
+from supervisor.amqp.properties import NAMES, NUMBERS, Field, fields
+from supervisor.worker.labels import fit, labelled
 
 ESSENTIAL = {queues.ATTEMPT: 3, queues.REASON: "exception", queues.QUEUE: "jobs"}
 ENDS = (queues.TRACEBACK, queues.EVIDENCE)
 CUT = (queues.ERROR, queues.PROPERTIES, *ENDS)
 ROOMIEST = 128 * 1024
-SHORT = [name for name in PROPERTIES if name != "headers" and name not in NUMBERS]
+SHORT = [name for name in NAMES if name != "headers" and name not in NUMBERS]
 
 
 def size(headers: dict[str, Any]) -> int:
     return int(data.encode_table([], headers)) - 4
 
 
-def total(entries: list[Entry]) -> int:
-    return sum(len(entry) for _, entry in entries)
+def total(entries: list[Field]) -> int:
+    return sum(len(entry.encoded) for entry in entries)
 
 
-def encoded(headers: dict[str, Any]) -> list[Entry]:
+def encoded(headers: dict[str, Any]) -> list[Field]:
     pieces: list[bytes] = []
     data.encode_table(pieces, headers)
-    return list(split_table(b"".join(pieces)))
+    return list(fields(b"".join(pieces)))
 
 
 def text(length: int) -> str:
@@ -63,7 +62,7 @@ ours = st.fixed_dictionaries(
 @settings(derandomize=True, deadline=None, database=None, max_examples=150)
 @given(ours=ours, theirs=headers_of(6000).map(encoded), room=st.integers(800, 4096) | st.integers(800, ROOMIEST))
 def test_f119_what_is_chosen_fits_and_nothing_is_given_up_without_need(
-    ours: dict[str, Any], theirs: list[Entry], room: int
+    ours: dict[str, Any], theirs: list[Field], room: int
 ) -> None:
     chosen, kept = fit(ours, theirs, room)
     assert size(chosen) + total(kept) <= room
@@ -80,7 +79,9 @@ def test_f119_what_is_chosen_fits_and_nothing_is_given_up_without_need(
         assert kept == theirs  # the sender's headers are part of the work, and ours go first
     gone = [entry for entry in theirs if entry not in kept]
     assert bool(gone) == (queues.DROPPED in chosen)
-    assert max((len(entry) for _, entry in kept), default=0) <= min((len(entry) for _, entry in gone), default=ROOMIEST)
+    assert max((len(entry.encoded) for entry in kept), default=0) <= min(
+        (len(entry.encoded) for entry in gone), default=ROOMIEST
+    )
     if queues.ERROR in ours:
         assert len(chosen[queues.ERROR].encode()) >= min(len(ours[queues.ERROR].encode()), 125)
     if queues.EVIDENCE in ours.keys() & chosen.keys():
@@ -100,8 +101,7 @@ def test_f119_the_content_header_is_no_longer_than_the_frame_agreed_upon(
     raw = b"".join(pika.BasicProperties(headers=theirs or None, **short).encode())
     properties: Any = pika.BasicProperties().decode(raw)
     properties.raw = raw
-    made: Any = labelled(properties, ours, frame_max)
-    made.expiration = "3600000"  # as a delay has it
+    made: Any = labelled(properties, ours, frame_max, expiration="3600000")  # as a delay has it
     assert len(Header(1, 5, made).marshal()) <= frame_max
     again: Any = pika.BasicProperties().decode(b"".join(made.encode()))
     assert ESSENTIAL.items() <= again.headers.items()

@@ -1,29 +1,12 @@
-"""One dead letter: what it says of itself, and how it was before it died.
-
-Properties are kept as the bytes that came: pika's decoder refuses some, and makes 1 of a header 1.5.
-"""
+"""One dead letter: what it says of itself, and how it was before it died."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple, Self
-
-import pika
-from pika import data
+from typing import Any, Final
 
 from supervisor import queues
-from supervisor.content_header import NUMBERS, PROPERTIES, SIZED, SIZES
-
-# ------------------------------------------------------------------------------------- properties, in the raw
-
-
-class Field(NamedTuple):
-    """One header, still encoded: `value` begins with its type."""
-
-    name: bytes
-    value: bytes
-
+from supervisor.amqp.properties import Encoded, Field, decoded, fields, long, short, split_whole, value_of
 
 _COUNTS: Final = (b"x-delivery-count", b"x-acquired-count")
 """What a quorum queue writes into the headers of what it delivers."""
@@ -32,99 +15,6 @@ _COPIES: Final = (b"CC", b"BCC")
 _OURS: Final = queues.OURS.encode()
 _WAS: Final = queues.WAS.encode()
 _RECORDS: Final = tuple(name.encode() for name in queues.RECORDS)
-
-
-def split(raw: bytes) -> dict[str, bytes]:
-    """The properties that are there, each still encoded. Raises ValueError when they are cut short."""
-    try:
-        (flags,) = struct.unpack_from(">H", raw)
-        at, parts = 2, {}
-        for bit, name in enumerate(PROPERTIES):
-            if flags & 0x8000 >> bit:
-                if name == "headers":
-                    size = 4 + struct.unpack_from(">I", raw, at)[0]
-                else:
-                    size = NUMBERS.get(name) or 1 + raw[at]
-                parts[name] = raw[at : at + size]
-                at += size
-    except (struct.error, IndexError):
-        raise ValueError("the properties are cut short") from None
-    if at != len(raw):
-        raise ValueError("the properties are cut short, or something follows them")
-    return parts
-
-
-def join(parts: dict[str, bytes]) -> bytes:
-    flags = sum(0x8000 >> bit for bit, name in enumerate(PROPERTIES) if name in parts)
-    return struct.pack(">H", flags) + b"".join(parts[name] for name in PROPERTIES if name in parts)
-
-
-def fields(table: bytes) -> list[Field]:
-    """The headers of a table with its size in front; of nothing, none. Raises ValueError for what cannot be taken
-    apart."""
-    found: list[Field] = []
-    if not table:
-        return found
-    at = 4
-    try:
-        while at < len(table):
-            start = at + 1 + table[at]
-            kind = table[start : start + 1]
-            if kind in SIZES:
-                end = start + 1 + SIZES[kind]
-            elif kind in SIZED:
-                end = start + 5 + struct.unpack_from(">I", table, start + 1)[0]
-            else:
-                raise ValueError(f"a header has the type {kind!r}, which AMQP 0-9-1 does not know")
-            found.append(Field(table[at + 1 : start], table[start:end]))
-            at = end
-    except (struct.error, IndexError):
-        raise ValueError("the headers are cut short") from None
-    if at > len(table):
-        raise ValueError("the headers are cut short")
-    return found
-
-
-def _short(value: bytes) -> bytes:
-    return bytes([len(value)]) + value
-
-
-def decoded(value: bytes) -> Any:
-    """A header's value, for people; of what cannot be decoded, the bytes."""
-    try:
-        if value[:1] in (b"d", b"f"):
-            return struct.unpack(">d" if value[:1] == b"d" else ">f", value[1:])[0]
-        return data.decode_value(value, 0)[0]
-    except Exception:  # noqa: BLE001 - pika raises whatever it stumbles over: OverflowError, RecursionError, ...
-        return value
-
-
-class Raw(pika.BasicProperties):
-    """Properties as the bytes that came, or that shall go out."""
-
-    def __init__(self, raw: bytes) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.raw = raw
-
-    @classmethod
-    def outgoing(cls, parts: dict[str, bytes], headers: Sequence[Field]) -> Self:
-        """Persistent properties, with these headers instead of their own."""
-        parts = {**parts, "delivery_mode": b"\x02"}
-        parts.pop("headers", None)
-        if headers:
-            table = b"".join(_short(name) + value for name, value in headers)
-            parts["headers"] = struct.pack(">I", len(table)) + table
-        properties = cls(join(parts))
-        if "message_id" in parts:
-            # As pika decodes it when the broker returns the message: it is by this that the publisher knows which.
-            properties.message_id = data.decode_short_string(parts["message_id"], 0)[0]
-        return properties
-
-    def encode(self) -> list[bytes]:
-        return [self.raw]
-
-
-# --------------------------------------------------------------------------------------------- one dead letter
 
 
 class Letter:
@@ -141,8 +31,8 @@ class Letter:
         self.trouble = ""
         """Why it cannot be read or published, if so."""
         try:
-            self.parts = split(raw)
-            self.fields = fields(self.parts.get("headers", b""))
+            self.parts = split_whole(raw)
+            self.fields = list(fields(self.parts.get("headers", b"")))
         except ValueError as error:
             self.trouble = str(error)
         self.values = dict(self.fields)
@@ -174,9 +64,7 @@ class Letter:
     def part(self, name: str) -> str | int | bytes | None:
         """A property but the headers; None when it is not there. Bytes when it is not UTF-8."""
         part = self.parts.get(name)
-        if part is None:
-            return None
-        return int.from_bytes(part) if name in NUMBERS else data.decode_short_string(part, 0)[0]
+        return None if part is None else value_of(name, part)
 
     @property
     def reason(self) -> str:
@@ -206,7 +94,7 @@ class Letter:
         return queues.digest(identity if isinstance(identity, bytes) and identity else self.body, self.queue)
 
 
-def original(letter: Letter, user: str) -> Raw:
+def original(letter: Letter, user: str) -> Encoded:
     """The properties that the message had before it died, but persistent.
 
     A user id can be restored for `user` itself only: the broker refuses everybody else's
@@ -222,21 +110,21 @@ def original(letter: Letter, user: str) -> Raw:
     came_as = letter.header(queues.PROPERTIES)
     if isinstance(came_as, bytes):
         try:
-            parts = split(came_as)
-            headers = fields(parts.get("headers", b""))
+            parts = split_whole(came_as)
+            headers = list(fields(parts.get("headers", b"")))
         except ValueError:
             parts, headers = letter.parts, letter.fields  # cut to fit; then what could be read has to do
     parts, kept = dict(parts), list(_kept(letter, headers))
     expiration, user_id = letter.header(queues.EXPIRATION), letter.header(queues.USER_ID)
     if isinstance(expiration, str):
-        parts["expiration"] = _short(expiration.encode())
+        parts["expiration"] = short(expiration.encode())
     if isinstance(user_id, str):
-        parts["user_id"] = _short(user_id.encode())
+        parts["user_id"] = short(user_id.encode())
     owner = parts.get("user_id", b"")[1:]
     if owner and owner != user.encode():
         del parts["user_id"]
-        kept.append(Field(queues.USER_ID.encode(), b"S" + struct.pack(">I", len(owner)) + owner))
-    return Raw.outgoing(parts, kept)
+        kept.append(Field(queues.USER_ID.encode(), long(owner)))
+    return Encoded(parts, (each.encoded for each in kept))
 
 
 def _kept(letter: Letter, headers: Sequence[Field]) -> Iterator[Field]:
@@ -250,10 +138,10 @@ def _kept(letter: Letter, headers: Sequence[Field]) -> Iterator[Field]:
             yield each
 
 
-def anew(letter: Letter, user: str) -> Raw | None:
+def anew(letter: Letter, user: str) -> Encoded | None:
     """The same dead letter, without a count; None when it cannot be published without changing it."""
     owner = letter.parts.get("user_id", b"")[1:]
     if letter.trouble or (owner and owner != user.encode()) or any(name in letter.values for name in _COPIES):
         return None
     kept = [each for each in letter.fields if each.name not in _COUNTS]
-    return Raw.outgoing(letter.parts, kept)
+    return Encoded(letter.parts, (each.encoded for each in kept))

@@ -22,8 +22,9 @@ from pika import exceptions, frame, spec
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
 from supervisor.amqp.client import Connection, Served
+from supervisor.amqp.properties import Encoded, Properties
 from supervisor.clock import now
-from supervisor.commands.dead.letter import Letter, Raw, anew
+from supervisor.commands.dead.letter import Letter, anew
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
 from supervisor.vocabulary import Kind
@@ -69,6 +70,12 @@ class CutOff(Exception):
 # --------------------------------------------------------------------------------------------- one connection
 
 
+def _raw(raw: bytes) -> Properties:
+    properties = Properties()  # type: ignore[no-untyped-call]
+    properties.raw = raw
+    return properties
+
+
 class _RawConnection(Connection):
     """Hands on the properties of messages undecoded."""
 
@@ -82,7 +89,7 @@ class _RawConnection(Connection):
             return 0, None
         if buffer[end] != spec.FRAME_END or size < 14:
             raise exceptions.InvalidFrameError("Invalid content header")
-        return end + 1, frame.Header(channel, struct.unpack_from(">Q", buffer, 7 + 4)[0], Raw(buffer[7 + 12 : end]))
+        return end + 1, frame.Header(channel, struct.unpack_from(">Q", buffer, 7 + 4)[0], _raw(buffer[7 + 12 : end]))
 
 
 class _Client(Served):
@@ -136,7 +143,7 @@ class Target(NamedTuple):
     """Where a dead letter goes."""
 
     queue: str
-    properties: Raw
+    properties: Encoded
 
 
 class DeadQueue:

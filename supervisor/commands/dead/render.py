@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor import queues
-from supervisor.commands.dead.letter import Letter, decoded
+from supervisor.amqp.properties import decoded
+from supervisor.commands.dead.letter import Letter
 from supervisor.commands.dead.queue import DeadQueue
 from supervisor.commands.plain import plain
 
