@@ -14,12 +14,10 @@ from __future__ import annotations
 import os
 import random
 import re
-import zlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from supervisor import amqp, originals, queues, streams, trace
 from supervisor.amqp.connection import Channel, Connection
@@ -30,10 +28,10 @@ from supervisor.endpoint import Endpoint
 from supervisor.policy import advice, poison, retry
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_SOFTWARE, Cause, Kind
+from supervisor.worker.delivery import Delivery
+from supervisor.worker.gone import _CAUSES, Gone, none_of
+from supervisor.worker.heartbeats import KEEPER_AFTER, Baton
 
-KEEPER_AFTER: Final = 1.0
-"""Seconds a handler runs before the keeper takes the baton: well below the shortest heartbeat, and never for a short
-task."""
 SHORT: Final = 0.001
 """Seconds: what takes no longer is a short task. Whatever comes meanwhile is treated as what comes just after."""
 CONNECT_TIMEOUT: Final = 40.0
@@ -48,116 +46,11 @@ MOST_DIFFERENCES: Final = 40
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds for a farewell to a broker that is believed to be well."""
 
-
-ATTEMPT_MAX: Final = 2**31 - 1
-"""A larger one in the header is somebody's joke, and the scoreboard has 32 bits for it."""
-
 _EVERYBODY: Final = {"x-priority": 0}
 """What basic.consume is sent in any case. It is every consumer's priority (https://www.rabbitmq.com/docs/consumer-priority)
 and changes nothing; but a stream refuses it (406), and would otherwise let us consume what comes from now on, and
 acknowledge it without end. AMQP 0-9-1 has no way to ask for a queue's type."""
 _OF_TYPE: Final = re.compile(r"of queue type rabbit_(\w+)_queue")
-_CAUSES: Final = {
-    Kind.MISMATCH: Cause.CONFIG, Kind.STREAM: Cause.CONFIG, Kind.SETTINGS: Cause.CONFIG, Kind.LOCAL: Cause.LOCAL,
-}  # fmt: skip
-"""What is not the broker's to mend. `CONFIG` is what only other settings of ours can: a password or a permission is
-mended on the broker's side, so it is worth another try."""
-
-
-class Gone(Exception):
-    """This consumer has come to its end."""
-
-    def __init__(self, cause: Cause, detail: str, kind: Kind | None = None) -> None:
-        super().__init__(detail)
-        self.cause = cause
-        self.detail = detail
-        self.kind = kind
-        """What is wrong with the broker, where that is the cause."""
-        self.silence = 0.0
-        """Seconds without a byte before the connection ended; 0: it had been silent for longer before."""
-
-
-@dataclass(slots=True)
-class Delivery:
-    """The message in hand."""
-
-    tag: int
-    routing_key: str
-    redelivered: bool
-    properties: Properties
-    body: bytes
-    name: str
-    """The message id, else a digest of body and routing key."""
-    exchange: str = ""
-    trace_id: str = ""
-    """Of the trace that it belongs to, as 32 hexadecimal digits; empty when its sender named none."""
-
-    _UNTRACED: ClassVar[Mapping[str, str]] = {}
-
-    @property
-    def trace(self) -> Mapping[str, str]:
-        """`trace_id`, for what is logged about it; nothing when it belongs to no trace."""
-        return {"trace_id": self.trace_id} if self.trace_id else self._UNTRACED
-
-    @property
-    def is_named(self) -> bool:
-        """Whether its name is the message id."""
-        return bool(self.name == self.properties.message_id)
-
-    @property
-    def checksum(self) -> int:
-        """Of the body; 0 when the name is a digest of that already."""
-        return zlib.crc32(self.body) if self.properties.message_id else 0
-
-    @property
-    def key(self) -> str:
-        """See `queues.key`."""
-        return queues.key(self.name, self.checksum)
-
-    @property
-    def attempt(self) -> int:
-        attempt = (self.properties.headers or {}).get(queues.ATTEMPT, 1)
-        return attempt if isinstance(attempt, int) and 1 <= attempt <= ATTEMPT_MAX else 1
-
-    @property
-    def delivery_count(self) -> int:
-        """How often a quorum queue says it came back (`x-delivery-count`); 0 on a classic queue, which does not
-        count."""
-        count = (self.properties.headers or {}).get("x-delivery-count", 0)
-        return count if isinstance(count, int) else 0
-
-    @property
-    def put_back(self) -> int:
-        """How often it was put back fresh."""
-        count = (self.properties.headers or {}).get(queues.PUT_BACK, 0)
-        return count if isinstance(count, int) and 0 <= count <= ATTEMPT_MAX else 0
-
-
-class Baton:
-    """Who holds it pumps: the main thread, but not while it is `with` this."""
-
-    __slots__ = ("_since", "_wake", "free_since", "lock", "spent")
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.lock = originals.allocate_lock()
-        self.lock.acquire()
-        self.free_since: float | None = None
-        """Since when the main thread is busy with something else; None while it has the baton, or wants it back."""
-        self.spent = 0.0
-        """Seconds that it was busy with something else, the last time."""
-        self._since = 0.0
-        self._wake = wake
-
-    def __enter__(self) -> None:
-        self.free_since = self._since = now()
-        self.lock.release()
-
-    def __exit__(self, *_: object) -> None:
-        self.free_since = None
-        self.spent = now() - self._since
-        if not self.lock.acquire(blocking=False):
-            self._wake()  # the keeper waits for the broker
-            self.lock.acquire()
 
 
 class Consumer:
@@ -234,12 +127,12 @@ class Consumer:
                 if gone.cause is not Cause.BROKER:
                     raise
                 refusals.append(gone)
-                self._gone = _none_of(refusals)
+                self._gone = none_of(refusals)
                 if now() >= deadline:
                     raise self._gone from None
                 self._gone = None
         else:
-            self._gone = _none_of(refusals)
+            self._gone = none_of(refusals)
             raise self._gone
         self._wait(lambda: self._is_consuming)
         self._await_ours(max(OURS_WITHIN, 2 * (now() - begun)))
@@ -715,14 +608,6 @@ class Consumer:
     def _not_counted(self, _: Any, reason: BaseException) -> None:
         if amqp.explain(reason, self._endpoint).kind is Kind.MISSING:
             self._counted_dead(0)
-
-
-def _none_of(refusals: list[Gone]) -> Gone:
-    """What several nodes said, as one: each reason once."""
-    if len(refusals) == 1:
-        return refusals[0]
-    reasons = "; ".join(dict.fromkeys(refusal.detail for refusal in refusals))
-    return Gone(Cause.BROKER, f"none of {len(refusals)} nodes can be used: {reasons}", refusals[-1].kind)
 
 
 def _nothing(*_: Any) -> None:

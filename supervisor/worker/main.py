@@ -56,7 +56,9 @@ from supervisor.scoreboard import Pen, Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, Cause, Kind, Phase, slot_of
 from supervisor.worker import aftermath, forked
-from supervisor.worker.consumer import Consumer, Delivery, Gone
+from supervisor.worker.consumer import Consumer
+from supervisor.worker.delivery import Delivery
+from supervisor.worker.gone import Gone
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.parking import Parking, PublishError
 from supervisor.worker.task import Task

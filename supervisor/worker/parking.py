@@ -22,7 +22,7 @@ from supervisor.settings import Settings
 from supervisor.worker.labels import labelled
 
 if TYPE_CHECKING:
-    from supervisor.worker.consumer import Delivery
+    from supervisor.worker.delivery import Delivery
 
 CONFIRM_TIMEOUT = 60.0
 """Seconds to wait for the confirm. A broker under an alarm may need them; the message stays unacknowledged

@@ -9,7 +9,7 @@ from supervisor import logs
 from supervisor.policy import retry
 
 if TYPE_CHECKING:
-    from supervisor.worker.consumer import Delivery
+    from supervisor.worker.delivery import Delivery
 
 
 class Reject(Exception):

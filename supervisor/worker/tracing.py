@@ -27,7 +27,7 @@ from supervisor.version import __version__
 
 if TYPE_CHECKING:
     from supervisor.endpoint import Endpoint
-    from supervisor.worker.consumer import Delivery
+    from supervisor.worker.delivery import Delivery
 
 FLUSH_TIMEOUT: Final = 2.0
 """Seconds that a worker which leaves waits for the collector to take its last spans. OpenTelemetry's own patience is

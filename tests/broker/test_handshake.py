@@ -19,7 +19,9 @@ from supervisor.endpoint import Endpoint
 from supervisor.publisher import Publisher, PublishError, Unavailable, Unconfirmed
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause, Kind
-from supervisor.worker.consumer import SHORT, Consumer, Delivery, Gone
+from supervisor.worker.consumer import SHORT, Consumer
+from supervisor.worker.delivery import Delivery
+from supervisor.worker.gone import Gone
 from tests import amqp
 from tests.proxy import Proxy
 from tests.strangers import HTTP, conversation, listening, resetting

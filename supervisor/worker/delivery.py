@@ -1,0 +1,70 @@
+"""A message that a worker was given."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from supervisor import queues
+from supervisor.amqp.properties import Properties
+
+ATTEMPT_MAX: Final = 2**31 - 1
+"""A larger one in the header is somebody's joke, and the scoreboard has 32 bits for it."""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """The message in hand."""
+
+    tag: int
+    routing_key: str
+    redelivered: bool
+    properties: Properties
+    body: bytes
+    name: str
+    """The message id, else a digest of body and routing key."""
+    exchange: str = ""
+    trace_id: str = ""
+    """Of the trace that it belongs to, as 32 hexadecimal digits; empty when its sender named none."""
+
+    _UNTRACED: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def trace(self) -> Mapping[str, str]:
+        """`trace_id`, for what is logged about it; nothing when it belongs to no trace."""
+        return {"trace_id": self.trace_id} if self.trace_id else self._UNTRACED
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its name is the message id."""
+        return bool(self.name == self.properties.message_id)
+
+    @property
+    def checksum(self) -> int:
+        """Of the body; 0 when the name is a digest of that already."""
+        return zlib.crc32(self.body) if self.properties.message_id else 0
+
+    @property
+    def key(self) -> str:
+        """See `queues.key`."""
+        return queues.key(self.name, self.checksum)
+
+    @property
+    def attempt(self) -> int:
+        attempt = (self.properties.headers or {}).get(queues.ATTEMPT, 1)
+        return attempt if isinstance(attempt, int) and 1 <= attempt <= ATTEMPT_MAX else 1
+
+    @property
+    def delivery_count(self) -> int:
+        """How often a quorum queue says it came back (`x-delivery-count`); 0 on a classic queue, which does not
+        count."""
+        count = (self.properties.headers or {}).get("x-delivery-count", 0)
+        return count if isinstance(count, int) else 0
+
+    @property
+    def put_back(self) -> int:
+        """How often it was put back fresh."""
+        count = (self.properties.headers or {}).get(queues.PUT_BACK, 0)
+        return count if isinstance(count, int) and 0 <= count <= ATTEMPT_MAX else 0

@@ -1,0 +1,34 @@
+"""The end of a consumer, and why."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from supervisor.vocabulary import Cause, Kind
+
+_CAUSES: Final = {
+    Kind.MISMATCH: Cause.CONFIG, Kind.STREAM: Cause.CONFIG, Kind.SETTINGS: Cause.CONFIG, Kind.LOCAL: Cause.LOCAL,
+}  # fmt: skip
+"""What is not the broker's to mend. `CONFIG` is what only other settings of ours can: a password or a permission is
+mended on the broker's side, so it is worth another try."""
+
+
+class Gone(Exception):
+    """This consumer has come to its end."""
+
+    def __init__(self, cause: Cause, detail: str, kind: Kind | None = None) -> None:
+        super().__init__(detail)
+        self.cause = cause
+        self.detail = detail
+        self.kind = kind
+        """What is wrong with the broker, where that is the cause."""
+        self.silence = 0.0
+        """Seconds without a byte before the connection ended; 0: it had been silent for longer before."""
+
+
+def none_of(refusals: list[Gone]) -> Gone:
+    """What several nodes said, as one: each reason once."""
+    if len(refusals) == 1:
+        return refusals[0]
+    reasons = "; ".join(dict.fromkeys(refusal.detail for refusal in refusals))
+    return Gone(Cause.BROKER, f"none of {len(refusals)} nodes can be used: {reasons}", refusals[-1].kind)
