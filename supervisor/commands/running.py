@@ -129,19 +129,23 @@ class Running:
         )
         try:
             connection.connect()
-        except PermissionError:
-            raise Forbidden(_whose(str(self.address))) from None
-        except FileNotFoundError:
-            raise NoAnswer(f"there is no control socket {self.address}") from None
-        except ConnectionRefusedError:
-            if self.can_change:
-                raise NoAnswer(f"nobody listens at {self.address}: its supervisor was killed") from None
-            raise NoAnswer(f"nobody listens at {self.address}") from None
-        except TimeoutError:
-            raise NoAnswer(f"{self.address} does not answer within {timeout:g} s") from None
         except OSError as error:
-            raise NoAnswer(f"{self.address}: {error.strerror or error}") from None
+            connection.close()
+            raise self._unreached(error, timeout) from None
         return connection
+
+    def _unreached(self, error: OSError, timeout: float) -> VerbError:
+        match error:
+            case PermissionError():
+                return Forbidden(_whose(str(self.address)))
+            case FileNotFoundError():
+                return NoAnswer(f"there is no control socket {self.address}")
+            case ConnectionRefusedError():
+                killed = ": its supervisor was killed" if self.can_change else ""
+                return NoAnswer(f"nobody listens at {self.address}{killed}")
+            case TimeoutError():
+                return NoAnswer(f"{self.address} does not answer within {timeout:g} s")
+        return NoAnswer(f"{self.address}: {error.strerror or error}")
 
 
 class _Unix(http.client.HTTPConnection):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,15 @@ def test_f85_where_warnings_are_errors_a_supervisor_that_cannot_start_says_so_in
         assert pool.wait() == 78
         assert pool.named("handler.import_failed")
         says_nothing(pool)
+
+
+@pytest.mark.parametrize("strict", STRICT)
+def test_f85_a_verb_that_finds_nobody_leaves_no_socket_to_warn_of(tmp_path: Path, strict: str) -> None:
+    """`workq drain` asks until nobody answers any more."""
+    path = str(tmp_path / "control.sock")
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(path)
+        killed.listen()
+    _, said = workq.run("status", "--control", path, code=69, env=STRICT[strict])
+    assert "its supervisor was killed" in said
+    assert "Warning" not in said
