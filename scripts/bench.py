@@ -32,7 +32,7 @@ from scripts.benches.contenders import contenders
 from scripts.benches.measure import surroundings
 from scripts.benches.row import BenchError, Options, Row
 from supervisor.clock import now
-from supervisor.commands.node import NodeError, PrivateNode
+from supervisor.commands.node import LocalNode, NodeError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -103,9 +103,9 @@ class Finding:
 
 
 @contextlib.contextmanager
-def node(place: Path) -> Iterator[PrivateNode]:
+def node(place: Path) -> Iterator[LocalNode]:
     """A private broker with nothing in it."""
-    broker = PrivateNode(place)
+    broker = LocalNode(place)
     try:
         broker.start()
         yield broker

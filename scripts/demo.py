@@ -35,7 +35,7 @@ from scripts.benches.notes import Note, Notes
 from scripts.benches.queues import channel
 from supervisor import Publisher
 from supervisor.clock import now
-from supervisor.commands.node import NodeError, PrivateNode
+from supervisor.commands.node import LocalNode, NodeError
 
 SCRIPTS: Final = Path(__file__).resolve().parent
 QUEUE: Final = "demo"
@@ -471,7 +471,7 @@ def main() -> int:
 def perform(stack: contextlib.ExitStack, show: Lines) -> int:
     """The demo. What it starts, `stack` ends."""
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workq-demo-", ignore_cleanup_errors=True)))
-    node = PrivateNode(place / "node")
+    node = LocalNode(place / "node")
     stack.callback(node.kill)
     notes = stack.enter_context(contextlib.closing(Notes(place / "notes")))
     stack.callback(show.settle)

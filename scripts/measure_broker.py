@@ -34,10 +34,10 @@ sys.path.insert(0, str(ROOT))
 from supervisor import Publisher  # noqa: E402
 from supervisor.amqp import parameters  # noqa: E402
 from supervisor.clock import now  # noqa: E402
-from supervisor.commands.node import PrivateNode  # noqa: E402
 from supervisor.endpoint import Endpoint  # noqa: E402
 from tests import amqp  # noqa: E402
 from tests.cluster import Cluster, OtherHost  # noqa: E402
+from tests.node import PrivateNode  # noqa: E402
 from tests.supervision import Runs, eventually, supervised  # noqa: E402
 
 QUEUE: Final = "measured"

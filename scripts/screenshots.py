@@ -25,7 +25,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from supervisor.commands.node import PrivateNode  # noqa: E402
+from supervisor.commands.node import LocalNode  # noqa: E402
 from tests import amqp  # noqa: E402
 from tests.browser import Tab, chromium, installed  # noqa: E402
 from tests.supervision import Supervision, eventually, supervised  # noqa: E402
@@ -102,7 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="workq-screenshots-") as name:
         place = Path(name)
         (place / "images.py").write_text(HANDLER)
-        node = PrivateNode(place / "node")
+        node = LocalNode(place / "node")
         options = ("--workers", "8", "--retries", "1", "--retry-delay", "1s", "--control", str(place / "workq.sock"))
         try:
             node.start()

@@ -10,7 +10,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import ChannelClosedByBroker
 
-from supervisor.commands.node import PrivateNode
+from tests.node import PrivateNode
 
 NOT_FOUND = 404
 

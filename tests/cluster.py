@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
-from supervisor.commands.node import Port, PrivateNode, answers
+from supervisor.commands.node import Port, answers
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import eventually
 
 NAMES = ("c1", "c2", "c3")

@@ -12,8 +12,9 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
-from supervisor.commands.node import NodeError, PrivateNode, find_installation
+from supervisor.commands.node import NodeError, find_installation
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import Runs
 
 # An example that takes long on a machine with something else to do has not failed.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from supervisor.commands.node import NodeError, PrivateNode
+from supervisor.commands.node import LocalNode, NodeError
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -51,7 +51,7 @@ def serve(place: Path, port: int | None, *, keep: bool) -> None:
 
     Raises NodeError when it cannot be started or ends by itself.
     """
-    node = PrivateNode(place, port=port)
+    node = LocalNode(place, port=port)
     try:
         click.echo("Starting RabbitMQ ...", err=True)
         node.start()
@@ -69,7 +69,7 @@ def serve(place: Path, port: int | None, *, keep: bool) -> None:
         node.kill()
 
 
-def announce(node: PrivateNode, *, keep: bool) -> None:
+def announce(node: LocalNode, *, keep: bool) -> None:
     """The only place that prints a password: the default user's, which everybody knows and only loopback accepts."""
     click.echo(f"RabbitMQ {node.version} is ready (pid {node.pid}): {node.url}")
     click.echo(

@@ -1,17 +1,16 @@
-"""A private RabbitMQ node as a child process: the installed package, without its service, its user or its data.
+"""A private RabbitMQ node as a child process, from the installed package: for development, the demo, the benchmarks and
+the tests (`tests/node.py`).
 
-For development, the demo, the benchmarks and the tests. It listens on loopback only, needs no epmd, keeps everything it
-writes in one directory, runs as whoever starts it, and dies with its parent.
+It listens on loopback only, needs no epmd, keeps everything it writes in one directory, runs as whoever starts it, and
+dies with its parent.
 """
 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import re
 import secrets
-import select
 import shutil
 import socket
 import subprocess
@@ -43,8 +42,6 @@ VM: Final = (
     "+S 2:2 +SDio 2 +sbwt none +sbwtdcpu none +sbwtdio none +stbt u "  # small, idle when idle, bound to no CPU
     "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 )
-
-_serial = itertools.count()
 
 
 class NodeError(RuntimeError):
@@ -85,10 +82,8 @@ class Installation:
         return ["unshare", *user, "--mount", *there, *words]
 
 
-class PrivateNode:
-    """One RabbitMQ node, booted from the installed package in 2-3 s.
-
-    A context manager: entering starts it, leaving stops it. `start` works again after `stop` and `kill`: same port,
+class LocalNode:
+    """One RabbitMQ node, booted in 2-3 s. A context manager; `start` works again after `stop` and `kill`: same port,
     same data. The directory is the caller's to remove.
 
     The node is killed when the *thread* that called `start` ends (PR_SET_PDEATHSIG, prctl(2)): start it on a thread
@@ -130,7 +125,7 @@ class PrivateNode:
         self._has_answered = False
 
     def __repr__(self) -> str:
-        return f"<PrivateNode {self.nodename} port={self.port} directory={str(self.directory)!r}>"
+        return f"<{type(self).__name__} {self.nodename} port={self.port} directory={str(self.directory)!r}>"
 
     def __enter__(self) -> Self:
         self.start()
@@ -165,35 +160,26 @@ class PrivateNode:
         return self._process is not None and not self.wait(0.0)
 
     def start(self, timeout: float = 60.0) -> None:
-        """Boot, and return when the broker answers AMQP. Nothing to do when it runs already.
-
-        `timeout` is in seconds. Raises NodeError when the node does not come up, with the end of what it wrote.
-        """
+        """Boot, and return when the broker answers AMQP. `timeout` is in seconds. Raises NodeError, with the end of
+        what it wrote."""
         if self.alive and self._has_answered:
             return  # a node drained for maintenance runs, and does not answer
         deadline = now() + timeout
         try:
             self.launch()
             while not answers(self.port):
-                if self.wait(0.02):
-                    raise NodeError(
-                        f"the RabbitMQ node ended while it booted. The end of its output:\n{self._output()}"
-                    )
-                if now() > deadline:
-                    raise NodeError(
-                        f"the RabbitMQ node did not answer on port {self.port} within {timeout:g} s. "
-                        f"The end of its output:\n{self._output()}"
-                    )
+                how = "ended while it booted" if self.wait(0.02) else ""
+                if not how and now() > deadline:
+                    how = f"did not answer on port {self.port} within {timeout:g} s"
+                if how:
+                    raise NodeError(f"the RabbitMQ node {how}. The end of its output:\n{self._output()}")
             self._has_answered = True
         except BaseException:
             self.kill()
             raise
 
     def launch(self) -> None:
-        """Begin to boot, and do not wait for it: `start` does, later. So several nodes boot at a time.
-
-        Raises NodeError when the directory or the port is in use.
-        """
+        """Begin to boot; `start` waits for it. Raises NodeError when the directory or the port is in use."""
         if self.alive:
             return
         try:
@@ -207,15 +193,12 @@ class PrivateNode:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait up to `timeout` seconds (None: for ever) for the node to end. True when it has, or was never started."""
-        if self._process is None or self._process.returncode is not None:
-            return True
-        pidfd = os.pidfd_open(self._process.pid)
         try:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            return bool(poll.poll(None if timeout is None else timeout * 1000))
-        finally:
-            os.close(pidfd)
+            if self._process is not None:
+                self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def stop(self) -> None:
         """End the node in its own time (SIGTERM, a second or two); kill it when that takes over 30 s."""
@@ -233,43 +216,6 @@ class PrivateNode:
             os.close(self._lock)
             self._lock = None
 
-    def eval(self, erlang: str) -> str:
-        """Evaluate Erlang in the node (`1 + 1.`; the full stop may be left out) and return what Erlang prints of it.
-
-        Costs 10 ms, a fortieth of rabbitmqctl. Raises NodeError when the node does not answer or the expression fails.
-        """
-        self._running()
-        self._await_booted()
-        done = self._call("-e", text=erlang.rstrip().removesuffix(".") + ".\n")
-        if done.returncode != 0 or not done.stdout.startswith("{ok, "):
-            raise NodeError(f"the node could not evaluate {erlang!r}: {(done.stdout + done.stderr).strip()}")
-        return done.stdout.removeprefix("{ok, ").rstrip().removesuffix("}")
-
-    def sync(self) -> None:
-        """Bring what the node buffers about its queues to disk; call it between declaring a queue and `kill`.
-
-        Mnesia's log and the tables of quorum queues are flushed late: on 3.10.8 a SIGKILL can take a queue with it that
-        was declared in the seconds before, seen with quorum queues and, once, with a classic one. Raises NodeError when
-        the node does not answer.
-        """
-        self.eval("disk_log:sync(latest_log), [dets:sync(Table) || Table <- dets:all()].")
-
-    def ctl(self, *args: str) -> str:
-        """Run rabbitmqctl on this node and return its output. Costs about a second. Raises NodeError when it fails."""
-        self._running()
-        reach = f"-start_epmd false -dist_listen false {self._found_by()}"
-        program = self.installation.inside(self.installation.home / "sbin/rabbitmqctl")
-        done = subprocess.run(
-            self.installation.command(str(program), *args),
-            env=self._environment() | {"RABBITMQ_CTL_ERL_ARGS": reach},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            raise NodeError(f"rabbitmqctl {args[0] if args else ''} failed: {(done.stdout + done.stderr).strip()}")
-        return done.stdout
-
     # ------------------------------------------------------------------------------------------------- inside
 
     def _lock_directory(self) -> None:
@@ -286,8 +232,7 @@ class PrivateNode:
         self._lock = lock
 
     def _furnish(self) -> Path:
-        """Write what the node reads, and return the installation to boot from. Done anew at each start: the package may
-        have been upgraded since."""
+        """Write what the node reads, and return the installation to boot from: the package may have been upgraded."""
         (self.directory / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n{self._conf}\n")
         (self.directory / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
         cookie = self.directory / ".erlang.cookie"
@@ -349,28 +294,6 @@ class PrivateNode:
 
     def _output(self) -> str:
         return (self.directory / "output").read_text(errors="replace")[-4000:].strip() or "(nothing)"
-
-    def _call(self, *how: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        usr = self.installation.usr
-        if shutil.which("erl_call", path=str(usr / "bin") if usr else self._environment()["PATH"]) is None:
-            raise NodeError("erl_call is not installed; it belongs to Erlang itself: apt-get install erlang-base")
-        # The cookie is read from HOME rather than given as an argument, which ps would show. A name of its own for each
-        # call: the node refuses two callers of one name at a time.
-        name, address = f"eval{os.getpid()}x{next(_serial)}", f"localhost:{self._dist.number}"
-        return subprocess.run(
-            self.installation.command("erl_call", "-h", name, "-address", address, *how),
-            env=self._environment(),
-            input=text,
-            capture_output=True,
-            text=True,
-        )
-
-    def _await_booted(self) -> None:
-        """AMQP is answered shortly before init calls the boot finished; until then remote calls sometimes break off."""
-        deadline = now() + 30.0
-        while not self._call("-a", "init get_status").stdout.startswith("{started,"):
-            if self.wait(0.03) or now() > deadline:
-                raise NodeError(f"{self!r} does not answer Erlang calls. The end of its output:\n{self._output()}")
 
 
 class Port:

@@ -24,8 +24,8 @@ from scripts.benches.measure import Reading, cpu, pss, reaped, rss, wakeups
 from scripts.benches.notes import Notes
 from scripts.benches.queues import channel, depth, wait_depth
 from scripts.benches.row import BenchError
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import PATIENCE, eventually, gone
 
 EVERYBODY = [BarePika(), BarePika(forked=True), Workq(), Workq("info")]

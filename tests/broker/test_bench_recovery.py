@@ -7,8 +7,8 @@ from pathlib import Path
 from scripts.benches import recovery, trials
 from scripts.benches.contenders import Workq
 from scripts.benches.row import Options
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 
 
 def test_each_kill_hits_a_task_and_is_followed_to_the_end(broker_url: str, queue: str, tmp_path: Path) -> None:

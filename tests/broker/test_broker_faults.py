@@ -17,8 +17,9 @@ from uuid import uuid4
 
 import pytest
 
-from supervisor.commands.node import PrivateNode, answers
+from supervisor.commands.node import answers
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, supervised
 
 HEARTBEAT = ("--heartbeat", "1s")

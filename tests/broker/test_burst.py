@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import Runs, supervised
 
 

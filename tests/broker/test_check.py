@@ -25,10 +25,11 @@ from click.testing import CliRunner
 
 from supervisor.commands import main
 from supervisor.commands.check.surroundings import import_handler
-from supervisor.commands.node import NodeError, Port, PrivateNode
+from supervisor.commands.node import NodeError, Port
 from supervisor.policy.advice import release_of
 from supervisor.settings import Settings
 from tests import amqp, handler_modules
+from tests.node import PrivateNode
 from tests.supervision import eventually, supervised
 
 PASSWORD = "s3cr3t-Zq7xK"

@@ -15,10 +15,11 @@ from uuid import uuid4
 
 import pytest
 
-from supervisor.commands.node import PrivateNode, answers
+from supervisor.commands.node import answers
 from supervisor.publisher import Publisher, PublishError, Refused, Unavailable
 from tests import amqp
 from tests.cluster import Cluster, NotPermitted, OtherHost
+from tests.node import PrivateNode
 from tests.supervision import PATIENCE, Runs, Supervision, eventually, supervised
 
 WORKERS = 12

@@ -14,10 +14,10 @@ from uuid import uuid4
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from supervisor.vocabulary import EXIT_CONFIG
 from tests import amqp
 from tests.amqp import binary
+from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, supervised
 
 PASSWORD = "hunter2-@-secret"

@@ -17,9 +17,9 @@ import pytest
 
 from supervisor import queues
 from supervisor.commands.dead.queue import WORN
-from supervisor.commands.node import PrivateNode
 from supervisor.commands.plain import plain
 from tests import amqp, handler_modules, wire
+from tests.node import PrivateNode
 from tests.supervision import Runs, eventually, supervised
 
 KINDS = ("classic", "quorum")

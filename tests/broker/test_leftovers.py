@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from supervisor.linux.orphans import children
 from tests import amqp, handler_modules
+from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, gone, retinue, supervised
 
 IMPORTS_A_SERVER = """

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from supervisor.commands.node import PrivateNode
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice
 from supervisor.settings import Settings
 from supervisor.worker.consumer import Consumer
 from tests import amqp
+from tests.node import PrivateNode
 
 BODIES = [b"", b"1", bytes(range(256)) * 16, bytes(range(256)) * 4000]
 

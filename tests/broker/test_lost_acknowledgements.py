@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
+from tests.node import PrivateNode
 from tests.proxy import ACK, Proxy
 from tests.supervision import Runs, eventually, supervised
 

@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from supervisor.commands import main
-from supervisor.commands.node import Port, PrivateNode
+from supervisor.commands.node import Port
 from tests import amqp
 from tests.cluster import NotPermitted, OtherHost
+from tests.node import PrivateNode
 from tests.proxy import ACK, DELIVER, Proxy
 from tests.strangers import HTTP, listening, resetting
 from tests.supervision import Runs, Supervision, eventually, supervised

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
 from tests.broker.test_handlers import close_connection
+from tests.node import PrivateNode
 from tests.proxy import Proxy
 from tests.supervision import Runs, Supervision, eventually, supervised
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
+from tests.node import PrivateNode
 from tests.proxy import Proxy
 from tests.supervision import Runs, eventually, supervised
 

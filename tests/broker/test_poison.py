@@ -16,8 +16,8 @@ import pika
 import pytest
 
 from supervisor import queues
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
+from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, supervised
 
 KILLERS = """

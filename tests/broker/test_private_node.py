@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 import supervisor
-from supervisor.commands.node import NodeError, PrivateNode, find_installation
+from supervisor.commands.node import NodeError, find_installation
 from tests import amqp
+from tests.node import PrivateNode
 
 ROOT = Path(supervisor.__file__).parents[1]
 
@@ -98,7 +99,7 @@ def test_dies_with_its_parent(tmp_path: Path) -> None:
     code = """if True:
         import sys
         from pathlib import Path
-        from supervisor.commands.node import PrivateNode
+        from tests.node import PrivateNode
         node = PrivateNode(Path(sys.argv[1]))
         node.start()
         print(node.pid, flush=True)

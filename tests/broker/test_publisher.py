@@ -17,7 +17,6 @@ import pika
 import pytest
 
 from supervisor.amqp.errors import Kind, Trouble, explain
-from supervisor.commands.node import PrivateNode
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import (
     Blocked,
@@ -29,6 +28,7 @@ from supervisor.publisher import (
     Unroutable,
 )
 from tests import amqp
+from tests.node import PrivateNode
 
 PASSWORD = "open%20sesame-7319"
 SECRETS = (PASSWORD, "open sesame-7319")

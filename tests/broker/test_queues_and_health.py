@@ -10,8 +10,8 @@ from pathlib import Path
 import pika
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import Runs, eventually, supervised
 
 

@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
+from tests.node import PrivateNode
 from tests.supervision import PATIENCE, Runs, Supervision, eventually, supervised
 
 WORKQ = str(Path(sys.executable).with_name("workq"))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import Runs, eventually, supervised
 
 TASKS = 60

@@ -10,9 +10,9 @@ from pathlib import Path
 import pika
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
 from tests.conftest import release
+from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, supervised
 
 UNTIL_LOST = """

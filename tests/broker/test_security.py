@@ -20,9 +20,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from supervisor.settings import OPTIONS
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, supervised
 
 ROOT = Path(__file__).parents[2]

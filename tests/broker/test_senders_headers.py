@@ -10,8 +10,8 @@ from typing import Any
 import pika
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules, workq
+from tests.node import PrivateNode
 from tests.supervision import Runs, eventually, supervised
 
 FAILS_ONCE = """

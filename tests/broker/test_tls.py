@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.node import Port, PrivateNode
+from supervisor.commands.node import Port
 from tests import amqp
 from tests.certificates import Authority, Identity
+from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, supervised
 
 LOGIN = "dora:hunter2-and-more"

@@ -16,9 +16,9 @@ import pika
 import pytest
 from pika.exceptions import AMQPConnectionError
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
 from tests.conftest import release
+from tests.node import PrivateNode
 from tests.supervision import Runs, eventually, supervised
 
 LIMIT = 20

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import Runs, eventually, gone, retinue, supervised
 
 

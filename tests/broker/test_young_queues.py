@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, handler_modules
+from tests.node import PrivateNode
 from tests.supervision import Runs, eventually, supervised
 
 FAILS_ONCE = """

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from supervisor.commands.node import PrivateNode
 from supervisor.commands.running import Running, VerbError
 from supervisor.linux import orphans
 from tests import amqp
 from tests.chaos.refusing import KINDS
+from tests.node import PrivateNode
 from tests.supervision import eventually
 
 HERE = Path(__file__).resolve().parents[1]

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from supervisor.commands.node import NodeError, PrivateNode
+from supervisor.commands.node import NodeError
 from supervisor.logs import utc
 from tests.chaos.account import Fault, Kind
 from tests.chaos.testbed import HEARTBEAT, QUEUE, Pool, Testbed
+from tests.node import PrivateNode
 from tests.proxy import ACK, DELIVER, Cut, Method, Proxy
 from tests.supervision import eventually
 

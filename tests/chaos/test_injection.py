@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests.chaos import injection
 from tests.chaos.refusing import KINDS
+from tests.node import PrivateNode
 
 WORST = [
     injection.Case("pipe", (2, 4, 6, 8), "EMFILE,ENFILE"),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, supervised
 
 TASKS = 2000

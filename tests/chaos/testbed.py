@@ -20,10 +20,11 @@ from typing import Final, Self
 import psutil
 from pika.exceptions import AMQPError
 
-from supervisor.commands.node import NodeError, PrivateNode, answers
+from supervisor.commands.node import NodeError, answers
 from tests import amqp
 from tests.chaos import account, workload
 from tests.cluster import Cluster, lookup
+from tests.node import PrivateNode
 from tests.proxy import Proxy
 from tests.supervision import Supervision, eventually, gone
 

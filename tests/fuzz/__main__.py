@@ -16,9 +16,10 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from supervisor.commands.node import NodeError, PrivateNode
+from supervisor.commands.node import NodeError
 from tests.fuzz.edges import EDGES, throw
 from tests.fuzz.pool import fuzzed
+from tests.node import PrivateNode
 
 ROUNDS: Final = 5
 """Against one supervisor, before there is another."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp, debian, handler_modules
+from tests.node import PrivateNode
 from tests.policy.test_events import documented_fields
 from tests.supervision import PATIENCE, Runs, eventually, supervised
 

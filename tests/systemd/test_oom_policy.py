@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 from tests.systemd.box import Box
 from tests.systemd.conftest import ROOT, of_the_session
 from tests.systemd.vm import PATIENCE, VM

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from supervisor import logs
-from supervisor.commands.node import PrivateNode
 from tests import amqp
+from tests.node import PrivateNode
 from tests.proxy import Proxy
 from tests.supervision import eventually
 from tests.systemd.box import Box
