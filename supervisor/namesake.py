@@ -1,7 +1,7 @@
 """supervisord's distribution, `supervisor`, installs a package of the same name as ours.
 
-In one environment both have the same directory. The one that comes later overwrites `supervisor/__init__.py`, and the
-one that is uninstalled takes it along. All else of ours works without that file, and so can report it.
+In one environment the one installed later overwrites `supervisor/__init__.py`, and the one uninstalled takes it along.
+All else of ours works without that file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Functions of the standard library as they were before the import of a handler could replace them.
 
-gevent and eventlet put green ones in their place: threads that run only when somebody else pauses, locks that belong to
-such threads, waits that another loop has to end. A worker's own thread has to run while a handler computes. Whoever
-needs the true ones takes them from here, and this is imported before any handler is.
+gevent and eventlet put green ones in their place, whose threads run only when another pauses; a worker's own thread has
+to run while a handler computes. This is imported before any handler is.
 """
 
 from __future__ import annotations

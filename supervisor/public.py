@@ -1,8 +1,7 @@
 """The names that users import, and where each is at home.
 
-They are loaded when first used, so that a worker pays only for what it touches. Two modules offer them: the package
-itself, and `workq` (`alias/workq.py`), which works without the package's `__init__.py`: supervisord's distribution has
-a package of the same name and overwrites that file.
+Loaded when first used, so that a worker pays only for what it touches. The package offers them, and `workq`
+(`alias/workq.py`), which works without the package's `__init__.py`: supervisord's distribution overwrites that.
 """
 
 from __future__ import annotations

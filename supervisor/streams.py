@@ -1,7 +1,5 @@
-"""The standard streams of a process that runs a handler: those are the handler's to replace, close or set to None.
-
-Its standard error in the end is descriptor 2, which the supervisor reads as evidence.
-"""
+"""The standard streams of a process that runs a handler, which may replace, close or set them to None. Descriptor 2 is
+what the supervisor reads as evidence."""
 
 from __future__ import annotations
 
@@ -36,8 +34,7 @@ def complain_of(error: BaseException) -> None:
 
 
 def occupy() -> None:
-    """Have all three numbers be in use: whatever is opened next would get one that is free, and be taken for a stream.
-    Raises OSError."""
+    """Occupy all three numbers, so that nothing opened later is taken for a stream. Raises OSError."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)

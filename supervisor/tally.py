@@ -1,7 +1,7 @@
 """Totals that never go backwards, of pages that anybody's code can write on.
 
-What is shown of a page is the sum of what was added to it from one look to the next. A step back, one too large to be
-true, or no number at all adds nothing: something has written over the page. What is counted from there on counts again.
+What is shown is the sum of what was added from one look to the next. A step back, one too large to be true, or no
+number at all adds nothing: something has written over the page.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Control groups: whom the kernel's OOM killer shall take, and whether it did; whether processes are used up; how much
-CPU time there is.
+"""Control groups: OOM kills, limits on processes, CPU quotas.
 
-A process that it kills dies by SIGKILL like any other; only the counter of its memory cgroup tells the difference:
-`oom_kill` in `memory.events` (cgroup v2, Documentation/admin-guide/cgroup-v2.rst) or in `memory.oom_control` (v1,
-Linux 4.13 or newer). The kernel counts before it sends the signal (mm/oom_kill.c, __oom_kill_process: "Raise event
-before sending signal"), so whoever sees the death sees the count.
+The OOM killer kills by SIGKILL; only the counter of the memory cgroup tells the difference: `oom_kill` in
+`memory.events` (cgroup v2, Documentation/admin-guide/cgroup-v2.rst) or `memory.oom_control` (v1, from Linux 4.13 on).
+The kernel counts before it sends the signal (mm/oom_kill.c, __oom_kill_process).
 """
 
 from __future__ import annotations
@@ -34,10 +32,9 @@ def make_expendable(pid: int) -> None:
 
 
 class OomKills:
-    """How many of this process's memory cgroup the OOM killer took. `counter` is the file that says so, if any.
+    """How many of this process's memory cgroup the OOM killer took; `counter` is the file that says so, if any.
 
-    `look` now and then, so that a kill that nobody claims is not taken for the cause of a later death; `claim` when
-    somebody died by SIGKILL. `now` is in monotonic seconds.
+    `look` now and then, so that a kill is not taken for the cause of a later death. `now` is in monotonic seconds.
     """
 
     def __init__(self, counter: Path | None) -> None:
@@ -89,31 +86,21 @@ def find_counter(proc: Path = Path("/proc/self")) -> Path | None:
 def full_of_processes(proc: Path = Path("/proc/self")) -> tuple[Path, int] | None:
     """The cgroup of this process, or above it, that has all the processes it may have, and how many that is. None
     when there is none, or it does not say."""
-    for own, top, _ in _own(proc, "pids"):
-        for directory in (own, *own.parents):
-            try:
-                most = (directory / "pids.max").read_text().strip()
-                if most != "max" and int((directory / "pids.current").read_text()) >= int(most):
-                    return directory, int(most)
-            except (OSError, ValueError):
-                pass  # the root has neither file
-            if directory == top:
-                break
+    for directory, _ in _upwards(proc, "pids"):
+        try:
+            most = (directory / "pids.max").read_text().strip()
+            if most != "max" and int((directory / "pids.current").read_text()) >= int(most):
+                return directory, int(most)
+        except (OSError, ValueError):
+            pass  # the root has neither file
     return None
 
 
 def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
     """How many CPUs this process may keep busy, by the quota of its cgroup or of one above it: the smallest. None when
     none of them has one, or it cannot be told."""
-    found = []
-    for own, top, is_v2 in _own(proc, "cpu"):
-        for directory in (own, *own.parents):
-            quota = _quota(directory, is_v2)
-            if quota is not None:
-                found.append(quota)
-            if directory == top:
-                break
-    return min(found, default=None)
+    quotas = (_quota(directory, is_v2) for directory, is_v2 in _upwards(proc, "cpu"))
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota(directory: Path, is_v2: bool) -> float | None:
@@ -126,6 +113,15 @@ def _quota(directory: Path, is_v2: bool) -> float | None:
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None  # `max`; -1 in v1; the root has no quota
+
+
+def _upwards(proc: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """The same, and those above them, up to where the hierarchy is mounted."""
+    for own, top, is_v2 in _own(proc, controller):
+        for directory in (own, *own.parents):
+            yield directory, is_v2
+            if directory == top:
+                break
 
 
 def _own(proc: Path, controller: str) -> Iterator[tuple[Path, Path, bool]]:

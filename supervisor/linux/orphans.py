@@ -1,10 +1,9 @@
 """What a dead worker leaves behind: whose is it, and its end.
 
-The kernel gives every orphan below the supervisor to the supervisor (PR_SET_CHILD_SUBREAPER), also one that has made a
-session of its own, and does not say whose it was: a dead worker's, or a live worker's daemon whose parent has left.
-So each worker bears a mark that all it starts inherits, across fork, exec, setsid, another environment and closed
-descriptors: its soft RLIMIT_LOCKS, a limit that nothing has looked at since Linux 2.4.25 (getrlimit(2)). The parent
-sets it with prlimit(2) before the worker may begin. The reasons, and what it cannot do: docs/decisions/0009.
+The kernel gives every orphan to the supervisor (PR_SET_CHILD_SUBREAPER), and does not say whose it was: a dead
+worker's, or a live worker's daemon. So each worker bears a mark that all it starts inherits, across fork, exec and
+setsid: its soft RLIMIT_LOCKS, which nothing has looked at since Linux 2.4.25 (getrlimit(2)). The parent sets it by
+prlimit(2) before the worker may begin. The reasons, and what it cannot do: docs/decisions/0009.
 """
 
 from __future__ import annotations

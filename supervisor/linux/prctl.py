@@ -14,11 +14,8 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def follow(parent: int) -> None:
-    """Have the kernel SIGKILL this process when `parent`, its parent now, ends.
-
-    The setting counts for the parent at the time of the death, and a parent that died before it was made is noticed by
-    nobody: hence the look at getppid() afterwards. Does not return when `parent` is gone already. Raises OSError.
-    """
+    """Have the kernel SIGKILL this process when `parent`, its parent now, ends. Does not return when that has happened
+    already, which the kernel would not notice: hence the look at getppid(). Raises OSError."""
     if _LIBC.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:

@@ -1,9 +1,9 @@
 """What ps shows of this process: no URLs, and a name.
 
 The command line is readable by every user (/proc/PID/cmdline), the environment by every process of our own, workers
-included (/proc/PID/environ). Both are windows on the process's own stack (proc(5)), so a URL that was given there can
-be blotted out there, as database clients do with theirs. Python has copied it by then; but it was there to be seen for
-as long as an interpreter takes to start. A file has no such moment: --url-file, or systemd's credentials.
+included (/proc/PID/environ). Both are windows on the process's own stack (proc(5)), where a URL can be blotted out once
+Python has copied it: it was there for as long as an interpreter takes to start. A file has no such moment (--url-file,
+systemd's credentials).
 """
 
 from __future__ import annotations
@@ -26,37 +26,21 @@ _FIRST_AFTER_NAME: Final = 3
 
 def name(text: str) -> None:
     """Be called this by ps, top and pkill, with and without -f."""
-    _show_as_command_line(text)
-    try:
-        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return  # a comfort: no process is worse for its lack
-    try:
-        os.write(fd, text.encode())  # the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
-
-
-def _show_as_command_line(text: str) -> None:
-    """As far as there is room: a process that was forked has that of who forked it."""
-    window = _arguments()
+    window = _window(_ARG_START, _ARG_END)
     if window is not None:
+        # As far as there is room. The last byte stays zero: else the kernel takes the environment for more of it
+        # (fs/proc/base.c, get_mm_cmdline).
         start, end = window
-        # The last byte stays zero: else the kernel takes the environment for more of it (fs/proc/base.c,
-        # get_mm_cmdline).
         ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
+    try:
+        Path("/proc/self/comm").write_text(text)  # the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)
+    except OSError:
+        pass  # a comfort: no process is worse for its lack
 
 
 @functools.cache
-def _arguments() -> tuple[int, int] | None:
-    """From where to where this process, and what it forks, has its arguments."""
-    return _window(_ARG_START, _ARG_END)
-
-
 def _window(first: int, last: int) -> tuple[int, int] | None:
-    """What these fields of /proc/self/stat say; None where they are not told."""
+    """What these fields of /proc/self/stat say, the same in what this process forks; None where they are not told."""
     try:
         fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
