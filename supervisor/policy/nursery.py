@@ -1,15 +1,13 @@
 """A nursery as the pool knows it: a process that has imported the handler and forks workers.
 
-It is started, loads within `--boot-timeout`, and forks for as long as nothing goes wrong. When it dies or hangs another
-one of the same generation follows, with backoff; the workers it has forked live on. An import that leaves threads
-behind is not forked from: then each worker imports for itself, and the nursery only forks.
-
-`Nursery` is what is known of one, `Upkeep` decides what follows when it fails.
+When it dies or hangs another one of the same generation follows, with backoff; the workers it has forked live on. An
+import that leaves threads behind is not forked from: then each worker imports for itself. `Nursery` is what is known of
+one, `Upkeep` decides what follows when it fails.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -45,8 +43,6 @@ def why_bare(report: Threaded) -> str:
 
 @dataclass(slots=True)
 class Nursery:
-    """What the pool knows of the process that forks workers."""
-
     generation: int
     settings: Settings
     """Those of its workers."""
@@ -59,7 +55,6 @@ class Nursery:
     """In a row: since one forked a worker, or held for `STEADY` seconds. Loading proves nothing: a fork may kill it."""
 
     def load(self, now: float, because: str) -> StartNursery:
-        """Start it."""
         self.state = NurseryState.LOADING
         self.deadline = now + self.settings.boot_timeout
         return StartNursery(self.generation, self.preload, because)
@@ -84,11 +79,6 @@ class Nursery:
         if self.state is not NurseryState.LOADING and now - self.loaded_at >= STEADY:
             self.failures = 0
         self.state = NurseryState.NONE
-
-    def wait(self, until: float) -> None:
-        """Another one is started then."""
-        self.state = NurseryState.NONE
-        self.deadline = until
 
     def retry(self, now: float, roll: float) -> list[Action]:
         """One more failure: start another one, now or when `deadline` has passed; `roll` as for `Backoff.delay`."""
@@ -116,7 +106,6 @@ class Upkeep:
     imports: Imports
 
     def loaded(self, nursery: Nursery, report: Loaded | Threaded | LoadFailed, now: float) -> list[Consequence]:
-        """Its word."""
         match report:
             case Loaded(seconds, preloaded):
                 self.shortage.fill(NURSERY)
@@ -133,7 +122,6 @@ class Upkeep:
                 return self._cannot_import(nursery, report, now)
 
     def gone(self, nursery: Nursery, gone: NurseryGone, now: float) -> list[Consequence]:
-        """The process has died."""
         was_loading = nursery.state is NurseryState.LOADING
         nursery.has_died(now)
         fields: dict[str, object] = {"output": gone.output} if gone.output else {}
@@ -174,7 +162,7 @@ class Upkeep:
     def _cannot_import(self, nursery: Nursery, failed: LoadFailed, now: float) -> list[Consequence]:
         if self.may_pass(nursery, failed):
             told = self.import_later(nursery, failed, now, now, self.slots.roll())
-            nursery.wait(self.imports.turn(is_importing=False))
+            nursery.state, nursery.deadline = NurseryState.NONE, self.imports.turn(is_importing=False)
             return [*told]
         if not self.condition.has_worked:
             return self.cannot_load(nursery, failed)
@@ -200,14 +188,12 @@ class Upkeep:
         if told is None:
             return []
         delay, is_news = told
-        fields = {"handler": nursery.settings.handler, "next": f"tried again in {delay:.2f} s (--boot-retry)"}
-        if failed.traceback and is_news:
-            fields["exception"] = failed.traceback
-        return [Say("handler.import_failed", "warning", failed.error, fields)]
+        failed = failed if is_news else replace(failed, traceback="")
+        return [_failed(nursery, failed, f"tried again in {delay:.2f} s (--boot-retry)", "warning")]
 
 
-def _failed(nursery: Nursery, failed: LoadFailed, follows: str) -> Say:
+def _failed(nursery: Nursery, failed: LoadFailed, follows: str, level: str = "error") -> Say:
     fields = {"handler": nursery.settings.handler, "next": follows}
     if failed.traceback:
         fields["exception"] = failed.traceback
-    return Say("handler.import_failed", "error", failed.error, fields)
+    return Say("handler.import_failed", level, failed.error, fields)

@@ -1,11 +1,11 @@
 """Which messages kill their workers?
 
-The ledger counts deaths for each key. A message that has been delivered before asks the ledger before it runs; one
-that has killed `max_crashes` workers is quarantined instead. So a message kills at most `max_crashes` workers of a
-supervisor. What other supervisors saw of it is not known here; a quorum queue's own count is the second fence.
+The ledger counts deaths for each key, and is asked before a redelivered message runs; one that has killed `max_crashes`
+workers is quarantined instead. What other supervisors saw of it is not known here; a quorum queue's own count is the
+second fence.
 
-That count says only that a message came back, not why: a lost connection counts, and so does every message that a
-worker had prefetched. And from 4.0 on RabbitMQ drops a message at its 20th return. So half-way to that:
+That count says only that a message came back: a lost connection counts, and so does every message that a worker had
+prefetched. And from 4.0 on RabbitMQ drops a message at its 20th return. So half-way to that:
 
 | the message                                  | what follows                                                    |
 |----------------------------------------------|-----------------------------------------------------------------|
@@ -17,9 +17,8 @@ Before 4.0 there is no limit unless somebody has set one, which AMQP does not te
 decides nothing. Tried and left out: to subtract the returns for which this supervisor knows a reason (other hosts'
 remain unknown), and to quarantine whatever came back often (an innocent long task among lost connections).
 
-`prefetch` is about the same limit. A worker that dies returns all that it had prefetched, unseen: enough deaths, and
-innocents behind killers are dropped before anybody looks at them. Nothing a worker does on arrival prevents that, since
-what is on its way to it counts as well.
+`prefetch` is about the same limit: a worker that dies returns all that it had prefetched, so innocents behind killers
+would be dropped before a worker looks at them.
 """
 
 from __future__ import annotations
@@ -61,8 +60,6 @@ def prefetch(wanted: int, version: str, queue_type: str) -> int:
 
 @dataclass(slots=True)
 class Account:
-    """What one key has done."""
-
     crashes: int
     cause: str
     output: str
@@ -148,13 +145,12 @@ class Suspects:
     """Workers that have asked whether a message may run, and wait for the answer.
 
     A message is not run beside an earlier run of it: the question waits until each worker that holds the message has
-    ended or put it down. (One that is urgent does not wait. It is not run either: the copy that is put back is asked
-    about again, and waits.) An orphan has `--lost-grace` for that. Any other holder has as long as its task takes: a
-    node that is cut off from its cluster keeps the holder's connection alive while the cluster gives the message to
-    somebody else. So two messages of one key that have come back are run one after the other.
+    ended or put it down: an orphan within `--lost-grace`, any other when its task is done (a node cut off from its
+    cluster keeps the holder's connection alive while the cluster gives the message to another worker). An urgent one
+    does not wait, and is not run either: the copy that is put back is asked about again.
 
-    Of several that ask about one message, only the last to ask can still have its connection, so it is the first to be
-    answered; the others wait for it in turn.
+    Of several that ask about one message, only the last can still have its connection, so it is answered first; the
+    others wait for it in turn.
     """
 
     def __init__(self, ledger: Ledger, parkings: Parkings) -> None:
@@ -174,11 +170,11 @@ class Suspects:
         return [self._tell(page, suspect, now)]
 
     def forget(self, page: int) -> None:
-        """The worker of this page leaves: it will not run what it has asked about."""
+        """It exits, and will not run what it has asked about."""
         self._waiting.pop(page, None)
 
     def died(self, page: int, now: float) -> list[Tell]:
-        """The worker of this page is dead: answer those that waited for its end."""
+        """Answer those that waited for its end."""
         self.forget(page)
         for question in self._waiting.values():
             question.holders.discard(page)

@@ -40,13 +40,8 @@ class Stage(StrEnum):
     FAILED = "failed"
 
 
-OVER = frozenset({Stage.FINISHED, Stage.FAILED})
-
-
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """One reload."""
-
     number: int
     """From 1, in the order in which they were begun."""
     generation: int
@@ -60,7 +55,7 @@ class Reload:
 
     @property
     def is_over(self) -> bool:
-        return self.stage in OVER
+        return self.stage in (Stage.FINISHED, Stage.FAILED)
 
 
 @dataclass(slots=True)
@@ -117,7 +112,7 @@ class Rollout:
         return self.past.get(slot.generation, self.nursery.settings)
 
     def is_trial(self, slot: Slot) -> bool:
-        """Whether its next worker is to show what the incoming generation is worth."""
+        """Whether its next worker is the incoming generation's first."""
         return slot.number == self.trial
 
     def nursery_for(self, slot: Slot) -> Nursery:
@@ -169,7 +164,6 @@ class Rollout:
         return [*actions, self.incoming.load(now, f"reload: {asked.by}")]
 
     def loaded(self, generation: int, report: Loaded | Threaded | LoadFailed, now: float) -> list[Consequence]:
-        """A nursery's word."""
         if self.incoming is not None and self.is_incoming(generation):
             return [*self._incoming_loaded(self.incoming, report, now)]
         if generation != self.nursery.generation or self.condition.is_draining:
@@ -187,7 +181,6 @@ class Rollout:
                 return self.fail(error, now, traceback)
 
     def gone(self, gone: NurseryGone, now: float) -> list[Consequence]:
-        """A nursery has died."""
         if self.is_incoming(gone.generation):
             return [*self.fail(f"the process that imports it died: {gone.cause}", now, gone.output)]
         if gone.generation != self.nursery.generation:
@@ -196,7 +189,6 @@ class Rollout:
         return [] if self.condition.is_draining else self.upkeep.gone(self.nursery, gone, now)
 
     def refused(self, generation: int, error: str, now: float) -> list[Consequence]:
-        """The machine refuses a nursery."""
         if self.is_incoming(generation):
             return [*self.fail(error, now)]
         return self.upkeep.refused(self.nursery, error, now) if generation == self.nursery.generation else []
@@ -212,7 +204,6 @@ class Rollout:
         return [StopNursery(self.nursery.generation, because), *retry]
 
     def overdue(self, now: float) -> list[Consequence]:
-        """The time alone."""
         decided = self.upkeep.overdue(self.nursery, now)
         if self.incoming is None or self.incoming.deadline is None or self.incoming.deadline > now:
             return decided
@@ -262,7 +253,6 @@ class Rollout:
         return Say("reload.waiting", "warning", because, {"generation": self.newest})
 
     def stop(self, because: str, now: float) -> list[Action]:
-        """The supervisor leaves."""
         self.nursery.deadline = None
         if self.incoming is None:
             return []
@@ -297,9 +287,8 @@ class Rollout:
             self.past = {of: limits for of, limits in self.past.items() if of in orphaned}
             if self.latest is not None and self.latest.generation == generation:
                 self._end(Stage.FINISHED, now)
-            yield Say(
-                "reload.finished", "info", f"every worker is of generation {generation}", {"generation": generation}
-            )
+            because = f"every worker is of generation {generation}"
+            yield Say("reload.finished", "info", because, {"generation": generation})
         elif all(slot.state is SlotState.READY for slot in slots):
             yield from termination.drain(old[0], f"reload: generation {generation} follows", None)
 

@@ -11,13 +11,12 @@ Up fast, down slowly. The pool tells of every sample, and asks at every look at 
 | no backlog for a while, and fewer would be busy for less than `LOAD` of their time | a quarter fewer, one at least |
 | somebody else has changed the number | it stands for `MANUAL` |
 
-A growth soon after a shrink means that the shrink was a mistake: the next one waits twice as long. So a load on the
-edge between two numbers, or one that comes and goes, is answered ever more rarely instead of for ever in turn. Both
-ways the figures are trusted less the fewer tasks they come from (by a standard deviation, as if arrivals were
-Poisson's): what may be chance does not count.
+A growth soon after a shrink means that the shrink was a mistake: the next one waits twice as long, so a load on the
+edge between two numbers is answered ever more rarely. Figures are trusted less the fewer tasks they come from (by a
+standard deviation, as if arrivals were Poisson's).
 
-What a worker does between two tasks (acknowledging, waiting for the next) counts as well: with tasks of a millisecond
-it is most of the time. It is measured while there is a backlog, when nobody waits for want of messages.
+The time between two tasks (acknowledging, waiting for the next) counts as well: with tasks of a millisecond it is most
+of the time. It is measured while there is a backlog, when no worker waits for messages.
 """
 
 from __future__ import annotations
@@ -114,8 +113,8 @@ class _Rate:
 
 
 class Scaling:
-    """One pool's. Call `sampled` with every sample, and `look` with every Depth, except while the number of workers
-    must not change (degraded, draining, reloading): it notices the pause."""
+    """Call `sampled` with every sample, and `look` with every Depth, except while the number of workers must not change
+    (degraded, draining, reloading)."""
 
     def __init__(self, span: Span) -> None:
         self._span = span

@@ -30,8 +30,7 @@ PROPERTIES_MAX: Final = 96 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
-    """The handler returned."""
+class Returned: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The machine refuses a worker: descriptors, processes or memory are used up.
 
-What one slot is refused, the others would be refused too. So one slot asks again, with backoff, and the others wait for
-it; when it gets its worker they follow one at a time, until every slot that was refused has one.
+What one slot is refused, the others would be refused too. So one slot asks again, with backoff; when it gets its worker
+the others follow one at a time.
 """
 
 from __future__ import annotations

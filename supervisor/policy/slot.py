@@ -12,9 +12,8 @@
 | ABORTING   | SIGABRT sent, writes its stack              | 2 s               | SIGKILL                              |
 | KILLED     | SIGKILL sent                                | none              | (the kernel will not fail us)        |
 
-There is a process from BOOTING on, and it is gone when its pidfd says so: every state from BOOTING on ends with
-`Exited`, or with `Lost`: then the worker is an orphan and lives on beside the slot (see `pool`), in DRAINING, for
-`--lost-grace` at most.
+From BOOTING on there is a process, and every state ends with `Exited`, or with `Lost`: then the worker is an orphan and
+lives on beside the slot, in DRAINING, for `--lost-grace` at most.
 """
 
 from __future__ import annotations
@@ -53,8 +52,6 @@ ARRIVING: Final = frozenset({SlotState.FORKING, SlotState.BOOTING, SlotState.CON
 
 @dataclass(frozen=True, slots=True)
 class LastExit:
-    """How the latest worker of a slot ended."""
-
     cause: str
     message_id: str | None
     at: float
@@ -63,8 +60,6 @@ class LastExit:
 
 @dataclass(slots=True)
 class Slot:
-    """A slot and what is remembered of it."""
-
     number: int
     state: SlotState = SlotState.EMPTY
     deadline: float | None = None

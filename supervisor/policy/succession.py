@@ -1,7 +1,7 @@
 """What becomes of a slot whose worker has gone?
 
 The exit is judged once (`exits`), and when the next worker may come is arithmetic (`restart`, `broker`); here is which
-of them applies, and what else follows. The decision is a value, and put in words once, when the exit is logged.
+of them applies, and what else follows.
 """
 
 from __future__ import annotations
@@ -113,7 +113,6 @@ class Succession:
         return Stay(self._why_empty(None) or "fewer workers are wanted")
 
     def _follow(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
-        """A worker has gone from this slot, or lives on as an orphan."""
         if why := self._why_empty(slot):
             return Stay(why), []
         if self.condition.is_finishing:

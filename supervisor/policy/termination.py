@@ -4,7 +4,7 @@
 - *Abort*: it hangs. SIGABRT makes faulthandler write every thread's stack before the process dies.
 - *Kill*: nothing else has worked, or there is nothing to lose.
 
-Each moves the slot to the state that waits for the end (see `slot`), whatever brought it about.
+Each moves the slot to the state that waits for the end (see `slot`).
 """
 
 from __future__ import annotations

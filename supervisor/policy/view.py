@@ -31,8 +31,6 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True)
 class OrphanView:
-    """A worker whose connection is gone while its handler runs on."""
-
     slot: int
     pid: int
     until: float
@@ -41,8 +39,6 @@ class OrphanView:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """What others may see: a value that never changes, so another thread may read it."""
-
     state: State
     since: float
     because: str
