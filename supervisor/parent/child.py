@@ -39,8 +39,7 @@ class Child:
             wait.forget(fileobj)
 
     def reports(self, wait: Wait) -> Iterator[Any]:
-        """What has come by its link, this turn's share of it. A link that is over is not watched any more: the pidfd
-        tells the rest."""
+        """What has come by its link, this turn's share of it. The pidfd tells what a link that is over does not."""
         if wait.is_late(self.link.fileno()):
             return
         yield from self.hearing.read(wait.turn_ends)
@@ -63,7 +62,6 @@ class Child:
         return True
 
     def close(self, wait: Wait) -> None:
-        """It is reaped."""
         self.forget(wait)
         self.link.close()
         self.output.close()

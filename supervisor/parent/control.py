@@ -1,5 +1,4 @@
-"""Wishes: made on other threads, by the control socket or the file watcher, and taken by the loop like everything else
-that happens. Whoever made one waits for what the pool said to it."""
+"""Wishes: made on other threads, by the control socket or the file watcher, and taken by the loop like any event."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ _TOO_LATE: Final = Answer((), None)
 
 
 class Wishes:
-    """Wishes from other threads, on their way to the loop; readable when there is one."""
+    """Readable when there is one."""
 
     def __init__(self) -> None:
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -40,7 +39,7 @@ class Wishes:
         return self._wakeup
 
     def make(self, wish: Wish, by: str, workers: int = 0) -> Future[Answer]:
-        """Have the loop do something. From any thread. Raises OSError."""
+        """From any thread. Raises OSError."""
         answer: Future[Answer] = Future()
         if self._has_ended:
             answer.set_result(_TOO_LATE)
@@ -71,7 +70,7 @@ class Wishes:
                 answer.set_result(_TOO_LATE)
 
     def answer(self, asked: Event, actions: Iterable[Action], reload: Reload | None) -> None:
-        """This is what followed from an event; whoever wished for it is told."""
+        """This is what followed from an event, which may be a wish."""
         for entry in self._taken:
             if entry[0] is asked:
                 self._taken.remove(entry)

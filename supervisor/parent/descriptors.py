@@ -11,8 +11,6 @@ PER_WORKER: Final = 3
 """Its link, its pidfd, the reading end of its output."""
 BESIDE: Final = 256
 """For everything else: two sockets' clients (`http.server.MOST`), nurseries, births under way, the loop's own."""
-
-
 _KEPT: Final = 16
 _OF_A_BIRTH: Final = 4
 """Both ends of a link and of a pipe, until the nursery has them."""
@@ -28,8 +26,7 @@ class Descriptors:
         """The limit with which as many workers as were asked for would all have theirs."""
 
     def make_room(self, workers: int) -> None:
-        """Have a limit that is high enough for so many workers, if that is possible: if it is not, a start fails and
-        says so (`refusals`)."""
+        """Raise the limit for so many workers as far as possible; too low a limit fails a start (`refusals`)."""
         self.needed = max(self.needed, self._beside + workers * PER_WORKER)
         try:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -40,8 +37,8 @@ class Descriptors:
             pass  # a sandbox: what there is has to do
 
     def claim(self, births: int) -> None:
-        """Raises OSError when another birth, beside so many under way, would take what is kept for everything else: an
-        operator who must scale down, a nursery that must be replaced, can still do so."""
+        """Raises OSError when another birth, beside so many under way, would take what is kept for everything else: to
+        scale down, or to replace a nursery."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY or soft >= self.needed:
             return
@@ -51,8 +48,7 @@ class Descriptors:
 
 
 def close(fd: int) -> None:
-    """Close a descriptor. Linux has let go of it whatever close(2) returns, so there is nothing to do about an error,
-    and trying again could close another's."""
+    """Linux lets go of a descriptor whatever close(2) returns; trying again could close another's."""
     try:
         os.close(fd)
     except OSError:

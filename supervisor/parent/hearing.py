@@ -1,8 +1,7 @@
 """What a child says on its link: so much a turn, so much a second, and nothing but what is its to say.
 
-A child runs code that is not ours, and that code can write to the link as well. What is no report ends the hearing. Log
-lines beyond a budget are dropped and counted, reports are not; beyond a wider one nothing more is read until the next
-second, and the writer waits.
+A child's handler can write to the link as well: what is no report ends the hearing. Log lines beyond a budget are
+dropped and counted; beyond a wider one nothing more is read until the next second, and the writer waits.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ FRAMES_PER_SECOND: Final = 10_000
 BYTES_PER_SECOND: Final = 32 * 1024 * 1024
 FRAMES_PER_TURN: Final = 32
 LAST_FRAMES: Final = 4096
-"""Read of a dead child's link at most, and no more than the bytes of a second. The kernel keeps no more than some 280
-small ones for it, but its own children may still write."""
+"""Read of a dead child's link at most: the kernel keeps some 280 small ones, but its own children may still write."""
 
 
 class Hearing:
@@ -51,7 +49,7 @@ class Hearing:
         return self._frames >= FRAMES_PER_SECOND or self._bytes >= BYTES_PER_SECOND
 
     def refill(self) -> None:
-        """A second has passed."""
+        """Each second."""
         if self._dropped and not self._is_bursting:
             limit = f"{LINES_PER_SECOND:,} long log lines or {LINE_BYTES_PER_SECOND >> 20} MiB of them a second"
             because = f"more than {limit}: the rest is dropped, and counted in workq_log_lines_dropped_total"

@@ -1,7 +1,7 @@
-"""The parent as a whole: take the sockets, wire the loop to what tells it and to what reads of it, run.
+"""The parent as a whole: take the sockets, wire the loop to the rest, run.
 
-The order is that of need: what may fail fails before anything is started, and the first nursery is forked while there
-is one thread (docs/decisions/0023).
+What may fail fails before anything is started, and the first nursery is forked while there is one thread
+(docs/decisions/0023).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(settings: Settings, reread: Reread) -> int:
         )
     except OSError as error:
         because, code = _cannot_start(error)
-        _write_last(f"workq-supervise: {because}\n")
+        streams.complain(f"workq-supervise: {because}\n")  # there is no log yet
         return code
     log = logs.get_logger()
     try:
@@ -76,18 +76,10 @@ def run(settings: Settings, reread: Reread) -> int:
 
 
 def _cannot_start(error: OSError) -> tuple[str, int]:
-    """The one line, and the exit code."""
+    """Why, in one line, and the exit code."""
     hint = "; mount /proc" if str(error.filename or "").startswith("/proc") else ""
     code = EXIT_KILLED if error.errno in refusals.RESTART_MAY_HELP else EXIT_CONFIG
     return f"{refusals.because('the supervisor cannot start', error)}{hint}", code
-
-
-def _write_last(line: str) -> None:
-    """Before there is a log."""
-    try:
-        os.write(2, line.encode())
-    except OSError:
-        pass
 
 
 def _watch(directory: str, look: Look, wishes: Wishes, undo: ExitStack, log: Any) -> None:

@@ -1,9 +1,8 @@
 """How a nursery comes to be: the first is forked from this process, those that follow are executed.
 
-When the first one is wanted, this process has one thread, and has imported little that a nursery does not import, too.
-Forked, it shares those pages, a fifth of a small pool's memory, and is there sooner by the start of an interpreter.
-Later there is a thread that serves HTTP, and forking beside it would not be safe (fork(2)): then it is another
-interpreter. In both ways it has nothing of ours but the descriptors that it is given: docs/decisions/0023.
+Forked while this process has one thread, the first shares its pages, a fifth of a small pool's memory, and saves the
+start of an interpreter. Later a thread serves HTTP, and forking beside it is not safe (fork(2)). Either way it has
+nothing of ours but the descriptors that it is given: docs/decisions/0023.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ _NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.linux.or
 
 
 def start(fds: Sequence[int], output: int) -> int:
-    """Start one in a session of its own, which inherits `fds`, is told their numbers, and says what it says to
-    `output`. Returns its pid; the caller reaps it. Raises OSError when there can be no further process."""
+    """Start one in a session of its own, which inherits `fds`, is told their numbers, and writes to `output`. Returns
+    its pid; the caller reaps it. Raises OSError."""
     is_alone = len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 - threads of C libraries count, too
     return _fork(fds, output) if is_alone else _execute(fds, output)
 
@@ -100,8 +99,8 @@ def _let_go_of_signals(mask: set[int | signal.Signals]) -> None:
 
 
 def _keep_only(fds: Sequence[int], output: int) -> None:
-    """Close every other descriptor. Whatever owns one here is referred to from frames that nobody returns to, so none
-    is closed a second time, when it is another's."""
+    """Close every other descriptor. Objects that own one are held by frames that are never returned to, so none is
+    closed a second time."""
     logs.close()
     for fd, number in ((os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0), (output, 1), (output, 2)):
         os.dup2(fd, number)
@@ -118,7 +117,7 @@ def _keep_only(fds: Sequence[int], output: int) -> None:
 
 
 def _forget(nursery: ModuleType, ours: Sequence[str]) -> None:
-    """What the command line said, and what was imported to read it."""
+    """The command line, and what was imported to read it."""
     for name in _SECRETS:
         os.environ.pop(name, None)
     proctitle.hide_removed_variables()

@@ -1,8 +1,7 @@
 """What a child writes to stdout and stderr: log events, and evidence.
 
-Its pipe is ours to read, so stray prints become tagged, length-limited events, and the last of them (faulthandler's
-stack, say) is at hand when the child dies. A child that writes too many lines has the rest counted, and one that writes
-far more slows itself: past the budget its pipe is left full until the next second.
+Stray prints become tagged, length-limited events, and the last of them (faulthandler's stack, say) is at hand when the
+child dies. Too many lines are only counted, and past a wider budget the pipe is left full until the next second.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ class Output:
 
     @property
     def tail(self) -> str:
-        """The last of it, 16 KiB at most, redacted. A line without an end may be one that its writer's death has
-        torn."""
+        """The last of it, 16 KiB at most, redacted. The writer's death may have torn the last line."""
         text = bytes(self._tail).decode("utf-8", "replace")
         return redact(text, begins_torn=self._tail_is_torn, ends_torn=True)
 
@@ -56,7 +54,7 @@ class Output:
         return self._bytes >= BYTES_PER_SECOND
 
     def refill(self) -> int:
-        """A second has passed. Returns how many lines of it were not logged."""
+        """Each second. Returns how many lines were not logged."""
         suppressed = self._suppressed
         if suppressed:
             because = f"more than {LINES_PER_SECOND:,} lines or {TEXT_PER_SECOND >> 20} MiB a second"
@@ -77,7 +75,7 @@ class Output:
         return True
 
     def drain(self) -> int:
-        """Read to the end, when the writer is dead: what a pipe can hold, and no more if somebody else still writes.
+        """Read to the end, when the writer is dead, but no more than a pipe can hold: a child of its may still write.
         Returns how many lines were not logged."""
         for _ in range(32):
             try:
@@ -116,8 +114,7 @@ class Output:
     def _say_piece(self, data: bytes) -> bytes:
         """Say the first piece of a line that is too long, and whose end is not here yet. Returns what is left.
 
-        Not cut within a URL but before it, so that the next piece has it whole. One that is longer than a piece is
-        dropped as far as it goes.
+        Cut before a URL, not within it. One that is longer than a piece is dropped as far as it goes.
         """
         piece, is_torn, ends_torn = data[:LINE_MAX], self._is_torn, False
         urls = [match.start() for match in _URL.finditer(piece)]

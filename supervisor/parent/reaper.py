@@ -28,7 +28,7 @@ class Reaper:
         prctl.adopt(orphans=True)
 
     def sampled(self, living: Set[int]) -> None:
-        """A second has passed. `living` are the workers."""
+        """Each second. `living` are the workers."""
         if self._has_leftovers:
             self.kill_leftovers(living)
         self._oom_kills.look(now())

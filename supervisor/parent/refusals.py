@@ -19,7 +19,7 @@ REPEAT_AFTER: Final = 60.0
 
 
 class Said:
-    """What the log has said, so that it is not said each second for as long as it goes on."""
+    """What the log has said, so that it is not said each second."""
 
     def __init__(self) -> None:
         self._at: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """Signals become bytes become wishes.
 
-Python's own handler writes each signal's number to a socket (signal.set_wakeup_fd), which the loop waits for like for
-everything else. The handlers themselves do nothing: work done in a signal handler is work done anywhere.
+Python's own handler writes each signal's number to a socket (signal.set_wakeup_fd) that the loop waits for. The
+handlers themselves do nothing: work done in a signal handler is work done anywhere.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Wakeups:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
 
     def ignore(self) -> None:
-        """The loop has ended, and its exit code is settled. Python's own end takes our handlers away, and a signal
-        after that would end the process by its number; ignored signals stay ignored."""
+        """The exit code is settled. Python's own end takes our handlers away, and a signal after that would end the
+        process by its number; ignored signals stay ignored."""
         for number in (*WISHES, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 
@@ -47,8 +47,7 @@ class Wakeups:
         return self._reader.fileno()
 
     def read(self) -> list[signal.Signals]:
-        """The signals that came, in order. Two SIGTERM are two; the chores are done once however often they are asked
-        for."""
+        """The signals that came, in order. Two SIGTERM are two; a chore is done once, however often it came."""
         try:
             numbers = [signal.Signals(number) for number in self._reader.recv(4096)]
         except BlockingIOError:

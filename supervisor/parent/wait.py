@@ -1,7 +1,7 @@
 """The one place that waits: for everything that can be read, and for as long as nothing is due.
 
-Nobody who floods us, and however many they are, makes a turn of the loop longer than `TURN`; and what the kernel
-refuses to read is let be for a second, or the loop would do nothing else.
+However many children flood us, a turn of the loop takes no longer than `TURN`. What the kernel refuses to read is left
+alone for a second, or the loop would do nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from supervisor.clock import now
 from supervisor.policy.events import Event
 
 TURN: Final = 0.05
-"""Seconds of one turn of the loop after which no further child is read from: those that are left are the first in the
-next."""
+"""Seconds of one turn after which no further child is read from; the others are the first in the next."""
 
 Callback = Callable[[], Iterator[Event]]
 

@@ -1,7 +1,6 @@
 """What is answered by HTTP: /healthz, /readyz, /metrics, /status, the live page at /, and the control socket's verbs.
 
-Answers are made from values that the loop replaces as a whole (`parent.snapshot`) and from shared memory, so a slow
-client or a scraper in a hurry costs the loop nothing.
+Answers are made from the loop's latest snapshot and from shared memory, so they cost the loop nothing.
 """
 
 from __future__ import annotations
@@ -104,8 +103,7 @@ class Site:
 
 
 class ControlSite(Site):
-    """What the control socket has beside the rest: the verbs that change something. The health port is served by a
-    `Site`, which does not know them."""
+    """What the control socket answers: also the verbs that change something."""
 
     def __init__(self, look: Look, wishes: control.Wishes) -> None:
         super().__init__(look)

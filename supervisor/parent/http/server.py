@@ -1,8 +1,7 @@
 """HTTP by h11, on the one thread beside the loop, for clients that nobody can trust to ask, to end or to read.
 
-A client has `PATIENCE` seconds to ask and to read, and when there are too many at a time the eldest makes room, so
-that a newcomer is always heard. That also bounds descriptors and memory: the supervisor needs its own to replace
-workers. Why there is no framework and no server below it: docs/decisions/0024.
+A client has `PATIENCE` seconds to ask and to read, and when there are too many at a time the eldest makes room. That
+bounds descriptors and memory, too. Why there is no framework and no server below it: docs/decisions/0024.
 """
 
 from __future__ import annotations
@@ -33,12 +32,11 @@ BETWEEN: Final = 5.0
 """Seconds from an answer to the next request's head."""
 
 MOST: Final = 96
-"""Connections at a time, to each of the sockets, where the limit on descriptors is as high as usual; fewer where it is
-not. With both full, three quarters of what `descriptors.BESIDE` sets aside."""
+"""Connections at a time, to each of the sockets; fewer where the limit on descriptors is low. With both full, three
+quarters of what `descriptors.BESIDE` sets aside."""
 
 AT_ONCE: Final = 16
-"""Connections taken from the kernel in one turn of the thread's loop. By default asyncio takes as many as wait, all of
-them with their descriptors, before the first of them can be sent away."""
+"""Connections taken from the kernel in one turn: by default asyncio takes as many as wait before one can be closed."""
 
 BACKLOG: Final = 512
 """Connections that the kernel keeps until this thread has its turn."""
@@ -200,7 +198,7 @@ class _Selector(selectors.EpollSelector):
             return []
 
 
-class _Loop(asyncio.SelectorEventLoop):
+class _EventLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__(_Selector())
 
@@ -211,7 +209,7 @@ class _Loop(asyncio.SelectorEventLoop):
 def serve(sites: Sequence[tuple[socket.socket, Site]], answering: AbstractContextManager[None]) -> None:
     """Answer on these sockets, each request `with` that, for as long as the process lives. Raises what keeps it from
     that."""
-    with asyncio.Runner(loop_factory=_Loop) as runner:
+    with asyncio.Runner(loop_factory=_EventLoop) as runner:
         runner.get_loop()  # else a loop that cannot be had leaves a coroutine that nobody has awaited, and a warning
         runner.run(_serve(sites, answering))
 

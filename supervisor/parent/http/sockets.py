@@ -1,5 +1,4 @@
-"""The health port and the control socket: had early, so that their absence is an error at start, and cheap, so that no
-server is imported for it."""
+"""The health port and the control socket, taken early so that a failure is an error at start; no server is imported."""
 
 from __future__ import annotations
 
@@ -32,11 +31,8 @@ _UCRED: Final = struct.Struct("3i")
 
 
 def health(address: Address, asked_for: bool, log: Any) -> socket.socket:
-    """A listening socket. Raises OSError.
-
-    A default that is taken (by another supervisor on this machine, say) is no reason not to work: any free port serves
-    then, and the log says which. An address that somebody asked for is had, or is an error.
-    """
+    """A listening socket. Where the default port is taken, any free one serves, and the log says which. Raises OSError
+    when an address that was asked for cannot be had."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         return _listen(family, (address.host, address.port), log, "")
@@ -87,11 +83,9 @@ class Listener:
 
 
 def control(path: str, asked_for: bool, log: Any) -> Listener | None:
-    """Listen at this path, with mode 0600. Raises OSError when that cannot be and the path was asked for.
-
-    The default path may be another supervisor's of the same queue: then this one has a path of its own, with its pid
-    in it, and the log says which. No socket at all is no reason not to work either: None.
-    """
+    """Listen at this path, with mode 0600. Where the default path is another supervisor's of the same queue, this one's
+    has its pid in it, and the log says so; None: no socket can be had. Raises OSError when a path that was asked for
+    cannot be had."""
     try:
         listener = _bind_control(path)
         log.info("control.listening", path=path)
@@ -142,9 +136,8 @@ def _bind_control(path: str) -> Listener:
 @contextmanager
 def _lock(path: str) -> Iterator[bool]:
     """Keep other supervisors out while this one looks whether the socket there is dead, removes it and listens: else
-    two that start together may each remove the other's. By a file beside it that only our own user can open, and that
-    is removed: a directory does as well, and anybody who can read it can hold its lock for ever. Says whether the lock
-    was had."""
+    two that start together may each remove the other's. Says whether the lock was had. By a file that only our own user
+    can open: of a directory, anybody who can read it can hold the lock for ever."""
     name = f"{path}.lock"
     until = now() + LOCK_PATIENCE
     while (fd := _try_lock(name)) is None and now() < until:

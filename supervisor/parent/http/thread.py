@@ -1,8 +1,5 @@
-"""The thread that answers at the health port and the control socket: started, and started again when it has ended.
-
-No thread, no descriptor, no memory for it: none of that is a reason to stop working. Light: what serves (`server`) is
-imported later than the first nursery is forked.
-"""
+"""The thread that answers at the health port and the control socket, started again when it has ended: its failure is no
+reason to stop working. What serves (`server`) is imported after the first nursery is forked."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ class Answering:
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Until there is none, or for so long."""
+        """Until there is none, at most so long."""
         with self._changed:
             self._changed.wait_for(lambda: not self._requests, seconds)
 
