@@ -1,14 +1,13 @@
 """Where a broker is and who we are to it: one AMQP URL, taken apart.
 
-We parse URLs ourselves because pika and urllib quote parts of the password when they refuse a malformed one: in
-`amqp://user:secret`, with the host forgotten, `secret` is "not a valid port". Here every refusal is a fixed sentence
-that quotes nothing of the URL, since nobody can tell which part of a malformed URL is the password.
+Parsed here because pika and urllib quote parts of the password when they refuse a URL: in `amqp://user:secret`, with
+the host forgotten, `secret` is "not a valid port". Here every refusal is a fixed sentence that quotes nothing.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from ipaddress import IPv6Address
 from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes
@@ -86,15 +85,7 @@ class Endpoint:
 
     def to_wire(self) -> dict[str, Any]:
         """As JSON, password included: for a private socket only."""
-        return {
-            "host": self.host,
-            "port": self.port,
-            "vhost": self.vhost,
-            "user": self.user,
-            "password": self.password,
-            "tls": self.tls,
-            "query": [list(pair) for pair in self.query],
-        }
+        return asdict(self)
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Endpoint:

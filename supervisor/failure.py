@@ -1,7 +1,7 @@
 """An exception as text, whatever its size: at most about 100 ms, and memory that does not grow with it.
 
-Nearly always that is what the traceback module makes of it. That module renders all there is before anything can be
-cut: a million frames take it seconds and a gigabyte. So what is large is rendered here in brief, the end kept.
+Nearly always what the traceback module makes of it; but that takes seconds and a gigabyte for a million frames, so what
+is large is rendered here in brief, the end kept.
 """
 
 from __future__ import annotations

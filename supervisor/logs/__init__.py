@@ -1,8 +1,7 @@
 """Logging, set up the same way in every process: one record a line, whole, never blocking, never costing the parent.
 
-Every process writes its own lines to one inherited descriptor, under a record lock that they share (`Sink`). What
-user code logs, by structlog or by the standard library, takes the same way (`configure`). The reasons, and what was
-tried and left, are in docs/decisions/0005-logs.md.
+Every process writes its own lines to one inherited descriptor, under a record lock that they share (`Sink`). User
+code's lines take the same way (`configure`). Reasons, and what was tried: docs/decisions/0005-logs.md.
 """
 
 from __future__ import annotations

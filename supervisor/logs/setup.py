@@ -21,12 +21,11 @@ _ALIASES: Final = {"warn": "warning", "exception": "error", "fatal": "critical",
 
 
 class _Pipeline:
-    """The last structlog processor of this process: makes the line and writes it.
+    """The last structlog processor of this process: makes the line, writes it, and raises DropEvent, as structlog's
+    LogCapture does, so that it does not matter which logger is wrapped.
 
-    There is one, for good. Loggers keep the list of processors that they were made with, so a later `configure`
-    (a worker's, after the fork) changes this object and reaches those that a handler's module made, or bound, when the
-    nursery imported it. It writes by itself and raises DropEvent, as structlog's LogCapture does, so that it does not
-    matter which logger is wrapped.
+    Loggers keep the processors that they were made with, so there is one of these for good: a later `configure` (a
+    worker's, after the fork) changes it, and reaches the loggers that the nursery's import made.
     """
 
     def __init__(self) -> None:
@@ -71,8 +70,8 @@ class _Name:
         self.name = str(args[0]) if args else ""
 
     def _print(self, message: str) -> None:
-        # A user's structlog.configure(processors=...) keeps our factory; what its renderer returns is printed then, as
-        # by structlog's default, and comes back as worker.output.
+        # A user's structlog.configure(processors=...) keeps our factory; what its renderer returns comes back as
+        # worker.output.
         print(message)  # noqa: T201
 
     msg = debug = info = warning = warn = error = err = exception = failure = critical = fatal = log = _print
@@ -159,13 +158,11 @@ def configure(
 ) -> Sink:
     """Send everything that this process logs, by structlog or by logging, to `fd`; return the sink, for its `dropped`.
 
-    `role` is supervisor, nursery or worker, `slot` a worker's seat; `fd`, `lock_fd` and `on_long` are `Sink`'s;
-    `format` is json or console (`resolve_format`); `level` is the lowest to be written: debug, info, warning, error
-    or critical.
+    `role` is supervisor, nursery or worker; `fd`, `lock_fd` and `on_long` are `Sink`'s; `format` is json or console
+    (`resolve_format`); `level` is the lowest to be written: debug, info, warning, error or critical.
 
-    Call it again after a fork, or after an import that may have called structlog.configure: the last call counts.
-    A process's own fields win: an event's `pid` is written as `pid_`, but in the supervisor, whose events are about
-    workers. Raises ValueError for an unknown format or level.
+    Call it again after a fork, or after an import that may have called structlog.configure. A process's own fields win:
+    an event's `pid` is written as `pid_`, but in the supervisor. Raises ValueError for an unknown format or level.
     """
     resolve_format(format, fd)
     floor = _LEVELS.get(level.lower())
@@ -198,8 +195,7 @@ def configure(
 
 
 def inherit(role: str, on_long: Callable[[bytes], object]) -> Sink:
-    """The same as `configure`, in a fork of a process that has called it: another role, and its long lines go another
-    way; the rest is as it was there."""
+    """`configure` for a fork of a process that has called it: another role, and another way for long lines."""
     sink = _PIPELINE.sink
     assert sink is not None
     sink.hand_over(on_long)
@@ -215,15 +211,15 @@ def close() -> None:
 
 
 def sit(slot: int) -> None:
-    """Have every line from now on tell this worker's seat, which it did not know when it called `configure`."""
+    """Have every line from now on tell this worker's slot, which it did not know when it called `configure`."""
     queue = _PIPELINE.identity.pop("queue")
     _PIPELINE.identity |= {"slot": slot, "queue": queue}
     _PIPELINE.reserved |= {"slot"}
 
 
 def set_level(level: str) -> None:
-    """Change the lowest level that is written, one that `configure` knows. A logger obtained before goes on to leave
-    out what was below the level of then: get another."""
+    """Change the lowest level that is written. A logger obtained before still leaves out what was below the former
+    level: get another."""
     _PIPELINE.floor = _LEVELS[level.lower()]
     _PIPELINE.wrapper = structlog.make_filtering_bound_logger(_PIPELINE.floor)
     _configure_logging(_PIPELINE.floor)
@@ -245,8 +241,8 @@ def tells(level: str) -> bool:
 
 
 def tell(level: str, event: str, fields: EventDict) -> None:
-    """Write an event of this project's own that comes with every task: as by a logger of `get_logger`, whose way of
-    keeping and merging fields takes longer than to write the line. The caller has asked `tells`."""
+    """Write an event of this project's own that comes with every task, as by a logger of `get_logger`, but faster. The
+    caller has asked `tells`."""
     structlog.contextvars.merge_contextvars(None, "", fields)
     fields["event"] = event
     _PIPELINE.emit(level, fields)

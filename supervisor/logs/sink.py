@@ -42,22 +42,21 @@ def open_lock() -> int:
 
 
 class Sink:
-    """Whole lines on a descriptor that many processes write to. Never raises, never waits for long: drops, and counts.
+    """Never raises, never waits for long: drops lines, and counts them in `dropped`.
 
     `fd` is where lines go; `lock_fd` is a file opened for reading and writing that all the processes have inherited
-    (`open_lock`). Its first byte is the lock: shared for a short line, which is one atomic write by itself, exclusive
-    for a longer one, which is several. Thus short lines never wait for one another, and a worker that is stopped, or
-    not scheduled, between lock and unlock holds up no other worker. The kernel unlocks when a holder dies (fcntl(2)).
+    (`open_lock`). Its first byte is the lock: shared for a short line, which is one atomic write, exclusive for a
+    longer one. Thus a worker that is stopped between lock and unlock holds up no other's short lines. The kernel
+    unlocks when a holder dies (fcntl(2)).
 
-    A line that cannot be finished, because the reader stalls or the disk is full, is left in that file, too: the next
-    process that writes puts the rest of it before its own line. Where the writer died, in the middle
-    of a write to a file, nobody has the rest: there a newline comes first.
+    A line that cannot be finished, because the reader stalls or the disk is full, is left in that file: the next
+    process that writes puts the rest before its own line. Where the writer died in the middle of a write to a file the
+    rest is lost, and a newline comes first.
 
-    `on_long`, when given, takes every line longer than `ATOMIC` bytes instead: only the parent, which nobody kills
-    in mid-line, writes in pieces. It is called without any lock held; what it raises counts as a dropped line.
+    `on_long`, when given, takes every line longer than `ATOMIC` bytes instead, without any lock held: only the parent,
+    which is not killed in mid-line, writes in pieces. What it raises counts as a dropped line.
 
-    `dropped` is the number of lines lost so far in this process. The constructor raises OSError when `lock_fd` cannot
-    be locked, for instance because it was not passed on across exec; what is wrong with `fd` only costs lines.
+    The constructor raises OSError when `lock_fd` cannot be locked; what is wrong with `fd` only costs lines.
     """
 
     _writing: bool
@@ -265,10 +264,9 @@ def _readable(fd: int) -> int:
 def _reopened(fd: int) -> int:
     """A description of our own for a pipe or a terminal, with O_NONBLOCK, or else `fd`.
 
-    O_NONBLOCK belongs to the open file description, which is shared with the user's shell, so it may not be set on
-    `fd` itself. Opening /proc/self/fd/N makes another description of the same pipe or terminal (proc(5)); then not even
-    a race for the last free page, or a terminal with room for half a line, can block. Not for files, whose offset is
-    shared on purpose, and not possible for sockets (ENXIO): there the poll has to do.
+    O_NONBLOCK belongs to the open file description, which the user's shell shares, so it may not be set on `fd` itself;
+    opening /proc/self/fd/N makes another description (proc(5)). Not for files, whose offset is shared on purpose, and
+    not possible for sockets (ENXIO): there the poll has to do.
     """
     try:
         if stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd):

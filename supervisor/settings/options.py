@@ -181,10 +181,7 @@ def _default(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything a supervisor, a nursery and a worker need to know. Durations are seconds, sizes bytes.
-
-    The defaults are those of `OPTIONS`. Its repr shows no password, `to_wire` does.
-    """
+    """Durations are seconds, sizes bytes. The defaults are those of `OPTIONS`. Its repr shows no password."""
 
     handler: str
     """`module:function`."""

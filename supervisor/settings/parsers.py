@@ -41,7 +41,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """How many workers there may be, both ends included; the same number twice where nothing is to be scaled."""
+    """How many workers there may be, both ends included."""
 
     least: int
     most: int
@@ -152,7 +152,7 @@ def flag(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Cpus:
-    """What this process may use of the machine's CPUs: containers, CPUAffinity= and CPUQuota= narrow it."""
+    """What this process may use: containers, CPUAffinity= and CPUQuota= narrow it."""
 
     affinity: int
     quota: float | None

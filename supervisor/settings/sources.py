@@ -43,10 +43,9 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A value somebody gave, and the name of the place where to correct it."""
-
     value: object
     source: str
+    """The name of the place where to correct it."""
 
 
 _Source = dict[str, _Given]
@@ -135,10 +134,9 @@ class _Sources:
         given: _Source = {}
         for key, value in document.items():
             source = f"{file}: {_shown(key).strip(chr(39))}"
-            if key in OPTIONS and OPTIONS[key].in_file:
+            if (option := OPTIONS.get(key)) and option.in_file:
                 given[key] = _Given(value, source)
-            elif key in OPTIONS:
-                option = OPTIONS[key]
+            elif option:
                 self.unknown.append(f"{source}: not for the file, give {option.flag} or {option.variable}")
             else:
                 nearest = _nearest(key, 0.6, in_file=True)
@@ -161,11 +159,8 @@ class _Sources:
 
 
 def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, str]) -> Settings:
-    """Put the settings together: command line over environment over file over default.
-
-    An environment variable that is set and empty counts as not set. Raises SettingsError with every problem; of an
-    option given in several places only the value that counts is checked.
-    """
+    """Command line over environment over file over default; a variable that is set and empty counts as not set. Raises
+    SettingsError with every problem; of an option given in several places only the value that counts is checked."""
     sources = _Sources(command_line if handler is None else {**command_line, "handler": handler}, environ)
     values, problems = sources.read(name for name in OPTIONS if name not in ("url_file", "config"))
     values["health_explicit"] = sources.given("health") is not None
@@ -185,12 +180,9 @@ def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, s
 
 
 def read(names: Sequence[str], command_line: CommandLine, environ: Mapping[str, str]) -> dict[str, Any]:
-    """These settings by name, for a command that needs no others: from the places where `load` finds them; with `unit`
-    in the command line, from those of that unit.
-
-    What is wrong with other settings is not looked at, but for names that nobody knows: a misspelt `queue` would have
-    the command act on another one. Raises SettingsError.
-    """
+    """These settings by name, for a command that needs no others, from where `load` finds them; with `unit` in the
+    command line, from that unit's. Raises SettingsError, also for unknown names: a misspelt `queue` would have the
+    command act on another one."""
     values, problems = _Sources(command_line, environ).read(names)
     if problems:
         raise SettingsError(problems)
@@ -213,11 +205,8 @@ def locate(
     environ: Mapping[str, str],
     names: tuple[str, ...] = ("queue", "control", "health"),
 ) -> Whereabouts:
-    """Where the supervisor with these sources of settings would be, for whoever wants a word with it.
-
-    Only these three are looked at: what else is wrong with the settings is the supervisor's business. Of sources that
-    `names` leaves out the default counts. Raises SettingsError.
-    """
+    """Where the supervisor with these sources of settings would be. Nothing else of them is looked at. Of settings that
+    `names` leaves out the default counts. Raises SettingsError."""
     sources = _Sources(command_line, environ)
     values: dict[str, Any] = {}
     problems = list(sources.unread)
@@ -241,7 +230,7 @@ def _anywhere(value: object) -> str | None:
 
 
 def _default_control(queue: str, runtime: str, environ: Mapping[str, str]) -> str | None:
-    """Where the control socket is unless somebody says so. Nothing is checked: whoever binds it says what is wrong."""
+    """Unchecked: binding it says what is wrong."""
     if runtime:
         return str(Path(runtime).absolute() / "workq.sock")
     if user := environ.get("XDG_RUNTIME_DIR"):
@@ -308,19 +297,16 @@ def _unreadable(given: _Given, error: OSError) -> SettingsError:
 
 
 def _mode_for_all(path: Path) -> str:
-    """The mode of a file that others can read. Empty where they cannot: by the mode, since a directory on the way there
-    is closed to them (as systemd's credentials are), or since it is a pipe."""
+    """The mode of a file that others can read. Empty where they cannot: by the mode, by a directory above it (as for
+    systemd's credentials), or since it is a pipe."""
     try:
         real = path.resolve()
         mode = real.stat().st_mode
         is_open = stat.S_ISREG(mode) and mode & stat.S_IROTH
-        return f"{stat.S_IMODE(mode):04o}" if is_open and all(map(_is_passable, real.parents)) else ""
+        is_passable = all(directory.stat().st_mode & stat.S_IXOTH for directory in real.parents)
+        return f"{stat.S_IMODE(mode):04o}" if is_open and is_passable else ""
     except OSError:
         return ""  # it has been read, so this is no name in the file system: /dev/fd/3
-
-
-def _is_passable(directory: Path) -> bool:
-    return bool(directory.stat().st_mode & stat.S_IXOTH)
 
 
 def _read_urls(path: Path) -> tuple[Endpoint, ...]:
