@@ -1,7 +1,7 @@
 """`workq-supervise`: the command line, the environment and the file become Settings, and the supervisor runs on them.
 
-click finds the options and writes the help. It hands on plain strings: `settings.load` checks them together with the
-environment and the file, so that one report names everything that is wrong.
+click hands on plain strings: `settings.load` checks them together with the environment and the file, so that one report
+names everything that is wrong.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def _supervise(**values: Any) -> None:
 
 
 def _directory_by_name(environ: Mapping[str, str]) -> str | None:
-    """The working directory as it was named to get there, which may be by a link: /srv/app/current. None where nobody
-    says. The kernel knows only what the link led to, so a shell keeps the name in $PWD, and hands it to its children
-    (POSIX, pwd(1)), who may since have gone elsewhere."""
+    """The working directory as it was named, which may be by a link (/srv/app/current): the kernel knows only where
+    that led, so a shell hands the name to its children in $PWD (POSIX, pwd(1)). None where that is not this
+    directory."""
     name = environ.get("PWD", "")
     try:
         return name if name.startswith("/") and Path(name).samefile(os.curdir) else None
@@ -111,8 +111,8 @@ def _directory_by_name(environ: Mapping[str, str]) -> str | None:
 
 
 def _enter(directory: str) -> None:
-    """Where a link leads now. The whole process goes there, and nurseries that it starts with it: code, files of
-    settings, and what the handler reads by a relative path are of one release. Raises SettingsError."""
+    """Where a link leads now, so that code, files of settings, and what the handler reads by a relative path are of one
+    release. Raises SettingsError."""
     try:
         os.chdir(directory)
     except OSError as error:

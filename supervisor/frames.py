@@ -1,8 +1,7 @@
 """A message as bytes, and back.
 
-JSON: pickle would let a handler gone wrong run code in the parent. A child believes what its parent sends. The parent
-believes nothing: a worker runs somebody's handler, a nursery somebody's import, and that may write to the link as well.
-What a report must be is said once, by the annotations in `messages`, and checked by `read`:
+JSON: pickle would let a handler run code in the parent. A child believes what its parent sends. The parent believes
+nothing, since a handler may write to the link as well: `read` checks reports by the annotations in `messages`:
 
 | annotation | what is let through |
 |---|---|

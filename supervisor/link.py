@@ -59,11 +59,7 @@ class Link:
             pass  # the descriptor is gone all the same (close(2))
 
     def send(self, message: object, fds: tuple[int, ...] = (), *, wait: bool = True) -> bool:
-        """Send one message, with descriptors if there are any.
-
-        `wait=False` never blocks. Returns False when the other side is gone, or (not waiting) has not read for so long
-        that the buffer is full.
-        """
+        """Returns False when the other side is gone, or (not waiting) its buffer is full."""
         data = frames.write(message)
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         flags = _TO_SEND | (0 if wait else _AT_ONCE)
@@ -81,10 +77,8 @@ class Link:
         return self.send(message, wait=False)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]] | None:
-        """The parent's next message and the descriptors that came with it; None at the end of the file.
-
-        Raises BlockingIOError when not waiting and nothing is there.
-        """
+        """The parent's next message and the descriptors that came with it; None at the end of the file. Raises
+        BlockingIOError when not waiting and nothing is there."""
         received = self._receive(_ROOM_FOR_TWO, 0 if wait else _AT_ONCE)
         if received is None:
             return None
@@ -92,11 +86,8 @@ class Link:
         return (frames.believe(data), fds) if data else None
 
     def hear(self) -> bytes | None:
-        """What a child has sent, as it came: `frames.read` makes a message of it. None at the end of the file. For the
-        parent: never waits.
-
-        Raises BlockingIOError when nothing is there, and BadFrame when it is none of ours already by its form.
-        """
+        """What a child has sent, as it came: `frames.read` makes a message of it. None at the end of the file. Never
+        waits. Raises BlockingIOError when nothing is there, and BadFrame when it is none of ours by its form."""
         received = self._receive(_ROOM_FOR_ALL, _AT_ONCE)
         if received is None:
             return None

@@ -107,8 +107,8 @@ def arguments(queue_type: str) -> dict[str, str] | None:
 
 
 def digest(identity: bytes, routing_key: str) -> str:
-    """Who a message is that has no id, or none in UTF-8: the same bytes (of its body, or that id) to the same queue are
-    the same task. Workers' logs, the ledger and `workq dead` all name it so."""
+    """The name of a message that has no id, or none in UTF-8: the same bytes (of its body, or that id) to the same
+    queue are the same task."""
     key = routing_key.encode("utf-8", "replace")[:64]
     return "digest:" + hashlib.blake2b(identity, digest_size=16, key=key).hexdigest()
 
@@ -116,10 +116,9 @@ def digest(identity: bytes, routing_key: str) -> str:
 def key(name: str, checksum: int) -> str:
     """A task across its deliveries, for the ledger alone: its name and the CRC-32 of its body; 0 adds nothing.
 
-    Senders give one id to different bodies, and one that kills must not be taken for the others. Not a cryptographic
-    digest: whoever can publish can send the same body too, and CRC-32 reads 1 MB in 0.3 ms where BLAKE2b takes 1.5.
-    Not Adler-32 (two numbers in a text, each with two digits swapped, have the same), not a part of the body, and not
-    hash(), which is another one in each nursery.
+    Senders give one id to different bodies, and one that kills must not be taken for the others. CRC-32 reads 1 MB in
+    0.3 ms where BLAKE2b takes 1.5; Adler-32 is the same for two numbers with two digits swapped each, and hash() is
+    another one in each nursery.
     """
     return f"{name} {checksum:08x}" if checksum else name
 
@@ -146,12 +145,10 @@ def declaration(queue: str, queue_type: str = "default") -> Declaration:
 def delayed(queue: str, ms: int) -> Declaration:
     """The delay queue of so many milliseconds: what expires in it goes back to `queue` by the default exchange.
 
-    It stays when it is not used any more: a quorum queue that is to expire does so although it is declared anew all the
-    time, with what is in it (seen on 3.10.8 and 4.3.6). There are as many as the ladder has steps.
-
-    A quorum queue, whatever the type of `queue`, because that alone dead-letters at least once: any other forgets what
-    has expired before it knows that it arrived. A broker that starts has messages expire before `queue` has a leader,
-    and they would be gone (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering).
+    Without `x-expires`: a quorum queue expires, with what is in it, although it is declared anew all the time (seen on
+    3.10.8 and 4.3.6). A quorum queue, whatever the type of `queue`, because that alone dead-letters at least once: in a
+    broker that starts, messages expire before `queue` has a leader, and would be gone
+    (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering).
     """
     arguments = {
         "x-queue-type": "quorum",
@@ -190,9 +187,8 @@ def inquiry(queue: str) -> Declaration:
 def attempts(wanted: Declaration, declare: bool = True) -> tuple[Declaration, ...]:
     """What to send, in order; each but the first only after the one before it met 404 (no such queue).
 
-    A declaration without arguments takes a queue that exists as it is, whatever its type and arguments, so it asks
-    first. One with arguments is sent at once, for the broker to compare: a mismatch (406) is an error of settings.
-    Without `declare`, nothing is ever declared.
+    Without arguments a queue that exists is taken as it is, so that is asked first. With arguments the broker compares:
+    a mismatch (406) is an error of settings.
     """
     if not declare:
         return (inquiry(wanted["queue"]),)
@@ -207,12 +203,8 @@ _DIFFERENCE: Final = re.compile(
 
 
 def difference(text: str) -> tuple[str, Any] | None:
-    """What a queue has where a declaration has something else, from the text of a 406: name and value, None where it
-    has nothing. None when the text says something else.
-
-    The same on 3.10, 4.0 and 4.3. The first difference in the broker's own order is told; what it does not compare, it
-    does not tell.
-    """
+    """What a queue has where a declaration has something else, from the text of a 406 (the same on 3.10, 4.0 and 4.3):
+    name and value, None where it has nothing, of the first difference in the broker's order. None for another text."""
     found = _DIFFERENCE.search(text)
     if found is None:
         return None

@@ -21,8 +21,8 @@ def redact(text: str, *, begins_torn: bool = False, ends_torn: bool = False) -> 
     Everything up to the last `@` of the line goes, for a password may hold an unescaped `/`, `@` or blank. The price
     is that a mail address later on the line takes the host with it.
 
-    `begins_torn`: something was cut off before it, perhaps the start of a URL, so the first line is treated as the rest
-    of one. `ends_torn`: something was cut off behind it, so what follows the last scheme of the last line is dropped.
+    `begins_torn`: something was cut off before it, so the first line is treated as the rest of a URL. `ends_torn`:
+    something was cut off behind it, so what follows the last scheme of the last line is dropped.
     """
     if not begins_torn and "://" not in text:
         return text

@@ -18,10 +18,9 @@ _PARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-
 def trace_id(headers: Mapping[Any, Any] | None) -> str:
     """The id of the trace that a message with these headers belongs to: 32 hexadecimal digits, lowercase.
 
-    Empty when there is no `traceparent`, and when there is one that no reader may use
-    (https://www.w3.org/TR/trace-context/#traceparent-header): of another form, of version `ff`, with an id of nothing
-    but zeros, or of version `00` with more behind it. Of later versions the fields known today are read, as demanded
-    there. The header's name is looked for in lowercase, as everybody writes it: AMQP's names know case.
+    Empty without a `traceparent`, and for one that no reader may use: of another form, of version `ff`, with an id of
+    nothing but zeros, or of version `00` with more behind it. Of later versions the fields known today are read
+    (https://www.w3.org/TR/trace-context/#traceparent-header).
     """
     value = headers.get("traceparent") if headers else None
     if value is None:
@@ -39,11 +38,8 @@ def trace_id(headers: Mapping[Any, Any] | None) -> str:
 
 def is_wanted(environ: Mapping[str, str]) -> bool:
     """Whether OpenTelemetry's own variables ask for spans: `OTEL_TRACES_EXPORTER` names an exporter, or an OTLP
-    endpoint is set and that variable does not say `none`.
-
-    (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/; there, an exporter is the
-    default even when nothing is set. Here nobody is sent anything who has not been named.)
-    """
+    endpoint is set and that variable does not say `none`. Unlike there, no exporter is the default
+    (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/)."""
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     exporters = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()

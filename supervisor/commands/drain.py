@@ -33,11 +33,8 @@ def drain(find: running.Finder, timeout: float | None) -> None:
     if not answer["ok"]:
         raise running.VerbError(f"drain refused: {plain(answer['because'])}")
     click.echo("draining: tasks in hand are finished, nothing else is taken")
-    try:
+    with running.interruptible("the supervisor goes on leaving"):
         sys.exit(_follow(supervisor, pidfd, now() + timeout if timeout is not None else None))
-    except KeyboardInterrupt:
-        click.echo("workq: not waiting any longer; the supervisor goes on leaving", err=True)
-        sys.exit(codes.INTERRUPTED)
 
 
 def _pidfd(pid: int | None) -> int | None:

@@ -36,11 +36,8 @@ def reload(find: running.Finder, timeout: float | None) -> None:
     answer = supervisor.wish("/reload")
     if not answer["ok"]:
         raise running.VerbError(f"reload failed: {plain(answer['because'])}")
-    try:
+    with running.interruptible("the reload goes on"):
         sys.exit(_follow(supervisor, answer["reload"], now() + timeout if timeout is not None else None))
-    except KeyboardInterrupt:
-        click.echo("workq: not waiting any longer; the reload goes on", err=True)
-        sys.exit(codes.INTERRUPTED)
 
 
 def _follow(supervisor: running.Running, number: int, until: float | None) -> int:

@@ -14,7 +14,9 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,8 +44,6 @@ Finder = Callable[[], "Running"]
 
 
 class VerbError(click.ClickException):
-    """What went wrong and what to do."""
-
     exit_code = codes.INCOMPLETE
 
     def show(self, file: Any = None) -> None:
@@ -63,7 +63,7 @@ class Forbidden(VerbError):
 
 
 class Nowhere(VerbError):
-    """The settings that say where it is cannot be read."""
+    """Its settings cannot be read."""
 
     exit_code = EXIT_CONFIG
 
@@ -108,17 +108,17 @@ class Running:
             connection.request(method, path, payload, {"Connection": "close"})
             answer = connection.getresponse()
             document = json.loads(answer.read())
+            if not isinstance(document, dict):
+                raise TypeError
         except TimeoutError:
             who = f"the supervisor at {self.address}"
             raise NoAnswer(f"{who} has accepted, and not answered within {timeout:g} s: is it stopped?") from None
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer(f"the supervisor at {self.address} hung up: {error}") from None
-        except ValueError:
+        except (TypeError, ValueError):
             raise NoAnswer(f"what answers at {self.address} is no workq-supervise") from None
         finally:
             connection.close()
-        if not isinstance(document, dict):
-            raise NoAnswer(f"what answers at {self.address} is no workq-supervise")
         return answer.status, document
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
@@ -200,6 +200,16 @@ def timeout(help: str) -> Callable[[Command], Command]:
             raise click.UsageError(f"--timeout: expected {error}") from None
 
     return click.option("--timeout", metavar="D", help=help, callback=parse)
+
+
+@contextmanager
+def interruptible(meanwhile: str) -> Iterator[None]:
+    """Ctrl-C ends the waiting alone; `meanwhile` says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"workq: not waiting any longer; {meanwhile}", err=True)
+        sys.exit(codes.INTERRUPTED)
 
 
 def _find(named: dict[str, str], *, changing: bool) -> Running:

@@ -7,7 +7,7 @@ one, `Upkeep` decides what follows when it fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -188,12 +188,14 @@ class Upkeep:
         if told is None:
             return []
         delay, is_news = told
-        failed = failed if is_news else replace(failed, traceback="")
-        return [_failed(nursery, failed, f"tried again in {delay:.2f} s (--boot-retry)", "warning")]
+        fields = {"handler": nursery.settings.handler, "next": f"tried again in {delay:.2f} s (--boot-retry)"}
+        if failed.traceback and is_news:
+            fields["exception"] = failed.traceback
+        return [Say("handler.import_failed", "warning", failed.error, fields)]
 
 
-def _failed(nursery: Nursery, failed: LoadFailed, follows: str, level: str = "error") -> Say:
+def _failed(nursery: Nursery, failed: LoadFailed, follows: str) -> Say:
     fields = {"handler": nursery.settings.handler, "next": follows}
     if failed.traceback:
         fields["exception"] = failed.traceback
-    return Say("handler.import_failed", level, failed.error, fields)
+    return Say("handler.import_failed", "error", failed.error, fields)

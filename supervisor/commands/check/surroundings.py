@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import grp
-import http.client
 import json
 import os
 import resource
@@ -18,6 +17,7 @@ from typing import Final
 
 from supervisor import namesake
 from supervisor.commands.check.machine import PROPERTIES, Health, Host, Imported, unit_of, units
+from supervisor.commands.running import NoAnswer, Running
 from supervisor.linux import cgroup
 from supervisor.settings import Address, Settings, usable_cpus
 from supervisor.vocabulary import EXIT_DONE
@@ -180,17 +180,11 @@ def _health(address: Address) -> Health:
 
 def _answer(address: Address) -> tuple[str, str]:
     """The state in which a supervisor that listens there says it is, and its trouble; empty: there is none."""
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=_HTTP_TIMEOUT)
     try:
-        connection.request("GET", "/status")
-        status = json.loads(connection.getresponse().read(1024 * 1024))
-        if "workers" not in status:
-            return "", ""
-        return str(status["state"]), " ".join(str(status["trouble"] or "").split())[:_TROUBLE_MOST]
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        status = Running(address).status(_HTTP_TIMEOUT)
+    except NoAnswer:
         return "", ""
-    finally:
-        connection.close()
+    return str(status.get("state", "")), " ".join(str(status.get("trouble") or "").split())[:_TROUBLE_MOST]
 
 
 # ------------------------------------------------------------------------------------------------------- systemd
