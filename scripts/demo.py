@@ -230,7 +230,7 @@ class Progress:
     done: int = 0
     workers: list[dict[str, Any]] = field(default_factory=list)
     slots: dict[int, int] = field(default_factory=dict)
-    """Whose seat a pid's is, or was."""
+    """Whose slot a pid's is, or was."""
     death: Death | None = None
 
 

@@ -176,7 +176,7 @@ class Shooting:
         return Recovery(victim.pid, new.pid, killed, hand is not None, reached)
 
     def _is_whole(self) -> bool:
-        """Every worker has finished tasks of its own. (Ours restarts a seat later when one death follows another
+        """Every worker has finished tasks of its own. (Ours restarts a slot later when one death follows another
         before anything is done; that is another story.)"""
         self._crew.look()
         living = self._crew.living

@@ -265,7 +265,7 @@ class Processes:
         self._descriptors.make_room(len(self._workers) + births + 1)
         spare = self._take_spare(nursery)
         if spare is not None:
-            started = self._seat(spare, page, generation)
+            started = self._assign(spare, page, generation)
             if isinstance(started, Started):
                 self._pending.append(started)
                 return
@@ -274,7 +274,7 @@ class Processes:
     def _born(self, nursery: _Nursery, ticket: int, pid: int) -> Iterator[Event]:
         match nursery.births.born(ticket, pid, self._ours()):
             case int(page), newborn:
-                yield self._seat(newborn, page, nursery.generation)
+                yield self._assign(newborn, page, nursery.generation)
             case None, spare:
                 try:
                     self.watch(spare.pidfd, partial(self._spare_exited, nursery))
@@ -283,7 +283,7 @@ class Processes:
                 else:
                     nursery.births.spare = spare
 
-    def _seat(self, newborn: Newborn, page: int, generation: int) -> Started | StartFailed:
+    def _assign(self, newborn: Newborn, page: int, generation: int) -> Started | StartFailed:
         """Watch a newborn, and then have it begin. Where that cannot be it is dismissed, and has run nothing."""
         because = "the new worker was gone before it was seen"
         worker = None

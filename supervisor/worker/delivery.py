@@ -47,11 +47,6 @@ class Delivery:
         return zlib.crc32(self.body) if self.properties.message_id else 0
 
     @property
-    def key(self) -> str:
-        """See `queues.key`."""
-        return queues.key(self.name, self.checksum)
-
-    @property
     def attempt(self) -> int:
         attempt = (self.properties.headers or {}).get(queues.ATTEMPT, 1)
         return attempt if isinstance(attempt, int) and 1 <= attempt <= ATTEMPT_MAX else 1

@@ -16,14 +16,18 @@ mended on the broker's side, so it is worth another try."""
 class Gone(Exception):
     """This consumer has come to its end."""
 
-    def __init__(self, cause: Cause, detail: str, kind: Kind | None = None) -> None:
+    def __init__(self, cause: Cause, detail: str, kind: Kind | None = None, silence: float = 0.0) -> None:
         super().__init__(detail)
         self.cause = cause
         self.detail = detail
         self.kind = kind
         """What is wrong with the broker, where that is the cause."""
-        self.silence = 0.0
+        self.silence = silence
         """Seconds without a byte before the connection ended; 0: it had been silent for longer before."""
+
+
+def cause_of(kind: Kind) -> Cause:
+    return _CAUSES.get(kind, Cause.BROKER)
 
 
 def none_of(refusals: list[Gone]) -> Gone:

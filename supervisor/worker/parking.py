@@ -226,7 +226,7 @@ class Parking:
             is_new = publisher.declare(declaration, timeout=CONFIRM_TIMEOUT)
             is_safe = not self._settings.declare or (self._has_queues and not is_new)
             self._safe_at[queue] = now() + (0.0 if is_safe else queues.SETTLES_IN)
-        # The keeper serves the consuming connection meanwhile, as during a long confirm.
+        # The heartbeat thread serves the consuming connection meanwhile, as during a long confirm.
         time.sleep(max(0.0, self._safe_at[queue] - now()))
 
     def _block(self) -> None:

@@ -97,7 +97,7 @@ class _Understudy(Worker):
     """A worker without a process of its own."""
 
     def play(self, door: socket.socket) -> None:
-        self._tells_starts = self._tells_tasks = False
+        self._tells_starts = self.settling.tells_tasks = False
         broker = _Broker(self._consumer, door)
         self._consumer.watch(door.fileno(), broker.accept)
         # A loopback that drops packets is no reason to start late.
@@ -110,7 +110,7 @@ class _Understudy(Worker):
     def _be_a_process(self) -> None:
         pass
 
-    def _start_keeper(self) -> None:
+    def _start_heartbeats(self) -> None:
         pass
 
     def _open_tracing(self) -> None:

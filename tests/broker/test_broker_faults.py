@@ -270,7 +270,7 @@ def test_f35_a_frozen_broker_is_noticed_by_heartbeat_and_said_while_a_task_runs_
         runs.hear("began", 2)
         freeze(broker)
         lost = pool.hear("broker.lost", kind="heartbeat")
-        assert not runs.lines("done"), "the keeper has noticed it, long before the handlers came to their end"
+        assert not runs.lines("done"), "the heartbeat thread has noticed it, long before the handlers came to their end"
         assert "nothing was heard from" in lost["because"]
         readyz(pool, 503, "no worker consumes: nothing was heard from ")
         assert pool.get("/healthz")[0] == 200

@@ -47,7 +47,7 @@ def proxy(broker_url: str) -> Iterator[Proxy]:
 
 def consumer(url: str, queue: str) -> Consumer:
     settings = Settings(handler="any:thing", url=(Endpoint.parse(url),), queue=queue)
-    return Consumer(settings, "sweep", lambda: None, lambda *_: None, lambda: None)
+    return Consumer(settings, "sweep", lambda: None, lambda _: None)
 
 
 class End(NamedTuple):
@@ -252,7 +252,7 @@ def test_f106_a_node_that_resets_is_forgotten_and_does_not_end_the_connection_to
     with resetting() as port:
         away = [Endpoint.parse(f"amqp://dora:hunter2@127.0.0.1:{port}/{number}") for number in range(60)]
         settings = Settings(handler="any:thing", url=(*away, Endpoint.parse(broker_url)), queue=queue)
-        consuming = Consumer(settings, "sweep", lambda: None, lambda *_: None, lambda _: None)
+        consuming = Consumer(settings, "sweep", lambda: None, lambda _: None)
         consuming.open()
         delivery = consuming.next()
         assert delivery is not None
@@ -269,10 +269,10 @@ def test_what_a_node_that_refuses_us_has_left_unanswered_is_not_said_of_the_next
     with conversation([START + GOODBYE], reset=False) as port:
         nodes = Endpoint.parse(f"amqp://dora:hunter2@127.0.0.1:{port}"), Endpoint.parse(broker_url)
         settings = Settings(handler="any:thing", url=nodes, queue=queue)
-        consuming = Consumer(settings, "sweep", lambda: None, lambda *_: None, lambda _: None)
+        consuming = Consumer(settings, "sweep", lambda: None, lambda _: None)
         assert consuming.open(declare_ours=True) == str(nodes[1])
-        assert (consuming.refused, consuming.has_declared) == ("", True)
-        assert f"{queue}.dead" in consuming.declared
+        assert (consuming.own_queues.refused, consuming.subscription.has_declared) == ("", True)
+        assert f"{queue}.dead" in consuming.own_queues.declared
         consuming.close()
 
 

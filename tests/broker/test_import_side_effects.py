@@ -419,7 +419,7 @@ def test_f68_a_handler_whose_class_cannot_be_asked_for_works(broker_url: str, qu
     "sabotage",
     [
         "import supervisor.worker.consumer as c\nc.Consumer.next = lambda self: 1 / 0\n",
-        "import supervisor.worker.main as m\nm.settle = lambda *_: 1 / 0\n",
+        "import supervisor.worker.settling as s\ns.settle = lambda *_: 1 / 0\n",
         "import sys, supervisor.worker.main as m\nsys.stderr = None\n"
         "m.Consumer.open = lambda *_, **__: sys.exit('bye')\n",
     ],
@@ -440,7 +440,7 @@ def test_f72_an_error_in_a_worker_that_nobody_foresaw_is_exit_70_with_its_traceb
 def test_f72_an_error_in_the_thread_that_keeps_the_connection_is_no_secret(
     broker_url: str, queue: str, tmp_path: Path, runs: Runs
 ) -> None:
-    sabotage = "import supervisor.worker.consumer as c\nc.Consumer._keep = lambda self: 1 / 0\n"
+    sabotage = "import supervisor.worker.heartbeats as h\nh.Baton._take_over = lambda *_: 1 / 0\n"
     with pool_of(tmp_path, sabotage, url=broker_url, queue=queue, runs=runs) as pool:
         died = pool.hear("worker.exited", cause="exit 70")
         assert "ZeroDivisionError" in died["output"]

@@ -189,7 +189,7 @@ def test_what_an_import_starts_serves_every_worker_and_ends_with_the_supervisor(
         {"way": "kept executor"},
         {"way": "threads"},
         {"way": "asyncio"},
-        # After a second the keeper's thread pumps, and a fork takes place beside it.
+        # After a second the heartbeat thread pumps, and a fork takes place beside it.
         {"way": "pool", "with": "fork", "sleep": 1.5},
         {"way": "executor", "with": "fork", "sleep": 1.5},
     ],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 
 from supervisor.endpoint import Endpoint
+from supervisor.messages import Depth, Measure
 from supervisor.policy import advice
 from supervisor.settings import Settings
 from supervisor.worker.consumer import Consumer
+from supervisor.worker.inquiries import Inquiries
 from tests import amqp
 from tests.node import PrivateNode
 
@@ -41,22 +42,18 @@ def test_frames_from_the_smallest_on_and_few_channels_are_enough_to_consume(own_
         queue = f"limits-{frame_max}-{channel_max}"
         amqp.publish(own_node.url, queue, BODIES)
         settings = Settings(handler="any:thing", url=(Endpoint.parse(own_node.url),), queue=queue)
-        measured: list[tuple[int | None, ...]] = []
-        consumer = Consumer(settings, queue, lambda: None, partial(note, measured), lambda _: None)
+        reports: list[object] = []
+        consumer = Consumer(settings, queue, lambda: None, lambda _: None)
         consumer.open(declare_ours=True)
         assert agreed(own_node) == settled
-        assert ("channel_max" in consumer.refused) == (channel_max == 2)
+        assert ("channel_max" in consumer.own_queues.refused) == (channel_max == 2)
         for body in BODIES:
             delivery = consumer.next()
             assert delivery is not None and delivery.body == body
             consumer.ack(delivery)
-        consumer.measure()
-        while not measured:
+        Inquiries(settings, consumer.open_channel, reports.append).make(Measure())
+        while not reports:
             consumer.turn()
-        assert measured == [(0, 1, None)]
+        assert reports == [Depth(0, 1, None)]
         assert consumer.close()
         assert amqp.depth(own_node.url, queue) == 0
-
-
-def note(where: list[tuple[int | None, ...]], *counts: int | None) -> None:
-    where.append(counts)

@@ -24,7 +24,7 @@ def work(task):
     if task.text != "deaf":
         return handlers.work(task)
     [consumer] = [found for found in gc.get_objects() if isinstance(found, Consumer)]
-    consumer._channel.basic_cancel(consumer._name)
+    consumer.subscription.channel.basic_cancel(consumer._name)
     handlers.note("deaf", task.message_id)
 """
 

@@ -20,7 +20,7 @@ BASE_FILES, FILES_EACH = 64, 8
 """Descriptors of the supervisor: what it has itself, and for each worker link, pipe and pidfd twice over (while one
 generation replaces another)."""
 BASE_TASKS, TASKS_EACH = 16, 4
-"""Processes and threads, as the kernel's pids controller counts them: a worker, its keeper and its parking."""
+"""Processes and threads, as the kernel's pids controller counts them: a worker, its heartbeats and its parking."""
 STOP_MARGIN: Final = 5.0
 """Seconds that a stop takes beyond the grace."""
 

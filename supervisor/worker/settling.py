@@ -1,0 +1,317 @@
+"""What became of a task, settled with the broker: acknowledged, or parked elsewhere and then acknowledged; counted,
+logged."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from supervisor import logs, queues
+from supervisor.clock import now
+from supervisor.link import Link
+from supervisor.messages import Begin, Blocked, Parked
+from supervisor.policy.settle import (
+    Acknowledge,
+    Afresh,
+    Condemned,
+    DeadLetter,
+    Later,
+    Outcome,
+    Patience,
+    Raised,
+    Rejected,
+    RetryAsked,
+    Settlement,
+    settle,
+)
+from supervisor.redaction import clip_end, clip_start
+from supervisor.scoreboard import Pen
+from supervisor.settings import Settings
+from supervisor.vocabulary import Cause, Kind, Phase, slot_of
+from supervisor.worker.consumer import Consumer
+from supervisor.worker.delivery import Delivery
+from supervisor.worker.gone import Gone
+from supervisor.worker.parking import Parking, PublishError
+
+_FAILED: Final = (Raised, RetryAsked, Rejected)
+
+PARK_AGAIN_AFTER: Final = 1.0
+PARK_AGAIN_AT_MOST: Final = 30.0
+"""Seconds between two tries to park a message."""
+
+HELD_UP_AFTER: Final = 5.0
+"""Seconds after which a message that is being parked is said to be held up, whether or not anything has failed."""
+
+BECAUSE_MAX: Final = 1024
+EVIDENCE_MAX: Final = 4 * 1024
+"""Bytes of a dead letter's story that the supervisor is told; all of it is in the dead letter's headers."""
+
+_UNFORESEEN: Final = (
+    "it failed in this process, in a way not foreseen: the worker leaves, and the message is given to another"
+)
+
+
+class Settling:
+    """Settles one task after the other. After the last that `--max-tasks` allows it has the consumer leave."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        begin: Begin,
+        link: Link,
+        pen: Pen,
+        sink: logs.Sink,
+        consumer: Consumer,
+        hear: Callable[[], None],
+    ) -> None:
+        """`name` is the connection's; `hear` reads the orders that wait on the link."""
+        self._settings = settings
+        self._link = link
+        self._pen = pen
+        self._sink = sink
+        self._consumer = consumer
+        self._hear = hear
+        self._dropped = 0
+        self._burst = _supervisor() if settings.burst else ""
+        self.parking = Parking(settings, name, self._blocked, has_queues=begin.has_queues, burst=self._burst)
+        self._patience = Patience(settings.retries, settings.retry_delay)
+        self._held_up: str | None = None
+        """Why the message in hand cannot be parked, as the supervisor was told; empty: an alarm."""
+        self._moved: tuple[int, DeadLetter | Later] | None = None
+        """The delivery tag of the message that was parked last, and where it is."""
+        self._remaining = _tasks_to_run(settings.max_tasks, slot_of(begin.page))
+        self.is_unsettled = False
+        """A task came to its end, and the broker cannot be told."""
+        self._log: Any = logs.get_logger()
+        # Asked once: to put together what nobody wants to read costs more than anything else between two tasks.
+        self.tells_tasks = logs.tells("info")
+
+    def put_away(self, delivery: Delivery, attempt: int, outcome: Outcome) -> None:
+        """Settle what is not run. Raises Gone."""
+        self._pen.phase(Phase.PARKING)
+        self.settle(delivery, attempt, outcome, now())
+
+    def acknowledge_parked(self, delivery: Delivery) -> None:
+        """It lies in another queue already, and only its acknowledgement was lost. Raises Gone."""
+        self._note_moved(delivery)
+        self._acknowledge(delivery)
+        self._count_returned(delivery)
+        self._pen.phase(Phase.IDLE)
+        because = "an earlier worker has parked it, confirmed, and its acknowledgement was lost: acknowledged, not run"
+        self._log.info(
+            "task.already_parked", message_id=delivery.name, attempt=delivery.attempt, because=because, **delivery.trace
+        )
+
+    def settle(self, delivery: Delivery, attempt: int, outcome: Outcome, begun: float) -> None:
+        """Tell the broker; log and count what it was told. `begun` in monotonic seconds. Raises Gone."""
+        seconds = now() - begun
+        settlement = settle(outcome, attempt, self._patience)
+        if self._remaining is not None:
+            self._remaining -= 1
+            if self._remaining == 0:
+                self._consumer.leave(Cause.MAX_TASKS, f"--max-tasks {self._settings.max_tasks} reached")
+        if isinstance(outcome, _FAILED):
+            # Now, and not with the settlement, for which it may wait as long as the broker takes nothing.
+            self._pen.count("failed")
+            error = outcome.error if isinstance(outcome, Raised) else outcome.why
+            self._log.warning("task.failed", **_about(delivery, attempt, seconds), because=error)
+        try:
+            settlement = self._tell_broker(delivery, attempt, settlement, outcome)
+        except (Gone, PublishError) as error:
+            self.is_unsettled = True
+            if self._moved is not None and self._moved[0] == delivery.tag:
+                self._count_parked(
+                    delivery, attempt, self._moved[1], seconds, f"; its acknowledgement was lost: {error}"
+                )
+                raise
+            self._pen.settled("unsettled", seconds)
+            why = "the outcome could not be settled, so the broker gives the message to a worker again"
+            self._log.warning("task.unsettled", **_about(delivery, attempt, seconds), because=f"{error}: {why}")
+            if isinstance(error, Gone):
+                raise
+            kind = _kind(error)
+            cause = Cause.LOCAL if kind is Kind.LOCAL else Cause.BROKER
+            raise Gone(cause, f"parking failed: {error}", kind) from None
+        if isinstance(settlement, Acknowledge):
+            self._pen.settled("succeeded", seconds)
+            if self.tells_tasks:
+                logs.tell("info", "task.succeeded", _about(delivery, attempt, seconds))
+        elif isinstance(settlement, Afresh):
+            self._pen.phase(Phase.IDLE)  # it will be counted when it has come to an end
+            self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because)
+        else:
+            self._count_parked(delivery, attempt, settlement, seconds)
+        if self._sink.dropped != self._dropped:
+            self._pen.count("log_lines_dropped", self._sink.dropped - self._dropped)
+            self._dropped = self._sink.dropped
+
+    def _count_parked(
+        self, delivery: Delivery, attempt: int, settlement: DeadLetter | Later, seconds: float, but: str = ""
+    ) -> None:
+        """A message that lies in another queue now."""
+        self._pen.settled(settlement.counter, seconds)
+        self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because + but)
+
+    def _tell_broker(self, delivery: Delivery, attempt: int, settlement: Settlement, outcome: Outcome) -> Settlement:
+        """Returns what was possible. Raises Gone, and PublishError."""
+        self._consumer.catch_up()
+        if not isinstance(settlement, Acknowledge):
+            settlement = self._put_elsewhere(delivery, attempt, settlement, outcome)
+            if not isinstance(settlement, Afresh):  # its copy is not told from it
+                self._note_moved(delivery)
+                self._moved = delivery.tag, settlement
+        self._acknowledge(delivery)
+        if not isinstance(settlement, Afresh):
+            self._count_returned(delivery)
+        return settlement
+
+    def _note_moved(self, delivery: Delivery) -> None:
+        """Before the acknowledgement, which may be lost. Messages without an id may be alike and many: see
+        `policy.parkings`."""
+        if delivery.properties.message_id:
+            self._pen.move(delivery.name.encode(), delivery.tag, delivery.attempt, delivery.checksum)
+
+    def _count_returned(self, delivery: Delivery) -> None:
+        """A task that this supervisor had put into a delay queue is settled: it is not out any more."""
+        if self._burst and (delivery.properties.headers or {}).get(queues.BURST) == self._burst:
+            self._pen.count("returned")
+
+    def _acknowledge(self, delivery: Delivery) -> None:
+        """Raises Gone."""
+        consumer = self._consumer
+        if self._pen.is_called() or consumer.leaving is not None:
+            self._hear()
+            if consumer.leaving is not None:  # else somebody else has written on the page
+                consumer.cancel()
+        consumer.ack(delivery)
+
+    # ----------------------------------------------------------------------------------------------- elsewhere
+
+    def _put_elsewhere(
+        self, delivery: Delivery, attempt: int, settlement: DeadLetter | Later | Afresh, outcome: Outcome
+    ) -> DeadLetter | Later | Afresh:
+        """Among the dead letters, in a delay queue, or at the end of its own. Returns which. Raises Gone, and
+        PublishError."""
+        if self._consumer.gone is not None:
+            raise self._consumer.gone
+        if not isinstance(settlement, DeadLetter):
+            returning = settlement
+            try:
+                self._park(delivery, attempt, lambda: self.parking.have_return(delivery, returning))
+            except PublishError as error:
+                if isinstance(outcome, Condemned):
+                    outcome = Condemned(replace(outcome.verdict, fresh=False))
+                last = settle(outcome, attempt)  # without another try
+                if _kind(error) is not Kind.TOO_LARGE or not isinstance(last, DeadLetter):
+                    raise
+                settlement = replace(last, because=f"{last.because}; there is no other try: {error}")
+            else:
+                if isinstance(returning, Later):
+                    self._pen.owe(now() + returning.ms / 1000)
+                return returning
+        letter = settlement
+        self._park(delivery, attempt, lambda: self.parking.park(delivery, letter))
+        # For the live page alone, so not worth a wait. Before the ack: should that get lost, there it lies all the
+        # same.
+        self._link.send(_parked(delivery, attempt, letter), wait=False)
+        return letter
+
+    def _park(self, delivery: Delivery, attempt: int, park: Callable[[], None]) -> None:
+        """Park until it is confirmed. Raises PublishError only when there is no time to try again, or no sense: what
+        this process has not got, another may have.
+
+        The message stays in hand, unacknowledged, meanwhile: giving it back would run its handler again at once, and
+        again.
+        """
+        about = {"message_id": delivery.name, "attempt": attempt, **delivery.trace}
+        delay = PARK_AGAIN_AFTER
+        timer = self._consumer.after(HELD_UP_AFTER, self._take_long)
+        while True:
+            try:
+                # It may take as long as the broker's alarms last: the consuming connection is looked after meanwhile.
+                with self._consumer.unattended:
+                    park()
+                timer.callback = None
+                self._hold_up(None)
+                return
+            except PublishError as error:
+                if self._consumer.leaving is not None or _kind(error) in (Kind.LOCAL, Kind.TOO_LARGE):
+                    timer.callback = None
+                    raise
+                self._hold_up("" if _kind(error) is Kind.BLOCKED else str(error))
+                because = f"{error}; the message stays in hand, next try in {delay:g} s"
+                self._log.error("task.parking_failed", **about, because=because)
+            except Exception as error:
+                # Neither the broker's nor the message's: died of it, the message would be blamed.
+                trace = "".join(traceback.format_exception(error))
+                self._log.error("task.parking_failed", **about, because=_UNFORESEEN, exception=trace)
+                raise Gone(Cause.LOCAL, f"parking failed: {type(error).__name__}: {error}", Kind.LOCAL) from error
+            self._consumer.rest(delay)
+            delay = min(2 * delay, PARK_AGAIN_AT_MOST)
+
+    def _blocked(self, is_blocked: bool) -> None:
+        if is_blocked:
+            self._hold_up("")
+
+    def _take_long(self) -> None:
+        """Called from the heartbeat thread, mostly."""
+        if self._held_up is None:
+            self._hold_up(f"the broker has confirmed nothing for {HELD_UP_AFTER:g} s")
+
+    def _hold_up(self, because: str | None) -> None:
+        """The message in hand cannot be parked, and why; or (None) is parked. For /readyz and metrics."""
+        if because != self._held_up:
+            self._held_up = because
+            self._link.send(Blocked(because is not None, because or ""))
+
+
+def _kind(error: PublishError) -> Kind:
+    return error.trouble.kind if error.trouble else Kind.OTHER
+
+
+def _supervisor() -> str:
+    """A name that no two supervisors share, and none with one that ran before it: host, pid, and when it began (ticks
+    since boot, proc_pid_stat(5)). Empty when the kernel does not tell."""
+    pid = os.getppid()
+    try:
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{os.uname().nodename}-{pid}-{began}"
+
+
+def _about(delivery: Delivery, attempt: int, seconds: float) -> dict[str, object]:
+    return {
+        "message_id": delivery.name,
+        "attempt": attempt,
+        "seconds": round(seconds, 6),
+        **delivery.trace,
+    }
+
+
+def _parked(delivery: Delivery, attempt: int, settlement: DeadLetter) -> Parked:
+    headers = settlement.headers
+    evidence = str(headers.get(queues.EVIDENCE) or headers.get(queues.TRACEBACK) or "")
+    return Parked(
+        delivery.name,
+        settlement.reason,
+        clip_start(settlement.because, BECAUSE_MAX),
+        attempt,
+        logs.utc(),
+        cause=str(headers.get(queues.CAUSE, "")),
+        crashes=int(headers.get(queues.CRASHES, 0)),
+        evidence=clip_end(evidence, EVIDENCE_MAX),
+    )
+
+
+def _tasks_to_run(limit: int | None, slot: int) -> int | None:
+    """`--max-tasks` less up to a tenth, different from slot to slot: workers that began together do not leave
+    together."""
+    if limit is None:
+        return None
+    return max(1, limit - limit * (slot % 8) // 80)

@@ -1,0 +1,134 @@
+"""A consumer's subscription: it takes the queue as it is, or declares it, and consumes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from supervisor import amqp, queues
+from supervisor.amqp.connection import Channel, Connection, Consume
+from supervisor.policy import advice, poison
+from supervisor.settings import Settings
+from supervisor.vocabulary import Cause, Kind
+from supervisor.worker.gone import Gone
+
+_EVERYBODY: Final = {"x-priority": 0}
+"""What basic.consume is sent in any case. It is every consumer's priority (https://www.rabbitmq.com/docs/consumer-priority)
+and changes nothing; but a stream refuses it (406), and would otherwise let us consume what comes from now on, and
+acknowledge it without end. AMQP 0-9-1 has no way to ask for a queue's type."""
+_OF_TYPE: Final = re.compile(r"of queue type rabbit_(\w+)_queue")
+
+
+class Subscription:
+    """Begun on each connection that is tried; `channel` is the one that consumes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        delivered: Consume,
+        cancelled: Callable[[Gone], None],
+        lost: Callable[[BaseException], None],
+    ) -> None:
+        """`name` is the consumer tag. `cancelled` is called when the broker ends it, `lost` when it refuses it or the
+        connection is gone."""
+        self._settings = settings
+        self._name = name
+        self._delivered = delivered
+        self._cancelled = cancelled
+        self._lost = lost
+        self._version = ""
+        self._arguments: dict[str, int] = {}
+        """Of basic.consume, beyond `_EVERYBODY`."""
+        self._has_begun = False
+        self.channel: Channel | None = None
+        self.is_active = False
+        self.has_declared: bool | None = None
+        """Whether the queue was declared because there was none; None when it was declared as a comparison."""
+        self.prefetch = settings.prefetch
+        """Messages that the broker gives it at once."""
+
+    def begin(self, connection: Connection, channel: Channel, version: str) -> None:
+        """Ask for all that it takes, by this new channel. `version` is the broker's, as `Consumer.version`."""
+        self._version = version
+        self._arguments = advice.consumer_arguments(version, self._settings)
+        self._has_begun = self.is_active = False
+        self._take(connection, channel, self._attempts())
+
+    def end(self, answered: Callable[[Any], None]) -> None:
+        """Cancel it. To be called while it is active."""
+        assert self.channel is not None
+        self.is_active = False
+        self.channel.basic_cancel(self._name, callback=answered)
+
+    def _attempts(self) -> Sequence[queues.Declaration]:
+        settings = self._settings
+        return queues.attempts(queues.declaration(settings.queue, settings.queue_type), settings.declare)
+
+    def _take(self, connection: Connection, channel: Channel, attempts: Sequence[queues.Declaration]) -> None:
+        """Take the queue, or declare it, and consume. If the broker refuses, it closes the channel and ignores the
+        requests behind; then the next attempt is made on another channel."""
+        wanted = attempts[0]
+        self.channel = channel
+        channel.add_on_cancel_callback(self._broker_cancelled)
+        channel.add_on_close_callback(lambda _, reason: self._closed(connection, reason, attempts[1:]))
+        must_know_type = self.prefetch > 1 and poison.has_limit(self._version)
+
+        def taken(_: Any) -> None:
+            if self._settings.queue_type == "default" or not self._settings.declare:
+                self.has_declared = self.has_declared or not wanted["passive"]
+            if must_know_type:
+                self._ask_type(connection, channel)
+
+        channel.queue_declare(**wanted, callback=taken)
+        if not must_know_type:
+            self._consume(channel)
+
+    def _closed(self, connection: Connection, reason: BaseException, others: Sequence[queues.Declaration]) -> None:
+        """The broker has refused a request, or the connection is gone."""
+        if connection.is_closed or self._has_begun:
+            self._lost(reason)
+        elif others and amqp.is_missing(reason):
+            self._take(connection, connection.channel(), others)
+        elif self._arguments and advice.ARGUMENT in str(reason):
+            # Only a quorum queue takes the argument.
+            self._arguments = {}
+            self._take(connection, connection.channel(), self._attempts())
+        else:
+            self._lost(reason)
+
+    def _consume(self, channel: Channel) -> None:
+        # What is prefetched and not run before `--max-tasks` is reached goes back, for nothing.
+        channel.basic_qos(min(self.prefetch, self._settings.max_tasks or self.prefetch))
+        channel.basic_consume(
+            self._settings.queue, self._delivered, self._name, self._arguments | _EVERYBODY, self._consuming
+        )
+
+    def _consuming(self, _: Any) -> None:
+        self._has_begun = self.is_active = True
+
+    def _ask_type(self, connection: Connection, consuming: Channel) -> None:
+        """Consume when it is known which type the queue is of, which decides how many messages a worker has at once.
+
+        There is no question for it that needs no permission beyond ours, but a refusal that says it: only streams are
+        consumed from an offset, and they refuse `_EVERYBODY`.
+        """
+
+        def told(_: Channel, reason: BaseException) -> None:
+            found = _OF_TYPE.search(str(reason))
+            self.prefetch = poison.prefetch(self.prefetch, self._version, found[1] if found else "")
+            self._consume(consuming)
+
+        channel = connection.channel()
+        channel.add_on_close_callback(told)
+        channel.basic_consume(self._settings.queue, lambda *_: None, "", _EVERYBODY | {"x-stream-offset": "next"})
+
+    def _broker_cancelled(self, _: Any) -> None:
+        # The queue was deleted, its node went away, or (4.3) an acknowledgement came too late. There is no way back on
+        # this channel: leave.
+        self.is_active = False
+        question = f"was queue {self._settings.queue!r} deleted or moved"
+        for name, ms in self._arguments.items():
+            question += f", or a message held for longer than {ms / 1000:g} s ({name})"
+        self._cancelled(Gone(Cause.BROKER, f"the broker cancelled the consumer: {question}?", Kind.CANCELLED))
