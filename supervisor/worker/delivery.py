@@ -10,8 +10,9 @@ from typing import ClassVar, Final
 from supervisor import queues
 from supervisor.amqp.properties import Properties
 
-ATTEMPT_MAX: Final = 2**31 - 1
-"""A larger one in the header is somebody's joke, and the scoreboard has 32 bits for it."""
+_MOST: Final = 2**31 - 1
+"""Anybody can write our headers. A larger number is somebody's joke, and the scoreboard has 32 bits for it; a bool, or
+a number below zero, is none that the supervisor accepts."""
 
 
 @dataclass(slots=True)
@@ -49,17 +50,17 @@ class Delivery:
     @property
     def attempt(self) -> int:
         attempt = (self.properties.headers or {}).get(queues.ATTEMPT, 1)
-        return attempt if isinstance(attempt, int) and 1 <= attempt <= ATTEMPT_MAX else 1
+        return attempt if type(attempt) is int and 1 <= attempt <= _MOST else 1
 
     @property
     def delivery_count(self) -> int:
         """How often a quorum queue says it came back (`x-delivery-count`); 0 on a classic queue, which does not
         count."""
         count = (self.properties.headers or {}).get("x-delivery-count", 0)
-        return count if isinstance(count, int) else 0
+        return count if type(count) is int and 0 <= count <= _MOST else 0
 
     @property
     def put_back(self) -> int:
         """How often it was put back fresh."""
         count = (self.properties.headers or {}).get(queues.PUT_BACK, 0)
-        return count if isinstance(count, int) and 0 <= count <= ATTEMPT_MAX else 0
+        return count if type(count) is int and 0 <= count <= _MOST else 0

@@ -263,6 +263,26 @@ def test_f120_one_id_for_different_bodies_and_only_the_one_that_kills_is_quarant
     assert body == killer
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {queues.PUT_BACK: True},
+        {queues.PUT_BACK: 1, queues.ATTEMPT: True},
+        {queues.PUT_BACK: 1, "x-delivery-count": True},
+        {queues.PUT_BACK: 1, "x-delivery-count": -1},
+    ],
+)
+def test_a_header_of_ours_in_which_the_sender_wrote_no_count_kills_no_worker(
+    broker_url: str, queue: str, runs: Runs, headers: dict[str, Any]
+) -> None:
+    amqp.publish(broker_url, queue, ["0"], ids=["one"], headers=headers)
+    with supervised("handlers:work", "--workers", "1", url=broker_url, queue=queue, env=runs.env) as pool:
+        runs.hear("done", 1)
+        eventually(lambda: pool.status()["totals"]["succeeded"] == 1)
+        assert pool.stop() == 0
+        assert {line["cause"] for line in pool.named("worker.exited")} == {"drained"}
+
+
 @pytest.mark.parametrize("end", ["supervisor killed", "grace", "connection lost"])
 def test_innocent_tasks_are_blamed_for_nothing(
     broker_url: str, typed_queue: str, runs: Runs, node: PrivateNode, end: str
