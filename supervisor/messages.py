@@ -188,9 +188,9 @@ class Record:
     line: str
 
 
-WorkerReport = (
-    Connecting | Ready | Suspect | Depth | DeadDepth | Nature | Parked | Blocked | Lost | Leaving | LoadFailed | Record
-)
+PoolReport = Connecting | Ready | Suspect | Depth | DeadDepth | Nature | Parked | Blocked | Lost | Leaving | LoadFailed
+"""Of a worker's, what the pool is told."""
+WorkerReport = PoolReport | Record
 NurseryReport = Loaded | Threaded | LoadFailed | Forked | ForkFailed | Record
 
 

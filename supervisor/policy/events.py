@@ -6,21 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from supervisor.messages import (
-    Blocked,
-    Connecting,
-    DeadDepth,
-    Depth,
-    Leaving,
-    Loaded,
-    LoadFailed,
-    Lost,
-    Nature,
-    Parked,
-    Ready,
-    Suspect,
-    Threaded,
-)
+from supervisor.messages import Leaving, Loaded, LoadFailed, PoolReport, Threaded
 from supervisor.vocabulary import Away, InHand, Moved, Reading
 
 
@@ -89,7 +75,7 @@ class StartFailed:
 @dataclass(frozen=True, slots=True)
 class WorkerSaid:
     page: int
-    report: Connecting | Ready | Suspect | Depth | DeadDepth | Nature | Parked | Blocked | Lost | Leaving | LoadFailed
+    report: PoolReport
     holders: tuple[int, ...] = ()
     """With Suspect: the other pages that show this message. A worker there may be dying of it, or run it on without a
     connection, or have put it elsewhere and not know that its acknowledgement was lost."""
