@@ -91,7 +91,8 @@ def live(birth: Birth) -> NoReturn:
             streams.complain(f"{closed}\n")
             os._exit(EXIT_CONFIG)
         aftermath.arm()
-        sink = _configure_logs(birth, slot)  # the import may have set up logging in its own way; lines must stay whole
+        # The import may have set up logging in its own way; lines must stay whole.
+        sink = configure_logs("worker", settings, birth.link, birth.board.fd, birth.log_fd, slot)
     worker = Worker(birth, received[0], pen, sink, handler)
     end = worker.run()
     pen.phase(Phase.LEAVING)
@@ -99,16 +100,18 @@ def live(birth: Birth) -> NoReturn:
     _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
 
 
-def _configure_logs(birth: Birth, slot: int) -> logs.Sink:
+def configure_logs(
+    role: str, settings: Settings, link: Link, board_fd: int, log_fd: int, slot: int | None = None
+) -> logs.Sink:
     return logs.configure(
-        role="worker",
+        role=role,
         slot=slot,
-        queue=birth.settings.queue,
-        fd=birth.log_fd,
-        lock_fd=birth.board.fd,
-        format=birth.settings.log_format,
-        level=birth.settings.log_level,
-        on_long=lambda line: _record(birth.link, line),
+        queue=settings.queue,
+        fd=log_fd,
+        lock_fd=board_fd,
+        format=settings.log_format,
+        level=settings.log_level,
+        on_long=lambda line: _record(link, line),
     )
 
 

@@ -26,13 +26,13 @@ from supervisor import logs, originals, streams, trace
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle
-from supervisor.messages import Fork, Forked, ForkFailed, Load, Loaded, LoadFailed, Record, Threaded
+from supervisor.messages import Fork, Forked, ForkFailed, Load, Loaded, LoadFailed, Threaded
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, EXIT_SOFTWARE
 from supervisor.worker import aftermath, rehearsal, shared
 from supervisor.worker.handler import CannotLoad, load
-from supervisor.worker.main import Birth, live
+from supervisor.worker.main import Birth, configure_logs, live
 from supervisor.worker.task import Task
 
 _PID_BYTES = 8
@@ -67,7 +67,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
         if isinstance(stream, io.TextIOWrapper):  # and not what a sitecustomize has put there
             stream.reconfigure(line_buffering=True)
     settings = Settings.from_wire(order.settings)
-    _configure_logs(settings, link, board_fd, log_fd)
+    configure_logs("nursery", settings, link, board_fd, log_fd)
     rehearse()  # before there is anything of the handler's: it may change what it finds
     if trace.is_wanted(os.environ):
         _prepare_tracing()
@@ -90,7 +90,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
             link.send(Threaded(threads[1:]))
             return EXIT_DONE
         # The import may have set up logging in its own way; workers' lines must stay whole.
-        _configure_logs(settings, link, board_fd, log_fd)
+        configure_logs("nursery", settings, link, board_fd, log_fd)
         inherited = shared.found(before)
         if said := "; ".join(filter(None, (undone.said, shared.sentence(inherited) if inherited else ""))):
             because = f"the import of {settings.handler} has changed its process: {said}"
@@ -109,18 +109,6 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
 
     _serve(link, birth)
     return EXIT_DONE
-
-
-def _configure_logs(settings: Settings, link: Link, board_fd: int, log_fd: int) -> None:
-    logs.configure(
-        role="nursery",
-        queue=settings.queue,
-        fd=log_fd,
-        lock_fd=board_fd,
-        format=settings.log_format,
-        level=settings.log_level,
-        on_long=lambda line: link.send_record(Record(line.decode())),
-    )
 
 
 @functools.cache
