@@ -92,13 +92,10 @@ class Consumer:
                 if gone.cause is not Cause.BROKER:
                     raise
                 refusals.append(gone)
-                self._gone = none_of(refusals)
-                if now() >= deadline:
-                    raise self._gone from None
                 self._gone = None
-        else:
-            self._gone = none_of(refusals)
-            raise self._gone
+                if len(refusals) == len(endpoints) or now() >= deadline:
+                    self._gone = none_of(refusals)
+                    raise self._gone from None
         self._wait(lambda: self.subscription.is_active)
         patience = max(OURS_WITHIN, 2 * (now() - begun))
         self._happens(lambda: self.own_queues.is_answered, patience)
@@ -279,7 +276,9 @@ class Consumer:
         timer = self._ioloop.call_later(max(0.0, within), _nothing)
         try:
             while not what():
-                self._pump_unless_gone()
+                self.turn()
+                if self.leaving is not None and not self._has_arrived:
+                    raise self.leaving
                 if now() >= deadline:
                     return what()
             return True
@@ -307,13 +306,6 @@ class Consumer:
             self._ioloop.turn(patience)
         except Exception as error:  # noqa: BLE001 - whatever a callback stumbles over, the one life ends
             self._lose(error)
-
-    def _pump_unless_gone(self) -> None:
-        self._pump()
-        if self._gone is not None:
-            raise self._gone
-        if self.leaving is not None and not self._has_arrived:
-            raise self.leaving
 
     def _wake(self) -> None:
         self._ioloop.add_callback(_nothing)
