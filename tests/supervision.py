@@ -7,14 +7,17 @@ import os
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +59,47 @@ class Supervision:
             start_new_session=True,
         )
         self.pid = self.process.pid
+        assert self.process.stderr is not None
+        self._fd = self.process.stderr.fileno()
+        self._bytes_read = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     # ------------------------------------------------------------------------------------------------- its log
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        fd, part = self._fd, b""
+        while select.select([fd], [], []):
             self._reading.wait()
             with self._changed:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    event = None
-                if isinstance(event, dict):
-                    self.events.append(event)
-                else:
-                    self.invalid.append(line.decode("utf-8", "replace"))
+                chunk = os.read(fd, 65536)
+                self._bytes_read += len(chunk)
+                *lines, part = (part + chunk).split(b"\n")
+                for line in lines:
+                    self._note(line + b"\n")
+                if part and not chunk:
+                    self._note(part)
                 self._changed.notify_all()
+            if not chunk:
+                return
+
+    def _note(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict):
+            self.events.append(event)
+        else:
+            self.invalid.append(line.decode("utf-8", "replace"))
+
+    def _catch_up(self) -> None:
+        """Wait until all has been read that is written by now: who has asked /status, the broker or a handler's notes
+        must not know more than the log."""
         with self._changed:
-            self._changed.notify_all()
+            if self._reader.is_alive() and self._reading.is_set():
+                until = self._bytes_read + struct.unpack("i", ioctl(self._fd, termios.FIONREAD, bytes(4)))[0]
+                self._changed.wait_for(lambda: self._bytes_read >= until or not self._reading.is_set(), PATIENCE)
 
     def stall(self) -> None:
         """Read its log no more, until `resume`: the pipe fills up."""
@@ -87,6 +110,7 @@ class Supervision:
 
     def named(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         """The lines with this event and these fields, so far."""
+        self._catch_up()
         return [line for line in list(self.events) if matches(line, event, fields)]
 
     def hear(self, event: str, count: int = 1, timeout: float = PATIENCE, **fields: Any) -> dict[str, Any]:

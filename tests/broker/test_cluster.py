@@ -114,11 +114,8 @@ def urls(nodes: list[str]) -> list[str]:
 
 def homes(pool: Supervision) -> dict[int, str]:
     """Where the workers that are there now consume, by pid."""
-    return {
-        worker["pid"]: pool.hear("worker.ready", pid=worker["pid"])["broker"]  # /status may know before the log is read
-        for worker in pool.workers()
-        if worker["state"] in ("idle", "busy")
-    }
+    workers = [worker["pid"] for worker in pool.workers() if worker["state"] in ("idle", "busy")]
+    return {pid: pool.hear("worker.ready", pid=pid)["broker"] for pid in workers}
 
 
 def lost_connections(pools: list[Supervision]) -> int:
