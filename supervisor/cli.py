@@ -28,25 +28,25 @@ _EPILOG = """\
 D is a duration: 500ms, 30s, 5m, 2h or plain seconds. SIZE is 512K, 16M, 1G or
 plain bytes. Each option is also an environment variable (--max-tasks is
 WORKQ_MAX_TASKS) and a key of the TOML file (max_tasks = 1000). The command
-line counts before the environment, the environment before the file.
+line overrides the environment, the environment overrides the file.
 
 \b
 Signals:
-  TERM, INT  take nothing more, finish the tasks in hand, leave; twice: at once
-  HUP        rolling reload: load code and settings anew, then replace one worker at a time
-  TTIN TTOU  one worker more, one fewer
-  USR1       log a stack dump of every worker
-  USR2       log the whole status
+  TERM, INT   drain: finish the tasks in flight, then exit. Twice: exit now
+  HUP         rolling reload: new code and settings, one worker at a time
+  TTIN, TTOU  add a worker, remove one
+  USR1        log the stacks of every worker
+  USR2        log the full status
 
 \b
 Exit codes:
-  0   asked to leave, everything settled
-  1   asked to leave, something had to be killed, or the pool gave up
-  2   the command line cannot be read
-  75  --burst: the broker was away, or the import failed under --boot-retry, for
-      longer than --burst-wait
-  78  configuration: the handler cannot be loaded, bad settings, the queue does
-      not match; restarting will not help
+  0   stopped on request, every task settled
+  1   stopped, but a worker was killed or a task left unsettled; or startup failed
+  2   usage error
+  75  --burst: broker down, or import failing, for longer than --burst-wait; or a
+      task did not return from its delay queue
+  78  configuration: handler cannot be loaded, bad settings, wrong queue type;
+      restarting will not help
 """
 
 
@@ -78,7 +78,7 @@ def _supervise(**values: Any) -> None:
     ctx = click.get_current_context()
     if ctx.args:
         # click's own sentence would quote the argument, and a stray argument may be a URL.
-        raise click.UsageError(f"one MODULE:FUNCTION is expected, and {len(ctx.args) + 1} arguments are given")
+        raise click.UsageError(f"expected one MODULE:FUNCTION, got {len(ctx.args) + 1} arguments")
     started_in = _directory_by_name(os.environ)
     handler = values.pop("handler")
     command_line = given(values)
@@ -116,7 +116,7 @@ def _enter(directory: str) -> None:
     try:
         os.chdir(directory)
     except OSError as error:
-        raise SettingsError([f"the working directory {directory} cannot be entered: {error.strerror}"]) from None
+        raise SettingsError([f"cannot enter the working directory {directory}: {error.strerror}"]) from None
 
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> Settings:
@@ -133,7 +133,7 @@ main = _Supervise(
     NAME,
     callback=_supervise,
     params=[_parameter(option) for option in OPTIONS.values()],
-    help="Keep N crash-proof RabbitMQ consumers running; each calls FUNCTION of MODULE with one task at a time.",
+    help="Keep N RabbitMQ consumers running. Each calls FUNCTION of MODULE with one task at a time.",
     epilog=_EPILOG,
     options_metavar="[OPTIONS]",
     context_settings={"allow_extra_args": True, "max_content_width": 100},

@@ -32,5 +32,5 @@ class Lazy(click.Group):
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="workq")
 def main() -> None:
-    """Look after work queues: publish tasks, watch and steer supervisors, see to dead letters, run a private broker."""
+    """Publish tasks, watch and control supervisors, handle dead letters, run a private broker."""
     hide_urls()

@@ -17,21 +17,21 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @click.group()
 def broker() -> None:
-    """A RabbitMQ of your own, for development."""
+    """Private RabbitMQ for development."""
 
 
 @broker.command()
-@click.option("--port", type=click.IntRange(1, 65535), help="AMQP port on 127.0.0.1.  [default: a free one]")
+@click.option("--port", type=click.IntRange(1, 65535), help="AMQP port on 127.0.0.1.  [default: a free port]")
 @click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the node keeps its data.  [default: a temporary directory, removed at the end]",
+    help="Data directory of the node.  [default: a temporary directory, removed on exit]",
 )
 def run(port: int | None, directory: Path | None) -> None:
     """Run a private RabbitMQ node in the foreground, until Ctrl-C or SIGTERM.
 
-    It listens on loopback only and disturbs no broker that runs already.
+    Listens on loopback only and does not touch a broker that is already running.
     """
     for number in ENDING:
         signal.signal(number, signal.default_int_handler)

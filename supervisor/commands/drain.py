@@ -19,21 +19,21 @@ _TELL_EVERY: Final = 5.0
 
 @click.command()
 @running.options(changing=True)
-@running.timeout("Give up waiting after so long; the supervisor goes on leaving.")
+@running.timeout("Stop waiting after this long; the drain continues.")
 def drain(find: running.Finder, timeout: float | None) -> None:
-    """Finish the tasks in hand and leave.
+    """Finish the tasks in flight, then stop the supervisor.
 
-    The supervisor takes nothing more; the command waits until it is gone, and tells what is still in hand. Whoever
-    still has a task after --grace of the supervisor is killed. Asked again, nothing happens faster: for that there
-    is SIGTERM a second time. Exit code: 0 gone, 1 not within --timeout, 69 nobody answers, 77 no permission.
+    Waits until the supervisor has exited and prints the tasks that are still in flight. Workers that are still busy
+    after the supervisor's --grace are killed. To stop at once, send SIGTERM twice. Exit code: 0 exited, 1 not within
+    --timeout, 69 no answer, 77 no permission.
     """
     supervisor = find()
     pidfd = _pidfd(supervisor.pid())
     answer = supervisor.wish("/drain")
     if not answer["ok"]:
         raise running.VerbError(f"drain refused: {plain(answer['because'])}")
-    click.echo("draining: tasks in hand are finished, nothing else is taken")
-    with running.interruptible("the supervisor goes on leaving"):
+    click.echo("draining: finishing tasks in flight, taking no new ones")
+    with running.interruptible("the drain continues"):
         sys.exit(_follow(supervisor, pidfd, now() + timeout if timeout is not None else None))
 
 
@@ -61,7 +61,7 @@ def _follow(supervisor: running.Running, pidfd: int | None, until: float | None)
             for line in in_hand:
                 click.echo(line)
         if until is not None and now() >= until:
-            click.echo("workq: still there; not waiting any longer, the supervisor goes on leaving", err=True)
+            click.echo("workq: still running; not waiting any longer, the drain continues", err=True)
             return codes.INCOMPLETE
         if select.select([pidfd] if pidfd is not None else [], [], [], _LOOK_EVERY)[0]:
             break

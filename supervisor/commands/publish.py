@@ -29,10 +29,10 @@ connection (501)."""
 
 @click.command()
 @sources.options("url", "queue", "queue_type")
-@click.option("--header", "pairs", multiple=True, metavar="K=V", help="A header for every message; may be repeated.")
-@click.option("--id", "message_id", metavar="ID", help="The message id, for a single BODY. Made up otherwise.")
+@click.option("--header", "pairs", multiple=True, metavar="K=V", help="Header for every message. Repeatable.")
+@click.option("--id", "message_id", metavar="ID", help="Message id, for a single BODY.  [default: generated]")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds without a confirmation."
+    "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds to wait for a confirm."
 )
 @click.argument("bodies", nargs=-1, required=True, metavar="BODY... | -")
 def publish(
@@ -42,16 +42,16 @@ def publish(
     timeout: float,
     bodies: tuple[str, ...],
 ) -> None:
-    """Publish each BODY as a durable, persistent, confirmed message; with `-`, each line of standard input.
+    """Publish each BODY as a persistent message and wait for the confirm. With -, publish each line of stdin.
 
-    Exits with 0 when the broker has confirmed every message, 1 when not; 75 when there is no broker to be had,
-    78 when it refuses the login or the queue, or the settings cannot be used.
+    Exit code: 0 every message confirmed, 1 not all of them, 75 broker unreachable, 78 login or queue refused, or
+    invalid settings.
     """
     streaming = "-" in bodies
     if streaming and len(bodies) > 1:
-        raise click.UsageError("- stands for the lines of standard input, and does not go with other bodies.")
+        raise click.UsageError("- reads stdin and cannot be combined with other bodies.")
     if message_id is not None and (streaming or len(bodies) > 1):
-        raise click.UsageError("--id is for a single BODY; several messages cannot share one id.")
+        raise click.UsageError("--id needs a single BODY: messages cannot share an id.")
     options = Options(headers=_headers(pairs))
     if message_id is not None:
         _check("--id", "message id", message_id)
@@ -82,7 +82,7 @@ def _run(publisher: Publisher, source: Iterator[bytes | None], options: Options,
         click.echo(f"workq publish: {failure.reason}", err=True)
         return _exit_code(failure)
     if count.interrupted:
-        click.echo("workq publish: interrupted; what is not confirmed may or may not be there", err=True)
+        click.echo("workq publish: interrupted; unconfirmed messages may or may not be in the queue", err=True)
         return codes.INTERRUPTED
     return 0
 
@@ -156,7 +156,7 @@ def _headers(pairs: tuple[str, ...]) -> dict[str, Any] | None:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise click.UsageError(f"--header {plain(pair)[:60]}: a header reads NAME=VALUE.")
+            raise click.UsageError(f"--header {plain(pair)[:60]}: expected NAME=VALUE.")
         _check("--header", "name of a header", name)
         try:
             size += len(name.encode()) + len(value.encode()) + _HEADER_OVERHEAD

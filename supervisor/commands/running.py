@@ -31,10 +31,10 @@ from supervisor.vocabulary import EXIT_CONFIG
 PATIENCE: Final = 10.0
 """Seconds to wait for an answer."""
 _WAYS: Final = {
-    "control": "Its control socket.",
-    "health": "Its health port.",
-    "config": "Its TOML file.",
-    "queue": "Its queue, which is in the name of its socket.",
+    "control": "Control socket of the supervisor.",
+    "health": "Health port of the supervisor.",
+    "config": "TOML file of the supervisor.",
+    "queue": "Queue of the supervisor; part of the default socket name.",
 }
 """Options that say where it is."""
 _UCRED: Final = struct.Struct("3i")
@@ -83,7 +83,7 @@ class Running:
         """What /status says. Raises NoAnswer and Forbidden."""
         _, document = self._ask("GET", "/status", None, timeout)
         if not {"workers", "totals", "recent", "queue", "scale"} <= document.keys():
-            raise NoAnswer(f"what answers at {self.address} is no workq-supervise of this version")
+            raise NoAnswer(f"what answers at {self.address} is not workq-supervise, or another version")
         return document
 
     def wish(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -112,11 +112,13 @@ class Running:
                 raise TypeError
         except TimeoutError:
             who = f"the supervisor at {self.address}"
-            raise NoAnswer(f"{who} has accepted, and not answered within {timeout:g} s: is it stopped?") from None
+            raise NoAnswer(
+                f"{who} accepted the connection but did not answer within {timeout:g} s: is it stopped (SIGSTOP)?"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer(f"the supervisor at {self.address} hung up: {error}") from None
         except (TypeError, ValueError):
-            raise NoAnswer(f"what answers at {self.address} is no workq-supervise") from None
+            raise NoAnswer(f"what answers at {self.address} is not workq-supervise") from None
         finally:
             connection.close()
         return answer.status, document
@@ -215,7 +217,7 @@ def interruptible(meanwhile: str) -> Iterator[None]:
 def _find(named: dict[str, str], *, changing: bool) -> Running:
     """The supervisor that is meant. Raises NoAnswer, Forbidden and Nowhere."""
     if "control" in named and "health" in named:
-        raise click.UsageError("--control and --health are two ways to the same supervisor: give one of them.")
+        raise click.UsageError("--control and --health: give only one.")
     try:
         where = locate(named, os.environ)
     except SettingsError as error:
@@ -229,7 +231,7 @@ def _find(named: dict[str, str], *, changing: bool) -> Running:
             continue
         if "queue" in where.explicit and document["queue"]["name"] != where.queue:
             other = plain(str(document["queue"]["name"]))
-            tried.append(NoAnswer(f"the supervisor at {running.address} looks after {other}, not {where.queue}"))
+            tried.append(NoAnswer(f"the supervisor at {running.address} consumes {other}, not {where.queue}"))
             continue
         return running
     raise _nobody(tried, changing)
@@ -247,12 +249,12 @@ def _candidates(where: Whereabouts, named: dict[str, str], changing: bool) -> li
 def _nobody(tried: list[VerbError], changing: bool) -> VerbError:
     hint = "" if changing else " or --health HOST:PORT"
     if not tried:
-        said = "no control socket is known here (neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set)"
+        said = "no control socket configured (neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set)"
     else:
         said = "; ".join(trouble.message for trouble in tried)
     others = _sockets()
-    found = f"; there is {', '.join(others)}" if others else ""
-    message = f"{said}; say where it is with --control PATH{hint}{found}"
+    found = f"; sockets found: {', '.join(others)}" if others else ""
+    message = f"{said}; use --control PATH{hint}{found}"
     forbidden = [trouble for trouble in tried if isinstance(trouble, Forbidden)]
     return Forbidden(forbidden[0].message) if forbidden else NoAnswer(message)
 

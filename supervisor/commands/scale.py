@@ -15,10 +15,10 @@ from supervisor.settings import WORKERS_MOST
 @running.options(changing=True)
 @click.argument("workers", metavar="N", type=click.IntRange(1, WORKERS_MOST))
 def scale(find: running.Finder, workers: int) -> None:
-    """Have N workers from now on.
+    """Set the number of workers to N.
 
-    N is to be within MIN..MAX if the supervisor has such limits. Those that are too many finish what they have in
-    hand. Exit code: 0 done, 1 refused, 69 nobody answers, 77 no permission.
+    N must be within MIN..MAX if the supervisor scales. Surplus workers finish their tasks first. Exit code: 0 done,
+    1 refused, 69 no answer, 77 no permission.
     """
     answer = find().wish("/scale", {"workers": workers})
     click.echo(plain(answer["because"]), err=not answer["ok"])

@@ -18,7 +18,7 @@ from supervisor.settings import OPTIONS, SettingsError, read
 from supervisor.settings.command_line import Command, declared, given, reported
 
 _UNIT: Final = (
-    "Settings of the unit workq-supervise@NAME: /etc/workq/NAME.toml and NAME.amqp-url, and no WORKQ_* variable."
+    "Use the settings of systemd unit workq-supervise@NAME (/etc/workq/NAME.toml, NAME.amqp-url) and ignore WORKQ_*."
 )
 
 

@@ -17,12 +17,12 @@ _DECISIONS: Final = 5
 
 @click.command()
 @running.options(changing=False)
-@click.option("--json", "as_json", is_flag=True, help="The document at /status, as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON of /status.")
 def status(find: running.Finder, as_json: bool) -> None:
-    """Show what a running supervisor and its workers do.
+    """Show a running supervisor and its workers.
 
-    It is found by its control socket, or by its health port, in the places where workq-supervise with this environment
-    has them. Exit code: 0 there it is, 69 nobody answers, 77 no permission, 78 bad settings.
+    Asks the control socket, else the health port, where workq-supervise would open them with the same settings. Exit
+    code: 0 ok, 69 no answer, 77 no permission, 78 invalid settings.
     """
     document = find().status()
     if as_json:

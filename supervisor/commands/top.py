@@ -51,10 +51,10 @@ _HELP: Final = " + - workers   r reload   d drain   arrows, page keys scroll   q
 @click.command()
 @running.options(changing=False)
 def top(find: running.Finder) -> None:
-    """Watch a running supervisor on the whole screen.
+    """Watch a running supervisor, full screen.
 
-    Keys: + and - change the number of workers, r reloads, d drains (after a question), arrows and page keys scroll,
-    q quits. By the health port (--health) one can only look.
+    Keys: + and - add and remove a worker, r reloads, d drains after a prompt, arrows and page keys scroll, q quits.
+    With --health it is read-only.
     """
     console = Console(highlight=False)
     if not (sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
@@ -151,7 +151,7 @@ class Screen:
 
     def _can_change(self) -> bool:
         if not self.supervisor.can_change:
-            self._say("by the health port one can only look: workq top --control PATH", "yellow")
+            self._say("the health port is read-only: workq top --control PATH", "yellow")
         return self.supervisor.can_change
 
     def _wish(self, path: str, body: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ class Screen:
 
     def _keys(self, every: int) -> Text:
         if self.is_asking:
-            return Text(" drain: finish the tasks in hand and leave?  y / n ", "bold yellow reverse")
+            return Text(" drain: finish the tasks in flight and stop?  y / n ", "bold yellow reverse")
         if now() - self.said_at < SAID_FOR and self.said.plain:
             return self.said
         shown = (

@@ -53,7 +53,7 @@ def reported(command: str, nothing: str) -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        click.echo(f"{command}: the settings cannot be used, {nothing}:", err=True)
+        click.echo(f"{command}: invalid settings, {nothing}:", err=True)
         for problem in error.problems:
             click.echo(f"  {problem}", err=True)
         sys.exit(EXIT_CONFIG)

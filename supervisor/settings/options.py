@@ -68,102 +68,117 @@ class Option:
 
 
 _TABLE: Final = (
-    Option("handler", "", "MODULE:FUNCTION", handler, "", "The function that is called with each task."),
+    Option("handler", "", "MODULE:FUNCTION", handler, "", "The function to call with each task."),
     Option(
         "url", "Broker", "URL", urls, "amqp://guest:guest@127.0.0.1:5672/%2F",
-        "A broker node; repeat it for a cluster, tried in random order. amqps:// verifies certificates.",
+        "Broker node. Repeat it for a cluster: nodes are tried in random order. amqps:// verifies certificates.",
         secret=True, repeatable=True,
     ),
-    Option("url_file", "Broker", "FILE", path, "", "Read the URLs from a file, one a line: keeps secrets out of ps."),
+    Option("url_file", "Broker", "FILE", path, "", "Read the URLs from a file, one per line. Keeps secrets out of ps."),
     Option(
-        "queue", "Broker", "NAME", queue, "task_queue", "The queue. If it exists it is used as it is.",
+        "queue", "Broker", "NAME", queue, "task_queue", "Queue to consume. An existing queue is used as it is.",
         reloadable=False,
     ),
     Option(
         "queue_type", "Broker", "TYPE", choice(*TYPES), "default",
-        "How to declare it if it is missing: default, quorum or classic. default sends no type.",
+        "Type to declare if the queue is missing: default, quorum or classic. default sends no type.",
     ),
-    Option("declare", "Broker", "", flag, "true", "Declare the queue; off for users without the permission."),
-    Option("prefetch", "Broker", "N", number(1, 65535), "1", "Messages a worker holds, with the one in hand."),
-    Option("heartbeat", "Broker", "D", heartbeat, "15s", "AMQP heartbeat, in whole seconds: rounded up."),
+    Option(
+        "declare", "Broker", "", flag, "true",
+        "Declare a missing queue. Turn off for a user without configure permission.",
+    ),
+    Option(
+        "prefetch", "Broker", "N", number(1, 65535), "1",
+        "Unacked messages per worker, including the one in flight.",
+    ),
+    Option("heartbeat", "Broker", "D", heartbeat, "15s", "AMQP heartbeat interval, rounded up to whole seconds."),
     Option(
         "workers", "Workers", "N", workers, "auto",
-        "How many workers: N, MIN..MAX to scale by the queue's backlog, or auto: one per CPU of the affinity or quota.",
+        "Number of workers: N, MIN..MAX to scale with the backlog, or auto for one per CPU (affinity or cgroup quota).",
     ),
-    Option("app_dir", "Workers", "DIR", directory, ".", "Where the handler's module is; put at the end of sys.path."),
-    Option("preload", "Workers", "", flag, "true", "Import the handler once and fork, or anew in every worker."),
+    Option("app_dir", "Workers", "DIR", directory, ".", "Directory of the handler's module, appended to sys.path."),
+    Option(
+        "preload", "Workers", "", flag, "true",
+        "Import the handler once and fork workers from it, or import it in every worker.",
+    ),
     Option(
         "boot_timeout", "Workers", "D", duration(0.001, "60s"), "60s",
-        "Hard limit for importing and connecting; waiting for an absent broker does not count.",
+        "Hard limit for import plus connect, not counting the time the broker is down.",
     ),
     Option(
         "boot_retry", "Workers", "", flag, "false",
-        "Try an import again that fails for a passing reason: a database that refuses, a file that is not there yet.",
+        "Retry an import that fails for a transient reason: database down, file not there yet.",
     ),
-    Option("grace", "Workers", "D", duration(0, "30s"), "30s", "How long a stop waits for tasks in hand."),
+    Option(
+        "grace", "Workers", "D", duration(0, "30s"), "30s",
+        "How long a stop waits for tasks in flight; then they are killed.",
+    ),
     Option(
         "lost_grace", "Workers", "D", duration(0, "30s"), "30s",
-        "How long a task whose connection is lost may run on beside the next worker.",
+        "How long a task may keep running after its connection is lost.",
     ),
     Option(
-        "burst", "Workers", "", flag, "false", "Leave when the queue is empty and every task is settled.",
+        "burst", "Workers", "", flag, "false", "Exit once the queue is empty and every task is settled.",
         reloadable=False,
     ),
     Option(
         "burst_wait", "Workers", "D", duration(0, "30s"), "30s",
-        "How long --burst waits for a broker that is away, or an import by --boot-retry, before it exits with 75.",
+        "How long --burst waits for a broker that is down, or for --boot-retry, before it exits with 75.",
     ),
     Option(
         "reload", "Workers", "", flag, "false",
         "For development: reload when a Python file in --app-dir changes. Needs workq-supervise[reload].",
         reloadable=False,
     ),
-    Option("task_timeout", "Limits", "D", or_off(duration(0.001, "5m")), "off", "Hard limit for one task."),
+    Option(
+        "task_timeout", "Limits", "D", or_off(duration(0.001, "5m")), "off",
+        "Hard limit per task: kill the worker and blame the message.",
+    ),
     Option("max_tasks", "Limits", "N", or_off(number(1, 2**31)), "off", "Replace a worker after N tasks."),
     Option(
         "max_memory", "Limits", "SIZE", or_off(size("1M", "512M")), "off",
-        "Replace a worker that holds more memory, between tasks.",
+        "Replace a worker above this size, between tasks.",
     ),
-    Option("retries", "Limits", "N", number(0, 1000), "3", "More tries after an exception, before the dead letter."),
+    Option("retries", "Limits", "N", number(0, 1000), "3", "Retries after an exception, then dead-letter."),
     Option(
         "retry_delay", "Limits", "D", duration(0.001, "1s"), "1s",
-        "Before the first of them; four times as long before each further one, 15m at most.",
+        "Delay before the first retry; four times longer for each further one, up to 15m.",
     ),
     Option(
         "max_crashes", "Limits", "N", number(1, 1000), "3",
-        "Workers that one message may kill before it is quarantined.",
+        "Quarantine a message after it has killed N workers.",
     ),
-    Option("max_body", "Limits", "SIZE", size("1", "16M"), "16M", "Larger bodies are dead-lettered unread."),
+    Option("max_body", "Limits", "SIZE", size("1", "16M"), "16M", "Dead-letter larger messages without running them."),
     Option(
         "health", "Health and logs", "HOST:PORT", or_off(address), "127.0.0.1:9191",
-        "Where /healthz, /readyz, /metrics and /status are served, or off. Port 0 picks one and logs it.",
+        "Address of /healthz, /readyz, /metrics and /status, or off. Port 0 picks a free port and logs it.",
         reloadable=False,
     ),
     Option(
         "health_host", "Health and logs", "NAME", host_names, "",
-        "A name by which the health port may be asked, beside addresses, localhost and this host's; repeat it.",
+        "Host name the health port also answers to, besides IP addresses, localhost and this host's name. Repeatable.",
         repeatable=True,
     ),
     Option(
         "ready_when", "Health and logs", "WHEN", choice("consuming", "subscribed"), "consuming",
-        "consuming or subscribed: whether a standby behind another host's single active consumer is ready.",
+        "When /readyz is 200: consuming, or subscribed to include a standby on a single active consumer queue.",
     ),
     Option(
         "control", "Health and logs", "PATH", control, AUTO,
-        "The unix socket for workq status, top, scale, reload, drain; or off. auto: $RUNTIME_DIRECTORY/workq.sock, "
+        "Unix socket for workq status, top, scale, reload and drain, or off. auto: $RUNTIME_DIRECTORY/workq.sock, "
         "else $XDG_RUNTIME_DIR/workq-QUEUE.sock, else off.",
         reloadable=False,
     ),
     Option(
         "log_format", "Health and logs", "FORMAT", choice("auto", "json", "console"), "auto",
-        "auto, json or console. auto is console on a terminal and JSON elsewhere.", reloadable=False,
+        "auto, json or console. auto is console on a terminal, else json.", reloadable=False,
     ),
     Option(
         "log_level", "Health and logs", "LEVEL", choice("debug", "info", "warning", "error"), "info",
         "debug, info, warning or error.",
     ),
     Option(
-        "config", "Other", "FILE", path, "", "Read options from a TOML file, where dashes are underscores.",
+        "config", "Other", "FILE", path, "", "Read options from a TOML file; keys use underscores.",
         in_file=False,
     ),
 )  # fmt: skip

@@ -199,7 +199,7 @@ def workers(value: object) -> Span:
     except ValueError as error:
         raise ValueError(f"{error}, MIN..MAX of two such numbers, or auto for one per CPU") from None
     if low > high:
-        raise ValueError(f"MIN..MAX with the smaller number first, such as {high}..{low}")
+        raise ValueError(f"MIN..MAX, smaller number first, such as {high}..{low}")
     return Span(low, high)
 
 
@@ -228,14 +228,14 @@ def queue(value: object) -> str:
     # refused with 403 (https://www.rabbitmq.com/docs/queues#names). The dead-letter queue is named after ours.
     most = 255 - len(dead(""))
     if not isinstance(value, str) or not 1 <= len(value.encode(errors="surrogateescape")) <= most:
-        raise ValueError(f"a queue's name of 1 to {most} bytes ({dead('')} must fit behind it)")
+        raise ValueError(f"a queue name of 1 to {most} bytes, so that {dead('')} can be appended")
     if value.startswith("amq."):
-        raise ValueError("a name that does not begin with amq., which RabbitMQ keeps for itself")
+        raise ValueError("a queue name that does not begin with amq., which RabbitMQ reserves")
     if not value.isprintable():
-        raise ValueError("a queue's name in UTF-8 without control characters")
+        raise ValueError("a queue name in UTF-8 without control characters")
     if "://" in value:
         # RabbitMQ would take it. It is a URL in the wrong place, and the queue's name is in every log line.
-        raise ValueError("a queue's name, not a URL")
+        raise ValueError("a queue name, not a URL")
     return value
 
 
@@ -255,10 +255,10 @@ def host_names(value: object) -> tuple[str, ...]:
     """Text with one name or several, or a list of such texts."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("a host's name or a list of names")
+        raise ValueError("a host name or a list of host names")
     names = [name for text in texts for name in re.split(r"[\s,]+", text) if name]
     if not all(re.fullmatch(r"(?=.{1,253}$)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", name) for name in names):
-        raise ValueError("host names without scheme and port, such as workers.example.org")
+        raise ValueError("host names without scheme or port, such as workers.example.org")
     return tuple(dict.fromkeys(name.lower().removesuffix(".") for name in names))
 
 
@@ -281,12 +281,12 @@ def control(value: object) -> str | None:
 def _socket(value: object) -> str:
     place = path(value).absolute()
     if len(os.fsencode(place)) > SOCKET_PATH_MOST:
-        raise ValueError(f"a path of at most {SOCKET_PATH_MOST} bytes: the kernel takes no longer one for a socket")
+        raise ValueError(f"a path of at most {SOCKET_PATH_MOST} bytes, the kernel's limit for a socket")
     if not holds(place.parent.is_dir):
         raise ValueError("a path for a socket, in a directory that exists")
     if holds(place.exists) and not holds(place.is_socket):
         # Whatever it is, it is not to be replaced by a socket.
-        raise ValueError("a path for a socket, where nothing else is yet")
+        raise ValueError("a path for a socket, where no other file exists")
     return str(place)
 
 

@@ -104,7 +104,7 @@ class _Sources:
         """The variables of whoever asks are not the unit's: one that names another queue would win over its file."""
         name = _instance(unit)
         if "config" in given:
-            self.unread = ["--unit and --config: give one of them"]
+            self.unread = ["--unit and --config: give only one"]
         elif not re.fullmatch(r"[\w.:\\-]+", name):
             self.unread = ["--unit expected the NAME of workq-supervise@NAME"]
         else:
@@ -137,7 +137,7 @@ class _Sources:
             if (option := OPTIONS.get(key)) and option.in_file:
                 given[key] = _Given(value, source)
             elif option:
-                self.unknown.append(f"{source}: not for the file, give {option.flag} or {option.variable}")
+                self.unknown.append(f"{source}: not allowed in the file, use {option.flag} or {option.variable}")
             else:
                 nearest = _nearest(key, 0.6, in_file=True)
                 self.unknown.append(f"{source}: unknown key" + (f", did you mean {nearest}?" if nearest else ""))
@@ -148,7 +148,7 @@ class _Sources:
         for source in self.in_order:
             url, file = source.get("url"), source.get("url_file")
             if url and file:
-                raise SettingsError([f"{url.source} and {file.source}: give one of them"])
+                raise SettingsError([f"{url.source} and {file.source}: give only one"])
             if url:
                 return {"url": _parsed(url, OPTIONS["url"].parse, secret=True)}
             if file:
@@ -168,12 +168,12 @@ def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, s
     if values.get("control") == AUTO and "queue" in values:
         values["control"] = _default_control(values["queue"], sources.runtime, environ)
     if values.get("reload") and not _has_watchfiles():
-        problems.append("reload: needs the library watchfiles: pip install 'workq-supervise[reload]'")
+        problems.append("reload: needs watchfiles: pip install 'workq-supervise[reload]'")
 
     # When the file cannot be read, it may be the one that names the handler.
     missing = not sources.unread and sources.given("handler") is None
     if missing:
-        problems.append("no handler: name it as MODULE:FUNCTION, WORKQ_HANDLER or handler in the file")
+        problems.append("no handler: give MODULE:FUNCTION, WORKQ_HANDLER, or handler in the file")
     if problems:
         raise SettingsError(problems, handler_missing=missing)
     return Settings(**values)
@@ -315,7 +315,7 @@ def _read_urls(path: Path) -> tuple[Endpoint, ...]:
     named = [(f"line {number}", line.strip()) for number, line in enumerate(lines, 1)]
     named = [(name, line) for name, line in named if line and not line.startswith("#")]
     if not named:
-        raise ValueError("a file with a URL on a line of its own, but it has none")
+        raise ValueError("a file with one URL per line, but it has none")
     return parsers.named_urls(named)
 
 

@@ -327,7 +327,7 @@ def test_drain_and_reload_stop_waiting_when_told_to(broker_url: str, queue: str,
         done = workq("reload", "--control", path, "--timeout", "500ms")
         assert done.returncode == 1 and "not waiting any longer" in done.stderr
         done = workq("drain", "--control", path, "--timeout", "100ms")
-        assert done.returncode == 1 and "goes on leaving" in done.stderr
+        assert done.returncode == 1 and "the drain continues" in done.stderr
         refused = workq("reload", "--control", path)
         assert refused.returncode == 1 and "the supervisor leaves" in refused.stderr
         refused = workq("scale", "3", "--control", path)
@@ -344,7 +344,7 @@ def test_reload_waits_for_the_end_of_it_and_says_which(broker_url: str, queue: s
         before = pool.ready().pids()
         done = workq("reload", "--control", path)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.endswith("finished: every worker is of generation 2\n")
+        assert done.stdout.endswith("finished: every worker runs generation 2\n")
         assert not set(before) & set(pool.pids())
         pool.hear("worker.ready", count=4)
         before = pool.pids()

@@ -496,7 +496,7 @@ def test_workq_shows_progress_on_a_terminal(broker_url: str, queue: str) -> None
         (["--id", "x", "-"], b"--id is for a single BODY"),
         (["-", "one"], b"does not go with other bodies"),
         (["--header", "novalue", "one"], b"NAME=VALUE"),
-        (["--queue", "", "one"], b"a queue's name of 1 to 250 bytes"),
+        (["--queue", "", "one"], b"a queue name of 1 to 250 bytes"),
         ([], b"Missing argument"),
         (["--url", f"amqp://user:{PASSWORD}@host:port", "one"], b"--url"),
         (["--url", f"http://user:{PASSWORD}@host", "one"], b"amqp://"),

@@ -12,7 +12,7 @@ from tests import amqp
 from tests.supervision import PATIENCE, Runs, Supervision, eventually, gone, supervised
 from tests.terminal import WORKQ, Terminal, terminal
 
-PORT_ONLY = "by the health port one can only look"
+PORT_ONLY = "the health port is read-only"
 
 
 def leaves_well(shown: Terminal, code: int) -> None:

@@ -89,7 +89,7 @@ def test_f90_a_unit_may_be_named_as_systemctl_names_it() -> None:
     [
         (["--unit", "no-such-unit-of-ours"], {}, 2, "/etc/workq/no-such-unit-of-ours.toml"),
         (["--unit", "../../tmp/x"], {}, 2, "expected the NAME"),
-        (["--unit", "a", "--config", "b"], {}, 2, "give one of them"),
+        (["--unit", "a", "--config", "b"], {}, 2, "give only one"),
         (["--config", "/nonexistent.toml"], {}, 2, "cannot read '/nonexistent.toml'"),
         ([], {"WORKQ_CONFIG": "/nonexistent.toml"}, 78, "cannot read '/nonexistent.toml'"),
         ([], {"WORKQ_URL_FILE": "/nonexistent"}, 78, "cannot read '/nonexistent'"),

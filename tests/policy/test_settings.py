@@ -283,7 +283,7 @@ def test_f102_urls_from_a_pipe_or_from_a_closed_directory_of_credentials_are_no_
 
 
 def test_url_and_url_file_in_one_source_is_a_problem() -> None:
-    assert problems_of({"url": ("amqp://a",), "url_file": "x"}) == ["--url and --url-file: give one of them"]
+    assert problems_of({"url": ("amqp://a",), "url_file": "x"}) == ["--url and --url-file: give only one"]
 
 
 def test_a_certificate_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ def test_all_problems_are_reported_at_once_each_under_the_name_of_its_source(tmp
         "WORKQ_MAX_BODDY: unknown",
         "WORKQ_MAX_TASKS: got 'few'",
         "WORKQ_QUEUE: got 'amq.x'",
-        "workq.toml: config: not for the file",
+        "workq.toml: config: not allowed in the file",
         "workq.toml: heartbeat: got 0",
         "workq.toml: reload: got 3",
         "workq.toml: workrs: unknown key",

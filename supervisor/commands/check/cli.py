@@ -44,17 +44,16 @@ _SILENT: Final = frozenset(
 """Taken, so that the command line of workq-supervise can be checked as it is; nothing is said about them."""
 
 _HELP: Final = """\
-Look at the broker, the queue and this machine as workq-supervise would find them. Nothing is changed, declared or
-consumed; each finding comes with the line that mends it.
+Check broker, queue and machine for workq-supervise. Changes, declares and consumes nothing. Each finding comes with
+the command that fixes it.
 
-Takes the options, WORKQ_* variables and file of workq-supervise. With MODULE:FUNCTION (here, in WORKQ_HANDLER or in
-the file) the handler is imported as well, in a process of its own.
+Reads the same options, WORKQ_* variables and file as workq-supervise. Imports the handler too, in a separate process,
+if there is one (MODULE:FUNCTION, WORKQ_HANDLER or the file).
 
-Most is found out by AMQP. Policies and limits need the management API: --management says where, by default it is
-tried on port 15672 of the broker's host (15671, by HTTPS, if the URL is amqps://), with the login of the URL. The
-node's acknowledgement timeout needs rabbitmqctl: --rabbitmqctl says how to run it.
+Most checks use AMQP. Policies and limits need the management API: by default port 15672 of the broker's host (15671
+with HTTPS for amqps://), with the URL's credentials. The node's consumer timeout needs rabbitmqctl.
 
-Exit code: 0 no problems, 1 problems (with --strict, warnings too), 2 usage, 78 bad settings.
+Exit code: 0 no problems, 1 problems (with --strict, also warnings), 2 usage error, 78 invalid settings.
 """
 
 
@@ -70,7 +69,7 @@ def _check(
 ) -> None:
     if click.get_current_context().args:
         # click's own sentence would quote the argument, and a stray argument may be a URL.
-        raise click.UsageError("one MODULE:FUNCTION is expected, and there are more arguments.")
+        raise click.UsageError("expected one MODULE:FUNCTION, got more arguments.")
     if api not in (None, "off"):
         try:
             api = checked(str(api))
@@ -92,7 +91,7 @@ def _check(
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settings, bool]:
     """The settings, and whether they name a handler; it may be left out here."""
-    with reported("workq check", "nothing was looked at"):
+    with reported("workq check", "nothing was checked"):
         try:
             return load(handler, command_line, os.environ), True
         except SettingsError as error:
@@ -176,7 +175,7 @@ def _print(findings: Sequence[Finding], settings: Settings, verbose: bool) -> No
             click.echo(f"         {click.style(plain(finding.fix), bold=True)}")
     counts = Counter(finding.level for finding in findings)
     said = [f"{counts[level]} {level if level is Level.OK or counts[level] == 1 else level + 's'}" for level in order]
-    hint = "" if verbose or not counts[Level.OK] else " (--verbose tells what is ok)"
+    hint = "" if verbose or not counts[Level.OK] else " (--verbose shows what is ok)"
     click.echo(f"{settings.queue} on {', '.join(map(str, settings.url))}: {', '.join(said)}{hint}")
 
 
@@ -195,17 +194,19 @@ check = click.Command(
     callback=_check,
     params=[
         *(_parameter(option) for option in OPTIONS.values()),
-        click.Option(["--management", "api"], metavar="URL", help="The management API, or off."),
-        click.Option(["--rabbitmqctl"], metavar="COMMAND", help='How to run rabbitmqctl: "sudo rabbitmqctl".'),
+        click.Option(["--management", "api"], metavar="URL", help="URL of the management API, or off."),
+        click.Option(
+            ["--rabbitmqctl"], metavar="COMMAND", help='Command to run rabbitmqctl, such as "sudo rabbitmqctl".'
+        ),
         click.Option(
             ["--unit", "unit_names"],
             multiple=True,
             metavar="UNIT",
-            help="A systemd unit to look at; of workq-supervise@NAME the settings, too: /etc/workq/NAME.toml.",
+            help="systemd unit to check. For workq-supervise@NAME, also use its settings in /etc/workq/NAME.toml.",
         ),
-        click.Option(["--json", "as_json"], is_flag=True, help="One JSON object a line for each finding, ok or not."),
-        click.Option(["--verbose", "-v"], is_flag=True, help="Tell what is ok, too."),
-        click.Option(["--strict"], is_flag=True, help="Warnings fail as well."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object per finding, including ok."),
+        click.Option(["--verbose", "-v"], is_flag=True, help="Also print what is ok."),
+        click.Option(["--strict"], is_flag=True, help="Fail on warnings too."),
     ],
     help=_HELP,
     context_settings={"allow_extra_args": True, "max_content_width": 100},

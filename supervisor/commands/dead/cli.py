@@ -32,10 +32,10 @@ SPOOL: Final = 4 * 1024 * 1024
 
 @click.group()
 def dead() -> None:
-    """Dead letters: look at them, have them tried again, delete them.
+    """List, show, requeue or delete dead letters.
 
-    They lie in the queue QUEUE.dead. Messages that another `workq dead` has in hand are not seen. Exit code: 0 done,
-    1 not all of it, 75 no broker to be had, 78 the broker refuses us, 130 interrupted.
+    They are in the queue QUEUE.dead. Messages that another `workq dead` holds are not seen. Exit code: 0 done,
+    1 not all done, 75 broker unreachable, 78 refused by the broker or invalid settings, 130 interrupted.
     """
 
 
@@ -44,8 +44,8 @@ _at_a_queue: Final = sources.options("url", "queue")
 
 @dead.command("list")
 @_at_a_queue
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The N oldest only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the N oldest.")
 def list_(sources: Sources, as_json: bool, limit: int | None) -> None:
     """List the dead letters, oldest first. None is consumed."""
     # First all is noted and handed back, then it is printed: a pager keeps nothing from anybody.
@@ -66,10 +66,10 @@ def list_(sources: Sources, as_json: bool, limit: int | None) -> None:
 
 @dead.command()
 @_at_a_queue
-@click.option("--body", "body_only", is_flag=True, help="Write the body, and nothing else, to standard output.")
+@click.option("--body", "body_only", is_flag=True, help="Write only the body to stdout.")
 @click.argument("identity", metavar="ID")
 def show(sources: Sources, body_only: bool, identity: str) -> None:
-    """Show a dead letter: what it died of, the evidence, properties, headers and body."""
+    """Show a dead letter: cause, evidence, properties, headers and body."""
     with _reported("show"):
         with DeadQueue(*sources.place()) as letters, sweep.stoppable() as stop:
             found = sweep.find(letters, identity, stop)
@@ -99,9 +99,9 @@ def show(sources: Sources, body_only: bool, identity: str) -> None:
 
 @dead.command()
 @_at_a_queue
-@click.option("--all", "everything", is_flag=True, help="All that are there now.")
+@click.option("--all", "everything", is_flag=True, help="All dead letters in the queue now.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--to", metavar="QUEUE", help="Put them into this queue instead of their own.")
+@click.option("--to", metavar="QUEUE", help="Requeue to this queue instead of QUEUE.")
 @click.argument("identities", nargs=-1, metavar="[ID]...")
 def requeue(
     sources: Sources,
@@ -110,10 +110,10 @@ def requeue(
     yes: bool,
     identities: tuple[str, ...],
 ) -> None:
-    """Put dead letters back into their queue as they were, to be tried again.
+    """Put dead letters back into QUEUE, to be run again.
 
-    Each leaves the dead letters only when the broker has confirmed it in its queue, so interrupting this at any moment
-    loses nothing. If this or the broker is killed, up to 200 may be in both queues.
+    A dead letter is removed only after the broker has confirmed the requeued message, so interrupting this loses
+    nothing. If this process or the broker is killed, up to 200 messages may be in both queues.
     """
     _either(everything, identities)
     endpoints, queue = sources.place()
@@ -128,11 +128,11 @@ def requeue(
 
 @dead.command()
 @_at_a_queue
-@click.option("--all", "everything", is_flag=True, help="All that are there now.")
+@click.option("--all", "everything", is_flag=True, help="All dead letters in the queue now.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.argument("identities", nargs=-1, metavar="[ID]...")
 def drop(sources: Sources, everything: bool, yes: bool, identities: tuple[str, ...]) -> None:
-    """Delete dead letters for good."""
+    """Delete dead letters. They cannot be recovered."""
     _either(everything, identities)
     endpoints, queue = sources.place()
     with _reported("drop"):
@@ -148,7 +148,7 @@ def _write_parts(found: Sequence[Letter]) -> None:
     parts = {letter.number(queues.PART): letter.body for letter in found}
     missing = [number for number in range(1, (found[0].number(queues.PARTS) or 0) + 1) if number not in parts]
     if missing:
-        render.complain("show", f"of its body parts {', '.join(map(str, missing))} are not there: nothing is written")
+        render.complain("show", f"body parts {', '.join(map(str, missing))} are missing: nothing was written")
         sys.exit(codes.INCOMPLETE)
     for number in range(1, len(parts) + 1):
         sys.stdout.buffer.write(parts[number])
@@ -157,7 +157,7 @@ def _write_parts(found: Sequence[Letter]) -> None:
 
 def _either(everything: bool, identities: Sequence[str]) -> None:
     if everything == bool(identities):
-        raise click.UsageError("Name dead letters by their IDs, or all of them by --all.")
+        raise click.UsageError("Give IDs, or --all.")
 
 
 def _confirm(endpoints: Sequence[Endpoint], queue: str, question: Callable[[str], str]) -> None:
@@ -188,8 +188,8 @@ def _reported(name: str) -> Iterator[None]:
         render.complain(name, f"{error.reason}. Nothing is lost: what is not requeued is still a dead letter")
         sys.exit(codes.INCOMPLETE)
     except CutOff as error:
-        render.complain(name, f"{error}. Nothing is lost: what was in hand is in the queue again")
+        render.complain(name, f"{error}. Nothing is lost: unfinished dead letters are back in the queue")
         sys.exit(codes.INCOMPLETE)
     except KeyboardInterrupt:
-        render.complain(name, "interrupted. Nothing is lost: what was in hand is in the queue again")
+        render.complain(name, "interrupted. Nothing is lost: unfinished dead letters are back in the queue")
         sys.exit(codes.INTERRUPTED)

@@ -230,6 +230,4 @@ def warn(name: str, letters: DeadQueue) -> None:
     if letters.warning:
         complain(name, letters.warning)
     if letters.holders:
-        complain(
-            name, f"{plain(letters.name)} has {letters.holders} other consumers; what they have in hand is not seen"
-        )
+        complain(name, f"{plain(letters.name)} has {letters.holders} other consumers; messages they hold are not seen")

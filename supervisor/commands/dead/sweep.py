@@ -84,7 +84,7 @@ class Sweep:
         if len(self.problems) > PROBLEMS:
             render.complain(self.name, f"and {len(self.problems) - PROBLEMS:,} more like these")
         if self._stop:
-            render.complain(self.name, "interrupted; the others are where they were")
+            render.complain(self.name, "interrupted; the others are untouched")
             sys.exit(codes.INTERRUPTED)
         missing = [identity for identity in sorted(self._wanted) if not self._found[identity]]
         for identity in missing:
@@ -135,7 +135,7 @@ def named_by(letter: Letter, wanted: set[str]) -> str | None:
 def absence(letters: DeadQueue, identity: str) -> str:
     if letters.count is None:
         return f"there is no dead letter {plain(identity)}: there is no queue {plain(letters.name)}"
-    return f"there is no dead letter {plain(identity)} in {plain(letters.name)}, or somebody else has it in hand"
+    return f"there is no dead letter {plain(identity)} in {plain(letters.name)}, or another process holds it"
 
 
 def find(letters: DeadQueue, identity: str, stop: Stop) -> list[Letter]:
@@ -172,7 +172,7 @@ class Stop:
             raise KeyboardInterrupt
         self._asked = True
         # Not click.echo: what is interrupted may be in the middle of printing.
-        os.write(sys.stderr.fileno(), b"\nstopping after what is in hand; once more to stop at once\n")
+        os.write(sys.stderr.fileno(), b"\nstopping after the current message; again to stop now\n")
 
 
 @contextmanager
