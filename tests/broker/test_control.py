@@ -410,7 +410,7 @@ def test_status_is_found_in_the_same_places_as_the_supervisor_puts_it(
         assert document["queue"]["name"] == idle.queue
         assert PASSWORD not in done.stdout
     other = workq("status", "--control", path, "--queue", queue)
-    assert other.returncode == 69 and f"looks after {idle.queue}, not {queue}" in other.stderr
+    assert other.returncode == 69 and f"consumes {idle.queue}, not {queue}" in other.stderr
     assert workq("status", "--control", path, "--health", address).returncode == 2
 
 
@@ -418,7 +418,7 @@ def test_nobody_there_is_said_with_where_and_what_to_do(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "none.sock")
     done = workq("scale", "3", "--control", nowhere)
     assert done.returncode == 69
-    assert done.stderr == f"workq: there is no control socket {nowhere}; say where it is with --control PATH\n"
+    assert done.stderr == f"workq: there is no control socket {nowhere}; use --control PATH\n"
     done = workq("drain")
     assert done.returncode == 69 and "neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set" in done.stderr
     with socket.socket() as taken:
@@ -430,7 +430,7 @@ def test_nobody_there_is_said_with_where_and_what_to_do(tmp_path: Path) -> None:
     done = workq("reload", "--queue", "mine", XDG_RUNTIME_DIR=str(tmp_path))
     assert done.returncode == 69
     assert f"there is no control socket {tmp_path}/workq-mine.sock" in done.stderr
-    assert f"there is {tmp_path}/workq-other.sock" in done.stderr
+    assert f"sockets found: {tmp_path}/workq-other.sock" in done.stderr
     assert workq("status", "--config", "/nonexistent.toml").returncode == 78
 
 

@@ -492,9 +492,9 @@ def test_workq_shows_progress_on_a_terminal(broker_url: str, queue: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--id", "x", "one", "two"], b"--id is for a single BODY"),
-        (["--id", "x", "-"], b"--id is for a single BODY"),
-        (["-", "one"], b"does not go with other bodies"),
+        (["--id", "x", "one", "two"], b"--id needs a single BODY"),
+        (["--id", "x", "-"], b"--id needs a single BODY"),
+        (["-", "one"], b"cannot be combined with other bodies"),
         (["--header", "novalue", "one"], b"NAME=VALUE"),
         (["--queue", "", "one"], b"a queue name of 1 to 250 bytes"),
         ([], b"Missing argument"),

@@ -1,4 +1,4 @@
-"""The account of a run as people read it, and its place in docs/reliability.md."""
+"""The account of a run as people read it, and its place in docs/chaos.md."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Run:
 {chr(10).join(_checked(what, found) for what, found in account.checks.items())}
 
 - Extra runs by cause: {extra}.
-- Workers' ends by cause: {_counted(account.deaths.items())}.
+- Worker exits by cause: {_counted(account.deaths.items())}.
 - Faults: {_counted(self.happened.items())}.
 - Handlers: {_counted(account.kinds.items())}.
-- Not in this run: {", ".join([*self.never_drawn, *self.left_out]) or "nothing of what there is"}.
+- Not in this run: {", ".join([*self.never_drawn, *self.left_out]) or "none"}.
 """
 
 

@@ -59,7 +59,7 @@ def test_a_report_says_what_holds_and_what_was_not_tried() -> None:
 
 
 def test_a_report_replaces_the_one_before_and_nothing_else(tmp_path: Path) -> None:
-    file = tmp_path / "reliability.md"
+    file = tmp_path / "chaos.md"
     file.write_text(
         "# Before\n<!-- begin of the classic run -->\nthe last one\n<!-- end of the classic run -->\nAfter\n"
     )

@@ -605,7 +605,7 @@ def test_a_control_socket_that_somebody_names_is_absolute_and_fits_the_kernel(tm
     for wrong, why in (
         (tmp_path / ("x" * 108), "at most 107 bytes"),
         (tmp_path / "none" / "x", "a directory that exists"),
-        (tmp_path / "file", "where nothing else is yet"),
+        (tmp_path / "file", "where no other file exists"),
     ):
         [problem] = problems_of({"control": str(wrong)})
         assert problem.startswith("--control: got ") and why in problem
