@@ -36,7 +36,8 @@ def run(port: int | None, directory: Path | None) -> None:
     for number in ENDING:
         signal.signal(number, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
-        place = directory or Path(stack.enter_context(temporary_directory()))
+        temporary = tempfile.TemporaryDirectory(prefix="workq-broker-", ignore_cleanup_errors=True)
+        place = directory or Path(stack.enter_context(temporary))
         try:
             serve(place, port, keep=directory is not None)
         except NodeError as error:
@@ -47,21 +48,15 @@ def run(port: int | None, directory: Path | None) -> None:
 
 
 def serve(place: Path, port: int | None, *, keep: bool) -> None:
-    """Run a node until KeyboardInterrupt, which ends it gracefully; a second one kills it.
-
-    Raises NodeError when it cannot be started or ends by itself.
-    """
+    """Run a node until KeyboardInterrupt, which ends it gracefully; a second one kills it. Raises NodeError when it
+    cannot be started or ends by itself."""
     node = LocalNode(place, port=port)
     try:
         click.echo("Starting RabbitMQ ...", err=True)
         node.start()
         announce(node, keep=keep)
         node.wait()
-        raise NodeError(
-            f"the RabbitMQ node ended by itself; its log is in {place / 'log'}"
-            if keep
-            else "the RabbitMQ node ended by itself"
-        )
+        raise NodeError("the RabbitMQ node ended by itself" + (f"; its log is in {place / 'log'}" if keep else ""))
     except KeyboardInterrupt:
         click.echo("Stopping RabbitMQ ...", err=True)
         node.stop()
@@ -76,7 +71,3 @@ def announce(node: LocalNode, *, keep: bool) -> None:
         f"Its data: {node.directory} ({'kept' if keep else 'removed at the end'}). Ctrl-C ends it. In another terminal:"
     )
     click.echo(f"    export WORKQ_URL={shlex.quote(node.url)}")
-
-
-def temporary_directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="workq-broker-", ignore_cleanup_errors=True)

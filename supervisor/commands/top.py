@@ -1,7 +1,7 @@
 """`workq top`: a running supervisor on the whole screen, each second, with a few keys to steer it.
 
-rich draws (`Live` on the alternate screen) and termios gives single keys; nothing else is needed for one table and
-seven keys. Whatever ends it, the terminal is given back as it was.
+rich draws (`Live` on the alternate screen) and termios gives single keys. Whatever ends it, the terminal is given back
+as it was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import termios
+import tty
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ _KEYS: Final = {
 _WISHES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "grow": ("/scale", {"change": 1}), "shrink": ("/scale", {"change": -1}), "reload": ("/reload", {}),
 }  # fmt: skip
-_HELP: Final = " + - workers   r reload   d drain   arrows, page keys scroll   q quit"
+_HELP: Final = "+ - workers   r reload   d drain   arrows, page keys scroll   q quit"
 
 
 @click.command()
@@ -93,8 +94,6 @@ def _watch(screen: Screen, live: Live) -> None:
 
 @dataclass(slots=True)
 class Screen:
-    """What is known, and what is shown of it."""
-
     supervisor: running.Running
     document: dict[str, Any] = field(default_factory=dict)
     trouble: str = ""
@@ -112,7 +111,6 @@ class Screen:
     _depths: deque[int] = field(default_factory=lambda: deque(maxlen=TREND_OVER))
 
     def look(self) -> None:
-        """Ask the supervisor."""
         try:
             document = self.supervisor.status(ANSWER_WITHIN)
         except running.VerbError as trouble:
@@ -131,7 +129,6 @@ class Screen:
             self._depths.append(document["queue"]["ready"])
 
     def press(self, key: str) -> None:
-        """Somebody has pressed a key."""
         does = _KEYS.get(key, "")
         if self.is_asking:
             self.is_asking = False
@@ -172,7 +169,7 @@ class Screen:
     def draw(self, width: int, height: int) -> RenderableType:
         """The picture for a terminal of this size: head, workers, decisions, and a line for keys at the bottom."""
         if not self.document:
-            return _cropped([Text(self._lost())])
+            return Group(*_cropped([Text(self._lost())]))
         head = [*([Text(self._lost(), "bold red")] if self.trouble else []), *picture.head(self.document)]
         head.append(self._pace(width))
         every = len(self.document["workers"])
@@ -182,11 +179,11 @@ class Screen:
         decisions = self.document["recent"][-count:] if count else []
         self.page = max(1, room - len(decisions))
         self.first = max(0, min(self.first, every - self.page))
-        lines: list[RenderableType] = [*_cropped_lines(head)]
+        lines: list[RenderableType] = _cropped(head)
         lines.append(picture.workers(self.document, self.first, self.page))
         lines += [Text("")] * (room - len(decisions) - min(self.page, every - self.first))
-        lines += _cropped_lines([picture.decision(entry) for entry in decisions])
-        return Group(*lines, *_cropped_lines([self._keys(every)]))
+        lines += _cropped([picture.decision(entry) for entry in decisions])
+        return Group(*lines, *_cropped([self._keys(every)]))
 
     def _lost(self) -> str:
         return f"gone for {picture.duration(now() - self.gone_since)}, looked for each second: {plain(self.trouble)}"
@@ -211,20 +208,15 @@ class Screen:
             return Text(" drain: finish the tasks in flight and stop?  y / n ", "bold yellow reverse")
         if now() - self.said_at < SAID_FOR and self.said.plain:
             return self.said
-        shown = (
-            f"workers {self.first + 1}-{min(every, self.first + self.page)} of {every}   " if every > self.page else ""
-        )
-        return Text(f" {shown}{_HELP.strip()} ", "reverse")
+        last = min(every, self.first + self.page)
+        shown = f"workers {self.first + 1}-{last} of {every}   " if every > self.page else ""
+        return Text(f" {shown}{_HELP} ", "reverse")
 
 
-def _cropped_lines(lines: list[Text]) -> list[RenderableType]:
+def _cropped(lines: list[Text]) -> list[RenderableType]:
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     return [*lines]
-
-
-def _cropped(lines: list[Text]) -> Group:
-    return Group(*_cropped_lines(lines))
 
 
 def _curve(values: deque[int]) -> str:
@@ -247,11 +239,9 @@ def _split(typed: str) -> Iterator[str]:
 def _single_keys(fd: int) -> Iterator[None]:
     """Keys come one by one and are not shown; Ctrl-C still interrupts, Ctrl-Z is a key like others."""
     before = termios.tcgetattr(fd)
+    tty.setcbreak(fd, termios.TCSADRAIN)
     raw = termios.tcgetattr(fd)
-    raw[3] &= ~(termios.ICANON | termios.ECHO)
-    raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
-    # A stop would leave the shell with our screen and settings.
-    raw[6][termios.VSUSP] = b"\0"
+    raw[6][termios.VSUSP] = b"\0"  # a stop would leave the shell with our screen and settings
     termios.tcsetattr(fd, termios.TCSADRAIN, raw)
     try:
         yield

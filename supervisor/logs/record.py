@@ -71,16 +71,12 @@ def _plain(value: object, depth: int = 0) -> Any:
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else repr(float(value))
         if depth < _MAX_DEPTH and isinstance(value, dict):
-            return {_key(key): _plain(item, depth + 1) for key, item in value.items()}
+            return {_clean(as_text(key)): _plain(item, depth + 1) for key, item in value.items()}
         if depth < _MAX_DEPTH and isinstance(value, list | tuple):
             return [_plain(item, depth + 1) for item in value]
     except Exception:  # noqa: BLE001 - a subclass of the user's may raise anything
         pass
     return _clean(as_text(value))
-
-
-def _key(key: object) -> str:
-    return _clean(as_text(key))
 
 
 def as_json(record: dict[str, Any]) -> str:

@@ -236,7 +236,7 @@ class Processes:
                 case ForkFailed(ticket, error, number):
                     page = nursery.births.failed(ticket)
                     if page is not None:
-                        yield StartFailed(page, refusals.process_because(error, number))
+                        yield StartFailed(page, error + refusals.remedy(number))
 
     def _nursery_exited(self, nursery: _Nursery) -> Iterator[Event]:
         yield from self._nursery_said(nursery, nursery.hearing.last_words())

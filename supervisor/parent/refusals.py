@@ -72,12 +72,7 @@ class Refusals:
 def because(doing: str, error: Exception, descriptors: int = 0) -> str:
     """`doing` is what was refused. `descriptors`: the limit that would have done for all workers."""
     number = error.errno if isinstance(error, OSError) else None
-    return f"{doing}: {_words(error)}{_remedy(number, descriptors)}"
-
-
-def process_because(error: str, number: int) -> str:
-    """The same for a fork that another process has tried, and whose `error` it has put into words."""
-    return f"{error}{_remedy(number, 0)}"
+    return f"{doing}: {_words(error)}{remedy(number, descriptors)}"
 
 
 def _words(error: Exception) -> str:
@@ -86,7 +81,8 @@ def _words(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
-def _remedy(number: int | None, descriptors: int) -> str:
+def remedy(number: int | None, descriptors: int = 0) -> str:
+    """What to do about an errno, as the end of a sentence."""
     match number:
         case errno.EMFILE:
             return f". {_descriptor_limit(descriptors)}"

@@ -83,7 +83,7 @@ class Truth:
         # One that is served may be the single active consumer; two are not.
         if len(served) > 1 or (is_helped and len(beliefs) == 1 and not self._is_resigned):
             self._begin_anew()
-        steady = [belief for belief in beliefs if self._pid_before(belief) == belief.pid]
+        steady = [each for each in beliefs if (was := self._before.get(each.slot)) and was.pid == each.pid]
         still = [belief for belief in steady if belief.is_idle and self._before[belief.slot] == belief]
         self._before = {belief.slot: belief for belief in beliefs}
         self._unserved = Counter({b.pid: self._unserved[b.pid] + 1 for b in still if depth.ready})
@@ -128,10 +128,6 @@ class Truth:
     def _rank(self, belief: Belief) -> tuple[bool, bool]:
         """The least is doubted first. A count names nobody: each in turn."""
         return belief.pid not in self._served and self._is_resigned, belief.slot in self._tried
-
-    def _pid_before(self, belief: Belief) -> int | None:
-        before = self._before.get(belief.slot)
-        return before.pid if before else None
 
     def _begin_anew(self) -> None:
         self._replaced, self._hopes, self._is_resigned = 0, {}, False

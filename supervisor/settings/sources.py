@@ -1,6 +1,6 @@
 """Where settings come from: command line over environment over file over default; every problem at once.
 
-tomllib and difflib are imported where they are needed: workers import this package.
+tomllib, difflib and the like are imported where they are needed: workers import this package.
 """
 
 from __future__ import annotations
@@ -167,8 +167,11 @@ def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, s
     values["control_explicit"] = values.get("control") != AUTO and sources.given("control") is not None
     if values.get("control") == AUTO and "queue" in values:
         values["control"] = _default_control(values["queue"], sources.runtime, environ)
-    if values.get("reload") and not _has_watchfiles():
-        problems.append("reload: needs watchfiles: pip install 'workq-supervise[reload]'")
+    if values.get("reload"):
+        from importlib.util import find_spec
+
+        if find_spec("watchfiles") is None:
+            problems.append("reload: needs watchfiles: pip install 'workq-supervise[reload]'")
 
     # When the file cannot be read, it may be the one that names the handler.
     missing = not sources.unread and sources.given("handler") is None
@@ -238,12 +241,6 @@ def _default_control(queue: str, runtime: str, environ: Mapping[str, str]) -> st
 
         return str(Path(user).absolute() / f"workq-{quote(queue, safe='')}.sock")
     return None
-
-
-def _has_watchfiles() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("watchfiles") is not None
 
 
 def _instance(unit: str) -> str:

@@ -23,7 +23,7 @@ from supervisor.commands.check.broker import examine
 from supervisor.commands.check.case import delay_of, delays_of
 from supervisor.commands.check.facts import Broker, Finding, Level, Managed, problem, warning
 from supervisor.commands.check.machine import examine as examine_machine
-from supervisor.commands.check.management import Unavailable, ask, checked, consumer_timeout, usual
+from supervisor.commands.check.management import ask, checked, consumer_timeout, usual
 from supervisor.commands.check.probe import Probe, may_publish
 from supervisor.commands.check.probe import look as look_at_nodes
 from supervisor.commands.check.surroundings import look as look_at_machine
@@ -84,7 +84,11 @@ def _check(
         findings = [*broker, *examine_machine(look_at_machine(settings, has_handler, unit_names), settings)]
     except KeyboardInterrupt:
         sys.exit(codes.INTERRUPTED)
-    (_print_json if as_json else _print)(findings, settings, verbose)
+    if as_json:
+        for finding in findings:
+            click.echo(json.dumps(asdict(finding)))
+    else:
+        _print(findings, settings, verbose)
     bad = {Level.PROBLEM, Level.WARNING} if strict else {Level.PROBLEM}
     sys.exit(codes.INCOMPLETE if any(finding.level in bad for finding in findings) else 0)
 
@@ -110,7 +114,8 @@ def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str 
     findings = []
     if broker.node is not None:
         endpoint = broker.node.endpoint
-        managed = _managed(endpoint, settings.queue, api)
+        off = ("--management is off", "")
+        managed = off if api == "off" else ask(api or usual(endpoint), endpoint, settings.queue)
         if isinstance(managed, Managed):
             broker = replace(broker, managed=managed)
         else:
@@ -129,22 +134,13 @@ def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str 
     return [*examine(broker, settings), *findings]
 
 
-def _managed(endpoint: Endpoint, queue: str, api: str | None) -> Managed | Unavailable:
-    if api == "off":
-        return "--management is off", ""
-    return ask(api or usual(endpoint), endpoint, queue)
-
-
 def _by_amqp(broker: Broker, endpoint: Endpoint, settings: Settings) -> Broker:
     refusals: dict[str, str | None] = {}
     with Probe(endpoint, settings.heartbeat) as asked:
         asked.node()
-        queue, dead = asked.queue(settings.queue), asked.queue(queues.dead(settings.queue))
+        names = (settings.queue, queues.dead(settings.queue))
+        queue, dead = (asked.properties(each) if each.exists else each for each in map(asked.queue, names))
         delays = [] if settings.declare else [asked.queue(name) for name in delays_of(settings)]
-        if queue.exists:
-            queue = asked.properties(queue)
-        if dead.exists:
-            dead = asked.properties(dead)
         delay = delay_of(settings)
         for name in (queue.name, dead.name, delay):
             refusals[f"configure {name}"] = asked.may_declare(name)
@@ -155,11 +151,6 @@ def _by_amqp(broker: Broker, endpoint: Endpoint, settings: Settings) -> Broker:
 
 
 # ---------------------------------------------------------------------------------------------------- the report
-
-
-def _print_json(findings: Sequence[Finding], _settings: Settings, _verbose: bool) -> None:
-    for finding in findings:
-        click.echo(json.dumps(asdict(finding)))
 
 
 def _print(findings: Sequence[Finding], settings: Settings, verbose: bool) -> None:

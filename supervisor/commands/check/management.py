@@ -28,17 +28,14 @@ Unavailable = tuple[str, str]
 """Why not, and the line that mends it."""
 
 
-class Refused(Exception):
-    """It answered something else than 200."""
-
+class BadStatus(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status}")
         self.status = status
 
 
 def usual(endpoint: Endpoint) -> str:
-    """Where the management API of this node usually is. Encrypted if AMQP is: a password that was kept from the network
-    is not handed to it here."""
+    """Where the management API of this node usually is. Encrypted if AMQP is: so is the password."""
     scheme = "https" if endpoint.tls else "http"
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     return f"{scheme}://{host}:{PORTS[scheme]}"
@@ -68,23 +65,16 @@ def ask(url: str, endpoint: Endpoint, queue: str) -> Managed | Unavailable:
             return f"what answers at {url} is not RabbitMQ's management API", enable
         api.get("whoami")
         return _managed(api, endpoint, queue)
-    except Refused as refused:
-        user = shlex.quote(endpoint.user)
+    except BadStatus as refused:
         if refused.status in (401, 403):
-            return f"the management API at {url} does not let user {endpoint.user} in", _tag(user)
+            tag = f"rabbitmqctl set_user_tags {shlex.quote(endpoint.user)} management  # in place of the tags it has"
+            return f"the management API at {url} does not let user {endpoint.user} in", tag
         return f"the management API at {url} answers {refused}", ""
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return f"no management API answers at {url} ({_reason(error)}); --management URL names another", enable
+        reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+        return f"no management API answers at {url} ({reason}); --management URL names another", enable
     finally:
         api.close()
-
-
-def _tag(user: str) -> str:
-    return f"rabbitmqctl set_user_tags {user} management  # in place of the tags it has"
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 class _Api:
@@ -96,12 +86,10 @@ class _Api:
         host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
         self._prefix = parts.path.rstrip("/") + "/api/"
         self._login = base64.b64encode(f"{endpoint.user}:{endpoint.password}".encode()).decode()
-        self._connection: http.client.HTTPConnection
+        self._connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
         if parts.scheme == "https":
             context = ssl.create_default_context(cafile=endpoint.option("cafile"))
             self._connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
-        else:
-            self._connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
 
     def realm(self) -> str | None:
         """What it says of itself to somebody without a login, if it is RabbitMQ's."""
@@ -109,18 +97,18 @@ class _Api:
         return realm if "RabbitMQ" in realm else None
 
     def get(self, *path: str) -> Any:
-        """The JSON that is there. Raises Refused, OSError, HTTPException, ValueError."""
+        """The JSON that is there. Raises BadStatus, OSError, HTTPException, ValueError."""
         place = "/".join(quote(part, safe="") for part in path)
         status, body, _ = self._answer(place, {"Authorization": f"Basic {self._login}"})
         if status != 200:
-            raise Refused(status)
+            raise BadStatus(status)
         return json.loads(body)
 
     def try_get(self, *path: str) -> Any:
         """None where it is not there, or not for us to see."""
         try:
             return self.get(*path)
-        except Refused as refused:
+        except BadStatus as refused:
             if refused.status in (401, 403, 404):
                 return None
             raise

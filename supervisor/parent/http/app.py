@@ -42,7 +42,7 @@ class Site:
             "/readyz": self._readyz,
             "/metrics": self._scrape,
             "/status": self._status,
-            "/": self._index,
+            "/": lambda: (200, _HTML, page.HTML),
         }
 
     def refusal(self, headers: Mapping[bytes, bytes]) -> Answer | None:
@@ -97,9 +97,6 @@ class Site:
 
     def _status(self) -> Answer:
         return 200, _JSON, json.dumps(self._look().status()).encode() + b"\n"
-
-    def _index(self) -> Answer:
-        return 200, _HTML, page.HTML
 
 
 class ControlSite(Site):
