@@ -174,30 +174,10 @@ class Loop:
             # Who has read of a decision in the log finds it in /status.
             self._show()
         for action in actions:
-            self._log_action(action)
             self._act(action)
 
     def _act(self, action: Action) -> None:
         processes = self._processes
-        match action:
-            case StartNursery(generation, preload):
-                processes.start_nursery(generation, preload, self._pool.settings_of(generation))
-            case StopNursery(generation, stack=stack):
-                processes.stop_nursery(generation, stack=stack)
-            case Spawn(page, generation, has_queues=has_queues):
-                processes.spawn(page, generation, has_queues)
-            case Tell(page, Drain() as order):
-                processes.drain(page, order)
-            case Tell(page, order):
-                processes.tell(page, order)
-            case Signal(page, name):
-                processes.signal(page, signal.Signals[name])
-            case Leave(code):
-                self._code = code
-            case Say():
-                pass
-
-    def _log_action(self, action: Action) -> None:
         match action:
             case Say(event, level, because, fields):
                 getattr(self._log, level)(event, because=because, **fields)
@@ -207,20 +187,28 @@ class Loop:
                     self._systemd.reload()
             case Leave(code, because):
                 self._note("info", "supervisor.stopped", because, code=code)
-            case Tell(page, Measure(), because):
-                self._log.debug("worker.measure", slot=slot_of(page), because=because)
-            case Tell(page, Verdict(name=name, run=may_run), because):
-                self._log.debug("task.verdict", slot=slot_of(page), message_id=name, run=may_run, because=because)
-            case Tell(page, _, because):
+                self._code = code
+            case Tell(page, Drain() as order, because):
                 self._note("info", "worker.drain", because, slot=slot_of(page))
+                processes.drain(page, order)
+            case Tell(page, Measure() as order, because):
+                self._log.debug("worker.measure", slot=slot_of(page), because=because)
+                processes.tell(page, order)
+            case Tell(page, Verdict(name=name, run=may_run) as order, because):
+                self._log.debug("task.verdict", slot=slot_of(page), message_id=name, run=may_run, because=because)
+                processes.tell(page, order)
             case Signal(page, name, because):
                 self._note("warning", "worker.signalled", because, slot=slot_of(page), signal=name)
-            case Spawn(page, _, because):
+                processes.signal(page, signal.Signals[name])
+            case Spawn(page, generation, because, has_queues):
                 self._log.debug("worker.spawn", slot=slot_of(page), because=because)
+                processes.spawn(page, generation, has_queues)
             case StartNursery(generation, preload, because):
                 self._note("debug", "nursery.start", because, generation=generation, preload=preload)
-            case StopNursery(generation, because):
+                processes.start_nursery(generation, preload, self._pool.settings_of(generation))
+            case StopNursery(generation, because, stack):
                 self._note("debug", "nursery.stop", because, generation=generation)
+                processes.stop_nursery(generation, stack=stack)
 
     def _note(self, level: str, event: str, because: str, **fields: Any) -> None:
         getattr(self._log, level)(event, because=because, **fields)
@@ -251,6 +239,5 @@ class Loop:
                 self._log.info("worker.stacks", because="SIGUSR1: every worker writes its stacks to its output")
                 self._processes.signal_all(signal.SIGUSR1)
             elif number is signal.SIGUSR2:
-                self._log.info(
-                    "supervisor.status", because="SIGUSR2", status=status.without_evidence(self._snapshot.status())
-                )
+                said = status.without_evidence(self._snapshot.status())
+                self._log.info("supervisor.status", because="SIGUSR2", status=said)

@@ -33,7 +33,7 @@ class Snapshot:
 
     @property
     def age(self) -> float:
-        """Seconds since the loop last turned. The thread that asks goes on when the loop does not: then all is old."""
+        """Seconds since the loop last turned."""
         return now() - self.turned_at
 
     def pages(self) -> list[Reading]:

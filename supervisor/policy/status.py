@@ -83,9 +83,8 @@ def readiness(view: PoolView) -> tuple[bool, str]:
 
 
 def _not_imported(view: PoolView) -> str | None:
-    return (
-        f"the handler cannot be imported for now, it is tried again: {view.not_imported}" if view.not_imported else None
-    )
+    why = view.not_imported
+    return f"the handler cannot be imported for now, it is tried again: {why}" if why else None
 
 
 def status(
@@ -98,15 +97,20 @@ def status(
     wall: datetime,
 ) -> dict[str, Any]:
     """The document at /status. `now` is monotonic seconds and `wall` (UTC) the same instant for people."""
+
+    def iso(then: float) -> str:
+        """A monotonic instant, for people."""
+        return (wall - timedelta(seconds=now - then)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
     sampled = {reading.pid: reading for reading in readings}
     rss = {pid: reading.rss for pid, reading in sampled.items()}
     summed = totals(pages)
     ready, because = readiness(view)
     return {
-        "now": _iso(now, now, wall),
+        "now": iso(now),
         "state": str(view.state),
         "because": view.because,
-        "since": _iso(view.since, now, wall),
+        "since": iso(view.since),
         "version": __version__,
         "ready": ready,
         "readiness": because,
@@ -120,10 +124,10 @@ def status(
             "consumers": view.depth.consumers if view.depth else None,
         },
         "generation": view.generation,
-        "reload": _reload(view.reload, now, wall) if view.reload else None,
+        "reload": _reload(view.reload, iso) if view.reload else None,
         "scale": {"wanted": view.wanted, "least": settings.workers.least, "most": settings.workers.most},
-        "workers": [_worker(slot, page, rss, now, wall) for slot, page in zip(view.slots, pages, strict=True)],
-        "orphans": [_orphan(orphan, sampled.get(orphan.pid), now, wall) for orphan in view.orphans],
+        "workers": [_worker(slot, page, rss, now, iso) for slot, page in zip(view.slots, pages, strict=True)],
+        "orphans": [_orphan(orphan, sampled.get(orphan.pid), now, iso) for orphan in view.orphans],
         "totals": {
             **{name: getattr(summed, name) for name in OUTCOMES},
             "worker_exits": sum(view.exits.values()),
@@ -144,26 +148,29 @@ def without_evidence(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"dead_letters": letters | {"recent": slim}}
 
 
-def _reload(latest: Reload, now: float, wall: datetime) -> dict[str, Any]:
+def _reload(latest: Reload, iso: Callable[[float], str]) -> dict[str, Any]:
     return {
         "number": latest.number,
         "state": str(latest.stage),
         "generation": latest.generation,
         "by": latest.by,
-        "at": _iso(latest.began, now, wall),
-        "ended_at": _iso(latest.ended, now, wall) if latest.ended is not None else None,
+        "at": iso(latest.began),
+        "ended_at": iso(latest.ended) if latest.ended is not None else None,
         "error": latest.error or None,
     }
 
 
-def _iso(then: float, now: float, wall: datetime) -> str:
-    """A monotonic instant, for people."""
-    return (wall - timedelta(seconds=now - then)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _worker(slot: SlotView, page: Reading, rss: dict[int, int], now: float, wall: datetime) -> dict[str, Any]:
+def _worker(
+    slot: SlotView, page: Reading, rss: dict[int, int], now: float, iso: Callable[[float], str]
+) -> dict[str, Any]:
     hand = page.hand if slot.pid == page.pid else None
-    exit_ = slot.last_exit
+    last = slot.last_exit
+    last_exit = last and {
+        "cause": last.cause,
+        "message_id": last.message_id,
+        "at": iso(last.at),
+        "planned": last.is_planned,
+    }
     return {
         "slot": slot.slot,
         "pid": slot.pid,
@@ -174,18 +181,11 @@ def _worker(slot: SlotView, page: Reading, rss: dict[int, int], now: float, wall
         "restarts": slot.restarts,
         "succeeded": page.counts.succeeded,
         "failed": page.counts.failed,
-        "last_exit": {
-            "cause": exit_.cause,
-            "message_id": exit_.message_id,
-            "at": _iso(exit_.at, now, wall),
-            "planned": exit_.is_planned,
-        }
-        if exit_
-        else None,
+        "last_exit": last_exit,
     }
 
 
-def _orphan(orphan: OrphanView, page: Reading | None, now: float, wall: datetime) -> dict[str, Any]:
+def _orphan(orphan: OrphanView, page: Reading | None, now: float, iso: Callable[[float], str]) -> dict[str, Any]:
     hand = page.hand if page else None
     return {
         "slot": orphan.slot,
@@ -193,5 +193,5 @@ def _orphan(orphan: OrphanView, page: Reading | None, now: float, wall: datetime
         "message_id": (hand.message_id or hand.key) if hand else None,
         "busy_seconds": round(now - hand.since, 3) if hand else None,
         "rss_bytes": page.rss if page else 0,
-        "until": _iso(orphan.until, now, wall),
+        "until": iso(orphan.until),
     }
