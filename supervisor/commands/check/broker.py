@@ -1,8 +1,8 @@
 """What `workq check` finds about the broker: facts in, findings out. Pure.
 
-A fact that nobody could find out is None, and leads to a finding that says so; nothing is guessed. Each fix is one line
-for a shell, made to be copied. Those that set a policy set one and the same, with every key that is wanted: a queue
-obeys one policy only (https://www.rabbitmq.com/docs/policies), so a second would switch the first off.
+An unknown fact is None, and leads to a finding that says so. Each fix is one line for a shell. Those that set a policy
+set one and the same, with every key that is wanted: a queue obeys one policy only
+(https://www.rabbitmq.com/docs/policies).
 """
 
 from __future__ import annotations
@@ -72,12 +72,9 @@ def _nodes(nodes: Sequence[Node]) -> Iterator[Finding]:
         else:
             yield ok("broker", f"{node.endpoint} lets us in")
         if not node.endpoint.tls and not _is_loopback(node.endpoint.host):
-            host, vhost = node.endpoint.host, _percent(node.endpoint.vhost)
-            yield warning(
-                "encryption",
-                f"{node.endpoint}: password and messages cross the network in the clear",
-                f"export WORKQ_URL='amqps://USER:PASSWORD@{host}:5671/{vhost}'",
-            )
+            what = f"{node.endpoint}: password and messages cross the network in the clear"
+            url = f"amqps://USER:PASSWORD@{node.endpoint.host}:5671/{_percent(node.endpoint.vhost)}"
+            yield warning("encryption", what, f"export WORKQ_URL='{url}'")
 
 
 _AWAY: Final = frozenset({Kind.REFUSED, Kind.UNREACHABLE, Kind.DNS, Kind.TIMEOUT, Kind.LOST, Kind.OPERATOR})
@@ -120,8 +117,6 @@ def _percent(text: str) -> str:
 
 
 class BrokerCase(Case):
-    """Its methods are subjects."""
-
     def version(self) -> Iterator[Finding]:
         if self.release is None:
             said = f"{self.node.product} {self.node.version}".strip() or "something that does not say what it is"
@@ -131,10 +126,8 @@ class BrokerCase(Case):
             what = f"RabbitMQ {self.node.version} is older than 3.10, the oldest that workq-supervise is tried with"
             yield warning("version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         elif self.release in _SUPPORT_ENDED:
-            what = (
-                f"RabbitMQ {self.node.version}: community support for this series ended in "
-                f"{_SUPPORT_ENDED[self.release]}; a distribution's or vendor's may go on"
-            )
+            ended = f"community support for this series ended in {_SUPPORT_ENDED[self.release]}"
+            what = f"RabbitMQ {self.node.version}: {ended}; a distribution's or vendor's may go on"
             yield note("version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         else:
             yield ok("version", f"RabbitMQ {self.node.version}")
@@ -166,10 +159,8 @@ class BrokerCase(Case):
         if not blocked and (blocked is not None or not alarms):
             return
         said = ", ".join(alarms or (str(blocked),))
-        what = (
-            f"the broker has an alarm ({said}) and takes no messages: publishers, retries and dead letters wait; "
-            "consuming goes on"
-        )
+        what = f"the broker has an alarm ({said}) and takes no messages: publishers, retries and dead letters wait"
+        what += "; consuming goes on"
         if "disk" in said:
             more = "; free disk space on the node, or lower a limit that is too high"
             yield problem("alarms", what + more, "rabbitmqctl set_disk_free_limit 50MB")
@@ -215,10 +206,8 @@ class BrokerCase(Case):
         elif needed <= HALF_AN_HOUR:
             yield ok(subject, f"{spelled(needed)} is needed; RabbitMQ's 30 min, unless it was lowered, is enough")
         elif self.settings.task_timeout is not None:
-            what = (
-                f"tasks may take {spelled(needed)}; the broker's timeout is not known (30 min unless it was raised), "
-            )
-            what += "and a longer task is run again"
+            what = f"tasks may take {spelled(needed)}; the broker's timeout is not known (30 min unless it was raised)"
+            what += ", and a longer task is run again"
             yield warning(subject, what, self._timeout_fix())
         else:
             what = "a task longer than the broker's timeout (not known; 30 min unless it was changed) is run again"
@@ -237,15 +226,12 @@ class BrokerCase(Case):
         queue, settings, refusals = self.queue, self.settings, self.broker.refusals
         declares = settings.declare and (queue.exists is False or settings.queue_type != "default")
         dead, delay = queues.dead(queue.name), delay_of(settings)
+        has_dead = self.broker.dead is not None and bool(self.broker.dead.exists)
         needs: list[tuple[str, str, bool]] = [
             (f"read {queue.name}", "consume", True),
             (f"configure {queue.name}", f"declare {queue.name}", declares),
             ("write", "publish retries and dead letters", True),
-            (
-                f"configure {dead}",
-                f"declare {dead}",
-                settings.declare and not (self.broker.dead and self.broker.dead.exists),
-            ),
+            (f"configure {dead}", f"declare {dead}", settings.declare and not has_dead),
         ]
         if settings.retries and settings.declare:
             needs += [

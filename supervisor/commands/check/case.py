@@ -22,8 +22,6 @@ NEVER: Final = 2**31 - 1
 
 
 class Case:
-    """See the module. `broker` and `queue` find what is to be said of it."""
-
     def __init__(self, broker: Broker, queue: Queue, settings: Settings) -> None:
         assert broker.node is not None
         self.broker = broker
@@ -66,10 +64,8 @@ class Case:
 
     def delivery_limit(self) -> int | None:
         """None: none, or none that is known."""
-        managed = self.broker.managed
-        if managed and managed.delivery_limit is not None:
-            limit: Any = managed.delivery_limit
-        else:
+        limit: Any = self.broker.managed.delivery_limit if self.broker.managed else None
+        if limit is None:
             limit = self.value("x-delivery-limit")
         if limit is None and self.has_default_limit():
             return 20  # https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling

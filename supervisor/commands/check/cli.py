@@ -1,8 +1,8 @@
-"""`workq check`, the doctor: looks at broker, queue and machine, changes nothing, and says what is wrong with the line
-that mends it.
+"""`workq check`: looks at broker, queue and machine, changes nothing, and says what is wrong and the line that fixes
+it.
 
-It reads the settings of `workq-supervise` from the same places. The facts come from `probe` (AMQP), `management` and
-`surroundings`; what they mean is decided in `broker`, `queue` and `machine`.
+The facts come from `probe` (AMQP), `management` and `surroundings`; what they mean is decided in `broker`, `queue` and
+`machine`.
 """
 
 from __future__ import annotations

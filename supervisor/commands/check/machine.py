@@ -33,7 +33,7 @@ PROPERTIES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """How importing the handler went, in a process of its own."""
+    """How importing the handler went."""
 
     error: str = ""
     seconds: float = 0.0
@@ -292,8 +292,6 @@ def _unit_limits(unit: Mapping[str, str], settings: Settings, wrong: _Wrong) -> 
 
 
 class _Wrong(Protocol):
-    """What makes a finding of a unit's setting."""
-
     def __call__(self, key: str, value: str, what: str, level: Level = Level.WARNING) -> Finding: ...
 
 

@@ -19,8 +19,6 @@ _FORGETFUL: Final = frozenset({"message-ttl", "expires", "max-length", "max-leng
 
 
 class QueueCase(Case):
-    """Its methods are subjects."""
-
     def queue_itself(self) -> Iterator[Finding]:
         queue, settings = self.queue, self.settings
         if queue.exists is None:
@@ -54,13 +52,10 @@ class QueueCase(Case):
         elif asked not in ("default", actual):
             what = f"--queue-type is {asked}, and {self.queue.name} is {actual}: workers refuse to start"
             yield problem("queue type", what, "export WORKQ_QUEUE_TYPE=default")
-        elif actual == "classic" and len(self.broker.nodes) > 1:
-            what = (
-                f"{self.queue.name} is classic: it lives on one node of the cluster and is away when that is; {FORGETS}"
-            )
-            yield note("queue type", what, f"{self.anew()} && export WORKQ_QUEUE_TYPE=quorum")
         elif actual == "classic":
-            what = f"{self.queue.name} is classic: {FORGETS}"
+            is_cluster = len(self.broker.nodes) > 1
+            away = "it lives on one node of the cluster and is away when that is; " if is_cluster else ""
+            what = f"{self.queue.name} is classic: {away}{FORGETS}"
             yield note("queue type", what, f"{self.anew()} && export WORKQ_QUEUE_TYPE=quorum")
         else:
             yield ok("queue type", actual)
@@ -72,9 +67,8 @@ class QueueCase(Case):
             what = f"it has a single active consumer: one of {self.settings.workers} workers works, the others stand by"
             yield warning("queue", what, "export WORKQ_WORKERS=1")
         if self.value(queues.SINGLE) and self.settings.ready_when == "consuming":
-            what = (
-                "it has a single active consumer: while messages wait, hosts that stand by are not ready (/readyz 503)"
-            )
+            single = "it has a single active consumer"
+            what = f"{single}: while messages wait, hosts that stand by are not ready (/readyz 503)"
             yield note("queue", what, "export WORKQ_READY_WHEN=subscribed")
         if self.drops():
             length = self.value("x-max-length") or self.value("x-max-length-bytes")
@@ -95,27 +89,20 @@ class QueueCase(Case):
                 yield ok("delivery limit", "a classic queue counts no returns; --max-crashes is the fence")
             return
         limit = self.delivery_limit()
+        dropped = f"a message that came back {limit} times is dropped without a word"
         if self.has_exchange():
             yield ok("delivery limit", f"{'none' if limit is None else limit}; the queue dead-letters")
             yield from self._exchange_target()
         elif limit is not None and limit <= RETURNS_MAX:
-            what = (
-                f"a message that came back {limit} times is dropped without a word; workers put one aside, or back "
-                f"uncounted, at {RETURNS_MAX}, too late here"
-            )
+            what = f"{dropped}; workers put one aside, or back uncounted, at {RETURNS_MAX}, too late here"
             yield problem("delivery limit", what, self.policy_line())
         elif limit is not None and not self.has_default_limit():
-            what = (
-                f"a message that came back {limit} times is dropped without a word: before RabbitMQ 4.0 workers reckon "
-                "with no limit; a dead-letter policy keeps it"
-            )
+            what = f"{dropped}: before RabbitMQ 4.0 workers reckon with no limit; a dead-letter policy keeps it"
             yield warning("delivery limit", what, self.policy_line())
         elif limit is not None:
             told = "" if self.broker.managed else ", unless a policy says otherwise"
-            what = (
-                f"a message that came back {limit} times is dropped without a word{told}: workers put it aside, or "
-                "back uncounted, before that, other consumers do not; a dead-letter policy keeps it"
-            )
+            what = f"{dropped}{told}: workers put it aside, or back uncounted, before that, other consumers do not"
+            what += "; a dead-letter policy keeps it"
             yield note("delivery limit", what, self.policy_line())
         elif self.broker.managed:
             yield ok("delivery limit", "none")
@@ -137,10 +124,8 @@ class QueueCase(Case):
         counted = "a worker that dies returns all that it has prefetched, and the broker counts each"
         limit = self.delivery_limit()
         if prefetch(wanted, self.node.version, self.queue.type) < wanted:
-            what = (
-                f"--prefetch {wanted} is used as 1 on this quorum queue: {counted}, with a limit of 20 unless changed"
-            )
-            yield warning("prefetch", what, fix)
+            used = f"--prefetch {wanted} is used as 1 on this quorum queue"
+            yield warning("prefetch", f"{used}: {counted}, with a limit of 20 unless changed", fix)
         elif limit is not None:
             what = f"--prefetch {wanted} on a quorum queue with a delivery limit of {limit}: {counted}, so healthy "
             what += "messages behind those that kill are dropped or dead-lettered unrun"
@@ -203,26 +188,21 @@ class QueueCase(Case):
             by, fix = f"the policy {rule.policy.name} says so", self._exempting(rule.policy)
         else:
             by, fix = "it was declared so", f"rabbitmqctl list_queues {self.vhost_option()}name arguments"
-        said = {
-            key: min(value for value in (said.get(key), theirs.get(key)) if value is not None)
-            for key in said.keys() | theirs.keys()
-        }  # the smaller one counts
+        for key, value in theirs.items():
+            said[key] = min(value, said.get(key, value))  # the smaller one counts
         ttl, expires = said.get("message-ttl"), said.get("expires")
         if expires is not None:
-            what = (
-                f"after {spelled(expires)} without a consumer, and it never has one, the broker deletes it, messages "
-            )
-            yield Level.PROBLEM, f"{what}and all; {by}", fix
+            what = f"after {spelled(expires)} without a consumer, and it never has one, the broker deletes it"
+            yield Level.PROBLEM, f"{what}, messages and all; {by}", fix
         if ttl is not None and delay is None:
             moved = "x-dead-letter-exchange" in own or "dead-letter-exchange" in rule.effective
             fate = "dead-lettered in their turn" if moved else "dropped"
             what = f"dead letters that have lain there for {spelled(ttl)} are {fate}, unseen by workq dead; {by}"
             yield Level.PROBLEM, what, fix
-        elif ttl is not None and delay is not None and ttl < delay:
+        elif ttl is not None and delay and ttl < delay:
             yield Level.WARNING, f"tasks come back after {spelled(ttl)}, sooner than they should; {by}", fix
-        lengths = [
-            f"{said[key]}{unit}" for key, unit in (("max-length", ""), ("max-length-bytes", " bytes")) if key in said
-        ]
+        units = (("max-length", ""), ("max-length-bytes", " bytes"))
+        lengths = [f"{said[key]}{unit}" for key, unit in units if key in said]
         if not lengths:
             return
         overflow = own.get("x-overflow", rule.effective.get("overflow"))
