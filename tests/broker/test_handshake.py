@@ -276,6 +276,20 @@ def test_what_a_node_that_refuses_us_has_left_unanswered_is_not_said_of_the_next
         consuming.close()
 
 
+def test_a_consumer_that_a_node_confirms_and_then_hangs_up_on_is_not_taken_for_the_next_nodes(
+    broker_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.shuffle", lambda _: None)
+    confirmed = TUNE + OPEN + CHANNEL + QUEUE + QOS + said(1, spec.Basic.ConsumeOk("sweep"))
+    with conversation([START, confirmed + GOODBYE], reset=False) as port:
+        nodes = Endpoint.parse(f"amqp://dora:hunter2@127.0.0.1:{port}"), Endpoint.parse(broker_url)
+        settings = Settings(handler="any:thing", url=nodes, queue=queue)
+        consuming = Consumer(settings, "sweep", lambda: None, lambda _: None)
+        assert consuming.open() == str(nodes[1])
+        assert amqp.consumers(broker_url, queue) == 1  # the queue was missing, so it has been declared
+        consuming.close()
+
+
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("with_goodbye", [False, True])
 @pytest.mark.parametrize("length", range(len(LIFE) + 1))
