@@ -166,19 +166,12 @@ class Worker:
         self._pen.phase(Phase.CONNECTING)
         try:
             broker = consumer.open(declare_ours=self._settings.declare and not self._has_queues)
-            own_queues, subscription = consumer.own_queues, consumer.subscription
-            self.settling.parking.learn(own_queues.declared)
+            ours, queue = consumer.own_queues, consumer.subscription
+            self.settling.parking.learn(ours.declared)
             self._start_heartbeats()
             self._tracing = self._open_tracing()
             self._pen.phase(Phase.IDLE)
-            ready = Ready(
-                broker,
-                consumer.version,
-                subscription.has_declared,
-                own_queues.refused,
-                subscription.prefetch,
-                _resident(),
-            )
+            ready = Ready(broker, consumer.version, queue.has_declared, ours.refused, queue.prefetch, _resident())
             self._link.send(ready)
             while (delivery := consumer.next()) is not None:
                 self._serve(delivery)

@@ -33,7 +33,6 @@ from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, EXIT_SOFTWARE
 from supervisor.worker import aftermath, rehearsal, shared
 from supervisor.worker.handler import CannotLoad, load
 from supervisor.worker.main import Birth, configure_logs, live
-from supervisor.worker.task import Task
 
 _PID_BYTES = 8
 
@@ -194,8 +193,6 @@ def _become(link: Link, birth: Callable[[Link], Birth], worker_fd: int, output_f
     finally:
         os._exit(EXIT_SOFTWARE)  # live() does not return
 
-
-__all__ = ["Task", "main"]
 
 if __name__ == "__main__":
     sys.exit(main(*map(int, sys.argv[1:])))

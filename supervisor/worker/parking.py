@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor import logs, queues
 from supervisor.clock import now
 from supervisor.policy.settle import Afresh, DeadLetter, Later
-from supervisor.publisher import Publisher, PublishError, Refused, Unroutable
+from supervisor.publisher import Publisher, Refused, Unroutable
 from supervisor.settings import Settings
 from supervisor.worker.labels import labelled
 
@@ -33,16 +33,10 @@ class Parking:
     """Where messages go that shall not run now. Closed with the process; reconnects by itself."""
 
     def __init__(
-        self,
-        settings: Settings,
-        name: str,
-        blocked: Callable[[bool], None],
-        *,
-        has_queues: bool = False,
-        burst: str = "",
+        self, settings: Settings, name: str, blocked: Callable[[], None], *, has_queues: bool, burst: str
     ) -> None:
-        """`blocked` is called when the broker takes no messages for now (an alarm), and again when it has taken one.
-        `has_queues` as in `Begin`. `burst` names the supervisor that waits for what is delayed; empty: none does."""
+        """`blocked` is called when the broker takes no messages for now (an alarm). `has_queues` as in `Begin`. `burst`
+        names the supervisor that waits for what is delayed; empty: none does."""
         self._burst = burst
         self._settings = settings
         self._name = name
@@ -53,7 +47,6 @@ class Parking:
         """Queues that have refused a message since they last took one."""
         self._has_queues = has_queues
         self._blocked = blocked
-        self._is_blocked = False
         self._signs = True
 
     def learn(self, declared: Iterable[str]) -> None:
@@ -199,9 +192,6 @@ class Parking:
             self._await_safe(publisher, declaration)
             publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
         self._refusing.discard(queue)
-        if self._is_blocked:
-            self._is_blocked = False
-            self._blocked(False)
 
     def _is_ours(self, delivery: Delivery) -> bool:
         """Whether it has come back from a delay queue into which one of us put it, so that its `x-workq-*` headers are
@@ -229,11 +219,6 @@ class Parking:
         # The heartbeat thread serves the consuming connection meanwhile, as during a long confirm.
         time.sleep(max(0.0, self._safe_at[queue] - now()))
 
-    def _block(self) -> None:
-        if not self._is_blocked:
-            self._is_blocked = True
-            self._blocked(True)
-
     def _open(self) -> Publisher:
         if self._dead is None:
             self._dead = Publisher(
@@ -242,9 +227,6 @@ class Parking:
                 declare=self._settings.declare,
                 heartbeat=self._settings.heartbeat,
                 name=f"{self._name} parking",
-                on_blocked=self._block,
+                on_blocked=self._blocked,
             )
         return self._dead
-
-
-__all__ = ["Parking", "PublishError"]

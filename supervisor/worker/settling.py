@@ -28,6 +28,7 @@ from supervisor.policy.settle import (
     Settlement,
     settle,
 )
+from supervisor.publisher import PublishError
 from supervisor.redaction import clip_end, clip_start
 from supervisor.scoreboard import Pen
 from supervisor.settings import Settings
@@ -35,7 +36,7 @@ from supervisor.vocabulary import Cause, Kind, Phase, slot_of
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.gone import Gone
-from supervisor.worker.parking import Parking, PublishError
+from supervisor.worker.parking import Parking
 
 _FAILED: Final = (Raised, RetryAsked, Rejected)
 
@@ -77,8 +78,8 @@ class Settling:
         self._consumer = consumer
         self._hear = hear
         self._dropped = 0
-        self._burst = _supervisor() if settings.burst else ""
-        self.parking = Parking(settings, name, self._blocked, has_queues=begin.has_queues, burst=self._burst)
+        self._burst = burst = _supervisor() if settings.burst else ""
+        self.parking = Parking(settings, name, lambda: self._hold_up(""), has_queues=begin.has_queues, burst=burst)
         self._patience = Patience(settings.retries, settings.retry_delay)
         self._held_up: str | None = None
         """Why the message in hand cannot be parked, as the supervisor was told; empty: an alarm."""
@@ -253,10 +254,6 @@ class Settling:
                 raise Gone(Cause.LOCAL, f"parking failed: {type(error).__name__}: {error}", Kind.LOCAL) from error
             self._consumer.rest(delay)
             delay = min(2 * delay, PARK_AGAIN_AT_MOST)
-
-    def _blocked(self, is_blocked: bool) -> None:
-        if is_blocked:
-            self._hold_up("")
 
     def _take_long(self) -> None:
         """Called from the heartbeat thread, mostly."""
