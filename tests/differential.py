@@ -16,7 +16,7 @@ from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
 
-from supervisor.amqp.connection import Channel as OurChannel
+from supervisor.amqp.channel import Channel as OurChannel
 from supervisor.amqp.connection import Connection
 from supervisor.amqp.ioloop import IOLoop as OurLoop
 from supervisor.amqp.properties import Remains

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from supervisor import amqp, queues, trace
-from supervisor.amqp.connection import Channel, Connection
+from supervisor.amqp.channel import Channel
+from supervisor.amqp.connection import Connection
 from supervisor.amqp.ioloop import IOLoop, Timer
 from supervisor.amqp.properties import Properties
 from supervisor.clock import now

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from supervisor import amqp, queues
-from supervisor.amqp.connection import Channel
+from supervisor.amqp.channel import Channel
 from supervisor.messages import DeadDepth, Depth, Measure, Nature
 from supervisor.policy import retry
 from supervisor.settings import Settings

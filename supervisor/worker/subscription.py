@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from supervisor import amqp, queues
-from supervisor.amqp.connection import Channel, Connection, Consume
+from supervisor.amqp.channel import Channel, Consume
+from supervisor.amqp.connection import Connection
 from supervisor.policy import advice, poison
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause, Kind

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from pika import exceptions, frame, spec
 
-from supervisor.amqp.connection import Channel, Connection, Limits
+from supervisor.amqp.channel import Channel
+from supervisor.amqp.connection import Connection, Limits
 from supervisor.amqp.ioloop import IOLoop
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
