@@ -32,9 +32,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from supervisor import Publisher  # noqa: E402
-from supervisor.amqp import parameters  # noqa: E402
 from supervisor.clock import now  # noqa: E402
-from supervisor.endpoint import Endpoint  # noqa: E402
 from tests import amqp  # noqa: E402
 from tests.cluster import Cluster, OtherHost  # noqa: E402
 from tests.node import PrivateNode  # noqa: E402
@@ -58,7 +56,8 @@ class Crowd:
     """Connections such as workers have: one channel, prefetch 1, one consumer. All on one loop."""
 
     def __init__(self, url: str) -> None:
-        self._endpoint = Endpoint.parse(url)
+        self._parameters = pika.URLParameters(url)
+        self._parameters.heartbeat = int(HEARTBEAT)
         self._loop: Any = IOLoop()
         self._loop.activate_poller()
         self._connections: list[Any] = []
@@ -76,7 +75,7 @@ class Crowd:
 
     def _connect(self) -> Any:
         return pika.SelectConnection(
-            parameters(self._endpoint, heartbeat=HEARTBEAT, name=f"workq-measured-{len(self._connections)}"),
+            self._parameters,
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._consume),
             on_open_error_callback=self._failed,
             on_close_callback=self._ended,

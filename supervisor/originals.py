@@ -13,16 +13,19 @@ import time
 from _socket import socket as socket_type
 from _thread import RLock, allocate_lock, start_new_thread
 from os import fork, waitpid
-from select import poll, select
+from select import select
 from socket import getaddrinfo
 from time import sleep
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "RLock", "allocate_lock", "fork", "getaddrinfo", "poll", "replaced", "select", "sleep", "socket_type",
     "start_new_thread", "waitpid",
 ]  # fmt: skip
 
+epoll: Final[Any] = getattr(select_module, "epoll", None)
+"""None, like the next, in a program that gave them up before it imported us, which no worker does."""
+poll: Final[Any] = getattr(select_module, "poll", None)
 _GREEN: Final = ("gevent.", "eventlet.")
 _WATCHED: Final = (
     (os, "fork", fork),

@@ -22,21 +22,17 @@ A broker therefore closes one that idles for long; the next call notices and con
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self, TypedDict
-from uuid import uuid4
-
-import pika
-from pika import exceptions, spec
 
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
-from supervisor.amqp.client import CLOSING, Served
+from supervisor.amqp.connection import Limits
+from supervisor.amqp.properties import BasicProperties, persistent
+from supervisor.amqp.session import Sent, Session
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.vocabulary import Kind
@@ -46,14 +42,8 @@ __all__ = ["Blocked", "Options", "PublishError", "Publisher", "Refused", "Unavai
 _BYTES_IN_FLIGHT: Final = 16 * 1024 * 1024
 """Bound of memory beside the window, which counts messages: large bodies fill this first."""
 _LULL: Final = 0.005
-"""Seconds after which the connection wants a look again. pika sends nothing outside its loop, and a message must not
-wait for the next one that a slow producer makes; looking after each one costs a fast producer a third of its speed."""
-_PERSISTENT: Final = 2
-FRAME_MAX: Final = 128 * 1024
-"""RabbitMQ's frame_max, unless it was changed; what pika proposes, too."""
-_FRAME_ERROR: Final = 501
-_new_properties: Final[Callable[..., pika.BasicProperties]] = pika.BasicProperties
-"""pika 1.4.4 annotates this constructor only in part."""
+"""Seconds after which the connection wants a look again. Messages are sent in one write then, and one must not wait for
+the next that a slow producer makes; looking after each costs a fast producer a third of its speed."""
 
 
 class Options(TypedDict, total=False):
@@ -61,7 +51,7 @@ class Options(TypedDict, total=False):
 
     message_id: str | None
     headers: Mapping[str, Any] | None
-    properties: pika.BasicProperties | None
+    properties: BasicProperties | None
     exchange: str
     routing_key: str | None
 
@@ -120,18 +110,6 @@ class Blocked(Unconfirmed):
 
 
 @dataclass(slots=True)
-class _Sent:
-    """A message in flight."""
-
-    position: int
-    message_id: str | None
-    routing_key: str
-    size: int
-    returned: str = ""
-    nacked: bool = False
-
-
-@dataclass(slots=True)
 class _Call:
     """One call of `publish_many`: what was asked, and how it is getting on."""
 
@@ -140,186 +118,7 @@ class _Call:
     note: Callable[[int, str], None]
     sent: int = 0
     confirmed: int = 0
-    failed: list[_Sent] = field(default_factory=list)
-
-
-# --------------------------------------------------------------------------------------------- one connection
-
-
-class _Lost(Exception):
-    """The session is over, or an answer was not what was hoped for; `error` is pika's.
-
-    Nothing of pika's leaves a session but in one of these: pika refuses to open, to use or to close a channel of a
-    connection that the broker is closing this instant, and each refusal is of another class.
-    """
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(repr(error))
-        self.error = error
-
-
-class _Session(Served):
-    """One connection with one channel in confirm mode. It ends with the first thing that goes wrong.
-
-    Everything happens in `pump`, on the caller's thread: pika's callbacks only note what they are told.
-    """
-
-    def __init__(
-        self, endpoint: Endpoint, heartbeat: float, name: str, timeout: float, on_blocked: Callable[[], None]
-    ) -> None:
-        super().__init__(endpoint, heartbeat=heartbeat, name=name, timeout=timeout)
-        self.blocked = False
-        self._on_blocked = on_blocked
-        self.pending: dict[int, _Sent] = {}
-        """By delivery tag, oldest first."""
-        self.bytes = 0
-        self.settled: list[_Sent] = []
-        self.has_declared = False
-        """Whether the publisher's queue was sent a declaration, and not only asked for."""
-        self._tag = 0
-        self._channel: Any = None
-
-    def open(self, declaration: queues.Declaration, declare: bool, timeout: float) -> None:
-        """Connect, take or declare the queue, prepare the channel. Raises _Lost."""
-        deadline = now() + timeout
-        with self._alive():
-            self._expect(lambda: self._connection.is_open, deadline)
-            self._connection.add_on_connection_blocked_callback(self._block)
-            self._connection.add_on_connection_unblocked_callback(self._unblock)
-            self._channel = self._take(declaration, declare, deadline)
-            self._channel.add_on_close_callback(self.ended)
-            self._channel.add_on_return_callback(self._returned)
-            confirming: list[Any] = []
-            self._channel.confirm_delivery(self._confirmed, callback=confirming.append)
-            self._expect(lambda: bool(confirming), deadline)
-
-    def declare(self, declaration: queues.Declaration, declare: bool, timeout: float) -> bool:
-        """Take or declare another queue, and tell whether it is new. Raises _Lost; the session lives on if the broker
-        only refused."""
-        deadline = now() + timeout
-        with self._alive():
-            if not declare:
-                self._take(declaration, declare, deadline).close()
-                return False
-            answers: list[bool] = []
-            refusals: list[BaseException] = []
-            amqp.declare_anyway(self._connection, declaration, on_done=answers.append, on_failed=refusals.append)
-            self._expect(lambda: bool(answers or refusals), deadline)
-            if refusals:
-                raise _Lost(refusals[0])
-            return answers[0]
-
-    @contextmanager
-    def _alive(self) -> Iterator[None]:
-        """What is asked of pika in here needs a connection that lives. Raises _Lost."""
-        try:
-            yield
-        except _Lost:
-            raise
-        except Exception as error:
-            raise _Lost(self._why(error)) from error
-
-    def _why(self, refusal: Exception) -> BaseException:
-        """Why pika refuses. It does from the broker's goodbye on, and tells us of that only when the socket is closed;
-        that takes a turn or two of its loop."""
-        is_open = self._connection.is_open and (self._channel is None or self._channel.is_open)
-        self.pump(lambda: is_open, now() + CLOSING)
-        self.ended(None, refusal)  # when nothing else was heard: this session is of no use
-        assert self.error is not None
-        return self.error
-
-    def _take(self, declaration: queues.Declaration, declare: bool, deadline: float) -> Any:
-        """The open channel on which the queue was taken or declared. Raises _Lost."""
-        channels: list[Any] = []
-        refusals: list[BaseException] = []
-
-        def done(channel: Any, _ok: Any, sent: queues.Declaration) -> None:
-            self.has_declared = not sent["passive"]
-            channels.append(channel)
-
-        amqp.declare_or_take(self._connection, declaration, declare=declare, on_done=done, on_failed=refusals.append)
-        self._expect(lambda: bool(channels or refusals), deadline)
-        if refusals:
-            raise _Lost(refusals[0])
-        return channels[0]
-
-    def send(self, exchange: str, sent: _Sent, properties: pika.BasicProperties, body: bytes) -> None:
-        """Raises _Lost; and ValueError for what AMQP cannot carry: then nothing was sent, and the session lives on."""
-        try:
-            self._channel.basic_publish(exchange, sent.routing_key, body, properties, mandatory=True)
-        except Exception as error:
-            if self._channel.is_open and not isinstance(error, OSError | MemoryError):
-                # pika encodes all of a message before it sends any of it.
-                raise ValueError(f"AMQP cannot carry this message: {type(error).__name__}: {error}") from error
-            raise _Lost(self._why(error)) from error
-        self._tag += 1
-        self.pending[self._tag] = sent
-        self.bytes += sent.size
-
-    @property
-    def frame_max(self) -> int:
-        return int(self._connection.params.frame_max)
-
-    def look(self) -> None:
-        """Send and receive what can be without waiting."""
-        self.pump(lambda: False, now())
-
-    def await_confirmation(self, timeout: float) -> bool:
-        """Until the broker has settled at least one message more. False if it has not, in time or ever."""
-        before = len(self.pending)
-        self.pump(lambda: len(self.pending) < before, now() + timeout)
-        return len(self.pending) < before
-
-    def close(self) -> None:
-        """Say goodbye if that can be done quickly and nothing is in flight; let go in any case."""
-        if self.pending:
-            self.drop()
-        else:
-            super().close()
-
-    def _expect(self, what: Callable[[], bool], deadline: float) -> None:
-        self.pump(what, deadline)
-        if not what():
-            raise _Lost(self.error or amqp.opening_error(self._connection, TimeoutError()))
-
-    def _block(self, _connection: Any, _frame: Any) -> None:
-        self.blocked = True
-        self._on_blocked()
-
-    def _unblock(self, _connection: Any, _frame: Any) -> None:
-        self.blocked = False
-
-    def _returned(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
-        # A return names no delivery tag, but comes before the confirm of its message, and returns keep the order of
-        # publishing (https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed).
-        for sent in self.pending.values():
-            same = sent.message_id == properties.message_id and sent.routing_key == method.routing_key
-            if same and not sent.returned:
-                sent.returned = f"{method.reply_code} {method.reply_text}"
-                return
-
-    def _confirmed(self, frame: Any) -> None:
-        nacked = isinstance(frame.method, spec.Basic.Nack)
-        tag = frame.method.delivery_tag
-        if not frame.method.multiple:
-            tags = [tag]
-        elif tag == 0:
-            tags = list(self.pending)
-        else:
-            tags = []
-            for held in self.pending:
-                if held > tag:
-                    break
-                tags.append(held)
-        for each in tags:
-            sent = self.pending.pop(each, None)
-            if sent is not None:
-                sent.nacked = nacked
-                self.bytes -= sent.size
-                self.settled.append(sent)
-
-
-# ---------------------------------------------------------------------------------------------- the publisher
+    failed: list[Sent] = field(default_factory=list)
 
 
 class Publisher:
@@ -357,7 +156,7 @@ class Publisher:
         self._connect_timeout = connect_timeout
         self._name = name
         self._on_blocked = on_blocked
-        self._session: _Session | None = None
+        self._session: Session | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -374,7 +173,7 @@ class Publisher:
     @property
     def frame_max(self) -> int:
         """Bytes of the largest frame that the broker takes, as agreed when connecting; RabbitMQ's default before."""
-        return self._session.frame_max if self._session is not None else FRAME_MAX
+        return self._session.connection.frame_max if self._session is not None else Limits().frame
 
     def close(self) -> None:
         """End the connection; bounded by 2 seconds. The next use opens another."""
@@ -390,8 +189,8 @@ class Publisher:
         try:
             is_new = session.declare(declaration, self._declare, timeout)
             return is_new or (session.has_declared and declaration["queue"] == self.queue)
-        except _Lost as lost:
-            trouble = amqp.explain(lost.error, self.endpoint)
+        except Exception as error:  # noqa: BLE001 - as above
+            trouble = amqp.explain(error, self.endpoint)
             if session.error is not None:
                 self._drop()
             raise Unavailable(trouble.reason, trouble=trouble, sent=0, confirmed=0) from None
@@ -402,7 +201,7 @@ class Publisher:
         *,
         message_id: str | None = None,
         headers: Mapping[str, Any] | None = None,
-        properties: pika.BasicProperties | None = None,
+        properties: BasicProperties | None = None,
         exchange: str = "",
         routing_key: str | None = None,
         timeout: float = 30.0,
@@ -472,7 +271,7 @@ class Publisher:
 
     # ------------------------------------------------------------------------------------------ connecting
 
-    def _ready(self, call: _Call) -> _Session:
+    def _ready(self, call: _Call) -> Session:
         """A session that was alive when last looked at, with the queue in place. Raises PublishError."""
         session = self._session
         if session is not None and now() - session.served > _LULL:
@@ -487,28 +286,22 @@ class Publisher:
             session = None
         return session or self._connected(call)
 
-    def _connected(self, call: _Call) -> _Session:
+    def _connected(self, call: _Call) -> Session:
         troubles: list[Trouble] = []
         for endpoint in random.sample(self._endpoints, len(self._endpoints)):
             self.endpoint = endpoint
             try:
-                session = _Session(
+                self._session = Session(
                     endpoint, self._heartbeat, self._name, self._connect_timeout, self._on_blocked or _nothing
                 )
-            except Exception as error:  # noqa: BLE001 - an unusable file, or this process has nothing left to begin with
+                self._session.open(self._declaration, self._declare, self._connect_timeout)
+                return self._session
+            except Exception as error:  # noqa: BLE001 - the broker's, an unusable file, or this process has nothing left
                 troubles.append(amqp.explain(error, endpoint))
-                continue
-            self._session = session
-            try:
-                session.open(self._declaration, self._declare, self._connect_timeout)
-            except _Lost as lost:
-                troubles.append(amqp.explain(lost.error, endpoint))
                 self._drop()
             except BaseException:
                 self._drop()
                 raise
-            else:
-                return session
         reason = "; ".join(trouble.reason for trouble in troubles)
         # One node that may be back is reason enough to try again.
         trouble = next((each for each in troubles if not each.permanent), troubles[0])
@@ -523,7 +316,7 @@ class Publisher:
 
     def _send(self, call: _Call, body: bytes | str, options: Options) -> None:
         data = body.encode() if isinstance(body, str) else body
-        properties = _properties(options)
+        properties = persistent(options.get("properties"), options.get("message_id"), options.get("headers") or {})
         routing_key, exchange = options.get("routing_key") or self.queue, options.get("exchange", "")
         for what, text in (("message id", properties.message_id), ("routing key", routing_key), ("exchange", exchange)):
             if text:
@@ -531,17 +324,16 @@ class Publisher:
         session = self._ready(call)
         if session.blocked:
             self._await_unblocked(session, call)
-        sent = _Sent(call.sent, properties.message_id, routing_key, len(data))
-        try:
-            session.send(exchange, sent, properties, data)
-        except _Lost:
+        sent = Sent(call.sent, properties.message_id, routing_key, len(data))
+        session.send(exchange, sent, properties, data)
+        if session.error is not None:
             self._collect(call)
-            raise self._lost(session, call) from None
+            raise self._lost(session, call)
         call.sent += 1
         if now() - session.served > _LULL:
             session.look()
 
-    def _await_unblocked(self, session: _Session, call: _Call) -> None:
+    def _await_unblocked(self, session: Session, call: _Call) -> None:
         session.pump(lambda: not session.blocked, now() + call.timeout)
         self._collect(call)
         if session.error is not None:
@@ -560,7 +352,7 @@ class Publisher:
         if self._session is not None:
             self._reduce(self._session, call, 0, 0)
 
-    def _reduce(self, session: _Session, call: _Call, messages: int, size: int) -> None:
+    def _reduce(self, session: Session, call: _Call, messages: int, size: int) -> None:
         """Until no more than so many messages and bytes are in flight."""
         while len(session.pending) > messages or session.bytes > size:
             progress = session.await_confirmation(call.timeout)
@@ -588,21 +380,21 @@ class Publisher:
             self._drop()
         raise _failure(call, pending)
 
-    def _lost(self, session: _Session, call: _Call) -> PublishError:
+    def _lost(self, session: Session, call: _Call) -> PublishError:
         """The session is over; what was in flight is in doubt."""
         pending = [sent.position for sent in session.pending.values()]
-        error = session.error or exceptions.ConnectionWrongStateError()
-        trouble = amqp.explain(error, self.endpoint)
-        self._drop()
-        is_too_long = isinstance(error, exceptions.ConnectionClosedByBroker) and error.reply_code == _FRAME_ERROR
-        if (isinstance(error, exceptions.ChannelClosedByBroker) or is_too_long) and len(pending) == 1:
+        assert session.error is not None
+        trouble = amqp.explain(session.error, self.endpoint)
+        if amqp.is_refusal(session.error) and len(pending) == 1:
             # It is closed because of what was sent on it, and there was nothing else.
+            self._drop()
             return Refused(trouble.reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed, failed=pending)
+        self._drop()
         reason = f"{trouble.reason}; {_doubt(len(pending))}" if pending else trouble.reason
         kind = Unconfirmed if pending else Unavailable
         return kind(reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed, pending=pending)
 
-    def _late(self, session: _Session, call: _Call) -> PublishError:
+    def _late(self, session: Session, call: _Call) -> PublishError:
         """No word in time. What is in flight is given up, and the connection with it."""
         pending = [sent.position for sent in session.pending.values()]
         kind: type[Unconfirmed] = Blocked if session.blocked else Unconfirmed
@@ -626,7 +418,7 @@ def _nothing() -> None:
     pass
 
 
-def _note(session: _Session, call: _Call) -> None:
+def _note(session: Session, call: _Call) -> None:
     settled, session.settled = session.settled, []
     for sent in settled:
         if sent.nacked or sent.returned:
@@ -656,16 +448,3 @@ def _failure(call: _Call, pending: Sequence[int]) -> PublishError:
     if pending:
         reason = f"{reason}; {_doubt(len(pending))}"
     return kind(reason, sent=call.sent, confirmed=call.confirmed, failed=positions, pending=pending)
-
-
-def _properties(options: Options) -> pika.BasicProperties:
-    message_id, headers, given = options.get("message_id"), options.get("headers"), options.get("properties")
-    if given is None:
-        properties = _new_properties(message_id=message_id or uuid4().hex)
-    else:
-        properties = copy.copy(given)
-        properties.message_id = message_id or given.message_id
-    if headers:
-        properties.headers = {**(properties.headers or {}), **headers}
-    properties.delivery_mode = _PERSISTENT
-    return properties

@@ -1,18 +1,6 @@
-"""Everything that speaks to a broker. Workers import this: keep it light."""
+"""Everything that speaks to a broker, and alone imports pika. Workers import this: keep it light."""
 
-from supervisor.amqp.errors import Trouble, Unusable, explain, is_missing, opening_error
-from supervisor.amqp.parameters import parameters
-from supervisor.amqp.pika_connection import Connection
-from supervisor.amqp.topology import declare_anyway, declare_or_take
+from supervisor.amqp.errors import Trouble, Unusable, explain, is_missing, is_refusal, refusal
+from supervisor.amqp.topology import declare_anyway
 
-__all__ = [
-    "Connection",
-    "Trouble",
-    "Unusable",
-    "declare_anyway",
-    "declare_or_take",
-    "explain",
-    "is_missing",
-    "opening_error",
-    "parameters",
-]
+__all__ = ["Trouble", "Unusable", "declare_anyway", "explain", "is_missing", "is_refusal", "refusal"]

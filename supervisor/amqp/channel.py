@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from pika import exceptions, frame
 from pika import spec as annotated
 
-from supervisor.amqp.properties import Properties
+from supervisor.amqp.properties import BasicProperties, Properties
 
 spec: Any = annotated  # in part only
 
@@ -18,15 +18,22 @@ GOODBYE: Final = 200, "Normal shutdown"
 _ACK: Final = struct.Struct(">BHLLQBB")
 """All of basic.ack: type, channel, size of the payload; class and method, delivery tag, whether it is for all before,
 too; the end."""
+_OVERHEAD: Final = spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE
 _ACK_SIZE: Final = _ACK.size - spec.FRAME_HEADER_SIZE - 1
 
 Consume = Callable[["Channel", Any, Properties, bytes], None]
 Answered = Callable[[Any], None]
+Confirmed = Callable[[int, bool, bool], None]
+"""The delivery tag; whether it is for all before, too; whether they are refused."""
+Returned = Callable[[Any, Properties], None]
+"""basic.return, and the message's properties."""
 
 
 class Line(Protocol):
     """What a channel needs of its connection."""
 
+    @property
+    def frame_max(self) -> int: ...
     def send(self, channel: int, method: Any) -> None: ...
     def write(self, data: bytes) -> None: ...
     def forget(self, channel: Channel) -> None: ...
@@ -41,6 +48,10 @@ class Channel:
         self.is_open = True
         """Whether requests can be made: from the start until either side closes it."""
         self.is_closed = False
+        self.error: BaseException | None = None
+        """Why it has ended, if it was not closed by us."""
+        self.on_confirm: Confirmed = _ignore
+        self.on_return: Returned = _ignore
         self._asked: deque[tuple[Any, type, Answered | None]] = deque()
         self._consumers: dict[str, Consume] = {}
         self._cancelled: set[str] = set()
@@ -83,11 +94,11 @@ class Channel:
         queue: str,
         on_message_callback: Consume,
         consumer_tag: str,
-        arguments: Mapping[str, Any],
+        arguments: Mapping[str, Any] | None = None,
         callback: Answered | None = None,
     ) -> None:
         self._consumers[consumer_tag] = on_message_callback
-        method = spec.Basic.Consume(queue=queue, consumer_tag=consumer_tag, arguments=arguments)
+        method = spec.Basic.Consume(queue=queue, consumer_tag=consumer_tag, arguments=arguments or {})
         self.ask(method, spec.Basic.ConsumeOk, callback)
 
     def basic_cancel(self, consumer_tag: str, callback: Answered | None = None) -> None:
@@ -95,17 +106,35 @@ class Channel:
         self._cancelled.add(consumer_tag)
         self.ask(spec.Basic.Cancel(consumer_tag), spec.Basic.CancelOk, callback)
 
-    def basic_ack(self, delivery_tag: int) -> None:
+    def basic_ack(self, delivery_tag: int, *, multiple: bool = False) -> None:
         if self.is_open:
             number, index = self.channel_number, spec.Basic.Ack.INDEX
             self._connection.write(
-                _ACK.pack(spec.FRAME_METHOD, number, _ACK_SIZE, index, delivery_tag, 0, spec.FRAME_END)
+                _ACK.pack(spec.FRAME_METHOD, number, _ACK_SIZE, index, delivery_tag, multiple, spec.FRAME_END)
             )
 
-    def basic_nack(self, delivery_tag: int) -> None:
+    def basic_nack(self, delivery_tag: int, *, multiple: bool = False) -> None:
         """Requeue. From 4.3 on RabbitMQ does not count this against the message, as it counts basic.reject."""
         if self.is_open:
-            self._connection.send(self.channel_number, spec.Basic.Nack(delivery_tag, requeue=True))
+            self._connection.send(self.channel_number, spec.Basic.Nack(delivery_tag, multiple, requeue=True))
+
+    def confirm_select(self, on_confirm: Confirmed, callback: Answered) -> None:
+        """Have what is published confirmed."""
+        self.on_confirm = on_confirm
+        self.ask(spec.Confirm.Select(), spec.Confirm.SelectOk, callback)
+
+    def basic_publish(self, exchange: str, routing_key: str, body: bytes, properties: BasicProperties) -> None:
+        """Publish, and have it returned (`on_return`) if no queue takes it. Raises what pika's encoder does for what
+        AMQP cannot carry: then nothing was sent."""
+        if self.is_open:
+            number, most = self.channel_number, self._connection.frame_max - _OVERHEAD
+            method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+            frames: list[Any] = [
+                frame.Method(number, method),
+                frame.Header(number, len(body), properties),
+                *(frame.Body(number, body[at : at + most]) for at in range(0, len(body), most)),
+            ]
+            self._connection.write(b"".join(each.marshal() for each in frames))
 
     def close(self) -> None:
         self.ask(spec.Channel.Close(*GOODBYE, 0, 0), spec.Channel.CloseOk, self._gone)
@@ -153,7 +182,7 @@ class Channel:
 
     def end(self, reason: BaseException) -> None:
         """The channel, or its connection, has ended."""
-        self.is_open, self.is_closed = False, True
+        self.is_open, self.is_closed, self.error = False, True, reason
         self._asked.clear()
         for callback in self._on_close:
             callback(self, reason)
@@ -178,6 +207,8 @@ class Channel:
                     self._consumers.pop(method.consumer_tag, None)
                 for callback in self._on_cancel:
                     callback(came)
+            case spec.Basic.Ack() | spec.Basic.Nack():
+                self.on_confirm(method.delivery_tag, method.multiple, isinstance(method, spec.Basic.Nack))
             case _ if self._asked and type(method) is self._asked[0][1]:
                 answered = self._asked.popleft()[2]
                 if isinstance(method, spec.Basic.CancelOk):
@@ -199,3 +230,9 @@ class Channel:
             raise exceptions.UnexpectedFrameError(header)
         if isinstance(method.method, spec.Basic.Deliver):
             self.deliver(method.method, header.properties, body)
+        elif isinstance(method.method, spec.Basic.Return):
+            self.on_return(method.method, header.properties)
+
+
+def _ignore(*_: Any) -> None:
+    pass

@@ -1,59 +1,39 @@
-"""A pika connection that its owner serves: within calls of `pump`, each with a bound, on the caller's thread."""
+"""A connection that its owner serves: within calls that have a bound, on the caller's thread."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-from pika import exceptions
-from pika.adapters.select_connection import IOLoop
-
-from supervisor import amqp
+from supervisor import queues
+from supervisor.amqp.channel import Channel
+from supervisor.amqp.connection import Connection
+from supervisor.amqp.errors import is_missing, opening_error
+from supervisor.amqp.ioloop import IOLoop
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 
 CLOSING: Final = 2.0
-"""Seconds that a polite goodbye may take. pika's own has no bound."""
+"""Seconds that a polite goodbye may take."""
 
 
-class Connection(amqp.Connection):
-    """One that can be let go of."""
-
-    def abort(self) -> None:
-        """End the stream at once, without a word to the broker, which may not be listening any more."""
-        # What pika itself does when a heartbeat is missing; its public close() waits for the broker, without a bound.
-        terminate: Any = getattr(self, "_terminate_stream")  # noqa: B009 - pika's type stubs leave it out
-        if not self.is_closed:
-            terminate(exceptions.ConnectionClosedByClient(320, "aborted"))
-
-
-class Served:
+class Client:
     """One connection, begun when this is made. It ends with the first thing that goes wrong, which is `error`.
 
-    pika's callbacks are called in `pump` only, and what they raise ends the connection like anything else.
-    `heartbeat` and `timeout` in seconds are those of `amqp.parameters`, as is what it raises; an OSError, a MemoryError
-    or a RuntimeError says that this process cannot even begin.
+    Callbacks are called in `pump` only, and what they raise ends the connection like anything else. `heartbeat`,
+    `timeout` and what is raised are those of `Connection`; an OSError, a MemoryError or a RuntimeError says that this
+    process cannot even begin.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, *, heartbeat: float, name: str, timeout: float, kind: type[Connection] = Connection
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, *, heartbeat: float, name: str, timeout: float) -> None:
         self.error: BaseException | None = None
         self.served = now()
         """When last."""
-        parameters = amqp.parameters(endpoint, heartbeat=heartbeat, name=name, timeout=timeout)
-        self._loop: Any = IOLoop()
+        self._loop = IOLoop(shared=True)
         try:
-            self._loop.activate_poller()
-            self._connection: Any = kind(
-                parameters,
-                on_open_callback=lambda connection: None,
-                on_open_error_callback=lambda connection, error: self.ended(
-                    connection, amqp.opening_error(connection, error)
-                ),
-                on_close_callback=self.ended,
-                custom_ioloop=self._loop,
+            self.connection = Connection(
+                endpoint, self._loop, heartbeat=heartbeat, name=name, timeout=timeout, on_closed=self.end
             )
         except BaseException:
             self._loop.close()
@@ -61,19 +41,19 @@ class Served:
 
     def pump(self, until: Callable[[], bool], deadline: float) -> None:
         """Serve the connection until something is the case, or it ends, or the deadline passes."""
-        alarm = self._loop.call_later(max(0.0, deadline - now()), lambda: None)
-        try:
-            while self.error is None and not until():
-                try:
-                    self._loop.poll()
-                    self._loop.process_timeouts()
-                except Exception as error:  # noqa: BLE001 - pika lets out here what a reset, or a decoder, raises
-                    self.ended(self._connection, amqp.opening_error(self._connection, error))
-                self.served = now()
-                if self.served >= deadline:
-                    break
-        finally:
-            self._loop.remove_timeout(alarm)
+        self.connection.release()
+        while self.error is None and not until():
+            try:
+                self._loop.turn(max(0.0, deadline - now()))
+            except Exception as error:  # noqa: BLE001 - whatever a callback stumbles over
+                self.end(error)
+            self.served = now()
+            if self.served >= deadline:
+                break
+
+    def look(self) -> None:
+        """Send and receive what can be without waiting."""
+        self.pump(lambda: False, now())
 
     def expect(self, what: Callable[[], bool], timeout: float) -> None:
         """`pump` until something is the case. Raises what ended the connection, or TimeoutError."""
@@ -81,31 +61,62 @@ class Served:
         if self.error is not None:
             raise self.error
         if not what():
-            raise TimeoutError
+            raise opening_error(self.connection, TimeoutError())
 
     def connect(self, timeout: float) -> None:
         """Raises as `expect` does."""
-        self.expect(lambda: bool(self._connection.is_open), timeout)
+        self.expect(lambda: self.connection.is_open, timeout)
+
+    def call(self, channel: Channel, request: Callable[..., None], timeout: float) -> Any:
+        """Make a request on a channel, and wait for its answer: pika's method. Raises as `expect` does, and with what
+        the broker closed the channel."""
+        answers: list[Any] = []
+        request(callback=answers.append)
+        self.expect(lambda: bool(answers) or channel.error is not None, timeout)
+        if not answers:
+            assert channel.error is not None
+            raise channel.error
+        return answers[0].method
+
+    def take(
+        self, declaration: queues.Declaration, *, declare: bool, timeout: float
+    ) -> tuple[Channel, Any, queues.Declaration]:
+        """Take a queue as it is, or declare it: `queues.attempts`, one after the other, each on a channel of its own,
+        since a refusal closes the channel that it came by.
+
+        Returns the open channel, pika's Queue.DeclareOk (`message_count`, `consumer_count`) and the attempt that it
+        answers. Raises as `call` does.
+        """
+        deadline = now() + timeout
+        attempts = queues.attempts(declaration, declare)
+        for wanted in attempts:
+            channel = self.connection.channel()
+            try:
+                answer = self.call(channel, partial(channel.queue_declare, **wanted), deadline - now())
+            except Exception as error:
+                if wanted is attempts[-1] or not is_missing(error):
+                    raise
+            else:
+                return channel, answer, wanted
+        raise AssertionError("there is at least one attempt")
+
+    def depend_on(self, channel: Channel) -> None:
+        """End with this channel, too."""
+        channel.add_on_close_callback(lambda _, error: self.end(error))
 
     def close(self) -> None:
         """Say goodbye if that can be done quickly; let go in any case."""
-        if self.error is None and self._connection.is_open:
-            self._connection.close()
+        if self.error is None and self.connection.is_open:
+            self.connection.close()
             self.pump(lambda: False, now() + CLOSING)
         self.drop()
 
     def drop(self) -> None:
-        """Let go of the connection at once."""
-        # What has failed once may be in no state to be aborted in order; the loop must go in any case, as its
-        # descriptors go with it.
-        with contextlib.suppress(Exception):
-            self._connection.abort()
-            for _ in range(3):
-                # The abort is carried out by the loop's callbacks; none of them waits for the network.
-                self._loop.process_timeouts()
+        """Let go of the connection at once, without a word to the broker, which may not be listening any more."""
+        self.connection.drop()
         self._loop.close()
 
-    def ended(self, _subject: Any, error: Any) -> None:
-        """The connection, or what the owner needs of it, is no more: a callback for pika."""
+    def end(self, error: BaseException) -> None:
+        """The connection, or what the owner needs of it, is no more."""
         # A lost connection also closes its channel; the first word is the more telling one.
         self.error = self.error or error

@@ -1,5 +1,5 @@
-"""The connection of a worker: AMQP 0-9-1 on pika's codec (`pika.spec`, `pika.frame`), with the part of pika's public
-interface that a consumer needs.
+"""A connection: AMQP 0-9-1 on pika's codec (`pika.spec`, `pika.frame`), with the part of pika's public interface that
+is needed here.
 
 Requests are pipelined: each is sent when it is made, without waiting for earlier answers. A channel answers in order,
 and ignores everything behind a request that it refuses. So a worker sends all its first requests in one write.
@@ -22,12 +22,11 @@ from supervisor.amqp.channel import GOODBYE, Channel
 from supervisor.amqp.deliveries import whole
 from supervisor.amqp.errors import opening_error
 from supervisor.amqp.ioloop import IOLoop, Timer
-from supervisor.amqp.parameters import client_properties
-from supervisor.amqp.pika_connection import START
 from supervisor.amqp.properties import decode
 from supervisor.amqp.stream import Stream
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
+from supervisor.version import __version__
 
 spec: Any = annotated  # in part only
 
@@ -36,15 +35,27 @@ TIMEOUT: Final = 15.0
 _IDLE: Final = 4
 """Half heartbeats without a byte after which the broker is lost. It says something twice a heartbeat
 (https://www.rabbitmq.com/docs/heartbeats#heartbeats-interval)."""
-_CAPABILITIES: Final = ("authentication_failure_close", "basic.nack", "connection.blocked", "consumer_cancel_notify")
+_CAPABILITIES: Final = (
+    "authentication_failure_close",
+    "basic.nack",
+    "connection.blocked",
+    "consumer_cancel_notify",
+    "publisher_confirms",
+)
 _MECHANISM: Final = "PLAIN"
 _HEAD: Final = struct.Struct(">BHL")
 """Type, channel, size of the payload."""
 _CONTENT: Final = struct.Struct(">HHQ")
 """Of a content header's payload: class, weight, size of the body (4.2.6.1); then the properties."""
 _RAW_AT: Final = _HEAD.size + _CONTENT.size
+_START: Final = b"\x01\x00\x00"
+"""How the first frame begins: a method, on channel 0 (4.2.3)."""
 _PROTOCOL: Final = b"AMQP"
 _PROTOCOL_SIZE: Final = 8
+
+
+def _ignore(*_: Any) -> None:
+    pass
 
 
 class Limits(NamedTuple):
@@ -61,7 +72,7 @@ class Connection:
     `on_greeted` is called when connection.start arrives; requests made in it are sent in one write with the rest of
     the handshake. (Not earlier: a server that is no broker would be sent the password.) If the broker then proposes
     lower limits than ours, we connect again within them, and `on_greeted` is called again. `on_closed` is called once,
-    at the end.
+    at the end; `on_blocked`, which may be set, when the broker takes no messages for now.
 
     `heartbeat` in seconds, rounded up; 0 is off. Raises what `Stream` raises.
     """
@@ -73,13 +84,13 @@ class Connection:
         *,
         heartbeat: float,
         name: str,
-        on_greeted: Callable[[Connection], None],
         on_closed: Callable[[BaseException], None],
+        on_greeted: Callable[[Connection], None] = _ignore,
         timeout: float = TIMEOUT,
     ) -> None:
         self.ioloop = ioloop
         self._endpoint = endpoint
-        self._heartbeat = math.ceil(heartbeat)
+        self.heartbeat = math.ceil(heartbeat)
         self._name = name
         self._on_greeted = on_greeted
         self._on_closed = on_closed
@@ -95,6 +106,9 @@ class Connection:
         self.error: BaseException | None = None
         """Why it has ended, if so."""
         self.has_opened = False
+        self.blocked: str | None = None
+        """Why the broker takes no messages for now; None: it takes them."""
+        self.on_blocked: Callable[[], None] = _ignore
         self._begin()
 
     def _begin(self) -> None:
@@ -119,6 +133,15 @@ class Connection:
         return self.error is not None
 
     @property
+    def limits(self) -> Limits:
+        """As agreed with the broker, once the connection is open."""
+        return self._limits
+
+    @property
+    def frame_max(self) -> int:
+        return self._limits.frame
+
+    @property
     def has_written(self) -> bool:
         """Whether the kernel has taken everything written. False once the connection has ended."""
         return self._stream.has_written
@@ -132,8 +155,8 @@ class Connection:
     @property
     def is_strange(self) -> bool:
         """Whether the peer has sent something that is not the start of connection.start."""
-        begun = b"".join(self._pieces)[: len(START)]
-        return self.server_properties is None and (self.bytes_received > 0 or not START.startswith(begun))
+        begun = b"".join(self._pieces)[: len(_START)]
+        return self.server_properties is None and (self.bytes_received > 0 or not _START.startswith(begun))
 
     def channel(self, on_open_callback: Callable[[Channel], None] | None = None) -> Channel:
         """Open a channel. It can be used at once. Raises NoFreeChannels."""
@@ -172,6 +195,16 @@ class Connection:
         else:
             self._stream.write(data)
 
+    def hold(self) -> None:
+        """From now on what is written waits for `release`, and is then one write."""
+        if self._held is None:
+            self._held = []
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._stream.write(b"".join(held))
+
     # ----------------------------------------------------------------------------------------------- what comes
 
     def _connected(self) -> None:
@@ -195,7 +228,7 @@ class Connection:
                 return
             read = b"".join(self._pieces)
             self._pieces = []
-        self._held = []
+        self.hold()
         stream, at = self._stream, 0
         try:
             while at < len(read) and not stream.is_over:
@@ -217,12 +250,7 @@ class Connection:
             if stream is self._stream:
                 if at < len(read):
                     self._pieces = [read[at:]]
-                self._release()
-
-    def _release(self) -> None:
-        held, self._held = self._held, None
-        if held:
-            self._stream.write(b"".join(held))
+                self.release()
 
     def _frame(self, read: bytes, at: int) -> tuple[Any, int]:
         """The frame at this offset and its size; 0 if it is incomplete. Raises what pika's decoders raise."""
@@ -249,7 +277,7 @@ class Connection:
             self._obey(taken.method)
 
     def _obey(self, method: Any) -> None:
-        """Ignores unexpected methods, and connection.blocked: we publish nothing here."""
+        """Ignores unexpected methods."""
         match method:
             case spec.Connection.Close():
                 self.send(0, spec.Connection.CloseOk())
@@ -260,6 +288,11 @@ class Connection:
                 self._greet(method)
             case spec.Connection.Tune() if self.server_properties is not None and not self._is_tuned:
                 self._tune(method)
+            case spec.Connection.Blocked():
+                self.blocked = str(method.reason)
+                self.on_blocked()
+            case spec.Connection.Unblocked():
+                self.blocked = None
             case spec.Connection.OpenOk() if self._is_tuned:
                 self.has_opened = True
                 self._stream.keep()
@@ -277,10 +310,12 @@ class Connection:
         said = {
             "platform": f"Python {platform.python_version()}",
             "capabilities": dict.fromkeys(_CAPABILITIES, True),
-            **client_properties(self._name),
+            "connection_name": self._name,
+            "product": "workq-supervise",
+            "version": __version__,
         }
         self.send(0, spec.Connection.StartOk(said, _MECHANISM, login, "en_US"))
-        self.send(0, spec.Connection.TuneOk(*self._limits, self._heartbeat))
+        self.send(0, spec.Connection.TuneOk(*self._limits, self.heartbeat))
         self.send(0, spec.Connection.Open(self._endpoint.vhost, insist=True))
         self._on_greeted(self)
 
@@ -295,16 +330,16 @@ class Connection:
             self._begin()
             return
         self._is_tuned = True
-        if self._heartbeat:
-            self._timer = self.ioloop.call_later(self._heartbeat / 2, self._beat)
+        if self.heartbeat:
+            self._timer = self.ioloop.call_later(self.heartbeat / 2, self._beat)
 
     def _beat(self) -> None:
         self._idle = 0 if self._has_heard else self._idle + 1
         self._has_heard = False
         if self._idle >= _IDLE:
-            self._end(exceptions.AMQPHeartbeatTimeout(f"nothing heard for {self._heartbeat * _IDLE / 2:g} s"))
+            self._end(exceptions.AMQPHeartbeatTimeout(f"nothing heard for {self.heartbeat * _IDLE / 2:g} s"))
             return
-        self._timer = self.ioloop.call_later(self._heartbeat / 2, self._beat)
+        self._timer = self.ioloop.call_later(self.heartbeat / 2, self._beat)
         self.write(frame.Heartbeat().marshal())
 
     # ------------------------------------------------------------------------------------------------- its end
@@ -329,7 +364,7 @@ class Connection:
         if self.error is not None:
             return
         self.error = error = error if self.has_opened else opening_error(self, self._interpreted(error))
-        self._release()  # close-ok, for instance
+        self.release()  # close-ok, for instance
         self._stream.close()
         if self._timer is not None:
             self._timer.callback = None

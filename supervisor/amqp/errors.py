@@ -1,4 +1,4 @@
-"""Errors of pika, ssl and the OS in words."""
+"""Errors of the broker, ssl and the OS in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pika import exceptions
-from pika.adapters.utils import connection_workflow as workflow
 
 from supervisor.endpoint import Endpoint
 from supervisor.vocabulary import Kind
@@ -19,8 +18,7 @@ from supervisor.vocabulary import Kind
 class Unusable(ValueError):
     """What we are told to use cannot be used, as seen before the first connect. The text says why, without secrets.
 
-    A class of its own because pika raises ValueError, too: for a connection that is reset as soon as it is made, for
-    instance. Only this one is an error of settings.
+    A class of its own, because only this ValueError is an error of settings.
     """
 
 
@@ -43,9 +41,9 @@ _PERMANENT: Final = frozenset(
     {Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.MISMATCH, Kind.STREAM, Kind.SETTINGS}
 )
 _CLOSE: Final = re.compile(r"\((\d{3})\) (['\"])(.*)\2", re.S)
-"""The repr of pika's ConnectionClosedByBroker, which is all that its Probable...Error hold of it."""
+"""The repr of a ConnectionClosedByBroker, which is all that a Probable...Error holds of it."""
 _ALERT: Final = re.compile(r"SSLError\(.*\[SSL: (\w+)\]")
-"""Likewise, of an SSLError: all that pika's StreamLostError holds of what ended the connection."""
+"""Likewise, of an SSLError: all that a StreamLostError holds of what ended the connection."""
 _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 """RabbitMQ's reply text: rabbit_channel:check_msg_size."""
 _REMEDIES: Final = {
@@ -55,6 +53,7 @@ _REMEDIES: Final = {
     62: "connect by a name that it is for, or say which with ?server_name=",
     64: "connect by a name that it is for, or say which with ?server_name=",
 }
+_FRAME_ERROR: Final = 501
 _SEE_LOG: Final = "the broker's log says why"
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """errno of calls that fail because this process, or the machine, has nothing left."""
@@ -63,10 +62,9 @@ _FAR: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN,
 
 
 def explain(error: BaseException, endpoint: Endpoint | None = None) -> Trouble:
-    """Tell what an error from pika, ssl or the OS means for the connection to `endpoint`."""
-    cause = _innermost(error)
+    """Tell what an error of a connection, of ssl or of the OS means for the connection to `endpoint`."""
     who = _Who(endpoint)
-    kind, reason = _closed(cause, who) or _local(cause, who) or _handshake(cause, who) or _network(cause, who)
+    kind, reason = _closed(error, who) or _local(error, who) or _handshake(error, who) or _network(error, who)
     limit = _TOO_LARGE.search(reason) if kind is Kind.TOO_LARGE else None
     return Trouble(kind, _one_line(reason), kind in _PERMANENT, int(limit[1]) if limit else 0)
 
@@ -78,13 +76,12 @@ class _ClosedEarly(exceptions.StreamLostError):
 def opening_error(connection: Any, error: BaseException) -> BaseException:
     """What a connection that `is_strange` or not has ended with before it was open, told apart further, for `explain`.
 
-    pika calls any end before the broker's first frame an incompatible protocol, that of a broker which is just starting
-    included; and when somebody else answers, HTTP for instance, it waits for more of what it takes for a large frame.
+    A broker that is just starting closes the connection before its first word, too; and of somebody else's answer, in
+    HTTP for instance, more is awaited: it looks like the start of a large frame.
     """
     if connection.is_strange:
         return exceptions.ProtocolVersionMismatch("0-9-1", "something else")
-    cause = _innermost(error)
-    if isinstance(cause, exceptions.IncompatibleProtocolError) and not _ALERT.search(str(cause)):
+    if isinstance(error, exceptions.IncompatibleProtocolError) and not _ALERT.search(str(error)):
         return _ClosedEarly()
     return error
 
@@ -111,27 +108,6 @@ class _Who:
     def clean(self, text: str) -> str:
         """An unforeseen text; nobody knows what it quotes, so without the password."""
         return text.replace(self._password, "***") if self._password else text
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The exception at the bottom of pika's wrappers.
-
-    Of several, one an address, the last: pika ends with the first address that gets as far as AMQP.
-    """
-    while True:
-        inner: Any = None
-        if isinstance(error, workflow.AMQPConnectionWorkflowFailed):
-            inner = error.exceptions[-1] if error.exceptions else None
-        elif isinstance(error, workflow.AMQPConnectorPhaseErrorBase):
-            inner = error.exception
-        elif isinstance(error, exceptions.AMQPConnectionError) and error.args:
-            inner = error.args[0]
-        elif isinstance(error, ValueError) and not isinstance(error, Unusable | OSError):
-            # pika's getpeername() has failed: what the kernel said about it tells more.
-            inner = error.__context__ if isinstance(error.__context__, OSError) else None
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner
 
 
 def _closed(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
@@ -179,7 +155,7 @@ def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
         return Kind.TOO_LARGE, f"{broker} takes no message of this size; see its max_message_size ({text})"
     if code == 406:
         return Kind.PRECONDITION, f"{broker} refuses ({text})"
-    if code == 501:
+    if code == _FRAME_ERROR:
         hint = "properties and headers of a message must fit into one frame: shorten them, or raise its frame_max"
         return Kind.PRECONDITION, f"{broker} refuses a frame: {hint} ({text})"
     if code == 530 and "limit" in text:
@@ -241,8 +217,7 @@ def _network(error: BaseException, broker: _Who) -> tuple[Kind, str]:
         return Kind.DNS, f"the host name of {broker} has no address: {error.strerror}; check it, and the resolver"
     if isinstance(error, exceptions.AMQPHeartbeatTimeout):
         return Kind.HEARTBEAT, f"nothing was heard from {broker} for two heartbeats: it, or the network, is stuck"
-    # ConnectionOpenAborted is what pika makes of its own timeout when it comes to AMQP.
-    if isinstance(error, TimeoutError | workflow.AMQPConnectorStackTimeout | exceptions.ConnectionOpenAborted):
+    if isinstance(error, TimeoutError):
         return Kind.TIMEOUT, f"{broker} does not answer in time: a firewall, or a broker that hangs or is starting"
     if isinstance(error, ConnectionRefusedError):
         return Kind.REFUSED, f"connection refused by {broker}: no broker is running there, or it is still starting"
@@ -270,3 +245,14 @@ def _one_line(text: str) -> str:
 def is_missing(error: BaseException) -> bool:
     """Whether the broker has said 404: there is no such queue, or it cannot be used now."""
     return isinstance(error, exceptions.ChannelClosedByBroker) and error.reply_code == 404
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the broker has closed the channel, or the connection, for what was sent last."""
+    is_too_long = isinstance(error, exceptions.ConnectionClosedByBroker) and error.reply_code == _FRAME_ERROR
+    return is_too_long or isinstance(error, exceptions.ChannelClosedByBroker)
+
+
+def refusal(error: BaseException) -> str:
+    """The text with which the broker has closed the channel; empty when it has not."""
+    return str(error.reply_text) if isinstance(error, exceptions.ChannelClosedByBroker) else ""

@@ -1,14 +1,15 @@
-"""The loop under a consuming connection, turned by hand: epoll, a heap of timers, and callbacks from other threads."""
+"""The loop under a connection, turned by hand: epoll, a heap of timers, and callbacks from other threads."""
 
 from __future__ import annotations
 
 import heapq
 import os
+import select
 import socket
 import weakref
 from collections import deque
 from collections.abc import Callable
-from select import EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
+from select import EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import Any
 
 from supervisor import originals
@@ -32,6 +33,21 @@ class Timer:
         return self.deadline < other.deadline
 
 
+class _Select:
+    """epoll's interface to select(2), which gevent and eventlet leave in place, as their own: others run meanwhile."""
+
+    def __init__(self) -> None:
+        self._events: dict[int, int] = {}
+        self.register = self.modify = self._events.__setitem__
+        self.unregister = self._events.pop
+        self.close = self._events.clear
+
+    def poll(self, patience: float, most: int = -1) -> list[tuple[int, int]]:
+        to_read, to_write = ([fd for fd, events in self._events.items() if events & bit] for bit in (EPOLLIN, EPOLLOUT))
+        readable, writable, _ = select.select(to_read, to_write, [], patience)
+        return [(fd, EPOLLIN) for fd in readable] + [(fd, EPOLLOUT) for fd in writable]
+
+
 class IOLoop:
     """Waits for descriptors and timers, one `turn` at a time, and one thread at a time; only `add_callback` may be
     called by any."""
@@ -39,15 +55,16 @@ class IOLoop:
     READ = EPOLLIN
     WRITE = EPOLLOUT
 
-    def __init__(self) -> None:
-        self._epoll = epoll()
+    def __init__(self, *, shared: bool = False) -> None:
+        """`shared` in the thread of a program, which other greenlets may share; a worker's loop has the true epoll."""
+        self._epoll = _Select() if shared and not hasattr(select, "epoll") else originals.epoll()
         self._handlers: dict[int, Callable[[int, int], None]] = {}
         self._timers: list[Timer] = []
         self._callbacks: deque[Callable[[], Any]] = deque()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # A worker's loop lives as long as its process; who has several in one process closes none of them.
-        self._end = weakref.finalize(self, os.close, self._bell)
-        self.add_handler(self._bell, _rung, self.READ)
+        self._end = weakref.finalize(self, os.close, self.bell)
+        self.add_handler(self.bell, _rung, self.READ)
 
     def turn(self, patience: float) -> None:
         """Wait until something happens, `patience` seconds at most, and call whom it concerns. Raises what they
@@ -97,9 +114,10 @@ class IOLoop:
         heapq.heappush(self._timers, timer)
         return timer
 
-    def add_callback(self, callback: Callable[[], Any]) -> None:
+    def add_callback(self, callback: Callable[[], Any], bell: int = -1) -> None:
+        """`bell`: a duplicate of the loop's, from a thread that may outlive the loop."""
         self._callbacks.append(callback)
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self.bell if bell < 0 else bell, 1)
 
     def close(self) -> None:
         self._epoll.close()
@@ -119,15 +137,21 @@ def look_up(loop: IOLoop, host: str, port: int, on_done: Callable[[Found | Excep
     try:
         found = originals.getaddrinfo(*query, int(socket.AI_NUMERICHOST))
     except (OSError, UnicodeError):  # a name; or neither, as the look-up will say
-        originals.start_new_thread(_look_up, (loop, query, on_done))
+        bell = os.dup(loop.bell)
+        try:
+            originals.start_new_thread(_look_up, (loop, bell, query, on_done))
+        except BaseException:
+            os.close(bell)
+            raise
     else:
         loop.call_later(0, lambda: on_done(found))
 
 
-def _look_up(loop: IOLoop, query: tuple[Any, ...], on_done: Callable[[Found | Exception], None]) -> None:
+def _look_up(loop: IOLoop, bell: int, query: tuple[Any, ...], on_done: Callable[[Found | Exception], None]) -> None:
     found: Found | Exception
     try:
         found = originals.getaddrinfo(*query)
     except Exception as error:  # noqa: BLE001 - it must not get lost in this thread
         found = error
-    loop.add_callback(lambda: on_done(found))
+    loop.add_callback(lambda: on_done(found), bell)
+    os.close(bell)

@@ -13,10 +13,12 @@ changes its width, text that is not UTF-8 becomes binary, and of two headers wit
 
 from __future__ import annotations
 
+import copy
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 import pika
 from pika import data
@@ -205,6 +207,21 @@ class Encoded(Properties):
 
     def encode(self) -> list[bytes]:
         return [self.raw]
+
+
+def persistent(given: BasicProperties | None, message_id: str | None, headers: Mapping[str, Any]) -> BasicProperties:
+    """A persistent copy with that message id, if there is one, and with these headers added. Of nothing, new ones,
+    whose message id is made up."""
+    if given is None:
+        properties = BasicProperties()  # type: ignore[no-untyped-call]
+        properties.message_id = message_id or uuid4().hex
+    else:
+        properties = copy.copy(given)
+        properties.message_id = message_id or given.message_id
+    if headers:
+        properties.headers = {**(properties.headers or {}), **headers}
+    properties.delivery_mode = PERSISTENT
+    return properties
 
 
 def decode(raw: bytes) -> Properties:

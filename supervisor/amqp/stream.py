@@ -13,13 +13,12 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
-
-import pika
 
 from supervisor import originals
 from supervisor.amqp.ioloop import Found, IOLoop, Timer, look_up
-from supervisor.amqp.parameters import KEEPALIVE, tls
+from supervisor.amqp.tls import Tls, tls
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 
@@ -27,6 +26,8 @@ _READ: Final = 64 * 1024
 """Bytes to ask the socket for."""
 _CONNECT: Final = 10.0
 """Seconds for an address to take a connection, out of those for all of the handshake."""
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""The kernel's answer to a peer that vanished while heartbeats are not being served: socket options, in seconds."""
 _OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -39,7 +40,7 @@ class Stream:
     `on_lost` once at the end, unless `close` is called first. EOFError: the peer closed the stream.
 
     `timeout` in seconds applies to each address until `keep` is called. An exception from `on_read` ends the stream.
-    Raises what `parameters.tls` raises, and RuntimeError if no thread can be started for the name look-up.
+    Raises what `tls` raises, and RuntimeError if no thread can be started for the name look-up.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Stream:
         self._tls: _Tls | None = None
         self._until = 0.0
         self._timer: Timer | None = None
-        self._unsent = b""
+        self._unsent = bytearray()
         self._is_ready = False
         self.is_over = False
         self.has_written = False
@@ -147,7 +148,7 @@ class Stream:
 
     def _drop(self) -> None:
         self.keep()
-        self._unsent, self._tls, self.has_written = b"", None, False
+        self._unsent, self._tls, self.has_written = bytearray(), None, False
         sock, self._sock = self._sock, None
         if sock is not None:
             with suppress(KeyError):  # not registered yet
@@ -177,29 +178,29 @@ class Stream:
             self._fail(error)
 
     def _send(self, data: bytes) -> None:
-        sock = self._sock
-        if sock is None:
+        sock, waiting = self._sock, self._unsent
+        if sock is None or not (data or waiting):
             return
-        if self._unsent:
-            data = self._unsent + data
-        if not data:
-            return
+        if waiting:
+            waiting += data
         try:
-            sent = sock.send(data)
+            sent = sock.send(waiting or data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._fail(error)
-            return
-        if sent < len(data):
-            if not self._unsent:
-                self._loop.update_handler(sock.fileno(), self._loop.READ | self._loop.WRITE)
-            self._unsent = data[sent:]
             self.has_written = False
-        elif self._unsent:
-            self._loop.update_handler(sock.fileno(), self._loop.READ)
-            self._unsent = b""
-            self.has_written = True
+            # Later: the peer's last words may have arrived, and tell more.
+            self._loop.call_later(0, partial(self._fail, error))
+            return
+        if waiting:
+            del waiting[:sent]
+            if not waiting:
+                self._loop.update_handler(sock.fileno(), self._loop.READ)
+                self.has_written = True
+        elif sent < len(data):
+            self._loop.update_handler(sock.fileno(), self._loop.READ | self._loop.WRITE)
+            waiting += data[sent:]
+            self.has_written = False
 
     def _decrypt(self, tls: _Tls, read: bytes) -> None:
         tls.feed(read)
@@ -228,9 +229,9 @@ class Stream:
 class _Tls:
     """Encrypts and decrypts. Raises ssl.SSLError."""
 
-    def __init__(self, options: pika.SSLOptions) -> None:
+    def __init__(self, options: Tls) -> None:
         self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = options.context.wrap_bio(self._came, self._goes, server_hostname=options.server_hostname)
+        self._object = options.context.wrap_bio(self._came, self._goes, server_hostname=options.server_name)
 
     def feed(self, read: bytes) -> None:
         if read:

@@ -10,14 +10,11 @@ from __future__ import annotations
 import codecs
 import os
 import socket
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from typing import Any, Final
-
-from pika import frame
-from pika import spec as annotated
+from typing import Final
 
 from supervisor import logs
+from supervisor.amqp.stand_in import StandIn
 from supervisor.endpoint import Endpoint
 from supervisor.link import Link
 from supervisor.messages import Begin, Drain
@@ -34,32 +31,7 @@ TIMES: Final = 10
 PATIENCE: Final = 0.5
 """Seconds for what takes two milliseconds."""
 
-spec: Any = annotated  # in part only
 _QUEUE: Final = "rehearsal"
-_CAPABILITIES: Final = dict.fromkeys(
-    (
-        "publisher_confirms",
-        "basic.nack",
-        "consumer_cancel_notify",
-        "connection.blocked",
-        "authentication_failure_close",
-    ),
-    True,
-)
-_START: Final[Any] = spec.Connection.Start(
-    server_properties={"capabilities": _CAPABILITIES, "product": "RabbitMQ", "version": "4.2.0"}
-)
-_ANSWERS: Final[dict[type[Any], Callable[[Any], Any]]] = {
-    spec.Connection.StartOk: lambda _: spec.Connection.Tune(channel_max=2047, frame_max=131072, heartbeat=60),
-    spec.Connection.Open: lambda _: spec.Connection.OpenOk(),
-    spec.Channel.Open: lambda _: spec.Channel.OpenOk(),
-    spec.Queue.Declare: lambda asked: spec.Queue.DeclareOk(asked.queue, 0, 0),
-    spec.Basic.Qos: lambda _: spec.Basic.QosOk(),
-    spec.Basic.Consume: lambda asked: spec.Basic.ConsumeOk(asked.consumer_tag),
-    spec.Basic.Cancel: lambda asked: spec.Basic.CancelOk(asked.consumer_tag),
-    spec.Channel.Close: lambda _: spec.Channel.CloseOk(),
-    spec.Connection.Close: lambda _: spec.Connection.CloseOk(),
-}
 
 
 def perform() -> None:
@@ -98,11 +70,11 @@ class _Understudy(Worker):
 
     def play(self, door: socket.socket) -> None:
         self._tells_starts = self.settling.tells_tasks = False
-        broker = _Broker(self._consumer, door)
-        self._consumer.watch(door.fileno(), broker.accept)
+        host = _Host(self._consumer, door)
+        self._consumer.watch(door.fileno(), host.accept)
         # A loopback that drops packets is no reason to start late.
         self._consumer.after(PATIENCE, lambda: self._consumer.leave(Cause.BROKER, "the loopback is silent"))
-        with closing(broker):
+        with closing(host):
             end = self.run()
         if end.cause is not Cause.DRAINED:
             raise OSError(end.detail)
@@ -117,14 +89,14 @@ class _Understudy(Worker):
         pass
 
 
-class _Broker:
-    """Answers as RabbitMQ does to somebody who does nothing wrong."""
+class _Host:
+    """Where the broker's part is played: at the end of a real socket."""
 
     def __init__(self, consumer: Consumer, door: socket.socket) -> None:
         self._consumer = consumer
         self._door = door
         self._line = door
-        self._heard = b""
+        self._broker = StandIn(_QUEUE)
 
     def accept(self) -> None:
         self._line, _ = self._door.accept()
@@ -140,26 +112,4 @@ class _Broker:
             self._consumer.unwatch(self._line.fileno())
             self._line.close()
             return
-        self._heard += read
-        self._line.sendall(b"".join(self._answers()))
-
-    def _answers(self) -> Iterator[bytes]:
-        while True:
-            size, found = frame.decode_frame(self._heard)
-            if found is None:
-                return
-            self._heard = self._heard[size:]
-            if isinstance(found, frame.ProtocolHeader):
-                yield frame.Method(0, _START).marshal()
-            elif isinstance(found, frame.Method):  # and not a heartbeat
-                yield from self._answer(found.channel_number, found.method)
-
-    def _answer(self, channel: int, asked: Any) -> Iterator[bytes]:
-        answer = _ANSWERS.get(type(asked))
-        if answer is not None:
-            yield frame.Method(channel, answer(asked)).marshal()
-        if isinstance(asked, spec.Basic.Consume):
-            delivery: Any = spec.Basic.Deliver(asked.consumer_tag, 1, False, "", _QUEUE)
-            yield frame.Method(channel, delivery).marshal()
-            yield frame.Header(channel, 1, spec.BasicProperties(message_id="1", delivery_mode=2)).marshal()
-            yield frame.Body(channel, b".").marshal()
+        self._line.sendall(self._broker.answer(read))

@@ -55,7 +55,8 @@ def test_f78_parking_that_fails_for_want_of_a_resource_costs_a_worker_and_blames
 ) -> None:
     amqp.publish(broker_url, queue, [what], ids=["innocent"])
     options = ("--workers", "1", "--retries", "0", "--max-crashes", "1")
-    with supervised("exhausted:work", *options, url=broker_url, queue=queue, env=env) as pool:
+    by_name = broker_url.replace("127.0.0.1", "localhost")  # which takes a thread to look up
+    with supervised("exhausted:work", *options, url=by_name, queue=queue, env=env) as pool:
         died = pool.hear("worker.exited", count=2, cause="local")
         assert says in died["because"]
         assert died["message_id"] is None  # it is put down, unsettled, before the worker leaves

@@ -31,6 +31,7 @@ from tests import amqp
 from tests.node import PrivateNode
 
 PASSWORD = "open%20sesame-7319"
+GREEN_EVENTLET = "import eventlet; from eventlet import spawn, sleep; eventlet.monkey_patch()"
 SECRETS = (PASSWORD, "open sesame-7319")
 
 
@@ -130,6 +131,36 @@ def test_a_header_that_amqp_cannot_carry_is_the_callers_error(broker_url: str, q
             publisher.publish("x", headers={"k": object()})
         publisher.publish("next")
     assert bodies(broker_url, queue) == [b"next"]
+
+
+@pytest.mark.parametrize(
+    "patched",
+    ["from gevent import monkey, spawn, sleep; monkey.patch_all()", GREEN_EVENTLET],
+    ids=["gevent", "eventlet"],
+)
+@pytest.mark.parametrize("patches_first", [True, False])
+def test_in_a_program_of_green_threads_the_others_run_while_it_waits(
+    broker_url: str, queue: str, patched: str, patches_first: bool
+) -> None:
+    ours = "from supervisor import Publisher; import supervisor.publisher"
+    script = "\n".join(
+        (
+            *((patched, ours) if patches_first else (ours, patched)),
+            "turns = 0",
+            "def other():",
+            "    global turns",
+            "    while True:",
+            "        turns += 1",
+            "        sleep(0)",
+            "spawn(other)",
+            f"with Publisher({broker_url.replace('127.0.0.1', 'localhost')!r}, {queue!r}) as publisher:",
+            "    publisher.publish('x')",
+            "print(turns > 0)",
+        )
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert bodies(broker_url, queue) == [b"x"]
 
 
 # ----------------------------------------------------------------------------------------------- the queue

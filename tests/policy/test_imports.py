@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
+    "pika": ("supervisor.amqp",),
     "psutil": ("supervisor.parent.processes",),
     "ctypes": ("supervisor.linux",),
     "h11": ("supervisor.parent.http.server",),

@@ -21,8 +21,8 @@ from pika import frame, spec
 from pika.exceptions import StreamLostError
 
 from supervisor.amqp.connection import Connection
-from supervisor.amqp.parameters import tls
 from supervisor.amqp.stream import _Tls
+from supervisor.amqp.tls import tls
 from supervisor.endpoint import Endpoint
 from tests import certificates, wire
 from tests.differential import TAG, Ours, Pikas, WiredOurs, WiredPikas, content, method

@@ -18,13 +18,14 @@ queue is deleted in between. Every no is a line in the broker's log (`channel ex
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
-from pika import exceptions
-
 from supervisor import amqp, queues
-from supervisor.amqp.client import Served
+from supervisor.amqp.channel import Channel
+from supervisor.amqp.client import Client
+from supervisor.amqp.properties import BasicProperties
 from supervisor.clock import now
 from supervisor.commands.check.facts import Node, Queue
 from supervisor.endpoint import Endpoint
@@ -53,20 +54,21 @@ class Probe:
     def node(self) -> Node:
         """Who it is, and what was agreed."""
         self._line.connect(CONNECTING)
-        said, agreed = self._line.said, self._line.agreed
+        connection = self._line.connection
+        said = connection.server_properties or {}
         return Node(
             self.endpoint,
             product=str(said.get("product", "")),
             version=str(said.get("version", "")),
-            heartbeat=agreed.heartbeat,
-            channel_max=agreed.channel_max,
+            heartbeat=connection.heartbeat,
+            channel_max=connection.limits.channels,
         )
 
     def queue(self, name: str) -> Queue:
         """Does it exist, and how long is it?"""
-        answer = self._line.ask(lambda channel, done: channel.queue_declare(**queues.inquiry(name), callback=done))
+        answer = self._line.ask(Channel.queue_declare, **queues.inquiry(name))
         if not isinstance(answer, BaseException):
-            return Queue(name, True, ready=answer.method.message_count, consumers=answer.method.consumer_count)
+            return Queue(name, True, ready=answer.message_count, consumers=answer.consumer_count)
         trouble = amqp.explain(answer, self.endpoint)
         if trouble.kind is Kind.MISSING:
             return Queue(name, False)
@@ -103,24 +105,25 @@ class Probe:
     def may_consume(self, name: str) -> str | None:
         """The broker's no; empty: we may; None: it has another reason to refuse."""
 
-        def consume(channel: Any, done: Callable[[Any], None]) -> None:
-            channel.basic_consume(name, _ignore, arguments={"x-priority": queues.NO_TYPE}, callback=done)
-
         # Should a broker take it after all: the channel is closed at once, and what came goes back.
-        answer = self._line.ask(consume)
+        answer = self._line.ask(
+            Channel.basic_consume,
+            queue=name,
+            on_message_callback=_ignore,
+            consumer_tag=NAME,
+            arguments={"x-priority": queues.NO_TYPE},
+        )
         if isinstance(answer, BaseException) and amqp.explain(answer).kind is Kind.LOCKED:
             return None
-        return _no(_text(answer))
+        return _no(_refusal(answer))
 
     def _declare(self, name: str, arguments: dict[str, Any], durable: bool = True, auto_delete: bool = False) -> str:
         """Declare what cannot be; the refusal."""
         wanted = {**arguments, "x-queue-type": queues.NO_TYPE}
         answer = self._line.ask(
-            lambda channel, done: channel.queue_declare(
-                name, durable=durable, auto_delete=auto_delete, arguments=wanted, callback=done
-            )
+            Channel.queue_declare, queue=name, durable=durable, auto_delete=auto_delete, arguments=wanted
         )
-        return _text(answer)
+        return _refusal(answer)
 
 
 def may_publish(endpoint: Endpoint) -> tuple[str | None, str | None]:
@@ -134,64 +137,54 @@ def may_publish(endpoint: Endpoint) -> tuple[str | None, str | None]:
         line.connect(CONNECTING)
         return line.publish(f"workq-check-{uuid4().hex}")
     finally:
-        if line.blocked:
+        if line.is_blocked:
             line.drop()
         else:
             line.close()
 
 
-class _Line(Served):
+class _Line(Client):
     """One connection; each question on a channel of its own, which the refusal closes."""
 
     def __init__(self, endpoint: Endpoint, heartbeat: float) -> None:
         super().__init__(endpoint, heartbeat=heartbeat, name=NAME, timeout=CONNECTING)
-        self.blocked: list[str] = []
-        self._connection.add_on_connection_blocked_callback(
-            lambda _connection, frame: self.blocked.append(str(frame.method.reason))
-        )
 
-    @property
-    def said(self) -> dict[str, Any]:
-        return self._connection.server_properties or {}
-
-    @property
-    def agreed(self) -> Any:
-        return self._connection.params
-
-    def ask(self, send: Callable[[Any, Callable[[Any], None]], None]) -> Any:
-        """The answer's frame, or the error with which the broker closed the channel. Raises if the connection ends."""
-        answers: list[Any] = []
-        channel = self._connection.channel(on_open_callback=lambda opened: send(opened, answers.append))
-        channel.add_on_close_callback(lambda _channel, error: answers.append(error))
-        self.expect(lambda: bool(answers), ANSWER)
-        if channel.is_open:
+    def ask(self, request: Callable[..., None], **arguments: Any) -> Any:
+        """The answer, or the error with which the broker closed the channel. Raises if the connection ends."""
+        channel = self.connection.channel()
+        try:
+            return self.call(channel, partial(request, channel, **arguments), ANSWER)
+        except Exception as error:
+            if self.error is not None or channel.error is None:
+                raise
+            return error
+        finally:
             channel.close()
-            self.pump(lambda: bool(channel.is_closed), now() + ANSWER)
-        # One more turn: pika is still taking the channel down, and would hand its number to the next one.
-        self.pump(lambda: False, now())
-        return answers[0]
+            self.pump(lambda: channel.is_closed, now() + ANSWER)  # there may be no other
 
     def publish(self, nowhere: str) -> tuple[str | None, str | None]:
         """Publish a message that no queue takes, then ask something: a blocked broker does not read on to that."""
         returned: list[Any] = []
         answered: list[Any] = []
-
-        def opened(channel: Any) -> None:
-            channel.add_on_return_callback(lambda *_: returned.append(True))
-            channel.basic_publish("", nowhere, b"", mandatory=True)
-            channel.basic_qos(prefetch_count=1, callback=answered.append)
-
-        channel = self._connection.channel(on_open_callback=opened)
-        channel.add_on_close_callback(lambda _channel, error: answered.append(error))
-        self.pump(lambda: bool(answered or self.blocked), now() + ANSWER)
-        if self.blocked:
+        channel = self.connection.channel()
+        channel.on_return = lambda *came: returned.append(came)
+        channel.add_on_close_callback(lambda _, error: answered.append(error))
+        channel.basic_publish("", nowhere, b"", BasicProperties())  # type: ignore[no-untyped-call]
+        channel.basic_qos(1, answered.append)
+        self.pump(lambda: bool(answered) or self.is_blocked, now() + ANSWER)
+        if self.is_blocked:
             # Reader and channel are two processes in the broker: what the latter says of the message may come later.
             self.pump(lambda: bool(answered or returned), now() + BRIEFLY)
-        self.expect(lambda: bool(answered or self.blocked), 0.0)
+        self.expect(lambda: bool(answered) or self.is_blocked, 0.0)
+        alarm = self.connection.blocked
         error = answered[0] if answered and isinstance(answered[0], BaseException) else None
         if error is not None:
-            return _no(_text(error)), (", ".join(self.blocked) if self.blocked else None)
-        return "" if returned or answered else None, ", ".join(self.blocked)
+            return _no(_refusal(error)), alarm
+        return "" if returned or answered else None, alarm or ""
+
+    @property
+    def is_blocked(self) -> bool:
+        return self.connection.blocked is not None
 
 
 def look(endpoints: Sequence[Endpoint], heartbeat: float) -> list[Node]:
@@ -207,9 +200,9 @@ def look(endpoints: Sequence[Endpoint], heartbeat: float) -> list[Node]:
     return nodes
 
 
-def _text(answer: Any) -> str:
-    """The broker's refusal; empty when it was none."""
-    return str(answer.reply_text) if isinstance(answer, exceptions.ChannelClosedByBroker) else ""
+def _refusal(answer: Any) -> str:
+    """The broker's; empty when it was none."""
+    return amqp.refusal(answer) if isinstance(answer, BaseException) else ""
 
 
 def _no(refusal: str) -> str:

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import itertools
 import random
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
-from pika import exceptions, frame, spec
-
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
-from supervisor.amqp.client import Connection, Served
+from supervisor.amqp.channel import Channel
+from supervisor.amqp.client import Client
 from supervisor.amqp.properties import Encoded, Properties
 from supervisor.clock import now
 from supervisor.commands.dead.letter import Letter, anew
@@ -70,67 +68,37 @@ class CutOff(Exception):
 # --------------------------------------------------------------------------------------------- one connection
 
 
-def _raw(raw: bytes) -> Properties:
-    properties = Properties()  # type: ignore[no-untyped-call]
-    properties.raw = raw
-    return properties
-
-
-class _RawConnection(Connection):
-    """Hands on the properties of messages undecoded."""
-
-    def _read_frame(self) -> Any:
-        buffer = self._frame_buffer
-        if len(buffer) < 7 or buffer[0] != spec.FRAME_HEADER:
-            return super()._read_frame()
-        _, channel, size = struct.unpack_from(">BHL", buffer)
-        end = 7 + size
-        if len(buffer) <= end:
-            return 0, None
-        if buffer[end] != spec.FRAME_END or size < 14:
-            raise exceptions.InvalidFrameError("Invalid content header")
-        return end + 1, frame.Header(channel, struct.unpack_from(">Q", buffer, 7 + 4)[0], _raw(buffer[7 + 12 : end]))
-
-
-class _Client(Served):
-    """One connection with one channel, served only inside its methods."""
+class _Line(Client):
+    """One connection with one channel."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint, heartbeat=_HEARTBEAT, name="workq dead", timeout=_CONNECTING, kind=_RawConnection)
-        self.channel: Any = None
+        super().__init__(endpoint, heartbeat=_HEARTBEAT, name="workq dead", timeout=_CONNECTING)
         self._endpoint = endpoint
+        self._channel: Channel | None = None
 
     def open(self, queue: str) -> Any:
         """Connect and ask for the queue: pika's Queue.DeclareOk, None when there is none. Raises what went wrong."""
-        answers: list[Any] = []
         self.connect(_CONNECTING)
-        amqp.declare_or_take(
-            self._connection,
-            queues.inquiry(queue),
-            declare=False,
-            on_done=lambda channel, ok, _sent: answers.append((channel, ok)),
-            on_failed=lambda error: answers.append((None, error)),
-        )
-        self.expect(lambda: bool(answers), _ANSWER)
-        self.channel, answer = answers[0]
-        if self.channel is None:
-            if isinstance(answer, exceptions.ChannelClosedByBroker) and amqp.explain(answer).kind is Kind.MISSING:
+        try:
+            self._channel, answer, _ = self.take(queues.inquiry(queue), declare=False, timeout=_ANSWER)
+        except Exception as error:
+            if self.error is None and amqp.explain(error).kind is Kind.MISSING:
                 return None
-            raise answer
-        self.channel.add_on_close_callback(self.ended)
+            raise
+        self.depend_on(self._channel)
         return answer
 
-    def call(self, method: Callable[..., Any], **arguments: Any) -> Any:
-        """Send a request and wait for its answer. Raises CutOff."""
-        answers: list[Any] = []
+    @property
+    def channel(self) -> Channel:
+        assert self._channel is not None, "there is no such queue"
+        return self._channel
+
+    def ask(self, request: Callable[..., None]) -> Any:
+        """Make a request and wait for its answer. Raises CutOff."""
         try:
-            if self.error is not None:
-                raise self.error
-            method(**arguments, callback=answers.append)
-            self.expect(lambda: bool(answers), _ANSWER)
-        except Exception as error:  # pika's, of a channel that has just closed, among them
+            return self.call(self.channel, request, _ANSWER)
+        except Exception as error:
             raise self.lost(error) from error
-        return answers[0]
 
     def lost(self, error: BaseException) -> CutOff:
         return CutOff(amqp.explain(self.error or error, self._endpoint).reason)
@@ -161,7 +129,7 @@ class DeadQueue:
         self.warning = ""
         """What an operator should know, at the end."""
         self._endpoints = endpoints
-        self._link: _Client | None = None
+        self._link: _Line | None = None
         self._publisher: Publisher | None = None
         self._serial = itertools.count(1)
         self._arrived: list[Letter] = []
@@ -199,7 +167,7 @@ class DeadQueue:
             self._drop()
 
     def _connect(self, endpoint: Endpoint) -> None:
-        self._link = _Client(endpoint)
+        self._link = _Line(endpoint)
         found = self._link.open(self.name)
         if found is not None:
             self.count, self.holders = found.message_count, found.consumer_count
@@ -234,13 +202,13 @@ class DeadQueue:
         link, tag = self._alive(), f"workq-dead-{next(self._serial)}"
         self._arrived, self._bytes, self._largest = [], 0, 0
         # A consumer for each window: the prefetch is then exactly what we want, and nothing comes that must go back.
-        link.call(link.channel.basic_qos, prefetch_count=size)
-        link.call(link.channel.basic_consume, queue=self.name, on_message_callback=self._delivered, consumer_tag=tag)
+        link.ask(partial(link.channel.basic_qos, size))
+        link.ask(partial(link.channel.basic_consume, self.name, self._delivered, tag))
         is_dry = self._gather(link, size)
-        link.call(link.channel.basic_cancel, consumer_tag=tag)
+        link.ask(partial(link.channel.basic_cancel, tag))
         return self._arrived, is_dry
 
-    def _gather(self, link: _Client, size: int) -> bool:
+    def _gather(self, link: _Line, size: int) -> bool:
         """Until the window is full (False), or the queue is dry (True)."""
         deadline = now() + _STALL
         while True:
@@ -269,11 +237,11 @@ class DeadQueue:
     def _is_full(self, size: int) -> bool:
         return len(self._arrived) >= size or self._bytes >= _BYTES
 
-    def _ready(self, link: _Client) -> int:
+    def _ready(self, link: _Line) -> int:
         """How many are ready. Also a barrier: what was sent on the channel before has been carried out."""
-        return int(link.call(link.channel.queue_declare, **queues.inquiry(self.name)).method.message_count)
+        return int(link.ask(partial(link.channel.queue_declare, **queues.inquiry(self.name))).message_count)
 
-    def _delivered(self, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
+    def _delivered(self, _: Channel, method: Any, properties: Properties, body: bytes) -> None:
         self._arrived.append(Letter(method.delivery_tag, properties.raw, body, self.queue))
         self._open += 1
         self._bytes += len(body)
@@ -282,7 +250,7 @@ class DeadQueue:
     def _cancel(self, _frame: Any) -> None:
         self._cancelled = True
 
-    def _alive(self) -> _Client:
+    def _alive(self) -> _Line:
         assert self._link is not None, "outside of the context manager"
         return self._link
 
@@ -293,16 +261,15 @@ class DeadQueue:
         link = self._alive()
         if not letters:
             return
-        try:
-            if len(letters) == self._open:
-                # One frame: a quorum queue's client in the broker holds back what comes in many pieces, and forgets it
-                # when the channel is closed (rabbit_fifo_client, "soft limit"). 0 stands for all that is open.
-                link.channel.basic_ack(0, multiple=True)
-            else:
-                for letter in letters:
-                    link.channel.basic_ack(letter.tag)
-        except Exception as error:
-            raise link.lost(error) from error
+        if link.error is not None:
+            raise link.lost(link.error)
+        if len(letters) == self._open:
+            # One frame: a quorum queue's client in the broker holds back what comes in many pieces, and forgets it
+            # when the channel is closed (rabbit_fifo_client, "soft limit"). 0 stands for all that is open.
+            link.channel.basic_ack(0, multiple=True)
+        else:
+            for letter in letters:
+                link.channel.basic_ack(letter.tag)
         for letter in letters:
             letter.is_settled = True
         self._open -= len(letters)
@@ -336,7 +303,7 @@ class DeadQueue:
         # stands for whatever is left. And nack, not reject, nor just leaving: from 4.3 on this is the one that a quorum
         # queue does not count.
         for tag in (*self._ends, 0):
-            link.channel.basic_nack(tag, multiple=True, requeue=True)
+            link.channel.basic_nack(tag, multiple=True)
         # The queue answers questions before it takes messages back; whoever looks after us shall find them.
         deadline = now() + _RETURNING
         while self._ready(link) < back and now() < deadline:
@@ -384,7 +351,7 @@ class DeadQueue:
         confirmed.append(position)
         link = self._alive()
         if now() - link.served > _BREATH:
-            link.pump(lambda: False, now())
+            link.look()
 
     def _publishing(self) -> Publisher:
         # A connection of its own: under an alarm the broker stops reading from one that publishes, acknowledgements
