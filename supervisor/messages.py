@@ -147,7 +147,7 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
-class Blocked:
+class ParkingBlocked:
     """A worker: the message in hand cannot be parked yet, so it takes no other; or, it is parked now."""
 
     is_blocked: bool
@@ -188,7 +188,9 @@ class Record:
     line: str
 
 
-PoolReport = Connecting | Ready | Suspect | Depth | DeadDepth | Nature | Parked | Blocked | Lost | Leaving | LoadFailed
+PoolReport = (
+    Connecting | Ready | Suspect | Depth | DeadDepth | Nature | Parked | ParkingBlocked | Lost | Leaving | LoadFailed
+)
 """Of a worker's, what the pool is told."""
 WorkerReport = PoolReport | Record
 NurseryReport = Loaded | Threaded | LoadFailed | Forked | ForkFailed | Record

@@ -18,7 +18,7 @@ CLOSING: Final = 2.0
 """Seconds that a polite goodbye may take."""
 
 
-class Client:
+class BrokerClient:
     """One connection, begun when this is made. It ends with the first thing that goes wrong, which is `error`.
 
     Callbacks are called in `pump` only, and what they raise ends the connection like anything else. `heartbeat`,

@@ -8,7 +8,7 @@ from typing import Any
 
 from supervisor import queues
 from supervisor.amqp.channel import Channel
-from supervisor.amqp.client import Client
+from supervisor.amqp.client import BrokerClient
 from supervisor.amqp.properties import BasicProperties
 from supervisor.amqp.topology import declare_anyway
 from supervisor.clock import now
@@ -27,7 +27,7 @@ class Sent:
     nacked: bool = False
 
 
-class Session(Client):
+class Session(BrokerClient):
     """It ends with the first thing that goes wrong.
 
     Everything happens in `pump`: callbacks only note what they are told.

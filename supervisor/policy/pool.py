@@ -23,7 +23,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from supervisor.messages import Blocked, Connecting, DeadDepth, Depth, Leaving, Lost, Nature, Parked, Ready, Suspect
+from supervisor.messages import (
+    Connecting,
+    DeadDepth,
+    Depth,
+    Leaving,
+    Lost,
+    Nature,
+    Parked,
+    ParkingBlocked,
+    Ready,
+    Suspect,
+)
 from supervisor.policy import broker, hung, poison, termination
 from supervisor.policy.actions import Action, Leave, Say, StopNursery
 from supervisor.policy.broker import BrokerState
@@ -332,7 +343,7 @@ class Pool:
                 return [*self._looks.described(report, self.settings.queue)]
             case Parked():
                 self._looks.has_parked(report)
-            case Blocked(is_blocked, because):
+            case ParkingBlocked(is_blocked, because):
                 return [*self._broker.block(slot.page, because if is_blocked else None, now)]
             case Lost() if is_at_work and not slot.is_lost:
                 self._burst.all_idle = False

@@ -282,7 +282,7 @@ class Worker:
     def _be_a_process(self) -> None:
         """Hear SIGTERM as a request to leave, and go on in no process that a handler forks."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # pika's loop resumes its poll after a signal (PEP 475); a byte in a pipe is noticed.
+        # The loop resumes its poll after a signal (PEP 475); a byte in a pipe is noticed.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: what a handler executes would inherit that

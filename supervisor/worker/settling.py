@@ -13,7 +13,7 @@ from typing import Any, Final
 from supervisor import logs, queues
 from supervisor.clock import now
 from supervisor.link import Link
-from supervisor.messages import Begin, Blocked, Parked
+from supervisor.messages import Begin, Parked, ParkingBlocked
 from supervisor.policy.settle import (
     Acknowledge,
     Afresh,
@@ -264,7 +264,7 @@ class Settling:
         """The message in hand cannot be parked, and why; or (None) is parked. For /readyz and metrics."""
         if because != self._held_up:
             self._held_up = because
-            self._link.send(Blocked(because is not None, because or ""))
+            self._link.send(ParkingBlocked(because is not None, because or ""))
 
 
 def _kind(error: PublishError) -> Kind:

@@ -24,7 +24,7 @@ IS_A_LINES_BUSINESS = {"a lone surrogate in a line", "no line", "two lines", "no
 GARBAGE = {name: frame for name, frame in garbage() if name not in ENDS_WITH_THE_LINK | IS_A_LINES_BUSINESS}
 SAMPLES = [
     m.Connecting(), m.Ready("amqp://h", "3.10.8", None), m.Ready("amqp://h", "", True), m.Suspect("k", 3),
-    m.Depth(0, 1), m.DeadDepth(2), m.Nature(True), m.Blocked(True),
+    m.Depth(0, 1), m.DeadDepth(2), m.Nature(True), m.ParkingBlocked(True),
     m.Lost("reset", v.Kind.LOST, silence=5.1), m.Lost("why not", ""),
     m.Leaving(v.Cause.DRAINED),
     m.Leaving(v.Cause.BROKER, "\N{SNOWMAN}", v.Kind.TLS, True), m.LoadFailed("E", "T"), m.Record("{}\n"),

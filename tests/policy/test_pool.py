@@ -11,7 +11,6 @@ import pytest
 from supervisor import queues
 from supervisor.endpoint import Endpoint
 from supervisor.messages import (
-    Blocked,
     DeadDepth,
     Depth,
     Drain,
@@ -20,6 +19,7 @@ from supervisor.messages import (
     Measure,
     Nature,
     Parked,
+    ParkingBlocked,
     Ready,
     Verdict,
 )
@@ -805,9 +805,9 @@ def test_blocked_parking_is_said_once_and_its_end_too() -> None:
     world = _up(workers=2)
     for slot in (0, 1):
         _working(world, slot, f"k{slot}")
-        world.tell(WorkerSaid(slot, Blocked(True)))
+        world.tell(WorkerSaid(slot, ParkingBlocked(True)))
     assert "2 messages wait" in (world.pool.view(world.now).trouble or "")
-    world.tell(WorkerSaid(0, Blocked(False)))
+    world.tell(WorkerSaid(0, ParkingBlocked(False)))
     world.die(world.workers[1], "SIGKILL")
     events = [a.event for a in _of(world, Say)]
     assert events == ["broker.blocked", "worker.exited", "broker.unblocked"]
@@ -861,7 +861,7 @@ def test_f122_a_pool_whose_workers_all_wait_to_park_a_message_is_not_ready_and_s
     world = _up(workers=2)
 
     def blocked(slot: int, because: str | None) -> None:
-        world.tell(WorkerSaid(slot, Blocked(because is not None, because or "")))
+        world.tell(WorkerSaid(slot, ParkingBlocked(because is not None, because or "")))
 
     def readiness() -> tuple[bool, str]:
         return status.readiness(world.pool.view(world.now))
@@ -890,7 +890,7 @@ def test_f122_a_pool_whose_workers_all_wait_to_park_a_message_is_not_ready_and_s
 
 def test_f122_a_worker_that_is_gone_waits_no_more() -> None:
     world = _up(workers=1)
-    world.tell(WorkerSaid(0, Blocked(True, "the queue is full")))
+    world.tell(WorkerSaid(0, ParkingBlocked(True, "the queue is full")))
     assert not status.readiness(world.pool.view(world.now))[0]
     world.die(world.workers[0], "SIGKILL")
     assert world.pool.view(world.now).blocked_since is None

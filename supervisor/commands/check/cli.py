@@ -128,7 +128,7 @@ def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str 
                 findings.append(warning("rabbitmqctl", what))
         try:
             broker = _by_amqp(broker, endpoint, settings)
-        except Exception as error:  # noqa: BLE001 - whatever pika, ssl and the OS have to say
+        except Exception as error:  # noqa: BLE001 - whatever the broker, ssl and the OS have to say
             trouble = amqp.explain(error, endpoint)
             findings.append(problem("broker", f"while it was looked at: {trouble.reason}"))
     return [*examine(broker, settings), *findings]

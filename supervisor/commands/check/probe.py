@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from supervisor import amqp, queues
 from supervisor.amqp.channel import Channel
-from supervisor.amqp.client import Client
+from supervisor.amqp.client import BrokerClient
 from supervisor.amqp.properties import BasicProperties
 from supervisor.clock import now
 from supervisor.commands.check.facts import Node, Queue
@@ -39,11 +39,11 @@ BRIEFLY: Final = 0.3
 
 
 class Probe:
-    """One node, looked at. A context manager. Raises what pika and the OS raise, which `amqp.explain` knows."""
+    """One node, looked at. A context manager. Raises what `amqp.explain` knows."""
 
     def __init__(self, endpoint: Endpoint, heartbeat: float) -> None:
         self.endpoint = endpoint
-        self._line = _Line(endpoint, heartbeat)
+        self._line = _Asker(endpoint, heartbeat)
 
     def __enter__(self) -> Probe:
         return self
@@ -132,7 +132,7 @@ def may_publish(endpoint: Endpoint) -> tuple[str | None, str | None]:
     On a connection of its own: a broker with an alarm stops reading from one that publishes, and takes no goodbye
     either. It notices that we are gone by its own heartbeat, of which we ask for the shortest.
     """
-    line = _Line(endpoint, heartbeat=1.0)
+    line = _Asker(endpoint, heartbeat=1.0)
     try:
         line.connect(CONNECTING)
         return line.publish(f"workq-check-{uuid4().hex}")
@@ -143,7 +143,7 @@ def may_publish(endpoint: Endpoint) -> tuple[str | None, str | None]:
             line.close()
 
 
-class _Line(Client):
+class _Asker(BrokerClient):
     """One connection; each question on a channel of its own, which the refusal closes."""
 
     def __init__(self, endpoint: Endpoint, heartbeat: float) -> None:
@@ -194,7 +194,7 @@ def look(endpoints: Sequence[Endpoint], heartbeat: float) -> list[Node]:
         try:
             with Probe(endpoint, heartbeat) as probe:
                 nodes.append(probe.node())
-        except Exception as error:  # noqa: BLE001 - whatever pika, ssl and the OS have to say
+        except Exception as error:  # noqa: BLE001 - whatever the broker, ssl and the OS have to say
             trouble = amqp.explain(error, endpoint)
             nodes.append(Node(endpoint, trouble.kind, trouble.reason))
     return nodes

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Self
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
 from supervisor.amqp.channel import Channel
-from supervisor.amqp.client import Client
+from supervisor.amqp.client import BrokerClient
 from supervisor.amqp.properties import Encoded, Properties
 from supervisor.clock import now
 from supervisor.commands.dead.letter import Letter, anew
@@ -68,7 +68,7 @@ class CutOff(Exception):
 # --------------------------------------------------------------------------------------------- one connection
 
 
-class _Line(Client):
+class _Reader(BrokerClient):
     """One connection with one channel."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -129,7 +129,7 @@ class DeadQueue:
         self.warning = ""
         """What an operator should know, at the end."""
         self._endpoints = endpoints
-        self._link: _Line | None = None
+        self._link: _Reader | None = None
         self._publisher: Publisher | None = None
         self._serial = itertools.count(1)
         self._arrived: list[Letter] = []
@@ -148,7 +148,7 @@ class DeadQueue:
             self.endpoint = endpoint
             try:
                 self._connect(endpoint)
-            except Exception as error:  # noqa: BLE001 - whatever pika, ssl and the OS have to say
+            except Exception as error:  # noqa: BLE001 - whatever the broker, ssl and the OS have to say
                 troubles.append(amqp.explain(error, endpoint))
                 self._drop()
             else:
@@ -167,7 +167,7 @@ class DeadQueue:
             self._drop()
 
     def _connect(self, endpoint: Endpoint) -> None:
-        self._link = _Line(endpoint)
+        self._link = _Reader(endpoint)
         found = self._link.open(self.name)
         if found is not None:
             self.count, self.holders = found.message_count, found.consumer_count
@@ -208,7 +208,7 @@ class DeadQueue:
         link.ask(partial(link.channel.basic_cancel, tag))
         return self._arrived, is_dry
 
-    def _gather(self, link: _Line, size: int) -> bool:
+    def _gather(self, link: _Reader, size: int) -> bool:
         """Until the window is full (False), or the queue is dry (True)."""
         deadline = now() + _STALL
         while True:
@@ -237,7 +237,7 @@ class DeadQueue:
     def _is_full(self, size: int) -> bool:
         return len(self._arrived) >= size or self._bytes >= _BYTES
 
-    def _ready(self, link: _Line) -> int:
+    def _ready(self, link: _Reader) -> int:
         """How many are ready. Also a barrier: what was sent on the channel before has been carried out."""
         return int(link.ask(partial(link.channel.queue_declare, **queues.inquiry(self.name))).message_count)
 
@@ -250,7 +250,7 @@ class DeadQueue:
     def _cancel(self, _frame: Any) -> None:
         self._cancelled = True
 
-    def _alive(self) -> _Line:
+    def _alive(self) -> _Reader:
         assert self._link is not None, "outside of the context manager"
         return self._link
 
