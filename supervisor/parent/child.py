@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +16,21 @@ from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
 from supervisor.parent.wait import Wait
 from supervisor.policy.events import Event
+
+
+@contextmanager
+def channel() -> Iterator[tuple[Link, int, Link, int]]:
+    """Our end of a link, a pipe to read a child's output from, and the other ends, which are the child's by the end of
+    the block, or never will be. Ours are closed as well when it raises. Raises OSError."""
+    with ExitStack() as ours, ExitStack() as theirs:
+        link, its = Link.pair()
+        theirs.callback(its.close)
+        ours.callback(link.close)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        theirs.callback(close, writer)
+        ours.callback(close, reader)
+        yield link, reader, its, writer
+        ours.pop_all()
 
 
 @dataclass(slots=True, eq=False)

@@ -10,13 +10,13 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Set
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
 from supervisor.link import Link
 from supervisor.linux import orphans
 from supervisor.messages import Begin, Fork
+from supervisor.parent.child import channel
 from supervisor.parent.descriptors import Descriptors, close
 
 _FORKS_AT_ONCE: Final = 16
@@ -107,18 +107,10 @@ class Births:
 
     def _request(self, page: int | None) -> None:
         self._descriptors.claim(len(self._asked))
-        # The other ends are the nursery's by then, or never will be.
-        with ExitStack() as undo, ExitStack() as theirs:
-            link, worker_end = Link.pair()
-            theirs.callback(worker_end.close)
-            undo.callback(link.close)
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            theirs.callback(close, writer)
-            undo.callback(close, reader)
-            ticket = next(self._tickets)
+        ticket = next(self._tickets)
+        with channel() as (link, reader, worker_end, writer):
             # If it does not take it, the nursery is dead or stuck, and its exit or the slot's deadline says so.
             self._link.send(Fork(ticket), (worker_end.fileno(), writer), wait=False)
-            undo.pop_all()
         self._asked[ticket] = _Birth(page, link, reader)
 
     def _refuse(self, page: int | None, error: Exception) -> None:

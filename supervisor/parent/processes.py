@@ -19,7 +19,6 @@ import psutil
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.frames import kinds_of
-from supervisor.link import Link
 from supervisor.linux import cgroup
 from supervisor.messages import (
     Begin,
@@ -39,7 +38,7 @@ from supervisor.messages import (
 )
 from supervisor.parent import nursery as nursery_process
 from supervisor.parent import refusals
-from supervisor.parent.child import Child
+from supervisor.parent.child import Child, channel
 from supervisor.parent.descriptors import Descriptors, close
 from supervisor.parent.forks import Births, Newborn
 from supervisor.parent.hearing import Hearing
@@ -118,7 +117,7 @@ class Processes:
         self._wait.watch(fileobj, callback)
 
     def wait(self, until: float) -> list[Event]:
-        """What has happened; at `until` (monotonic seconds) an empty list."""
+        """What has happened, or at `until` (monotonic seconds) nothing."""
         events, self._pending = self._pending, []
         # Deaths first: what another worker asks in the same round may be about a message that just killed one.
         deaths = {worker.pidfd for worker in self._workers.values()}
@@ -174,13 +173,7 @@ class Processes:
 
     def _start_nursery(self, generation: int, preload: bool, settings: Settings) -> _Nursery:
         self._descriptors.make_room(len(self._workers))
-        with ExitStack() as undo, ExitStack() as theirs:
-            ours, its = Link.pair()
-            theirs.callback(its.close)
-            undo.callback(ours.close)
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            theirs.callback(close, writer)
-            undo.callback(close, reader)
+        with channel() as (ours, reader, its, writer), ExitStack() as undo:
             ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)  # it waits there
             pid = nursery_process.start((its.fileno(), self._board.fd, self._log_fd), writer)
             undo.callback(self._abandon, pid)

@@ -44,9 +44,7 @@ class SlotState(Enum):
     KILLED = "killed"
 
 
-ALIVE: Final = frozenset(
-    {SlotState.BOOTING, SlotState.CONNECTING, SlotState.READY, SlotState.DRAINING, SlotState.ABORTING, SlotState.KILLED}
-)
+ALIVE: Final = frozenset(SlotState) - {SlotState.EMPTY, SlotState.WAITING, SlotState.FORKING}
 ARRIVING: Final = frozenset({SlotState.FORKING, SlotState.BOOTING, SlotState.CONNECTING})
 
 

@@ -48,9 +48,8 @@ class PoolCollector(Collector):
         yield from _memory(latest.readings, latest.settings.max_memory)
         yield from _queue(view)
         dropped = summed.log_lines_dropped + latest.log_lines_dropped
-        yield CounterMetricFamily(
-            "workq_log_lines_dropped", "Log lines that were not written: no reader, or too many.", value=dropped
-        )
+        text = "Log lines that were not written: no reader, or too many."
+        yield CounterMetricFamily("workq_log_lines_dropped", text, value=dropped)
 
 
 def _pool(view: PoolView, queue: str, age: float) -> Iterator[Metric]:
