@@ -111,8 +111,7 @@ def _directory_by_name(environ: Mapping[str, str]) -> str | None:
 
 
 def _enter(directory: str) -> None:
-    """Where a link leads now, so that code, files of settings, and what the handler reads by a relative path are of one
-    release. Raises SettingsError."""
+    """Where a link leads now: code, settings and files of one release. Raises SettingsError."""
     try:
         os.chdir(directory)
     except OSError as error:

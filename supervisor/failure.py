@@ -30,8 +30,7 @@ _DURING: Final = "\nDuring handling of the above exception, another exception oc
 
 
 def rendered(error: BaseException, start: TracebackType | None) -> str:
-    """Its traceback from `start` on, with the exceptions that led to it. Raises nothing, whatever the error's class
-    does, SystemExit included."""
+    """Its traceback from `start` on, with the exceptions that led to it. Raises nothing, not even SystemExit."""
     try:
         if _is_modest(error):
             return "".join(traceback.format_exception(type(error), error, start))

@@ -30,8 +30,7 @@ from supervisor import messages
 from supervisor.redaction import clip_start
 
 MAX_BYTES: Final = 160 * 1024
-"""A message's size at most: below the kernel's default send buffer (212,992 bytes, socket(7)), above every bounded
-field."""
+"""Below the default send buffer (212,992 bytes, socket(7)), above every bounded field."""
 RECORD: Final = b'["Record",'
 """How a log line begins; nothing else does."""
 

@@ -107,8 +107,7 @@ def arguments(queue_type: str) -> dict[str, str] | None:
 
 
 def digest(identity: bytes, routing_key: str) -> str:
-    """The name of a message that has no id, or none in UTF-8: the same bytes (of its body, or that id) to the same
-    queue are the same task."""
+    """The name of a message without a usable id: the same bytes to the same queue are the same task."""
     key = routing_key.encode("utf-8", "replace")[:64]
     return "digest:" + hashlib.blake2b(identity, digest_size=16, key=key).hexdigest()
 

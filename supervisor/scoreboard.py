@@ -187,8 +187,7 @@ class Scoreboard:
         return self._map[_start(page) + _PHASE_AT] == Phase.IDLE
 
     def call(self, page: int) -> None:
-        """Tell the worker of this page that an order waits on its link, in a place it can look at before each ack for
-        nothing."""
+        """Tell the worker that an order waits on its link, in a place that costs nothing to look at."""
         self._map[_start(page) + _CALL_AT] = 1
 
     def vacate(self, page: int) -> None:
@@ -241,8 +240,7 @@ class Pen:
         checksum: int = 0,
         phase: Phase = Phase.BUSY,
     ) -> float:
-        """Note the delivery before its handler runs, or before the supervisor is asked about it (`Phase.ASKING`).
-        Returns the instant noted."""
+        """Note the delivery before its handler, or the question about it, begins. Returns the instant noted."""
         since = now()
         name = name[:_NAME_MAX]
         page = self._page

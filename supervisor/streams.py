@@ -1,5 +1,4 @@
-"""The standard streams of a process that runs a handler, which may replace, close or set them to None. Descriptor 2 is
-what the supervisor reads as evidence."""
+"""Standard streams that a handler may replace or close. Descriptor 2 is what the supervisor reads as evidence."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ from typing import Final
 from supervisor.vocabulary import Counts
 
 LEAP: Final = 1e9
-"""More than any count or number of seconds grows from one look to the next. Random bytes are above it, all but one in
-ten thousand million."""
+"""More than any figure grows from one look to the next. Random bytes are nearly always above it."""
 
 
 class Tally:

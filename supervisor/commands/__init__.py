@@ -15,8 +15,7 @@ COMMANDS: Final = ("broker", "check", "dead", "drain", "publish", "reload", "sca
 
 
 class Lazy(click.Group):
-    """A group that imports a command's module when the command is asked for, so that `workq publish` in a shell loop
-    does not pay for the libraries of the others."""
+    """Imports a command when it is asked for: `workq publish` does not pay for the libraries of the others."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

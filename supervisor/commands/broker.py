@@ -48,8 +48,7 @@ def run(port: int | None, directory: Path | None) -> None:
 
 
 def serve(place: Path, port: int | None, *, keep: bool) -> None:
-    """Run a node until KeyboardInterrupt, which ends it gracefully; a second one kills it. Raises NodeError when it
-    cannot be started or ends by itself."""
+    """Until KeyboardInterrupt, which ends it gracefully; a second one kills it. Raises NodeError."""
     node = LocalNode(place, port=port)
     try:
         click.echo("Starting RabbitMQ ...", err=True)

@@ -160,8 +160,7 @@ class LocalNode:
         return self._process is not None and not self.wait(0.0)
 
     def start(self, timeout: float = 60.0) -> None:
-        """Boot, and return when the broker answers AMQP. `timeout` is in seconds. Raises NodeError, with the end of
-        what it wrote."""
+        """Boot, and return when the broker answers AMQP. Raises NodeError, with the end of what the node wrote."""
         if self.alive and self._has_answered:
             return  # a node drained for maintenance runs, and does not answer
         deadline = now() + timeout
@@ -241,8 +240,7 @@ class LocalNode:
         return trimmed(self.installation, self.directory / "home", self._plugins)
 
     def _environment(self) -> dict[str, str]:
-        """All that the node sees: nothing of /etc/rabbitmq, and no NOTIFY_SOCKET, by which it would report to the
-        systemd unit that we may be."""
+        """Nothing of /etc/rabbitmq, and no NOTIFY_SOCKET, by which it would report to the systemd unit we may be."""
         place = self.directory
         return {
             "PATH": os.environ.get("PATH", "") + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
@@ -283,8 +281,7 @@ class LocalNode:
             )
 
     def _found_by(self) -> str:
-        """How Erlang finds the node's port: it is told (erl(1), `-erl_epmd_port`: one number for all nodes); or empty,
-        and it asks epmd."""
+        """How Erlang finds the port of any node (erl(1), `-erl_epmd_port`); empty: by epmd."""
         return f"-erl_epmd_port {self._dist.number}" if self._epmd is None else ""
 
     def _running(self) -> subprocess.Popen[bytes]:

@@ -49,8 +49,7 @@ def head(document: dict[str, Any]) -> list[Text]:
 
 
 def workers(document: dict[str, Any], first: int = 0, count: int | None = None, *, fit: bool = True) -> Table:
-    """A row for each slot, or for `count` of them from the one with index `first` on. `fit`: as wide as the terminal,
-    one line each; else as wide as it is."""
+    """A row for each slot, or for `count` from index `first` on. `fit`: to the width of the terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=fit, header_style="bold")
     for name, width in (
         ("slot", 4), ("pid", 7), ("state", -10), ("in hand", 0), ("for", 6), ("done", 7), ("fail", 5), ("rst", 4),

@@ -23,8 +23,7 @@ _REDRAW: Final = 0.1
 _HEADER_OVERHEAD: Final = 6
 """Bytes of a header beside its name and its text (AMQP 0-9-1, 4.2.5.5)."""
 _HEADERS_MOST: Final = 126 * 1024
-"""Bytes: properties go in one frame, of 128 KiB unless the broker is configured otherwise; a larger one ends the
-connection (501)."""
+"""Bytes: properties go in one frame, of 128 KiB by default; a larger one ends the connection (501)."""
 
 
 @click.command()

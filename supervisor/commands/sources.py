@@ -30,8 +30,7 @@ class Sources:
         self._command_line = given(command_line)
 
     def read(self) -> dict[str, Any]:
-        """The settings by name. Ends the process with what is wrong with them, a line each: exit code 2 when it is the
-        command line, else 78."""
+        """The settings by name. Where they are wrong the process ends: by 2 for the command line, else by 78."""
         command = click.get_current_context().command_path
         with reported(command, "nothing was done"):
             try:

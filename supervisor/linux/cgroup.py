@@ -22,8 +22,7 @@ _V2: Final = "memory.events"
 
 
 def make_expendable(pid: int) -> None:
-    """Have the OOM killer prefer this process, and what it will fork, to the one that calls. Raising needs no
-    privilege."""
+    """Have the OOM killer prefer this process, and what it will fork. Raising needs no privilege."""
     path = Path(f"/proc/{pid}/oom_score_adj")
     try:
         path.write_text(str(min(1000, int(path.read_text()) + EXPENDABLE)))
@@ -84,8 +83,7 @@ def find_counter(proc: Path = Path("/proc/self")) -> Path | None:
 
 
 def full_of_processes(proc: Path = Path("/proc/self")) -> tuple[Path, int] | None:
-    """The cgroup of this process, or above it, that has all the processes it may have, and how many that is. None
-    when there is none, or it does not say."""
+    """The cgroup of this process, or above it, that has all the processes it may have, and how many."""
     for directory, _ in _upwards(proc, "pids"):
         try:
             most = (directory / "pids.max").read_text().strip()
@@ -97,8 +95,7 @@ def full_of_processes(proc: Path = Path("/proc/self")) -> tuple[Path, int] | Non
 
 
 def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
-    """How many CPUs this process may keep busy, by the quota of its cgroup or of one above it: the smallest. None when
-    none of them has one, or it cannot be told."""
+    """CPUs that this process may keep busy, by the smallest quota of its cgroup and those above; None: no quota."""
     quotas = (_quota(directory, is_v2) for directory, is_v2 in _upwards(proc, "cpu"))
     return min((quota for quota in quotas if quota is not None), default=None)
 
@@ -125,8 +122,7 @@ def _upwards(proc: Path, controller: str) -> Iterator[tuple[Path, bool]]:
 
 
 def _own(proc: Path, controller: str) -> Iterator[tuple[Path, Path, bool]]:
-    """The directories of this process's cgroups that may have this controller, where that hierarchy is mounted, and
-    whether it is cgroup v2."""
+    """For each of its cgroups with this controller: directory, mount point, and whether it is cgroup v2."""
     try:
         memberships = (proc / "cgroup").read_text().splitlines()
         mounts = (proc / "mountinfo").read_text().splitlines()

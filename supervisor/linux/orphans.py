@@ -38,8 +38,7 @@ def mark(worker: int) -> None:
 
 
 def owner(pid: int) -> int | None:
-    """The worker that this process, which may be a zombie, descends from or is; None when it is nobody's, another
-    user's or gone."""
+    """The worker that this process, perhaps a zombie, is or descends from; None: nobody's, or gone."""
     try:
         soft, _ = resource.prlimit(pid, _RLIMIT_LOCKS)
     except OSError:
@@ -61,8 +60,7 @@ def kill(living: Collection[int]) -> None:
 
 
 def kill_all(spared: Collection[int]) -> bool:
-    """SIGKILL everything below this process but these children. Returns False when there is nothing, not even a
-    zombie. Raises OSError when it cannot look."""
+    """SIGKILL everything below this process but these children. False: there is nothing. Raises OSError."""
     found = [child for child in children(os.getpid()) if child not in spared]
     for child in found:
         _kill_tree(child)

@@ -50,8 +50,7 @@ def _window(first: int, last: int) -> tuple[int, int] | None:
 
 
 def hide_removed_variables() -> None:
-    """Write zeros over the variables that this process was started with and has no more: unsetenv(3) only forgets where
-    they are."""
+    """Write zeros over variables that were removed: unsetenv(3) only forgets where they are."""
     window = _window(_ENV_START, _ENV_END)
     if window is None:
         return

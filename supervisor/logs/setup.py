@@ -218,8 +218,7 @@ def sit(slot: int) -> None:
 
 
 def set_level(level: str) -> None:
-    """Change the lowest level that is written. A logger obtained before still leaves out what was below the former
-    level: get another."""
+    """Change the lowest level that is written. Get loggers anew: they leave out what was below the former level."""
     _PIPELINE.floor = _LEVELS[level.lower()]
     _PIPELINE.wrapper = structlog.make_filtering_bound_logger(_PIPELINE.floor)
     _configure_logging(_PIPELINE.floor)
@@ -241,8 +240,7 @@ def tells(level: str) -> bool:
 
 
 def tell(level: str, event: str, fields: EventDict) -> None:
-    """Write an event of this project's own that comes with every task, as by a logger of `get_logger`, but faster. The
-    caller has asked `tells`."""
+    """As by a logger of `get_logger`, but faster: for what comes with every task. The caller has asked `tells`."""
     structlog.contextvars.merge_contextvars(None, "", fields)
     fields["event"] = event
     _PIPELINE.emit(level, fields)

@@ -176,8 +176,7 @@ class Sink:
         fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1)
 
     def _is_whole(self) -> bool:
-        """Whether the log ends with the end of a line, as far as can be seen under a shared lock: one who is writing to
-        a file may have come half the way."""
+        """Whether the log ends with a whole line, as far as a shared lock shows: another may be writing to a file."""
         return os.pread(self._lock_fd, 4, _OWED_AT) in _NOTHING and (self._back < 0 or self._last() in _ENDED)
 
     def _owed(self) -> bytes:

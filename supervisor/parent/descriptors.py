@@ -37,8 +37,7 @@ class Descriptors:
             pass  # a sandbox: what there is has to do
 
     def claim(self, births: int) -> None:
-        """Raises OSError when another birth, beside so many under way, would take what is kept for everything else: to
-        scale down, or to replace a nursery."""
+        """Raises OSError when another birth would take what is kept: to scale down, or to replace a nursery."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY or soft >= self.needed:
             return

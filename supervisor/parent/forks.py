@@ -20,8 +20,7 @@ from supervisor.parent.child import channel
 from supervisor.parent.descriptors import Descriptors, close
 
 _FORKS_AT_ONCE: Final = 16
-"""Requests on the nursery's link at a time: its buffer holds about two hundred, and 253 descriptors may be in flight
-(unix(7))."""
+"""Requests at a time: the link holds about 200, and 253 descriptors may be in flight (unix(7))."""
 
 
 @dataclass(slots=True, eq=False)

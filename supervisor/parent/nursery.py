@@ -99,8 +99,7 @@ def _let_go_of_signals(mask: set[int | signal.Signals]) -> None:
 
 
 def _keep_only(fds: Sequence[int], output: int) -> None:
-    """Close every other descriptor. Objects that own one are held by frames that are never returned to, so none is
-    closed a second time."""
+    """Close every other descriptor. Their owners are in frames that are never returned to: none is closed twice."""
     logs.close()
     for fd, number in ((os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0), (output, 1), (output, 2)):
         os.dup2(fd, number)

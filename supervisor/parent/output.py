@@ -75,8 +75,7 @@ class Output:
         return True
 
     def drain(self) -> int:
-        """Read to the end, when the writer is dead, but no more than a pipe can hold: a child of its may still write.
-        Returns how many lines were not logged."""
+        """Read what a dead child has left, at most what a pipe can hold. Returns how many lines were not logged."""
         for _ in range(32):
             try:
                 data = os.read(self.fd, _CHUNK)

@@ -198,8 +198,7 @@ class Processes:
         self._pending.append(StartFailed(page, self._refusals.because("no worker can be started", error)))
 
     def stop_nursery(self, generation: int, *, stack: bool = False) -> None:
-        """End the nursery of a generation, and hear no more of it. `stack`: by SIGABRT, so that it says where it
-        hangs."""
+        """End it, and hear no more of it. `stack`: by SIGABRT, so that it says where it hangs."""
         nursery = self._nurseries.pop(generation, None)
         if nursery is not None:
             self._forget_births(nursery)

@@ -25,8 +25,7 @@ from supervisor.vocabulary import Cause, Reading
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """Taken out of the environment: who else has them can speak in our name (sd_notify(3), `unset_environment`)."""
 EXTEND: Final = 10.0
-"""Seconds by which starting, reloading and stopping are prolonged each second. What is left of them when the loop
-stands still, systemd waits in vain."""
+"""Seconds by which starting, reloading and stopping are prolonged each second."""
 STOP_SPARE: Final = 10.0
 """Seconds beyond the grace after which a stop is not prolonged any more."""
 SLOW_BROKER: Final = 10.0
@@ -148,8 +147,7 @@ class Systemd:
 
 
 def take(environ: MutableMapping[str, str]) -> Systemd | None:
-    """Whom `$NOTIFY_SOCKET` names, if it is a unix socket. Takes `VARIABLES` out of the environment: children have no
-    business with them."""
+    """By `$NOTIFY_SOCKET`, if it names a unix socket. Children have no business with `VARIABLES`."""
     address, usec, pid = (environ.pop(name, "") for name in VARIABLES)
     if not address.startswith(("/", "@")):
         return None  # AF_VSOCK, for virtual machines

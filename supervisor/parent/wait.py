@@ -44,8 +44,7 @@ class Wait:
             self._paused = [key for key in self._paused if key.fileobj != fileobj]
 
     def events(self, until: float, first: Collection[int]) -> Iterator[Event]:
-        """What has happened; at `until` (monotonic seconds) nothing. `first` are descriptors that are read before all
-        others."""
+        """What has happened, or at `until` (monotonic seconds) nothing; from the descriptors `first` first."""
         try:
             ready = self._selector.select(max(0.0, until - now()))
         except OSError as error:

@@ -17,8 +17,7 @@ from typing import Final
 from supervisor.settings import Settings
 
 ARGUMENT: Final = "x-consumer-timeout"
-"""The argument of basic.consume. Before 4.3 brokers take no notice of it; from 4.3 on they refuse it (406) for a queue
-that is not a quorum queue."""
+"""Of basic.consume. Brokers before 4.3 ignore it; later ones refuse it (406) for other than quorum queues."""
 NO_LIMIT: Final = 10 * 365 * 86400 * 1000
 """Milliseconds: ten years. There is no value for "never": 0 is at once."""
 MARGIN: Final = 3600

@@ -23,8 +23,7 @@ from supervisor.vocabulary import Kind, slot_of
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
 """Those that make a slot wait its turn."""
 PROBE_FOR: Final = 3.0
-"""Seconds for which the others wait for one that tries. A node that swallows packets holds it for 15 s, and the next
-one may draw another node."""
+"""Seconds for which the others wait for one that tries: a node that swallows packets holds it for 15 s."""
 
 
 def turn(begun: list[float], consuming: int) -> float:
@@ -127,8 +126,7 @@ class BrokerState:
         return [Say("broker.refused", "warning", detail, {"kind": kind, "next": follows})]
 
     def consume(self, report: Ready, settings: Settings, *, has_queues: bool, now: float) -> list[Say]:
-        """A worker with these settings consumes. `has_queues`: it was not to declare those for retries and dead
-        letters."""
+        """A worker with these settings consumes. `has_queues` as in `Begin`."""
         said = self.reach(report.broker, report.version, advice.acknowledgement(report.version, settings), now)
         said += self.find_queue(settings, report.has_declared)
         if not has_queues:
@@ -151,8 +149,7 @@ class BrokerState:
         return said
 
     def find_queue(self, settings: Settings, has_declared: bool | None) -> list[Say]:
-        """Said of the first worker that has the queue, and when a deleted queue is there again; `has_declared` as in
-        `Ready`."""
+        """Said of the first worker that has the queue, and when a deleted queue is there again."""
         queue, had_queue, self.has_queue = settings.queue, self.has_queue, True
         was_gone = self.kind in (Kind.CANCELLED, Kind.MISSING)
         if has_declared and (was_gone or not had_queue):

@@ -19,8 +19,7 @@ from typing import Final
 from supervisor.vocabulary import InHand, Moved
 
 HOLDS: Final = 300.0
-"""Seconds. A broker that has lost sight of a worker takes up to three heartbeats to give its messages to others, and
-those may be busy."""
+"""Seconds. A broker gives a lost worker's messages to others after up to three heartbeats, and those may be busy."""
 ROOM: Final = 2_000
 
 

@@ -27,8 +27,7 @@ STEADY: Final = 10.0
 """Seconds a worker must have consumed to count as healthy: its slot's streak is over."""
 
 LULL: Final = 0.05
-"""Seconds after a lost connection in which one sees whether it was one worker's, or everybody's: then one of them
-probes for all (see `broker`)."""
+"""Seconds after a lost connection in which one sees whether all were lost: then one worker probes (see `broker`)."""
 INTENSITY_WINDOW: Final = 30.0
 """Seconds over which unexplained deaths are counted."""
 
@@ -125,8 +124,7 @@ def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: floa
 
 
 def too_intense(deaths: list[float], workers: int, now: float) -> bool:
-    """Whether the unexplained deaths at these times are more than chance: over three a worker (five at least) in the
-    window."""
+    """Whether these deaths are more than chance: over three a worker (five at least) in the window."""
     return sum(1 for at in deaths if at > now - INTENSITY_WINDOW) > max(5, 3 * workers)
 
 

@@ -44,8 +44,7 @@ WINDOW: Final = 30.0
 """Seconds over which the load is averaged, at least."""
 WINDOW_MOST: Final = 300.0
 TASKS_IN_WINDOW: Final = 5
-"""It is as long as this many tasks are, if they are long: a worker that waits for a moment between two of them is not
-one too many."""
+"""The window is as long as this many tasks are, if they are long."""
 PATIENCE: Final = 30.0
 """Seconds from the last pressure or growth to the first shrink; doubled by each shrink that proved a mistake."""
 PATIENCE_MOST: Final = 960.0
@@ -113,15 +112,13 @@ class _Rate:
 
 
 class Scaling:
-    """Call `sampled` with every sample, and `look` with every Depth, except while the number of workers must not change
-    (degraded, draining, reloading)."""
+    """Not asked while the number of workers must not change: degraded, draining, reloading."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
         self._wanted = span.least
         self._seen: dict[int, tuple[int, float]] = {}
-        """By slot: what its page said last. A slot whose worker has left is not sampled, yet its totals go on with the
-        next one."""
+        """By slot: what its page said last. While it is empty it is not sampled, yet its totals go on."""
         self._finished = 0
         self._work = 0.0
         self._in_hand = 0

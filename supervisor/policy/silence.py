@@ -38,8 +38,7 @@ class Silences:
         return self.limit is not None and kind == Kind.LOST and _alike(silence, self.limit)
 
     def ended(self, kind: str, silence: float, now: float) -> None:
-        """A connection by which a worker consumed has ended. `silence` in seconds; 0: it had been silent for longer
-        before."""
+        """A consumer's connection has ended after `silence` seconds; 0: it had been silent for longer before."""
         if self._ends and now - self._ends[-1][0] > HOLDS:
             self.forget()
         if self.limit is not None:

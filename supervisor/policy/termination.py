@@ -60,8 +60,7 @@ def abort(slot: Slot, cause: str, because: str, now: float) -> list[Action]:
 
 
 def examine(slot: Slot, reading: Reading, limits: Settings, *, held_up: bool, now: float) -> list[Action]:
-    """Abort it when its page says that it hangs, replace it when that says that it has outgrown its memory; see
-    `hung`, as for the arguments."""
+    """Abort it when it hangs, replace it when it has outgrown its memory; arguments as in `hung`."""
     is_ready = slot.state is SlotState.READY
     found = hung.examine(reading, limits, began_with=slot.began_with, is_ready=is_ready, held_up=held_up, now=now)
     if found is None:

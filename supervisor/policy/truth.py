@@ -104,8 +104,7 @@ class Truth:
 
     @property
     def standby(self) -> str | None:
-        """In words: every worker is idle beside messages that wait, since the single active consumer is, or seems to
-        be, elsewhere. None: not so."""
+        """In words: all idle beside messages that wait, as the single active consumer is, or seems to be, elsewhere."""
         if self.is_starved and self.is_single:
             return "on standby: messages wait, and the queue's single active consumer is elsewhere"
         return "messages wait, and none is given to us" if self.is_starved and self._is_resigned else None

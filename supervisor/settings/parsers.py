@@ -305,8 +305,7 @@ def holds(test: Callable[[], bool]) -> bool:
 
 
 def urls(value: object) -> tuple[Endpoint, ...]:
-    """Text with one URL or several, or a list of such texts. A comma separates only where a URL follows: it may also
-    stand in a password."""
+    """One or several, or a list of such texts. A comma separates only before a URL: passwords have commas, too."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError("a URL or a list of URLs")

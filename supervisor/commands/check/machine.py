@@ -17,8 +17,7 @@ MIB: Final = 1024**2
 OVERHEAD: Final = 100 * MIB
 """Supervisor and nursery, without what the handler's module holds."""
 BASE_FILES, FILES_EACH = 64, 8
-"""Descriptors of the supervisor: what it has itself, and for each worker link, pipe and pidfd twice over (while one
-generation replaces another)."""
+"""Descriptors: of the supervisor itself, and for each worker link, pipe and pidfd, twice while a reload replaces it."""
 BASE_TASKS, TASKS_EACH = 16, 4
 """Processes and threads, as the kernel's pids controller counts them: a worker, its heartbeats and its parking."""
 STOP_MARGIN: Final = 5.0

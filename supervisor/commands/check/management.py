@@ -1,5 +1,4 @@
-"""What only the management API and rabbitmqctl tell of a broker. Nothing is changed, and the password goes nowhere that
-it has not gone already."""
+"""What only the management API and rabbitmqctl tell of a broker. Nothing is changed."""
 
 from __future__ import annotations
 

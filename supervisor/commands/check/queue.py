@@ -178,8 +178,7 @@ class QueueCase(Case):
             yield Finding(level, subject, f"{some}: {what}", fix)
 
     def _harms(self, own: Mapping[str, Any], rule: Rule, delay: int | None) -> Iterator[tuple[Level, str, str]]:
-        """What the arguments and the policies of one of them do to what lies in it. `delay`: for how long it may,
-        milliseconds; None: for ever."""
+        """What arguments and policies do to what lies in it for `delay` milliseconds; None: for ever."""
         said = {key: value for key, value in rule.effective.items() if key in _FORGETFUL and isinstance(value, int)}
         theirs = {key: own[f"x-{key}"] for key in _FORGETFUL if isinstance(own.get(f"x-{key}"), int)}
         if rule.operator.keys() & _FORGETFUL:

@@ -207,8 +207,7 @@ class _EventLoop(asyncio.SelectorEventLoop):
 
 
 def serve(sites: Sequence[tuple[socket.socket, Site]], answering: AbstractContextManager[None]) -> None:
-    """Answer on these sockets, each request `with` that, for as long as the process lives. Raises what keeps it from
-    that."""
+    """Answer on these sockets, each request `with` that, for ever. Raises what keeps it from that."""
     with asyncio.Runner(loop_factory=_EventLoop) as runner:
         runner.get_loop()  # else a loop that cannot be had leaves a coroutine that nobody has awaited, and a warning
         runner.run(_serve(sites, answering))
