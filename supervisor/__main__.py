@@ -1,8 +1,7 @@
 """`workq-supervise`, and `python -m supervisor`: signals wait until there is a loop to obey them.
 
-Imports take most of the first 0.2 s. A SIGHUP in that time would end the process, a SIGUSR2 too, and for PID 1 of a
-container the kernel would drop a SIGTERM. So this module imports nothing before it has blocked them; `Wakeups` lets
-them through when its handlers stand.
+Imports take most of the first 0.2 s, in which a SIGHUP would end the process, and for PID 1 of a container the kernel
+would drop a SIGTERM. So nothing is imported before they are blocked; `Wakeups` lets them through.
 """
 
 from __future__ import annotations

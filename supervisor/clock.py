@@ -1,9 +1,5 @@
-"""The one place that reads monotonic time.
-
-CLOCK_MONOTONIC counts from boot for every process of the machine alike (clock_gettime(2)), so a worker may write a time
-on the scoreboard and the parent may subtract it from its own. Wall-clock time is for people and is written by `logs`
-only.
-"""
+"""The one place that reads monotonic time. CLOCK_MONOTONIC counts from boot for every process alike (clock_gettime(2)),
+so the parent may compare a worker's times with its own. Wall-clock time is for people: `logs`."""
 
 from time import monotonic as now
 

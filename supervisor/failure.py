@@ -1,8 +1,5 @@
-"""An exception as text, whatever its size: at most about 100 ms, and memory that does not grow with it.
-
-Nearly always what the traceback module makes of it; but that takes seconds and a gigabyte for a million frames, so what
-is large is rendered here in brief, the end kept.
-"""
+"""An exception as text, in at most about 100 ms and bounded memory: by the traceback module, or in brief what would
+take that seconds and a gigabyte (a million frames)."""
 
 from __future__ import annotations
 

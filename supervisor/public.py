@@ -1,8 +1,5 @@
-"""The names that users import, and where each is at home.
-
-Loaded when first used, so that a worker pays only for what it touches. The package offers them, and `workq`
-(`alias/workq.py`), which works without the package's `__init__.py`: supervisord's distribution overwrites that.
-"""
+"""The names that users import, loaded when first used. The package offers them, and `workq` (`alias/workq.py`), which
+works without the package's `__init__.py`: supervisord's distribution overwrites that."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""The queues' names, how they are declared, and the headers on what we publish. Pure.
-
-A declaration is data, so that consumer and producer cannot disagree: both send what stands here, by
-`amqp.declare_or_take`.
-"""
+"""The queues' names, how they are declared, and the headers on what we publish. Pure. Consumer and producer send the
+declarations that stand here."""
 
 from __future__ import annotations
 
@@ -86,21 +83,15 @@ def dead(queue: str) -> str:
 
 
 def delay(queue: str, ms: int) -> str:
-    """Where a queue's messages wait `ms` milliseconds for another try.
-
-    Never with an expiry when unused: it takes with it whatever is still inside, and publishing is no use of a queue
-    (https://www.rabbitmq.com/docs/ttl#queue-ttl).
-    """
+    """Where a queue's messages wait `ms` milliseconds for another try. Never with an expiry when unused, which takes
+    with it what is inside (https://www.rabbitmq.com/docs/ttl#queue-ttl)."""
     return f"{queue}.delay.{ms}"
 
 
 def arguments(queue_type: str) -> dict[str, str] | None:
-    """What a declaration says beyond `durable`: nothing, or the type.
-
-    `default` says nothing at all: the virtual host's default queue type decides, and a producer that declares a plain
-    durable queue agrees with us in either order of start. Any further argument would make its declaration fail with 406
-    (https://www.rabbitmq.com/docs/queues#property-equivalence). Raises ValueError for another type.
-    """
+    """What a declaration says beyond `durable`: the type, or with `default` nothing, so that a producer that declares a
+    plain durable queue agrees with us in either order of start; else it would fail with 406
+    (https://www.rabbitmq.com/docs/queues#property-equivalence). Raises ValueError for another type."""
     if queue_type not in TYPES:
         raise ValueError(f"queue type {queue_type!r} is none of {', '.join(TYPES)}")
     return None if queue_type == "default" else {"x-queue-type": queue_type}
@@ -113,12 +104,9 @@ def digest(identity: bytes, routing_key: str) -> str:
 
 
 def key(name: str, checksum: int) -> str:
-    """A task across its deliveries, for the ledger alone: its name and the CRC-32 of its body; 0 adds nothing.
-
-    Senders give one id to different bodies, and one that kills must not be taken for the others. CRC-32 reads 1 MB in
-    0.3 ms where BLAKE2b takes 1.5; Adler-32 is the same for two numbers with two digits swapped each, and hash() is
-    another one in each nursery.
-    """
+    """A task across its deliveries, for the ledger alone: its name and the CRC-32 of its body, since senders give one
+    id to different bodies; 0 adds nothing. CRC-32 reads 1 MB in 0.3 ms where BLAKE2b takes 1.5; Adler-32 is weak for
+    short texts, and hash() is another one in each nursery."""
     return f"{name} {checksum:08x}" if checksum else name
 
 
@@ -184,11 +172,8 @@ def inquiry(queue: str) -> Declaration:
 
 
 def attempts(wanted: Declaration, declare: bool = True) -> tuple[Declaration, ...]:
-    """What to send, in order; each but the first only after the one before it met 404 (no such queue).
-
-    Without arguments a queue that exists is taken as it is, so that is asked first. With arguments the broker compares:
-    a mismatch (406) is an error of settings.
-    """
+    """What to send, in order; each but the first only after the one before it met 404. Without arguments a queue that
+    exists is taken as it is; with arguments the broker compares, and a mismatch (406) is an error of settings."""
     if not declare:
         return (inquiry(wanted["queue"]),)
     if wanted["arguments"]:

@@ -18,9 +18,7 @@ _AHEAD: Final = 4096
 def redact(text: str, *, begins_torn: bool = False, ends_torn: bool = False) -> str:
     """`amqp://user:password@host` -> `amqp://***@host`, everywhere in the text.
 
-    Everything up to the last `@` of the line goes, for a password may hold an unescaped `/`, `@` or blank. The price
-    is that a mail address later on the line takes the host with it.
-
+    Everything up to the last `@` of the line goes, for a password may hold an unescaped `/`, `@` or blank.
     `begins_torn`: something was cut off before it, so the first line is treated as the rest of a URL. `ends_torn`:
     something was cut off behind it, so what follows the last scheme of the last line is dropped.
     """

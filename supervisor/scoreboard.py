@@ -273,10 +273,8 @@ class Pen:
         self._page[_PHASE_AT] = Phase.SETTLING
 
     def settled(self, counter: str, seconds: float) -> None:
-        """The outcome is with the broker (or cannot be): count it, and put the message down.
-
-        In this order: a worker killed in between is seen to have been settling, and that explains a count not made.
-        """
+        """The outcome is with the broker (or cannot be): count it, and put the message down. In this order: of a worker
+        killed in between it is seen that it was settling."""
         page = self._page
         self.count(counter)
         self._add(_BUCKETS_AT // 8 + bisect.bisect_left(BOUNDS, seconds), 1)

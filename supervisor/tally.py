@@ -1,8 +1,5 @@
-"""Totals that never go backwards, of pages that anybody's code can write on.
-
-What is shown is the sum of what was added from one look to the next. A step back, one too large to be true, or no
-number at all adds nothing: something has written over the page.
-"""
+"""Totals that never go backwards, of pages that anybody's code can write on: the sum of what was added from one look to
+the next. A step back, or one too large to be true, adds nothing."""
 
 from __future__ import annotations
 

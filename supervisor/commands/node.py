@@ -1,8 +1,6 @@
-"""A private RabbitMQ node as a child process, from the installed package: for development, the demo, the benchmarks and
-the tests (`tests/node.py`).
+"""A private RabbitMQ node as a child process, from the installed package: for development, benchmarks and tests.
 
-It listens on loopback only, needs no epmd, keeps everything it writes in one directory, runs as whoever starts it, and
-dies with its parent.
+It listens on loopback only, needs no epmd, keeps everything it writes in one directory, and dies with its parent.
 """
 
 from __future__ import annotations
@@ -68,12 +66,11 @@ class Installation:
         return path if self.usr is None else Path("/usr") / path.relative_to(self.usr)
 
     def command(self, *words: str) -> list[str]:
-        """What to execute so that `words` run where the server lives. It ends in an exec: the process is theirs.
+        """What to execute so that `words` run where the server lives; ends in an exec.
 
-        For another system its /usr takes the place of ours, in a mount namespace that ends with the process and that
-        nobody else sees (unshare(1)); everything else stays in its place. That leaves nothing mounted and nothing
-        written there, so any number of nodes run from one such system. A chroot would need /proc, /etc/hosts and the
-        node's directory mounted below it. Needs root, or unprivileged user namespaces.
+        For another system its /usr takes the place of ours, in a mount namespace that ends with the process
+        (unshare(1)), so any number of nodes run from one. A chroot would need /proc, /etc/hosts and the node's
+        directory mounted below it. Needs root, or unprivileged user namespaces.
         """
         if self.usr is None:
             return list(words)
@@ -84,11 +81,8 @@ class Installation:
 
 class LocalNode:
     """One RabbitMQ node, booted in 2-3 s. A context manager; `start` works again after `stop` and `kill`: same port,
-    same data. The directory is the caller's to remove.
-
-    The node is killed when the *thread* that called `start` ends (PR_SET_PDEATHSIG, prctl(2)): start it on a thread
-    that lives as long as it should.
-    """
+    same data. The directory is the caller's to remove. The node is killed when the *thread* that called `start` ends
+    (PR_SET_PDEATHSIG, prctl(2))."""
 
     def __init__(
         self,
@@ -102,13 +96,8 @@ class LocalNode:
         cookie: str | None = None,
     ) -> None:
         """`conf` is added to rabbitmq.conf, `port` is the AMQP port on 127.0.0.1 (default: a free one), `plugins` are
-        enabled. Nothing is written before `start`.
-
-        Nodes that shall form a cluster have names of their own, one `cookie`, and find each other by the epmd that the
-        caller runs on the port `epmd` of 127.0.0.1. By default a node is alone.
-
-        Raises NodeError when RabbitMQ is not installed.
-        """
+        enabled. Nodes of a cluster have names of their own, one `cookie`, and the caller's epmd on the port `epmd` of
+        127.0.0.1. Nothing is written before `start`. Raises NodeError when RabbitMQ is not installed."""
         self.directory = directory.resolve()
         self.nodename = nodename
         self.installation = find_installation()
@@ -294,11 +283,8 @@ class LocalNode:
 
 
 class Port:
-    """A TCP port on loopback that no other Port on this machine has, for as long as this object lives.
-
-    A free port that is only looked up is anybody's until somebody listens on it, and again while a killed node is down.
-    So each one is also claimed under a name in the abstract socket space (unix(7)), which ends with its process.
-    """
+    """A TCP port on loopback that no other Port on this machine has: also claimed under a name in the abstract socket
+    space (unix(7)), which ends with its process, since a free port is anybody's while the node is down."""
 
     def __init__(self, number: int | None = None) -> None:
         """`number`: this very port, whoever has it; default: a free one. Raises NodeError when there is none."""
@@ -348,11 +334,9 @@ def answers(port: int) -> bool:
 
 
 def find_installation() -> Installation:
-    """The RabbitMQ server to run: that of `$WORKQ_RABBITMQ_HOME`, else the newest that the package installed.
-
-    The variable names a `rabbitmq_server-VERSION`, for this system's Erlang to run, or a directory in which another
-    Debian is unpacked (`scripts/rabbitmq` makes one). Raises NodeError when there is no server.
-    """
+    """The RabbitMQ server to run: that of `$WORKQ_RABBITMQ_HOME`, else the newest installed. The variable names a
+    `rabbitmq_server-VERSION`, for this system's Erlang, or a directory in which another Debian is unpacked
+    (`scripts/rabbitmq`). Raises NodeError."""
     chosen = os.environ.get("WORKQ_RABBITMQ_HOME")
     root = Path(chosen or "/").resolve()
     installed = root / INSTALLED.relative_to("/")
@@ -396,12 +380,9 @@ def needed(available: dict[str, Path], wanted: Sequence[str]) -> list[Path]:
 
 
 def trimmed(installation: Installation, home: Path, plugins: Sequence[str]) -> Path:
-    """Make `home` an installation with only the needed plugins, by symbolic links, and return it.
-
-    Erlang searches every plugin directory for every module: with 10 instead of 70 a node boots in half the time.
-    RabbitMQ's scripts do not quote the path of their own directory, and ERL_LIBS splits at colons: where the path would
-    not survive that, or the package is laid out otherwise, the whole installation serves.
-    """
+    """Make `home` an installation with only the needed plugins, by symbolic links, and return it: with 10 instead of 70
+    a node boots in half the time. RabbitMQ's scripts do not quote the path of their own directory, and ERL_LIBS splits
+    at colons: where the path would not survive that, the whole installation serves."""
     original = installation.home
     available = applications(original)
     if "rabbit" not in available or not re.fullmatch(r"[\w./+,=@-]+", str(home), re.ASCII):

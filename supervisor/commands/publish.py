@@ -128,10 +128,7 @@ class _Count:
 
 
 def _lines(fd: int) -> Iterator[bytes | None]:
-    """The lines of a file descriptor as they come, without their ends; None before each wait for more.
-
-    Not `sys.stdin`: its buffer cannot tell whether asking for another line would wait.
-    """
+    """The lines of a file descriptor as they come; None before each wait for more, which `sys.stdin` cannot tell."""
     parts: list[bytes] = []
     while True:
         if not select.select([fd], [], [], 0)[0]:

@@ -1,8 +1,5 @@
-"""A running supervisor: where it is, and a word with it.
-
-The control socket answers everything; the health port answers `GET /status` and changes nothing. Without a word from
-the operator it is looked for where `workq-supervise` with the same environment and file would have put it.
-"""
+"""A running supervisor: where it is, and a word with it. The control socket answers everything, the health port only
+`GET /status`. Both are looked for where `workq-supervise` with the same settings would have put them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""Where a command finds its settings: where workq-supervise finds them, or those of a unit.
-
-Every verb reads by `settings.read` what it needs, so that `workq dead drop` acts on the queue that the same file and
-variables would have a supervisor consume.
-"""
+"""Where a command finds its settings: where workq-supervise finds them, so that `workq dead drop` acts on the queue
+that a supervisor would consume; or those of a unit."""
 
 from __future__ import annotations
 

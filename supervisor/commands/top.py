@@ -1,8 +1,5 @@
-"""`workq top`: a running supervisor on the whole screen, each second, with a few keys to steer it.
-
-rich draws (`Live` on the alternate screen) and termios gives single keys. Whatever ends it, the terminal is given back
-as it was.
-"""
+"""`workq top`: a running supervisor on the whole screen, by rich's `Live`, with a few keys to steer it. Whatever ends
+it, the terminal is given back as it was."""
 
 from __future__ import annotations
 

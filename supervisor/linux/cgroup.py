@@ -31,10 +31,8 @@ def make_expendable(pid: int) -> None:
 
 
 class OomKills:
-    """How many of this process's memory cgroup the OOM killer took; `counter` is the file that says so, if any.
-
-    `look` now and then, so that a kill is not taken for the cause of a later death. `now` is in monotonic seconds.
-    """
+    """How many of this memory cgroup the OOM killer took, by the file `counter`, if any. `look` now and then, so that a
+    kill is not taken for the cause of a later death. `now` is in monotonic seconds."""
 
     def __init__(self, counter: Path | None) -> None:
         self._counter = counter
@@ -70,8 +68,7 @@ class OomKills:
 
 
 def find_counter(proc: Path = Path("/proc/self")) -> Path | None:
-    """The file that counts the OOM kills of this process's memory cgroup; None where there is none: no memory
-    controller, the root of cgroup v2, a kernel before 4.13."""
+    """The file that counts the OOM kills of this process's memory cgroup, if there is one."""
     for directory, _, is_v2 in _own(proc, "memory"):
         counter = directory / (_V2 if is_v2 else _V1)
         try:

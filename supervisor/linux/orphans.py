@@ -26,10 +26,8 @@ _CHILDREN_ARE_LISTED: Final = Path(f"/proc/self/task/{os.getpid()}/children").ex
 
 
 def mark(worker: int) -> None:
-    """Have all that this process starts from now on be known as its own.
-
-    Where that is forbidden (a hard limit below, a sandbox without prlimit), only its process group is found.
-    """
+    """Have all that this process starts from now on be known as its own; where prlimit(2) is refused, only its process
+    group is found."""
     try:
         _, hard = resource.prlimit(worker, _RLIMIT_LOCKS)
         resource.prlimit(worker, _RLIMIT_LOCKS, (_OURS | worker, hard))
@@ -47,11 +45,8 @@ def owner(pid: int) -> int | None:
 
 
 def kill(living: Collection[int]) -> None:
-    """SIGKILL what descends from workers that are not among the living: 50 us when there is nothing.
-
-    What is forked during this call by what it kills falls to us when its parent dies, and is found by the next call.
-    Raises OSError when it cannot look.
-    """
+    """SIGKILL what descends from workers that are not among the living: 50 us when there is nothing. What that forks
+    meanwhile is found by the next call. Raises OSError when it cannot look."""
     for child in children(os.getpid()):
         worker = owner(child)
         # A worker that is a zombie still, or not reaped yet, is none of its own leftovers.

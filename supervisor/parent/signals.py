@@ -38,8 +38,7 @@ class Wakeups:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
 
     def ignore(self) -> None:
-        """The exit code is settled. Python's own end takes our handlers away, and a signal after that would end the
-        process by its number; ignored signals stay ignored."""
+        """The exit code is settled: a signal that comes after Python has taken our handlers away must not change it."""
         for number in (*WISHES, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 

@@ -66,16 +66,13 @@ class Systemd:
         self._talking_since: float | None = None
 
     def reload(self) -> None:
-        """Asked for a reload. `tell` says so, and that it is over even when nothing came of it: whatever sent the
-        signal waits for both (systemd.service(5), Type=notify-reload)."""
+        """`tell` says that a reload is asked for, and that it is over: the sender waits for both
+        (systemd.service(5))."""
         self._is_reload_asked = True
 
     def tell(self, view: PoolView, readings: Iterable[Reading], sampled_at: float, grace: float) -> None:
-        """Tell what is new. `sampled_at` is the time of `readings`, which the status follows: so it changes once a
-        second at most. A stop is prolonged until the `grace`, in seconds, is over.
-
-        Called at every turn of the loop, so it is cheap when there is nothing to tell.
-        """
+        """Tell what is new, at every turn of the loop. `sampled_at` is the time of `readings`, which the status
+        follows. A stop is prolonged until the `grace`, in seconds, is over."""
         if self._is_reload_asked:
             self._announce_reload()
         state = self._state_of(view)
@@ -122,11 +119,9 @@ class Systemd:
         )
 
     def _is_up(self, view: PoolView) -> bool:
-        """Whether a start has succeeded: a worker consumes, or could not for a reason that is tried again for ever.
-
-        One that restarting does not mend (exit 78) makes the pool drain instead. Where the handler cannot be imported
-        for now (`--boot-retry`), nobody knows yet whether it can be at all.
-        """
+        """Whether a worker consumes, or could not for a reason that is tried again for ever. What restarting does not
+        fix (exit 78) makes the pool drain instead; under `--boot-retry` nobody knows yet whether the handler can be
+        imported."""
         if view.not_imported:
             return False
         if view.ready or view.exits.keys() - {Cause.HANDLER}:

@@ -2,9 +2,7 @@
 
 Three are asked, in this order: the worker's last words, the supervisor's reason for a signal it sent, and the kernel
 (an exit code, a signal, `OOM`). Operators see and count the cause. The fault is coarser, and decides when the slot is
-filled again (see `restart`); a death with a message in flight that nothing else explains is the message's.
-
-Metrics, ledger, restart, reload and exit code all go by the one `Judgement`.
+filled again (see `restart`). Metrics, ledger, restart, reload and exit code all go by the one `Judgement`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
-"""When is an import tried again that has failed for a passing reason (`passing`, `--boot-retry`)?
-
-Where every worker imports for itself one of them tries, and the others wait: what it cannot reach, they cannot either.
-When it has succeeded they follow at once.
-"""
+"""When is an import tried again that has failed for a passing reason (`passing`, `--boot-retry`)? One worker tries, and
+the others wait: what it cannot reach, they cannot either."""
 
 from __future__ import annotations
 

@@ -25,8 +25,7 @@ DEPTH_EVERY: Final = 5.0
 DEPTH_HOLDS: Final = 20.0
 """Seconds after which a depth is history."""
 DEAD_EVERY: Final = 60.0
-"""Seconds between two looks at a dead-letter queue that was empty and that we put nothing into since: mostly it does
-not exist, and to ask for it costs a line in the broker's log."""
+"""Seconds between two looks at a dead-letter queue that was empty: asking for one that is missing costs a log line."""
 DEAD_HOLDS: Final = DEAD_EVERY + DEPTH_HOLDS
 PARKED_SHOWN: Final = 20
 """Dead letters remembered for those who look; all of them lie in the queue."""

@@ -113,8 +113,7 @@ class Ledger:
         return self.has_limit and returns >= RETURNS_URGENT
 
     def verdict(self, key: str, returns: int = 0, put_back: int = 0) -> Verdict:
-        """May this message run? `returns`: how often a quorum queue says that it came back, from whichever host, since
-        it was put back fresh for the last of so many times."""
+        """`returns`: how often a quorum queue says that it came back since it was put back fresh, `put_back` times."""
         account = self._accounts.get(key)
         is_condemned = account is not None and self.is_condemned(account.crashes)
         if self.has_limit and returns >= RETURNS_MAX and not is_condemned:

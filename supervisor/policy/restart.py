@@ -129,8 +129,6 @@ def too_intense(deaths: list[float], workers: int, now: float) -> bool:
 
 
 def roll(seed: int, slot: int, number: int) -> float:
-    """A number in [0, 1) that differs from slot to slot and time to time, and is the same for the same arguments.
-
-    Jitter needs spread, not secrecy; a digest keeps the policy free of dice and every run repeatable.
-    """
+    """A number in [0, 1) that differs from slot to slot and time to time: jitter without dice, so every run is
+    repeatable."""
     return zlib.crc32(f"{seed}/{slot}/{number}".encode()) / 2**32

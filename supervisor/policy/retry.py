@@ -29,10 +29,7 @@ def backoff(attempt: int, first: float) -> float:
 
 
 def checked(delay: object) -> float | None:
-    """The delay that a handler asked for, seconds; more than a day, however much, is as good as a day. None stays.
-
-    Raises ValueError when it is no number of seconds from 0.
-    """
+    """The delay that a handler asked for, seconds, a day at most. None stays. Raises ValueError when it is none."""
     if delay is None:
         return None
     try:

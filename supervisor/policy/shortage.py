@@ -1,8 +1,5 @@
-"""The machine refuses a worker: descriptors, processes or memory are used up.
-
-What one slot is refused, the others would be refused too. So one slot asks again, with backoff; when it gets its worker
-the others follow one at a time.
-"""
+"""The machine refuses a worker: descriptors, processes or memory are used up. One slot asks again, with backoff; when
+it gets its worker the others follow one at a time."""
 
 from __future__ import annotations
 

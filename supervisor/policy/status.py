@@ -58,10 +58,7 @@ def state_of(slot: SlotView, page: Reading) -> str:
 
 
 def readiness(view: PoolView) -> tuple[bool, str]:
-    """Whether the pool consumes, and why not.
-
-    While degraded, a worker that has only just begun to consume proves nothing: it must have held for a while.
-    """
+    """Whether the pool consumes, and why not. While degraded, a worker must have consumed for a while to prove it."""
     if view.state in (State.DRAINING, State.STOPPED):
         return False, f"{view.state}: {view.because}"
     if view.state is State.DEGRADED and not view.steady:

@@ -1,8 +1,5 @@
-"""What the operator asked for: `Settings`.
-
-`parsers` turns text into a value, `options` is the one table, and `sources` reads command line, environment and file.
-Workers import this package, so it is light: no click.
-"""
+"""What the operator asked for: `parsers` turns text into values, `options` is the one table, `sources` reads them.
+Workers import this package, so it is light: no click."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The table of options as click takes it, and settings that cannot be used as every command reports them.
-
-Not for workers: click costs them memory.
-"""
+"""The table of options as click takes it, and how commands report bad settings. Not for workers: click costs memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""The one table of options, and `Settings`, which has a field for each.
-
-The command line, the `WORKQ_*` variables, the TOML file, the defaults and the help all come from `OPTIONS`.
-"""
+"""The one table of options: command line, `WORKQ_*` variables, TOML file, defaults and help. `Settings` has a field for
+each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Parsers: text -> value.
 
-A parser takes what a source holds (text from the command line and the environment, any TOML value from the file) and
-returns the setting, or raises ValueError saying what it expected. It never quotes the value: `sources` does, if it may.
+A parser takes text, or any TOML value, and returns the setting, or raises ValueError saying what it expected. It never
+quotes the value: `sources` does, if it may.
 """
 
 from __future__ import annotations

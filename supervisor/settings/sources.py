@@ -1,7 +1,5 @@
-"""Where settings come from: command line over environment over file over default; every problem at once.
-
-tomllib, difflib and the like are imported where they are needed: workers import this package.
-"""
+"""Where settings come from: command line over environment over file over default; every problem at once. Light, since
+workers import this: tomllib, difflib and the like are imported where they are needed."""
 
 from __future__ import annotations
 
@@ -294,8 +292,7 @@ def _unreadable(given: _Given, error: OSError) -> SettingsError:
 
 
 def _mode_for_all(path: Path) -> str:
-    """The mode of a file that others can read. Empty where they cannot: by the mode, by a directory above it (as for
-    systemd's credentials), or since it is a pipe."""
+    """The mode of a file that others can read: by its own, and those of the directories above it. Else empty."""
     try:
         real = path.resolve()
         mode = real.stat().st_mode
