@@ -1,8 +1,5 @@
-"""supervisord's distribution, `supervisor`, installs a package of the same name as ours.
-
-In one environment the one installed later overwrites `supervisor/__init__.py`, and the one uninstalled takes it along.
-All else of ours works without that file.
-"""
+"""supervisord's distribution, `supervisor`, installs a package of the same name as ours: in one environment the later
+one overwrites `supervisor/__init__.py`, and uninstalling takes it along. All else works without that file."""
 
 from __future__ import annotations
 
@@ -27,8 +24,7 @@ class Clash(NamedTuple):
 
 
 def clash() -> Clash | None:
-    """None when the package is ours alone. Looks at our own directory only: of a supervisord elsewhere on sys.path
-    Python has decided by now which of the two is imported."""
+    """None when the package is ours alone. Looks at our own directory only: what Python imports has been decided."""
     other = _other(Path(__file__).parents[1])
     # Looked up, not imported: a room that imports the package would know all rooms. Theirs is empty.
     is_ours = hasattr(sys.modules["supervisor"], "__version__")

@@ -1,8 +1,5 @@
-"""Functions of the standard library as they were before the import of a handler could replace them.
-
-gevent and eventlet put green ones in their place, whose threads run only when another pauses; a worker's own thread has
-to run while a handler computes. This is imported before any handler is.
-"""
+"""Functions of the standard library, taken before any handler is imported: gevent and eventlet replace them by green
+ones, whose threads run only when another pauses, and a worker's own has to run while a handler computes."""
 
 from __future__ import annotations
 

@@ -132,9 +132,8 @@ def declaration(queue: str, queue_type: str = "default") -> Declaration:
 def delayed(queue: str, ms: int) -> Declaration:
     """The delay queue of so many milliseconds: what expires in it goes back to `queue` by the default exchange.
 
-    Without `x-expires`: a quorum queue expires, with what is in it, although it is declared anew all the time (seen on
-    3.10.8 and 4.3.6). A quorum queue, whatever the type of `queue`, because that alone dead-letters at least once: in a
-    broker that starts, messages expire before `queue` has a leader, and would be gone
+    Without `x-expires`, by which it would go with what is in it (seen on 3.10.8 and 4.3.6). Always a quorum queue,
+    because that alone dead-letters at least once: when a broker starts, messages expire before `queue` has a leader
     (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering).
     """
     arguments = {

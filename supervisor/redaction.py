@@ -1,8 +1,5 @@
-"""A broker's password in a text: taken out, wherever the text is cut.
-
-Redact first, then cut: once a cut has severed `amqp://user:pass` from its `@`, neither half looks like a URL. Where the
-cut came first, because only a part of the text was kept or has arrived, the torn end must be named.
-"""
+"""A broker's password in a text: taken out, wherever the text is cut. Redact first, then cut: a cut that severs
+`amqp://user:pass` from its `@` hides that it is a URL. Where the cut came first, the torn end must be named."""
 
 from __future__ import annotations
 

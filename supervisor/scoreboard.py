@@ -273,8 +273,7 @@ class Pen:
         self._page[_PHASE_AT] = Phase.SETTLING
 
     def settled(self, counter: str, seconds: float) -> None:
-        """The outcome is with the broker (or cannot be): count it, and put the message down. In this order: of a worker
-        killed in between it is seen that it was settling."""
+        """Count the outcome, and put the message down, in this order: a worker killed in between is seen settling."""
         page = self._page
         self.count(counter)
         self._add(_BUCKETS_AT // 8 + bisect.bisect_left(BOUNDS, seconds), 1)

@@ -16,12 +16,9 @@ _PARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-
 
 
 def trace_id(headers: Mapping[Any, Any] | None) -> str:
-    """The id of the trace that a message with these headers belongs to: 32 hexadecimal digits, lowercase.
-
-    Empty without a `traceparent`, and for one that no reader may use: of another form, of version `ff`, with an id of
-    nothing but zeros, or of version `00` with more behind it. Of later versions the fields known today are read
-    (https://www.w3.org/TR/trace-context/#traceparent-header).
-    """
+    """The id of the trace that a message with these headers belongs to: 32 hexadecimal digits, lowercase. Empty without
+    a `traceparent`, or where no reader may use it: of another form, of version `ff`, with an id of zeros, or of version
+    `00` with more behind it (https://www.w3.org/TR/trace-context/#traceparent-header)."""
     value = headers.get("traceparent") if headers else None
     if value is None:
         return ""

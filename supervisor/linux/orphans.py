@@ -1,9 +1,8 @@
 """What a dead worker leaves behind: whose is it, and its end.
 
-The kernel gives every orphan to the supervisor (PR_SET_CHILD_SUBREAPER), and does not say whose it was: a dead
-worker's, or a live worker's daemon. So each worker bears a mark that all it starts inherits, across fork, exec and
-setsid: its soft RLIMIT_LOCKS, which nothing has looked at since Linux 2.4.25 (getrlimit(2)). The parent sets it by
-prlimit(2) before the worker may begin. The reasons, and what it cannot do: docs/decisions/0009.
+The kernel gives every orphan to the supervisor (PR_SET_CHILD_SUBREAPER), a live worker's daemon as well. So the parent
+marks each worker by prlimit(2), and all that it starts inherits the mark, across fork, exec and setsid: its soft
+RLIMIT_LOCKS, which nothing has looked at since Linux 2.4.25 (getrlimit(2)). What it cannot do: docs/decisions/0009.
 """
 
 from __future__ import annotations

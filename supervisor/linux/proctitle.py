@@ -1,9 +1,8 @@
 """What ps shows of this process: no URLs, and a name.
 
-The command line is readable by every user (/proc/PID/cmdline), the environment by every process of our own, workers
-included (/proc/PID/environ). Both are windows on the process's own stack (proc(5)), where a URL can be blotted out once
-Python has copied it: it was there for as long as an interpreter takes to start. A file has no such moment (--url-file,
-systemd's credentials).
+Every user can read the command line (/proc/PID/cmdline), our own processes the environment (/proc/PID/environ): windows
+on the process's stack (proc(5)), where a URL is blotted out once Python has copied it. A file is never shown
+(--url-file).
 """
 
 from __future__ import annotations

@@ -22,11 +22,8 @@ _ALIASES: Final = {"warn": "warning", "exception": "error", "fatal": "critical",
 
 class _Pipeline:
     """The last structlog processor of this process: makes the line, writes it, and raises DropEvent, as structlog's
-    LogCapture does, so that it does not matter which logger is wrapped.
-
-    Loggers keep the processors that they were made with, so there is one of these for good: a later `configure` (a
-    worker's, after the fork) changes it, and reaches the loggers that the nursery's import made.
-    """
+    LogCapture does. Loggers keep the processors that they were made with, so there is one of these for good, and a
+    worker's `configure` reaches the loggers that the nursery's import made."""
 
     def __init__(self) -> None:
         self.sink: Sink | None = None

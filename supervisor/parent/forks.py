@@ -1,8 +1,5 @@
-"""What one nursery was asked for: workers for slots, and a spare that is forked ahead of the next death.
-
-A fork takes milliseconds. The spare has them behind it, and waits, like every newborn, for the `Begin` that names its
-slot.
-"""
+"""What one nursery was asked for: workers for slots, and a spare that is forked ahead of the next death. A newborn
+waits for the `Begin` that names its slot."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""What a child says on its link: so much a turn, so much a second, and nothing but what is its to say.
-
-A child's handler can write to the link as well: what is no report ends the hearing. Log lines beyond a budget are
-dropped and counted; beyond a wider one nothing more is read until the next second, and the writer waits.
-"""
+"""What a child says on its link, within a budget. Its handler can write there as well: what is no report ends the
+hearing. Log lines beyond the budget are dropped and counted; beyond a wider one the writer waits."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""The parent as a whole: take the sockets, wire the loop to the rest, run.
-
-What may fail fails before anything is started, and the first nursery is forked while there is one thread
-(docs/decisions/0023).
-"""
+"""The parent as a whole: take the sockets, wire the loop to the rest, run. What may fail fails before anything is
+started, and the first nursery is forked while there is one thread (docs/decisions/0023)."""
 
 from __future__ import annotations
 

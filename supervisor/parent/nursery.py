@@ -1,9 +1,6 @@
-"""How a nursery comes to be: the first is forked from this process, those that follow are executed.
-
-Forked while this process has one thread, the first shares its pages, a fifth of a small pool's memory, and saves the
-start of an interpreter. Later a thread serves HTTP, and forking beside it is not safe (fork(2)). Either way it has
-nothing of ours but the descriptors that it is given: docs/decisions/0023.
-"""
+"""How a nursery comes to be: the first is forked while this process has one thread, shares a fifth of a small pool's
+memory, and saves the start of an interpreter; later ones are executed. Either way it has nothing of ours but the
+descriptors that it is given: docs/decisions/0023."""
 
 from __future__ import annotations
 

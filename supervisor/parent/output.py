@@ -1,8 +1,5 @@
-"""What a child writes to stdout and stderr: log events, and evidence.
-
-Stray prints become tagged, length-limited events, and the last of them (faulthandler's stack, say) is at hand when the
-child dies. Too many lines are only counted, and past a wider budget the pipe is left full until the next second.
-"""
+"""What a child writes to stdout and stderr: tagged, length-limited log events, and evidence (faulthandler's stack, say)
+when it dies. Too many lines are only counted, and past a wider budget the pipe is left full for the second."""
 
 from __future__ import annotations
 
@@ -111,10 +108,8 @@ class Output:
         self._rest = data
 
     def _say_piece(self, data: bytes) -> bytes:
-        """Say the first piece of a line that is too long, and whose end is not here yet. Returns what is left.
-
-        Cut before a URL, not within it. One that is longer than a piece is dropped as far as it goes.
-        """
+        """Say the first piece of a line that is too long, cut before a URL, not within it; of a URL longer than a piece
+        the rest is dropped. Returns what is left."""
         piece, is_torn, ends_torn = data[:LINE_MAX], self._is_torn, False
         urls = [match.start() for match in _URL.finditer(piece)]
         if urls and urls[-1]:

@@ -1,8 +1,5 @@
-"""The processes: nursery and workers. Spawn, hear, signal, reap. Decides nothing.
-
-Every worker is this process's own child (see `worker.nursery`), known by a pidfd: that does not lie and is not
-inherited, unlike a pipe's end-of-file, which a grandchild can keep open.
-"""
+"""The processes: nursery and workers. Spawn, hear, signal, reap. Decides nothing. Each is this process's own child,
+known by its pidfd, which unlike a pipe no grandchild can keep open."""
 
 from __future__ import annotations
 

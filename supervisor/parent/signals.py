@@ -1,8 +1,5 @@
-"""Signals become bytes become wishes.
-
-Python's own handler writes each signal's number to a socket (signal.set_wakeup_fd) that the loop waits for. The
-handlers themselves do nothing: work done in a signal handler is work done anywhere.
-"""
+"""Signals become bytes become wishes: Python's own handler writes each number to a socket (signal.set_wakeup_fd) that
+the loop waits for. The handlers themselves do nothing."""
 
 from __future__ import annotations
 

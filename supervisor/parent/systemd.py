@@ -1,8 +1,7 @@
-"""systemd: READY, STATUS, WATCHDOG, RELOADING, STOPPING, by the protocol of sd_notify(3).
+"""systemd: READY, STATUS, WATCHDOG, RELOADING, STOPPING, by datagrams to `$NOTIFY_SOCKET` (sd_notify(3)).
 
-A datagram to the unix socket that `$NOTIFY_SOCKET` names, without libsystemd. Only the loop calls `tell`, at each of
-its turns, so a loop that stands still does not ping. What systemd is too busy to take is told again at a later turn.
-Imported only when there is somebody to tell.
+Only the loop calls `tell`, at each of its turns, so a loop that stands still does not ping. What systemd is too busy to
+take is told again at a later turn.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
-"""The one place that waits: for everything that can be read, and for as long as nothing is due.
-
-However many children flood us, a turn of the loop takes no longer than `TURN`. What the kernel refuses to read is left
-alone for a second, or the loop would do nothing else.
-"""
+"""The one place that waits. However many children flood us, a turn of the loop takes no longer than `TURN`; what the
+kernel refuses to read is left alone for a second, or the loop would do nothing else."""
 
 from __future__ import annotations
 

@@ -36,8 +36,7 @@ class Changes:
         self._thread.start()
 
     def end(self) -> None:
-        """Stop watching. A thread that is in Rust's hands when the interpreter ends would take the process down with
-        SIGABRT (https://github.com/PyO3/pyo3/pull/4874)."""
+        """A thread in Rust's hands at the interpreter's end would abort it (https://github.com/PyO3/pyo3/pull/4874)."""
         self._end.set()
         self._thread.join(_LEAVES_WITHIN)
 

@@ -1,8 +1,5 @@
-"""The condition of the pool as a whole: its state, since when, and why.
-
-STARTING until every worker consumes, then RUNNING; DEGRADED while workers die and nothing explains it, until that has
-stopped for `STEADY` seconds; DRAINING to the end.
-"""
+"""The condition of the pool: STARTING until every worker consumes, then RUNNING; DEGRADED while workers die and nothing
+explains it, until that has stopped for `STEADY` seconds; DRAINING to the end."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Looking at the queue: when, whom to ask, and what the answers say.
 
-Only a worker can ask the broker, so the pool asks one, if possible an idle one. A look serves the status (how many
-messages wait, alive and dead), `truth` (does the broker agree that our workers consume?), `scaling` (how many workers
-does the backlog call for?) and `burst` (is the queue empty?). What was seen gets old, and is then not shown any more.
+Only a worker can ask the broker, so the pool asks one, if possible an idle one: for the status (how many messages wait,
+alive and dead), `truth`, `scaling` and `burst`. What was seen gets old, and is then not shown any more.
 """
 
 from __future__ import annotations

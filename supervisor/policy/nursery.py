@@ -1,8 +1,7 @@
 """A nursery as the pool knows it: a process that has imported the handler and forks workers.
 
-When it dies or hangs another one of the same generation follows, with backoff; the workers it has forked live on. An
-import that leaves threads behind is not forked from: then each worker imports for itself. `Nursery` is what is known of
-one, `Upkeep` decides what follows when it fails.
+When it dies or hangs another one follows, with backoff; the workers it has forked live on. An import that leaves
+threads behind is not forked from: then each worker imports for itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Does something between us and the broker close connections for being idle?
 
-A proxy, a load balancer or a firewall may, and faster than our heartbeats come: then every idle worker is replaced, and
-a task that takes longer runs, again and again. What gives it away: one after the other ends after the same time without
-a byte, and none had been without one for longer. Ends at one moment are one occasion, and prove the contrary when the
-silences before them differ.
+A proxy, a load balancer or a firewall may, faster than our heartbeats come: then idle workers are replaced, and long
+tasks run, again and again. It shows when one after the other ends after the same time without a byte, and none had been
+without one for longer. Ends at one moment are one occasion.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
-"""Which waiting slot gets a worker now, and which waits for others?
-
-A slot waits for its backoff, for the nursery that is to fork, and its turn: where the machine refuses workers, an
-import fails, the broker is away or deaths are unexplained, one worker at a time shows the others what is so.
-"""
+"""Which waiting slot gets a worker now? It waits for its backoff, for the nursery, and its turn: where the machine
+refuses workers, an import fails, the broker is away or deaths are unexplained, one worker at a time tries."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""Parsers: text -> value.
-
-A parser takes text, or any TOML value, and returns the setting, or raises ValueError saying what it expected. It never
-quotes the value: `sources` does, if it may.
-"""
+"""Parsers: text, or any TOML value, -> the setting. They raise ValueError saying what was expected, and never quote the
+value: `sources` does, if it may."""
 
 from __future__ import annotations
 

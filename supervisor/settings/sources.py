@@ -206,8 +206,8 @@ def locate(
     environ: Mapping[str, str],
     names: tuple[str, ...] = ("queue", "control", "health"),
 ) -> Whereabouts:
-    """Where the supervisor with these sources of settings would be. Nothing else of them is looked at. Of settings that
-    `names` leaves out the default counts. Raises SettingsError."""
+    """Where the supervisor with these settings would be; of those that `names` leaves out the default counts. Raises
+    SettingsError."""
     sources = _Sources(command_line, environ)
     values: dict[str, Any] = {}
     problems = list(sources.unread)

@@ -1,7 +1,5 @@
 """What is answered by HTTP: /healthz, /readyz, /metrics, /status, the live page at /, and the control socket's verbs.
-
-Answers are made from the loop's latest snapshot and from shared memory, so they cost the loop nothing.
-"""
+It is made from the loop's latest snapshot and from shared memory, so it costs the loop nothing."""
 
 from __future__ import annotations
 

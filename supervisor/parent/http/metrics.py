@@ -1,7 +1,5 @@
-"""/metrics: a collector over the scoreboard, read when somebody scrapes and at no other time.
-
-Why these and not others, and what the rules and the dashboard in config/ make of them: docs/decisions/0017-metrics.md.
-"""
+"""/metrics, collected when somebody scrapes. Why these, and what config/ makes of them:
+docs/decisions/0017-metrics.md."""
 
 from __future__ import annotations
 
@@ -26,8 +24,7 @@ from supervisor.vocabulary import OUTCOMES, Cause, Counts, Reading, slot_of
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 USUAL_CAUSES: Final = (*map(str, Cause), "SIGABRT", "SIGKILL", "SIGSEGV")
-"""These are shown before they happen. A counter that begins with 1 has, to Prometheus, never risen: the first death
-would be missed. Others (`exit 3`) begin with their first."""
+"""Shown before they happen: a counter that begins with 1 has, to Prometheus, never risen."""
 
 
 class PoolCollector(Collector):

@@ -1,8 +1,7 @@
 """The live page's bytes (page.html), and the headers under which all of HTTP answers.
 
-The Content-Security-Policy (https://www.w3.org/TR/CSP3/) names the page's own style and script by their hashes; nothing
-else runs, is loaded or is connected to. (A nonce wants a page made anew for each request.) Trusted types, the last two
-directives, make every way from a text to markup or code an error: /status is full of other people's texts.
+The Content-Security-Policy (https://www.w3.org/TR/CSP3/) names the page's own style and script by their hashes. Trusted
+types, the last two directives, make every way from a text to markup or code an error.
 """
 
 from __future__ import annotations

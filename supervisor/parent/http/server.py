@@ -32,8 +32,7 @@ BETWEEN: Final = 5.0
 """Seconds from an answer to the next request's head."""
 
 MOST: Final = 96
-"""Connections at a time, to each of the sockets; fewer where the limit on descriptors is low. With both full, three
-quarters of what `descriptors.BESIDE` sets aside."""
+"""Connections at a time, to each of the sockets; fewer where the limit on descriptors is low."""
 
 AT_ONCE: Final = 16
 """Connections taken from the kernel in one turn: by default asyncio takes as many as wait before one can be closed."""

@@ -31,8 +31,7 @@ _UCRED: Final = struct.Struct("3i")
 
 
 def health(address: Address, asked_for: bool, log: Any) -> socket.socket:
-    """A listening socket. Where the default port is taken, any free one serves, and the log says which. Raises OSError
-    when an address that was asked for cannot be had."""
+    """Where the default port is taken, any free one serves. Raises OSError for an address that was asked for."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         return _listen(family, (address.host, address.port), log, "")
@@ -172,10 +171,8 @@ def _try_lock(name: str) -> int | None:
 
 
 def _remove_dead(path: str, is_locked: bool) -> None:
-    """Remove a socket whose owner has died. Raises OSError when it has not, or when it is no socket.
-
-    Without the lock it is looked at twice: between its bind(2) and its listen(2) another's socket looks dead, too.
-    """
+    """Remove a socket whose owner has died, else raise OSError. Without the lock it is looked at twice: between its
+    bind(2) and its listen(2) another's socket looks dead, too."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError(errno.EEXIST, "something that is not a socket is there")
     dead = _inode(path)
