@@ -3,7 +3,6 @@ one overwrites `supervisor/__init__.py`, and uninstalling takes it along. All el
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -42,8 +41,5 @@ def clash() -> Clash | None:
 
 def _other(site: Path) -> str:
     """The name and version of the other distribution; empty: it is not there."""
-    try:
-        names = os.listdir(site)  # noqa: PTH208
-    except OSError:
-        return ""
+    names = (path.name for path in site.glob("supervisor-*"))  # nothing where the directory cannot be read
     return next((f"supervisor {found[1]}" for name in names if (found := _DISTRIBUTION.fullmatch(name))), "")

@@ -142,22 +142,18 @@ def _totals(totals: dict[str, Any]) -> str:
 def _reload(document: dict[str, Any]) -> Text:
     reload = document["reload"]
     state = str(reload["state"])
-    when = f"{_age(document, reload['ended_at'] or reload['at'])} ago"
-    text = Text.assemble(
-        f"to generation {reload['generation']} ({plain(reload['by'])}) ", (state, COLOURS.get(state, "cyan"))
-    )
-    return text.append(f" {when}" if reload["ended_at"] else "").append(
-        f": {plain(reload['error'])}" if reload["error"] else ""
-    )
+    to = f"to generation {reload['generation']} ({plain(reload['by'])}) "
+    when = f" {_age(document, reload['ended_at'])} ago" if reload["ended_at"] else ""
+    error = f": {plain(reload['error'])}" if reload["error"] else ""
+    return Text.assemble(to, (state, COLOURS.get(state, "cyan")), when, error)
 
 
 def _exit(document: dict[str, Any], last: dict[str, Any] | None) -> Text:
     if last is None:
         return Text("")
-    text = Text.assemble(
-        (plain(str(last["cause"])), "" if last.get("planned") else "red"), f" {_age(document, last['at'])}"
-    )
-    return text.append(f" {plain(last['message_id'])}" if last["message_id"] else "")
+    message = f" {plain(last['message_id'])}" if last["message_id"] else ""
+    cause = (plain(str(last["cause"])), "" if last.get("planned") else "red")
+    return Text.assemble(cause, f" {_age(document, last['at'])}{message}")
 
 
 def _age(document: dict[str, Any], then: str) -> str:

@@ -29,7 +29,6 @@ def adopt(orphans: bool) -> None:
 
 
 def adopts() -> bool:
-    """Whether this process adopts orphans."""
     is_one = ctypes.c_int(0)
     _LIBC.prctl(_GET_CHILD_SUBREAPER, ctypes.byref(is_one), 0, 0, 0)
     return bool(is_one.value)

@@ -145,9 +145,8 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
             return _dead("exception", error, _evidence(error, traceback))
         case RetryAsked(delay, why, traceback):
             if attempt <= patience.retries:
-                return _later(
-                    retry.backoff(attempt, patience.delay) if delay is None else delay, attempt, patience, why
-                )
+                delay = retry.backoff(attempt, patience.delay) if delay is None else delay
+                return _later(delay, attempt, patience, why)
             why = f"asked for another try, after {attempt}: {why}"
             return _dead("exception", why, _evidence(why, traceback))
         case Rejected(why, traceback):
