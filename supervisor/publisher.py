@@ -22,7 +22,6 @@ A broker therefore closes one that idles for long; the next call notices and con
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -30,6 +29,7 @@ from typing import Any, Final, Self, TypedDict
 
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
+from supervisor.amqp.client import Unreachable, reach
 from supervisor.amqp.connection import Limits
 from supervisor.amqp.properties import BasicProperties, persistent
 from supervisor.amqp.session import Sent, Session
@@ -287,25 +287,18 @@ class Publisher:
         return session or self._connected(call)
 
     def _connected(self, call: _Call) -> Session:
-        troubles: list[Trouble] = []
-        for endpoint in random.sample(self._endpoints, len(self._endpoints)):
+        def begin(endpoint: Endpoint) -> Session:
             self.endpoint = endpoint
-            try:
-                self._session = Session(
-                    endpoint, self._heartbeat, self._name, self._connect_timeout, self._on_blocked or _nothing
-                )
-                self._session.open(self._declaration, self._declare, self._connect_timeout)
-                return self._session
-            except Exception as error:  # noqa: BLE001 - the broker's, an unusable file, or this process has nothing left
-                troubles.append(amqp.explain(error, endpoint))
-                self._drop()
-            except BaseException:
-                self._drop()
-                raise
-        reason = "; ".join(trouble.reason for trouble in troubles)
-        # One node that may be back is reason enough to try again.
-        trouble = next((each for each in troubles if not each.permanent), troubles[0])
-        raise Unavailable(reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed)
+            return Session(endpoint, self._heartbeat, self._name, self._connect_timeout, self._on_blocked or _nothing)
+
+        def prepare(session: Session) -> None:
+            session.open(self._declaration, self._declare, self._connect_timeout)
+
+        try:
+            self._session = reach(self._endpoints, begin, prepare)
+        except Unreachable as error:
+            raise Unavailable(str(error), trouble=error.trouble, sent=call.sent, confirmed=call.confirmed) from None
+        return self._session
 
     def _drop(self) -> None:
         session, self._session = self._session, None

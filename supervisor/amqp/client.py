@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from supervisor import queues
 from supervisor.amqp.channel import Channel
 from supervisor.amqp.connection import Connection
-from supervisor.amqp.errors import is_missing, opening_error
+from supervisor.amqp.errors import Trouble, explain, is_missing, opening_error
 from supervisor.amqp.ioloop import IOLoop
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 
 CLOSING: Final = 2.0
 """Seconds that a polite goodbye may take."""
+
+
+class Unreachable(Exception):
+    """No node can be used; its text says what is wrong with each."""
+
+    def __init__(self, troubles: Sequence[Trouble]) -> None:
+        super().__init__("; ".join(trouble.reason for trouble in troubles))
+        # One node that may be back is reason enough to try again.
+        self.trouble = next((each for each in troubles if not each.permanent), troubles[0])
 
 
 class BrokerClient:
@@ -27,6 +37,7 @@ class BrokerClient:
     """
 
     def __init__(self, endpoint: Endpoint, *, heartbeat: float, name: str, timeout: float) -> None:
+        self.endpoint = endpoint
         self.error: BaseException | None = None
         self.served = now()
         """When last."""
@@ -120,3 +131,27 @@ class BrokerClient:
         """The connection, or what the owner needs of it, is no more."""
         # A lost connection also closes its channel; the first word is the more telling one.
         self.error = self.error or error
+
+
+Reached = TypeVar("Reached", bound=BrokerClient)
+
+
+def reach(
+    endpoints: Sequence[Endpoint], begin: Callable[[Endpoint], Reached], prepare: Callable[[Reached], None]
+) -> Reached:
+    """A connection to one of the nodes, tried in random order: begun, and opened. Raises Unreachable."""
+    troubles: list[Trouble] = []
+    for endpoint in random.sample(endpoints, len(endpoints)):
+        client: Reached | None = None
+        try:
+            client = begin(endpoint)
+            prepare(client)
+            return client
+        except BaseException as error:
+            if client is not None:
+                client.drop()
+            if not isinstance(error, Exception):
+                raise
+            # The broker's, that of an unusable file, or of a process that has nothing left to begin with.
+            troubles.append(explain(error, endpoint))
+    raise Unreachable(troubles)

@@ -18,9 +18,10 @@ import click
 import supervisor.commands.dead.render as render
 import supervisor.commands.dead.sweep as sweep
 from supervisor import queues
+from supervisor.amqp.client import Unreachable
 from supervisor.commands import codes, sources
 from supervisor.commands.dead.letter import Letter
-from supervisor.commands.dead.queue import CutOff, DeadQueue, Unreachable
+from supervisor.commands.dead.queue import CutOff, DeadQueue
 from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
 from supervisor.endpoint import Endpoint

@@ -9,7 +9,6 @@ a sweep, the broker hands back in its stead. docs/decisions/0008 has the alterna
 from __future__ import annotations
 
 import itertools
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,9 +16,8 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from supervisor import amqp, queues
-from supervisor.amqp import Trouble
 from supervisor.amqp.channel import Channel
-from supervisor.amqp.client import BrokerClient
+from supervisor.amqp.client import BrokerClient, Unreachable, reach
 from supervisor.amqp.properties import Encoded, Properties
 from supervisor.clock import now
 from supervisor.commands.dead.letter import Letter, anew
@@ -53,14 +51,6 @@ unless told otherwise from RabbitMQ 4.0 on (https://www.rabbitmq.com/docs/quorum
 """
 
 
-class Unreachable(Exception):
-    """No connection to any node; nothing has happened."""
-
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(trouble.reason)
-        self.trouble = trouble
-
-
 class CutOff(Exception):
     """The connection or the queue went away in mid-sweep; the broker hands back what was in hand."""
 
@@ -73,7 +63,6 @@ class _Reader(BrokerClient):
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(endpoint, heartbeat=_HEARTBEAT, name="workq dead", timeout=_CONNECTING)
-        self._endpoint = endpoint
         self._channel: Channel | None = None
 
     def open(self, queue: str) -> Any:
@@ -101,7 +90,7 @@ class _Reader(BrokerClient):
             raise self.lost(error) from error
 
     def lost(self, error: BaseException) -> CutOff:
-        return CutOff(amqp.explain(self.error or error, self._endpoint).reason)
+        return CutOff(amqp.explain(self.error or error, self.endpoint).reason)
 
 
 # -------------------------------------------------------------------------------------------------- the queue
@@ -143,18 +132,9 @@ class DeadQueue:
 
     def __enter__(self) -> Self:
         """Raises Unreachable."""
-        troubles: list[Trouble] = []
-        for endpoint in random.sample(self._endpoints, len(self._endpoints)):
-            self.endpoint = endpoint
-            try:
-                self._connect(endpoint)
-            except Exception as error:  # noqa: BLE001 - whatever the broker, ssl and the OS have to say
-                troubles.append(amqp.explain(error, endpoint))
-                self._drop()
-            else:
-                return self
-        # One node that may be back is reason enough to try again.
-        raise Unreachable(next((each for each in troubles if not each.permanent), troubles[0]))
+        self._link = reach(self._endpoints, _Reader, self._open_link)
+        self.endpoint = self._link.endpoint
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
@@ -166,12 +146,11 @@ class DeadQueue:
         else:
             self._drop()
 
-    def _connect(self, endpoint: Endpoint) -> None:
-        self._link = _Reader(endpoint)
-        found = self._link.open(self.name)
+    def _open_link(self, link: _Reader) -> None:
+        found = link.open(self.name)
         if found is not None:
             self.count, self.holders = found.message_count, found.consumer_count
-            self._link.channel.add_on_cancel_callback(self._cancel)
+            link.channel.add_on_cancel_callback(self._cancel)
 
     def _drop(self) -> None:
         link, self._link = self._link, None
@@ -318,7 +297,7 @@ class DeadQueue:
         except Unavailable as error:
             if error.trouble is None:
                 raise
-            raise Unreachable(error.trouble) from None
+            raise Unreachable([error.trouble]) from None
 
     def publish(self, aimed: Sequence[tuple[Letter, Target]], done: Counter[str]) -> list[Letter]:
         """Publish each to its target, have that confirmed, acknowledge the dead letter, count it in `done` by target.
