@@ -102,42 +102,25 @@ class Parking:
             self._publish(part, headers | about, declaration, message_id=name)
 
     def have_return(self, delivery: Delivery, settlement: Later | Afresh) -> None:
-        """Publish the message where it comes back from. Raises PublishError, as `park` does."""
-        if isinstance(settlement, Later):
-            self.delay(delivery, settlement)
-        else:
-            self.put_back(delivery)
-
-    def delay(self, delivery: Delivery, settlement: Later) -> None:
-        """Publish the message as it came, with the number of its next try, to a delay queue, and wait for the confirm.
+        """Publish the message as it came where it comes back from, and wait for the confirm: to a delay queue, with the
+        number of its next try; or to the end of its own queue, where the broker counts its returns from the start (and
+        one that expires begins its time anew).
 
         Raises PublishError, as `park` does; Refused for one that is larger than the broker takes by now.
         """
-        headers = {queues.FIRST_SEEN: self._first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
-        if self._burst:
-            headers[queues.BURST] = self._burst
-        # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it has
-        # its arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): what another worker puts there
-        # meanwhile would never expire, and at the head it would hold back all behind it, for ever.
-        delayed = queues.delayed(self._settings.queue, settlement.ms)
-        self._publish_signed(delivery, headers, delayed, str(settlement.ms))
-
-    def put_back(self, delivery: Delivery) -> None:
-        """Publish the message as it came to the end of its own queue, where the broker counts its returns from the
-        start, and wait for the confirm.
-
-        One that expires begins its time anew. Raises PublishError, as `park` does.
-        """
-        headers = {queues.PUT_BACK: delivery.put_back + 1, queues.ATTEMPT: delivery.attempt}
-        queue = self._settings.queue
-        self._safe_at.setdefault(queue, 0.0)  # it is consumed
-        declaration = queues.declaration(queue, self._settings.queue_type)
-        self._publish_signed(delivery, headers, declaration, delivery.properties.expiration)
-
-    def _publish_signed(
-        self, delivery: Delivery, headers: dict[str, Any], declaration: queues.Declaration, expiration: str | None
-    ) -> None:
-        """What is to come back to one of us."""
+        queue, expiration = self._settings.queue, delivery.properties.expiration
+        if isinstance(settlement, Later):
+            headers = {queues.FIRST_SEEN: self._first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
+            if self._burst:
+                headers[queues.BURST] = self._burst
+            # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it
+            # has its arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): what another worker puts
+            # there meanwhile would never expire, and at the head it would hold back all behind it, for ever.
+            declaration, expiration = queues.delayed(queue, settlement.ms), str(settlement.ms)
+        else:
+            headers = {queues.PUT_BACK: delivery.put_back + 1, queues.ATTEMPT: delivery.attempt}
+            self._safe_at.setdefault(queue, 0.0)  # it is consumed
+            declaration = queues.declaration(queue, self._settings.queue_type)
         try:
             self._publish(delivery, headers, declaration, expiration=expiration, signed=self._signs)
         except Refused as error:
