@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import itertools
+import os
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 from pika import exceptions, frame, spec
 
+from supervisor import originals
 from supervisor.amqp.channel import Channel
 from supervisor.amqp.connection import Connection, Limits
 from supervisor.amqp.ioloop import IOLoop
@@ -338,11 +342,93 @@ def test_flow_is_answered(peer: Peer) -> None:
 def test_blocked_and_unblocked_change_nothing_for_who_only_consumes(peer: Peer) -> None:
     peer.open()
     channel = peer.channel()
+    noted: list[str | None] = []
+    peer.connection.on_blocked = lambda: noted.append(peer.connection.blocked)
+    assert peer.connection.blocked is None
     peer.say(spec.Connection.Blocked("low on memory"))
     channel.basic_ack(7)
+    assert noted == ["low on memory"]
     peer.say(spec.Connection.Unblocked())
     assert peer.heard() == ["1 Basic.Ack"]
-    assert peer.connection.is_open
+    assert (peer.connection.is_open, peer.connection.blocked, len(noted)) == (True, None, 1)
+
+
+def published(read: bytes) -> list[tuple[Any, Any, bytes]]:
+    """Each message of a stream: basic.publish, its properties, its body."""
+    found: list[tuple[Any, Any, bytes]] = []
+    at = 0
+    while at < len(read):
+        kind, _, size = struct.unpack_from(">BHL", read, at)
+        came: Any = frame.decode_frame(read[at : at + 8 + size])[1]
+        at += 8 + size
+        if kind == spec.FRAME_METHOD:
+            found.append((came.method, None, b""))
+        elif kind == spec.FRAME_HEADER:
+            found[-1] = (found[-1][0], came.properties, b"")
+        else:
+            assert 8 + size <= Limits().frame
+            found[-1] = (*found[-1][:2], found[-1][2] + came.fragment)
+    return found
+
+
+def test_what_is_published_is_held_until_it_is_released_and_sent_in_frames_of_the_size_agreed_upon(peer: Peer) -> None:
+    peer.open()
+    channel = peer.channel()
+    bodies = [b"", b"one", bytes(range(256)) * 1024]
+    peer.connection.hold()
+    for body in bodies:
+        channel.basic_publish("e", "key", body, spec.BasicProperties(message_id=str(len(body))))
+    assert peer.bytes() == b""
+    peer.connection.release()
+    sent = published(peer.bytes())
+    assert [(made.exchange, made.routing_key, made.mandatory) for made, _, _ in sent] == 3 * [("e", "key", True)]
+    assert [(properties.message_id, body) for _, properties, body in sent] == [
+        (str(len(body)), body) for body in bodies
+    ]
+    channel.basic_publish("", "key", b"at once", spec.BasicProperties())
+    assert published(peer.bytes())[0][2] == b"at once"
+
+
+def test_what_the_kernel_does_not_take_waits_and_arrives_whole_and_in_order(peer: Peer) -> None:
+    peer.open()
+    channel = peer.channel()
+    bodies = [bytes([number]) * 2_000_000 for number in range(8)]
+    for body in bodies:
+        channel.basic_publish("", "key", body, spec.BasicProperties())
+    assert not peer.connection.has_written
+    read = b""
+    while not peer.connection.has_written:
+        read += peer.bytes()
+    read += peer.bytes()
+    assert [body for _, _, body in published(read)] == bodies
+
+
+def test_confirms_and_returns_are_told(peer: Peer) -> None:
+    peer.open()
+    channel, told = peer.channel(), list[Any]()
+    channel.confirm_select(lambda *confirm: told.append(confirm), told.append)
+    channel.on_return = lambda method, properties: told.append((method.reply_code, properties.message_id))
+    peer.say(spec.Confirm.SelectOk(), channel=1)
+    assert [name(each) for each in told] == ["Confirm.SelectOk"]
+    head = frame.Header(1, 1, spec.BasicProperties(message_id="lost")).marshal()
+    returned = frame.Method(1, spec.Basic.Return(312, "NO_ROUTE", "", "q")).marshal()
+    peer.say(returned, head, frame.Body(1, b"x").marshal(), spec.Basic.Ack(3, True), channel=1)
+    peer.say(spec.Basic.Nack(4), channel=1)
+    assert told[1:] == [(312, "lost"), (3, True, False), (4, False, True)]
+
+
+def test_what_a_peer_said_before_it_went_is_heard_though_it_takes_nothing_more(peer: Peer) -> None:
+    peer.open()
+    channel = peer.channel()
+    peer.line.sendall(frame.Method(0, spec.Connection.Close(320, "CONNECTION_FORCED", 0, 0)).marshal())
+    peer.line.close()
+    for tag in (1, 2):  # the kernel takes the first
+        channel.basic_ack(tag)
+    assert not peer.connection.has_written
+    peer.settle()
+    [end] = peer.ends
+    assert isinstance(end, exceptions.ConnectionClosedByBroker)
+    assert end.reply_code == 320
 
 
 @pytest.mark.parametrize("nowait", [False, True])
@@ -532,3 +618,33 @@ def test_a_connection_that_is_dropped_while_its_name_is_looked_up_leaves_nothing
     assert len(ends) == 1
     assert len(loop._handlers) == 1  # its bell
     loop.close()
+
+
+def test_a_name_that_is_found_after_the_loop_was_closed_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = threading.Event()
+
+    def getaddrinfo(*query: Any) -> list[Any]:
+        if query[5:] == (socket.AI_NUMERICHOST,):
+            raise socket.gaierror
+        found.wait()
+        return []
+
+    monkeypatch.setattr(originals, "getaddrinfo", getaddrinfo)
+    before = _thread._count()
+    loop, ends = IOLoop(), list[BaseException]()
+    connection = connecting(Endpoint("localhost", 1), loop, ends)
+    bell = loop.bell
+    connection.drop()
+    loop.close()
+    others = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
+    try:
+        assert bell in others
+        found.set()
+        while _thread._count() > before:
+            os.sched_yield()
+        for other in others:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(other)
+    finally:
+        for other in others:
+            os.close(other)
