@@ -100,9 +100,8 @@ def _supervise(**values: Any) -> None:
 
 
 def _directory_by_name(environ: Mapping[str, str]) -> str | None:
-    """The working directory as it was named, which may be by a link (/srv/app/current): the kernel knows only where
-    that led, so a shell hands the name to its children in $PWD (POSIX, pwd(1)). None where that is not this
-    directory."""
+    """The working directory's name in $PWD (POSIX, pwd(1)), which may be a link (/srv/app/current): the kernel knows
+    only where it led. None where that is not this directory."""
     name = environ.get("PWD", "")
     try:
         return name if name.startswith("/") and Path(name).samefile(os.curdir) else None

@@ -48,9 +48,8 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
-        """Read `amqp[s]://[USER:PASSWORD@]HOST[:PORT][/VHOST][?cafile=...]`. Defaults: guest, guest, 5672 or 5671. No
-        path, `/`, `/%2F` and (as Celery writes it) `//` all mean the virtual host `/`. Raises ValueError, which quotes
-        nothing."""
+        """Read `amqp[s]://[USER:PASSWORD@]HOST[:PORT][/VHOST][?cafile=...]`. No path, `/`, `/%2F` and (as Celery writes
+        it) `//` all mean the virtual host `/`. Raises ValueError, which quotes nothing."""
         url = url.strip()
         if not url:
             raise ValueError("the URL is empty")

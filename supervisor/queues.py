@@ -35,8 +35,7 @@ WAS: Final = "x-workq-was-"
 broker's record of what it did with the message, and headers that have our names and are not known to be ours."""
 RECORDS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 """How the names of the broker's record begin (https://www.rabbitmq.com/docs/dlx#effects). RabbitMQ before 4.0 believes
-it of whoever publishes: a message that says it was dead-lettered from a queue before is thrown away when a delay would
-bring it back there, as a cycle."""
+it of any sender, and drops a message that a delay would bring back to a queue named there, as a cycle."""
 PART: Final = "x-workq-part"
 """Of a dead letter whose body is larger than the broker takes by now: which part of it this is, from 1 ..."""
 PARTS: Final = "x-workq-parts"

@@ -80,9 +80,8 @@ class Installation:
 
 
 class LocalNode:
-    """One RabbitMQ node, booted in 2-3 s. A context manager; `start` works again after `stop` and `kill`: same port,
-    same data. The directory is the caller's to remove. The node is killed when the *thread* that called `start` ends
-    (PR_SET_PDEATHSIG, prctl(2))."""
+    """One RabbitMQ node, a context manager. `start` works again after `stop` and `kill`: same port, same data. The node
+    is killed when the *thread* that called `start` ends (PR_SET_PDEATHSIG, prctl(2))."""
 
     def __init__(
         self,
@@ -334,9 +333,8 @@ def answers(port: int) -> bool:
 
 
 def find_installation() -> Installation:
-    """The RabbitMQ server to run: that of `$WORKQ_RABBITMQ_HOME`, else the newest installed. The variable names a
-    `rabbitmq_server-VERSION`, for this system's Erlang, or a directory in which another Debian is unpacked
-    (`scripts/rabbitmq`). Raises NodeError."""
+    """The newest RabbitMQ installed, unless `$WORKQ_RABBITMQ_HOME` names a `rabbitmq_server-VERSION`, or a directory in
+    which another Debian is unpacked (`scripts/rabbitmq`). Raises NodeError."""
     chosen = os.environ.get("WORKQ_RABBITMQ_HOME")
     root = Path(chosen or "/").resolve()
     installed = root / INSTALLED.relative_to("/")

@@ -1,5 +1,4 @@
-"""`workq top`: a running supervisor on the whole screen, by rich's `Live`, with a few keys to steer it. Whatever ends
-it, the terminal is given back as it was."""
+"""`workq top`: a running supervisor on the whole screen, by rich's `Live`, with a few keys to steer it."""
 
 from __future__ import annotations
 

@@ -25,8 +25,7 @@ _CHILDREN_ARE_LISTED: Final = Path(f"/proc/self/task/{os.getpid()}/children").ex
 
 
 def mark(worker: int) -> None:
-    """Have all that this process starts from now on be known as its own; where prlimit(2) is refused, only its process
-    group is found."""
+    """Have all that this process starts be known as its own; without prlimit(2) only its process group is found."""
     try:
         _, hard = resource.prlimit(worker, _RLIMIT_LOCKS)
         resource.prlimit(worker, _RLIMIT_LOCKS, (_OURS | worker, hard))

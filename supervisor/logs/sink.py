@@ -261,9 +261,8 @@ def _readable(fd: int) -> int:
 
 
 def _reopened(fd: int) -> int:
-    """A description of our own for a pipe or a terminal, with O_NONBLOCK, or else `fd`: the user's shell shares that
-    description, and /proc/self/fd/N makes another (proc(5)). Not for files, whose offset is shared on purpose, nor for
-    sockets (ENXIO): there the poll has to do."""
+    """A description of our own for a pipe or a terminal, with O_NONBLOCK, since the user's shell shares that of `fd`
+    (proc(5), /proc/PID/fd). Else `fd`: a file's offset is shared on purpose, a socket has no other (ENXIO)."""
     try:
         if stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd):
             return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

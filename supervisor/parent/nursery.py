@@ -1,6 +1,5 @@
-"""How a nursery comes to be: the first is forked while this process has one thread, shares a fifth of a small pool's
-memory, and saves the start of an interpreter; later ones are executed. Either way it has nothing of ours but the
-descriptors that it is given: docs/decisions/0023."""
+"""How a nursery comes to be: the first is forked while this process has one thread, and shares a fifth of a small
+pool's memory; later ones are executed. It has nothing of ours but the descriptors it is given: docs/decisions/0023."""
 
 from __future__ import annotations
 

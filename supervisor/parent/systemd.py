@@ -65,8 +65,7 @@ class Systemd:
         self._talking_since: float | None = None
 
     def reload(self) -> None:
-        """`tell` says that a reload is asked for, and that it is over: the sender waits for both
-        (systemd.service(5))."""
+        """`tell` says that a reload is asked for, and when it is over (systemd.service(5), notify-reload)."""
         self._is_reload_asked = True
 
     def tell(self, view: PoolView, readings: Iterable[Reading], sampled_at: float, grace: float) -> None:
@@ -118,9 +117,8 @@ class Systemd:
         )
 
     def _is_up(self, view: PoolView) -> bool:
-        """Whether a worker consumes, or could not for a reason that is tried again for ever. What restarting does not
-        fix (exit 78) makes the pool drain instead; under `--boot-retry` nobody knows yet whether the handler can be
-        imported."""
+        """Whether a worker consumes, or could not for a reason that is tried again for ever. (By exit 78 the pool
+        drains.) Under `--boot-retry` nobody knows yet whether the handler can be imported."""
         if view.not_imported:
             return False
         if view.ready or view.exits.keys() - {Cause.HANDLER}:

@@ -129,6 +129,5 @@ def too_intense(deaths: list[float], workers: int, now: float) -> bool:
 
 
 def roll(seed: int, slot: int, number: int) -> float:
-    """A number in [0, 1) that differs from slot to slot and time to time: jitter without dice, so every run is
-    repeatable."""
+    """A number in [0, 1), another one from slot to slot and time to time: jitter that makes every run repeatable."""
     return zlib.crc32(f"{seed}/{slot}/{number}".encode()) / 2**32

@@ -1,5 +1,4 @@
-"""The one table of options: command line, `WORKQ_*` variables, TOML file, defaults and help. `Settings` has a field for
-each."""
+"""The one table of options, for command line, variables, file and help; and `Settings`, with a field for each."""
 
 from __future__ import annotations
 

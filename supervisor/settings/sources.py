@@ -181,9 +181,8 @@ def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, s
 
 
 def read(names: Sequence[str], command_line: CommandLine, environ: Mapping[str, str]) -> dict[str, Any]:
-    """These settings by name, for a command that needs no others, from where `load` finds them; with `unit` in the
-    command line, from that unit's. Raises SettingsError, also for unknown names: a misspelt `queue` would have the
-    command act on another one."""
+    """These settings by name, from where `load` finds them; with `unit` in the command line, from that unit's. Raises
+    SettingsError, also for unknown names: a misspelt `queue` would have a command act on another one."""
     values, problems = _Sources(command_line, environ).read(names)
     if problems:
         raise SettingsError(problems)
@@ -206,8 +205,7 @@ def locate(
     environ: Mapping[str, str],
     names: tuple[str, ...] = ("queue", "control", "health"),
 ) -> Whereabouts:
-    """Where the supervisor with these settings would be; of those that `names` leaves out the default counts. Raises
-    SettingsError."""
+    """Where that supervisor would be; what `names` leaves out has its default. Raises SettingsError."""
     sources = _Sources(command_line, environ)
     values: dict[str, Any] = {}
     problems = list(sources.unread)

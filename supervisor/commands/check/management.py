@@ -155,9 +155,8 @@ def _managed(api: _Api, endpoint: Endpoint, queue: str) -> Managed:
 
 
 def obeyed(policies: list[dict[str, Any]], queue: str, kind: str | None) -> Policy | None:
-    """Of a virtual host's policies, the one that a queue of this type obeys: the matching one of highest priority
-    (https://www.rabbitmq.com/docs/policies). The broker matches by PCRE, which agrees with `re` on ordinary patterns.
-    """
+    """Of a virtual host's policies, the matching one of highest priority (https://www.rabbitmq.com/docs/policies). The
+    broker matches by PCRE, which agrees with `re` on ordinary patterns."""
     kinds = {"all", "queues"} | ({f"{kind}_queues"} if kind else set())
     matching = [each for each in policies if each.get("apply-to") in kinds and _matches(each.get("pattern", ""), queue)]
     best = max(matching, key=lambda each: int(each.get("priority", 0)), default=None)
@@ -197,8 +196,8 @@ def _limit(limits: Any) -> int | None:
 
 
 def consumer_timeout(command: str) -> int:
-    """The node's acknowledgement timeout, milliseconds; 0: it has none. `command` runs rabbitmqctl. Raises OSError or
-    ValueError when it does not say."""
+    """The node's acknowledgement timeout, milliseconds; 0: none. `command` runs rabbitmqctl. Raises OSError or
+    ValueError."""
     words = [*shlex.split(command), "eval", "application:get_env(rabbit, consumer_timeout)."]
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CTL_TIMEOUT)

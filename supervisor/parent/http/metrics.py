@@ -1,5 +1,4 @@
-"""/metrics, collected when somebody scrapes. Why these, and what config/ makes of them:
-docs/decisions/0017-metrics.md."""
+"""/metrics, collected when somebody scrapes. Why these: docs/decisions/0017-metrics.md."""
 
 from __future__ import annotations
 

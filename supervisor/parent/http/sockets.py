@@ -82,9 +82,8 @@ class Listener:
 
 
 def control(path: str, asked_for: bool, log: Any) -> Listener | None:
-    """Listen at this path, with mode 0600. Where the default path is another supervisor's of the same queue, this one's
-    has its pid in it, and the log says so; None: no socket can be had. Raises OSError when a path that was asked for
-    cannot be had."""
+    """Listen at this path, with mode 0600. Where the default is another supervisor's, this one's has its pid in it;
+    None: no socket can be had. Raises OSError when a path that was asked for cannot be had."""
     try:
         listener = _bind_control(path)
         log.info("control.listening", path=path)
