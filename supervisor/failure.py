@@ -1,5 +1,4 @@
-"""An exception as text, in at most about 100 ms and bounded memory: by the traceback module, or in brief what would
-take that seconds and a gigabyte (a million frames)."""
+"""An exception as text, in at most about 100 ms and bounded memory, in brief where traceback would take gigabytes."""
 
 from __future__ import annotations
 

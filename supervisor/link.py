@@ -77,8 +77,8 @@ class Link:
         return self.send(message, wait=False)
 
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]] | None:
-        """The parent's next message and the descriptors that came with it; None at the end of the file. Raises
-        BlockingIOError when not waiting and nothing is there."""
+        """The parent's next message, with descriptors; None at the end of the file. Raises BlockingIOError when not
+        waiting."""
         received = self._receive(_ROOM_FOR_TWO, 0 if wait else _AT_ONCE)
         if received is None:
             return None

@@ -1,5 +1,4 @@
-"""The queues' names, how they are declared, and the headers on what we publish. Pure. Consumer and producer send the
-declarations that stand here."""
+"""The queues' names, their declarations for consumer and producer, and the headers on what we publish. Pure."""
 
 from __future__ import annotations
 

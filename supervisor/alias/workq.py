@@ -1,5 +1,5 @@
-"""`from workq import Retry` is `from supervisor import Retry`, also where supervisord has overwritten that package's
-`__init__.py`. In the wheel this module stands beside the package."""
+"""`from workq import Retry`, also where supervisord has overwritten our `__init__.py`. In the wheel beside the
+package."""
 
 from __future__ import annotations
 

@@ -61,8 +61,7 @@ def hide_removed_variables() -> None:
 
 
 def hide_urls() -> None:
-    """Write stars over user and password of AMQP URLs in arguments and environment. os.environ and sys.argv keep them;
-    a child that is given no environment of its own inherits the stars."""
+    """Write stars over user and password of AMQP URLs in arguments and environment. os.environ and sys.argv stay."""
     window = _window(_ARG_START, _ENV_END)
     if window is None:
         return

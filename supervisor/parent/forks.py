@@ -1,5 +1,4 @@
-"""What one nursery was asked for: workers for slots, and a spare that is forked ahead of the next death. A newborn
-waits for the `Begin` that names its slot."""
+"""What one nursery was asked for: workers for slots, and a spare that is forked ahead of the next death."""
 
 from __future__ import annotations
 

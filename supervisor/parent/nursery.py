@@ -27,8 +27,8 @@ _NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.linux.or
 
 
 def start(fds: Sequence[int], output: int) -> int:
-    """Start one in a session of its own, which inherits `fds`, is told their numbers, and writes to `output`. Returns
-    its pid; the caller reaps it. Raises OSError."""
+    """Start one in a session of its own, with `fds` and their numbers. Returns its pid, for the caller to reap. Raises
+    OSError."""
     is_alone = len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 - threads of C libraries count, too
     return _fork(fds, output) if is_alone else _execute(fds, output)
 

@@ -1,5 +1,5 @@
-"""What a child writes to stdout and stderr: tagged, length-limited log events, and evidence (faulthandler's stack, say)
-when it dies. Too many lines are only counted, and past a wider budget the pipe is left full for the second."""
+"""What a child writes to stdout and stderr: length-limited log events, and evidence when it dies (faulthandler's
+stack). Too many lines are only counted; past a wider budget the pipe is left full until the next second."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class Output:
         self._rest = data
 
     def _say_piece(self, data: bytes) -> bytes:
-        """Say the first piece of a line that is too long, cut before a URL, not within it; of a URL longer than a piece
-        the rest is dropped. Returns what is left."""
+        """Say the first piece of too long a line, cut before a URL; a URL longer than that is cut short. Returns the
+        rest."""
         piece, is_torn, ends_torn = data[:LINE_MAX], self._is_torn, False
         urls = [match.start() for match in _URL.finditer(piece)]
         if urls and urls[-1]:

@@ -1,5 +1,4 @@
-"""Signals become bytes become wishes: Python's own handler writes each number to a socket (signal.set_wakeup_fd) that
-the loop waits for. The handlers themselves do nothing."""
+"""Signals become bytes (signal.set_wakeup_fd) become wishes. The handlers themselves do nothing."""
 
 from __future__ import annotations
 

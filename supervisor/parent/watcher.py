@@ -1,5 +1,5 @@
-"""`--reload`: a thread that notices when a Python file changes, and wishes for a reload. For development only: its
-library comes with the extra `reload`, and is imported nowhere else."""
+"""`--reload`, for development: a thread that wishes for a reload when a Python file changes. Needs the extra
+`reload`."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from supervisor.vocabulary import Cause, Phase, Reading
 SAMPLE_GAP: Final = 3.0
 """Seconds without a sample that say that the supervisor itself was held up: then nobody else is called hung."""
 HUNG_AFTER: Final = 5.0
-"""Seconds without a turn of an idle loop; more when the heartbeat is longer. The broker gives up after two."""
+"""Seconds without a turn of an idle loop, more when the heartbeat is longer: the broker waits for two of those."""
 SILENT_AFTER: Final = 3.0
 """Heartbeats that were not sent, after which every broker has given the connection up."""
 

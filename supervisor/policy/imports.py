@@ -1,5 +1,5 @@
-"""When is an import tried again that has failed for a passing reason (`passing`, `--boot-retry`)? One worker tries, and
-the others wait: what it cannot reach, they cannot either."""
+"""When is an import tried again that has failed for a passing reason (`--boot-retry`)? By one worker; the others
+wait."""
 
 from __future__ import annotations
 

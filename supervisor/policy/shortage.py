@@ -1,5 +1,4 @@
-"""The machine refuses a worker: descriptors, processes or memory are used up. One slot asks again, with backoff; when
-it gets its worker the others follow one at a time."""
+"""The machine refuses a worker. One slot asks again, with backoff; then the others follow one at a time."""
 
 from __future__ import annotations
 

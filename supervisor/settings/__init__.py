@@ -1,5 +1,5 @@
-"""What the operator asked for: `parsers` turns text into values, `options` is the one table, `sources` reads them.
-Workers import this package, so it is light: no click."""
+"""What the operator asked for. `parsers` turn text into values. Workers import this package, so it is light: no
+click."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Parsers: text, or any TOML value, -> the setting. They raise ValueError saying what was expected, and never quote the
-value: `sources` does, if it may."""
+"""Parsers: text, or any TOML value, -> the setting. Raise ValueError saying what was expected, and quote nothing."""
 
 from __future__ import annotations
 

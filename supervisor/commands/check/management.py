@@ -196,8 +196,7 @@ def _limit(limits: Any) -> int | None:
 
 
 def consumer_timeout(command: str) -> int:
-    """The node's acknowledgement timeout, milliseconds; 0: none. `command` runs rabbitmqctl. Raises OSError or
-    ValueError."""
+    """The node's acknowledgement timeout, milliseconds; 0: none. Raises OSError or ValueError."""
     words = [*shlex.split(command), "eval", "application:get_env(rabbit, consumer_timeout)."]
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CTL_TIMEOUT)

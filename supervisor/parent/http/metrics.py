@@ -27,8 +27,8 @@ USUAL_CAUSES: Final = (*map(str, Cause), "SIGABRT", "SIGKILL", "SIGSEGV")
 
 
 class PoolCollector(Collector):
-    """Everything that is ours in /metrics. Counters come from shared memory and from the pool, so they outlive every
-    worker and every reload; a supervisor that is started anew begins with 0, which Prometheus takes for what it is."""
+    """Everything that is ours in /metrics. Counters outlive every worker and reload, and begin anew with a
+    supervisor."""
 
     def __init__(self, look: Look) -> None:
         self._look = look
