@@ -20,10 +20,9 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-import pika
-from pika import data
+from pika import data, spec
 
-BasicProperties = pika.BasicProperties
+BasicProperties = spec.BasicProperties
 """What a program may give its messages; ours are of this class, too."""
 
 NAMES: Final = (

@@ -84,6 +84,16 @@ def test_a_foreign_library_has_one_owner(library: str) -> None:
     assert {name for name in importers if not name.startswith(OWNERS[library])} == set()
 
 
+def test_f88_of_pika_only_the_codec_and_its_errors_are_used_which_the_next_one_has_too() -> None:
+    used = {
+        name if module == "pika" and name else module
+        for source in _sources().values()
+        for module, name in _imported(source)
+        if module.partition(".")[0] == "pika"
+    }
+    assert used == {"data", "exceptions", "frame", "spec"}
+
+
 @pytest.mark.parametrize(
     "back",
     [
