@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from keyword import iskeyword
 from typing import Final
 
 import click
@@ -10,8 +11,8 @@ import click
 from supervisor.linux.proctitle import hide_urls
 from supervisor.version import __version__
 
-COMMANDS: Final = ("broker", "check", "dead", "drain", "publish", "reload", "scale", "status", "top")
-"""A command `x` is the attribute `x` of the module `supervisor.commands.x`."""
+COMMANDS: Final = ("broker", "check", "dead", "drain", "once", "publish", "reload", "scale", "status", "top", "try")
+"""A command `x` is the attribute `x` of the module `supervisor.commands.x`; that of a keyword, `x_` of `x_`."""
 
 
 class Lazy(click.Group):
@@ -23,7 +24,8 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command = getattr(import_module(f"{__name__}.{name}"), name)
         assert isinstance(command, click.Command)
         return command
 

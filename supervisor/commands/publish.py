@@ -6,24 +6,18 @@ import os
 import select
 import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from supervisor import queues
 from supervisor.clock import now
-from supervisor.commands import codes, sources
-from supervisor.commands.plain import plain
+from supervisor.commands import codes, message, sources
 from supervisor.commands.sources import Sources
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
 
 _CHUNK: Final = 65536
 _REDRAW: Final = 0.1
-_HEADER_OVERHEAD: Final = 6
-"""Bytes of a header beside its name and its text (AMQP 0-9-1, 4.2.5.5)."""
-_HEADERS_MOST: Final = 126 * 1024
-"""Bytes: properties go in one frame, of 128 KiB by default; a larger one ends the connection (501)."""
 
 
 @click.command()
@@ -51,9 +45,9 @@ def publish(
         raise click.UsageError("- reads stdin and cannot be combined with other bodies.")
     if message_id is not None and (streaming or len(bodies) > 1):
         raise click.UsageError("--id needs a single BODY: messages cannot share an id.")
-    options = Options(headers=_headers(pairs))
+    options = Options(headers=message.headers(pairs))
     if message_id is not None:
-        _check("--id", "message id", message_id)
+        message.check_short("--id", "message id", message_id)
         options["message_id"] = message_id
     settings = sources.read()
     publisher = Publisher(settings["url"], settings["queue"], queue_type=settings["queue_type"], name="workq publish")
@@ -144,28 +138,3 @@ def _lines(fd: int) -> Iterator[bytes | None]:
             parts.append(rest)
     if parts:
         yield b"".join(parts)
-
-
-def _headers(pairs: tuple[str, ...]) -> dict[str, Any] | None:
-    headers: dict[str, Any] = {}
-    size = 0
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise click.UsageError(f"--header {plain(pair)[:60]}: expected NAME=VALUE.")
-        _check("--header", "name of a header", name)
-        try:
-            size += len(name.encode()) + len(value.encode()) + _HEADER_OVERHEAD
-        except UnicodeEncodeError:
-            raise click.UsageError(f"--header {plain(name)}: the value is not UTF-8.") from None
-        headers[name] = value
-    if size > _HEADERS_MOST:
-        raise click.UsageError(f"--header: {size:,} bytes of headers are more than the {_HEADERS_MOST:,} of a frame.")
-    return headers or None
-
-
-def _check(option: str, what: str, text: str) -> None:
-    try:
-        queues.check_short(what, text)
-    except ValueError as error:
-        raise click.UsageError(f"{option}: {error}.") from None

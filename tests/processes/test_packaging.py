@@ -144,7 +144,9 @@ def modules() -> list[str]:
     """Every module that needs none of the extras; not those that run when they are imported."""
     files = [name.removeprefix("supervisor/alias/") for name in SOURCES]
     names = [name.removesuffix(".py").replace("/", ".") for name in files if name.endswith(".py")]
-    return [name for name in names if not name.endswith(("__init__", "__main__", ".changes", ".tracing"))]
+    return [
+        name for name in names if not name.endswith(("__init__", "__main__", ".changes", ".tracing", ".pytest_plugin"))
+    ]
 
 
 def test_what_is_installed_is_consistent_and_brings_nothing_for_development(installed: Installed) -> None:

@@ -1,0 +1,135 @@
+"""`supervisor.testing`: a handler's tests, without a broker and without a process."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import supervisor
+from supervisor import Reject, Retry, Task, testing
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_task_made_by_hand_has_what_it_was_given() -> None:
+    made = testing.task(
+        '{"width": 12}',
+        headers={"tenant": "a"},
+        message_id="one",
+        correlation_id="two",
+        content_type="application/json",
+        queue="pictures",
+        attempt=2,
+    )
+    assert isinstance(made, Task)
+    assert made.body == b'{"width": 12}' and made.json() == {"width": 12}
+    assert (made.headers, made.message_id, made.correlation_id) == ({"tenant": "a"}, "one", "two")
+    assert (made.content_type, made.queue, made.routing_key) == ("application/json", "pictures", "pictures")
+    assert (made.attempt, made.redelivered, made.lost) == (2, True, False)
+    assert repr(made) == "<Task one attempt=2 bytes=13>"
+
+
+def test_a_task_without_anything_is_a_first_try_of_nothing() -> None:
+    made = testing.task()
+    assert (made.body, made.headers, made.message_id, made.attempt, made.redelivered) == (b"", {}, None, 1, False)
+    with pytest.raises(ValueError, match="counts from 1"):
+        testing.task(attempt=0)
+
+
+def test_how_a_handler_ended_is_a_value() -> None:
+    def handler(task: Task) -> None:
+        if task.text == "odd":
+            raise ValueError("12 is odd")
+        if task.text == "later":
+            raise Retry("busy", delay=30)
+        if task.text == "never":
+            raise Reject("no such customer")
+        if task.text == "exit":
+            sys.exit(3)
+        task.log.info("noted")
+
+    assert testing.run(handler) == testing.Done()
+    failed = testing.run(handler, "odd")
+    assert failed == testing.Failed("ValueError: 12 is odd")
+    assert isinstance(failed, testing.Failed) and failed.traceback.endswith("ValueError: 12 is odd\n")
+    assert __file__ in failed.traceback and "/supervisor/worker/" not in failed.traceback
+    assert testing.run(handler, "later") == testing.Retried(30)
+    assert testing.run(handler, "never") == testing.Rejected("no such customer")
+    assert testing.run(handler, "exit") == testing.Failed("SystemExit: 3")
+    assert testing.run(handler, testing.task("never")) == testing.Rejected("no such customer")
+
+
+def test_what_has_not_run_has_failed_here_too() -> None:
+    ran = []
+
+    async def handler(task: Task) -> None:
+        await asyncio.sleep(0)
+        ran.append(task.text)
+
+    assert testing.run(handler, "coroutine") == testing.Done()
+    assert testing.run(functools.partial(handler), "partial") == testing.Done()
+    assert ran == ["coroutine", "partial"]
+    generator = testing.run(lambda task: (each for each in [task]))
+    assert isinstance(generator, testing.Failed) and "nothing of it has run" in generator.error
+
+
+def test_what_a_worker_refuses_is_refused() -> None:
+    with pytest.raises(TypeError, match="a handler is called with one"):
+        testing.run(lambda: None)  # type: ignore[arg-type, misc]
+
+
+def test_both_names_lead_to_it() -> None:
+    import workq
+
+    assert workq.testing is supervisor.testing is testing
+
+
+def test_the_fixture_boots_a_broker_and_pytest_imports_nothing_of_ours_without_it(tmp_path: Path) -> None:
+    (tmp_path / "test_app.py").write_text(
+        "import sys\n"
+        "def test_nothing_is_imported():\n"
+        "    ours = {name for name in sys.modules if name.split('.')[0] in ('supervisor', 'pika', 'workq')}\n"
+        "    assert ours <= {'supervisor', 'supervisor.version', 'supervisor.pytest_plugin'}, ours\n"
+        "def test_a_broker(workq_broker):\n"
+        "    from supervisor import Publisher\n"
+        "    with Publisher(workq_broker.url, 'jobs') as publisher:\n"
+        "        assert publisher.publish('one')\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("WORKQ_", "PYTEST_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_app.py"],
+        cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+
+
+@pytest.mark.parametrize("checker", ["mypy"])
+def test_a_type_checker_accepts_handlers_and_their_tests(checker: str, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from supervisor import Reject, Retry, Task, once, testing\n"
+        "import sqlite3\n"
+        "def resize(task: Task) -> None:\n"
+        "    if task.json()['width'] < 0:\n"
+        "        raise Reject('negative')\n"
+        "    raise Retry('busy', delay=1.5)\n"
+        "async def fetch(task: Task) -> None:\n"
+        "    with once(sqlite3.connect('x'), task) as first:\n"
+        "        task.log.info(task.text, first=first)\n"
+        "def test_resize() -> None:\n"
+        "    assert testing.run(resize, '{}', headers={'a': 1}, attempt=2) == testing.Retried(1.5)\n"
+        "    result = testing.run(fetch, testing.task('x', message_id='1'))\n"
+        "    if isinstance(result, testing.Failed):\n"
+        "        print(result.error.upper(), result.traceback)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", checker, "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), "app.py"],
+        cwd=tmp_path, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
