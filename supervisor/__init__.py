@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 from supervisor.version import __version__
 
 if TYPE_CHECKING:
+    from supervisor import testing
+    from supervisor.inbox import once
     from supervisor.publisher import Publisher
-    from supervisor.worker.task import Reject, Retry, Task
+    from supervisor.worker.task import Reject, Retry, SoftTimeout, Task, Unavailable
 
-__all__ = ["Publisher", "Reject", "Retry", "Task", "__version__"]
+__all__ = [
+    "Publisher", "Reject", "Retry", "SoftTimeout", "Task", "Unavailable", "__version__", "once", "testing",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -39,12 +39,14 @@ class Threaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The nursery, or a worker without preload: the handler cannot be loaded."""
+    """The nursery, or a worker without preload: the handler cannot be loaded. A worker: it cannot be set up."""
 
     error: Page
     traceback: Page
     is_passing: bool = False
     """The reason may be gone by itself: a database that refuses, a file that is not there yet (`policy.passing`)."""
+    is_set_up: bool = False
+    """It was loaded, and could not be set up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class Suspect:
     put_back: int = 0
     """How often it was put back fresh: the count began again each time."""
     name: Line = ""
-    attempt: int = 1
+    step: int = 1
+    """Which copy of the message it is: see `Delivery.step`."""
 
 
 @dataclass(frozen=True, slots=True)

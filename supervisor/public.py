@@ -10,8 +10,12 @@ _HOMES: Final = {
     "Publisher": "supervisor.publisher",
     "Reject": "supervisor.worker.task",
     "Retry": "supervisor.worker.task",
+    "SoftTimeout": "supervisor.worker.task",
     "Task": "supervisor.worker.task",
+    "Unavailable": "supervisor.worker.task",
     "__version__": "supervisor.version",
+    "once": "supervisor.inbox",
+    "testing": "supervisor.testing",
 }
 
 
@@ -19,4 +23,5 @@ def load(module: str, name: str) -> Any:
     """What a module's `__getattr__` (PEP 562) returns. Raises AttributeError, which names that module."""
     if (home := _HOMES.get(name)) is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    module_at_home = import_module(home)
+    return module_at_home if home.endswith(f".{name}") else getattr(module_at_home, name)

@@ -43,11 +43,13 @@ PART_OF: Final = "x-workq-part-of"
 """... and of which message: its id or digest."""
 BURST: Final = "x-workq-burst"
 """Which supervisor, of those that run with `--burst`, has put the message into a delay queue and waits for it."""
+DEFERRED: Final = "x-workq-deferred"
+"""How often its handler has raised `Unavailable`: no try is counted for that."""
 PUT_BACK: Final = "x-workq-put-back"
 """How often the message was put back fresh, because the broker had nearly counted it out."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
-    PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF, PUT_BACK, BURST,
+    PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF, PUT_BACK, BURST, DEFERRED,
 )  # fmt: skip
 """Every header of ours."""
 SETTLES_IN: Final = 1.5

@@ -65,7 +65,8 @@ _TRACE_SIZE: Final = 16
 _DUE_MOST: Final = 366 * 86400.0
 """Seconds: later than any retry is due."""
 
-_COUNTERS: Final = struct.Struct("=10Qdd")
+_NAMES: Final = (*OUTCOMES, "log_lines_dropped", "delayed", "returned")
+_COUNTERS: Final = struct.Struct(f"={len(_NAMES)}Qdd")
 _COUNTERS_AT: Final = 512
 _BUCKETS_AT: Final = 1024
 _BUCKETS: Final = struct.Struct(f"={len(BOUNDS) + 1}Q")
@@ -75,8 +76,6 @@ _MOVED: Final = struct.Struct("<QIIH")  # delivery tag, attempt, checksum of the
 _MOVED_AT: Final = 1536
 _MOVED_SIZE: Final = 280
 _MOVED_ROOM: Final = 8
-
-_NAMES: Final = (*OUTCOMES, "log_lines_dropped", "delayed", "returned")
 
 
 class Scoreboard:

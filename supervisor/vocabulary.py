@@ -173,6 +173,7 @@ class Outcomes:
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
+    deferred: int = 0
     dead_lettered: int = 0
     quarantined: int = 0
     redelivered: int = 0
@@ -201,7 +202,7 @@ class Counts(Outcomes):
     @property
     def finished(self) -> int:
         """Tasks whose handler came to an end, well or not."""
-        return self.succeeded + self.failed
+        return self.succeeded + self.failed + self.deferred
 
     @property
     def settled(self) -> int:

@@ -17,11 +17,6 @@ from tests import amqp
 from tests.node import PrivateNode
 from tests.supervision import Runs
 
-# An example that takes long on a machine with something else to do has not failed.
-hypothesis.settings.register_profile("workq", deadline=None)
-hypothesis.settings.load_profile("workq")
-
-
 # A busy machine makes any example slow: that is no property of what is tested.
 hypothesis.settings.register_profile("workq", deadline=None)
 hypothesis.settings.load_profile("workq")

@@ -57,7 +57,7 @@ class IOLoop:
 
     def __init__(self, *, shared: bool = False) -> None:
         """`shared` in the thread of a program, which other greenlets may share; a worker's loop has the true epoll."""
-        self._epoll = _Select() if shared and not hasattr(select, "epoll") else originals.epoll()
+        self._epoll: Any = _Select() if shared and not hasattr(select, "epoll") else originals.epoll()
         self._handlers: dict[int, Callable[[int, int], None]] = {}
         self._timers: list[Timer] = []
         self._callbacks: deque[Callable[[], Any]] = deque()
@@ -69,10 +69,7 @@ class IOLoop:
     def turn(self, patience: float) -> None:
         """Wait until something happens, `patience` seconds at most, and call whom it concerns. Raises what they
         raise."""
-        wait = patience
-        if self._timers:
-            wait = min(wait, max(0.0, self._timers[0].deadline - now()))
-        for fd, events in self._epoll.poll(wait):
+        for fd, events in self._epoll.poll(self.patience(patience)):
             handler = self._handlers.get(fd)  # None: one called before it in this turn has removed it
             if handler is not None:
                 # Whoever waits for something to read finds the end of the file.
@@ -81,6 +78,14 @@ class IOLoop:
             self._callbacks.popleft()()
         if self._timers:
             self._call_due()
+
+    def patience(self, most: float) -> float:
+        """Seconds until a timer is due, `most` at the most."""
+        return min(most, max(0.0, self._timers[0].deadline - now())) if self._timers else most
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when a turn would have something to do, timers aside."""
+        return int(self._epoll.fileno())
 
     def has_news(self) -> bool:
         """Whether a turn would have something to do at once, timers aside."""

@@ -380,7 +380,7 @@ class Processes:
     def _holders(self, suspect: Suspect, asked_by: _Worker) -> tuple[int, ...]:
         """The pages of the others that have this message, or have just put it into another queue."""
         others = [worker.page for worker in self._workers.values() if worker is not asked_by]
-        latest = (suspect.key, suspect.attempt, 0)
+        latest = (suspect.key, suspect.step, 0)
         return tuple(
             page
             for page in others

@@ -161,7 +161,7 @@ def summary(view: PoolView, readings: Iterable[Reading]) -> str:
         if view.shortage:
             line = f"{view.shortage}; {line}"
         if view.not_imported:
-            line = f"the handler cannot be imported for now: {view.not_imported}; {line}"
+            line = f"{view.not_imported}; {line}"
         if view.state is State.DEGRADED:
             line = f"degraded ({view.because}); {line}"
         if view.is_reloading:

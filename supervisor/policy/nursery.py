@@ -173,28 +173,34 @@ class Upkeep:
         follows = "none: restarting will not help"
         if failed.is_passing:
             follows = "none; this may pass: with --boot-retry it is tried again"
-        because = f"the handler cannot be loaded: {failed.error}"
+        because = failed.error if failed.is_set_up else f"the handler cannot be loaded: {failed.error}"
         return [_failed(nursery, failed, follows), GiveUp(because, EXIT_CONFIG, ends_nursery=True)]
 
     def may_pass(self, nursery: Nursery, failed: LoadFailed) -> bool:
-        return failed.is_passing and nursery.settings.boot_retry
+        """Whether it is tried again: a set-up always, as the broker is, for what a worker needs is not there yet."""
+        return failed.is_passing and (failed.is_set_up or nursery.settings.boot_retry)
 
     def import_later(
         self, nursery: Nursery, failed: LoadFailed, began_at: float, now: float, roll: float
     ) -> list[Action]:
         """It is tried again, by one for all, when `Imports.turn` says so. The traceback is told once for a reason."""
-        told = self.imports.fail(failed.error, began_at, now, roll)
+        why = "set up" if failed.is_set_up else "imported"
+        because = f"the handler cannot be {why} for now: {failed.error}; it is tried again"
+        told = self.imports.fail(because, began_at, now, roll)
         if told is None:
             return []
         delay, is_news = told
-        fields = {"handler": nursery.settings.handler, "next": f"tried again in {delay:.2f} s (--boot-retry)"}
+        by = "" if failed.is_set_up else " (--boot-retry)"
+        fields = {"handler": nursery.settings.handler, "next": f"tried again in {delay:.2f} s{by}"}
         if failed.traceback and is_news:
             fields["exception"] = failed.traceback
-        return [Say("handler.import_failed", "warning", failed.error, fields)]
+        event = "handler.setup_failed" if failed.is_set_up else "handler.import_failed"
+        return [Say(event, "warning", failed.error, fields)]
 
 
 def _failed(nursery: Nursery, failed: LoadFailed, follows: str) -> Say:
     fields = {"handler": nursery.settings.handler, "next": follows}
     if failed.traceback:
         fields["exception"] = failed.traceback
-    return Say("handler.import_failed", "error", failed.error, fields)
+    event = "handler.setup_failed" if failed.is_set_up else "handler.import_failed"
+    return Say(event, "error", failed.error, fields)

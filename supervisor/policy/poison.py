@@ -210,7 +210,7 @@ class Suspects:
         return answers
 
     def _tell(self, page: int, suspect: Suspect, now: float) -> Tell:
-        if self._parkings.claim(suspect.key, suspect.attempt, now):
+        if self._parkings.claim(suspect.key, suspect.step, now):
             verdict = Verdict(suspect.key, run=False, name=suspect.name, is_parked=True)
             return Tell(page, verdict, "it was parked before, and its acknowledgement was lost")
         verdict = self._ledger.verdict(suspect.key, suspect.delivery_count, suspect.put_back)

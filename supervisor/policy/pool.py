@@ -56,7 +56,7 @@ from supervisor.policy.events import (
 )
 from supervisor.policy.imports import Imports
 from supervisor.policy.looks import Looks
-from supervisor.policy.nursery import Nursery, Upkeep
+from supervisor.policy.nursery import Nursery, NurseryState, Upkeep
 from supervisor.policy.parkings import Parkings
 from supervisor.policy.poison import Ledger, Suspects
 from supervisor.policy.reload import Rollout
@@ -326,7 +326,8 @@ class Pool:
         match report:
             case Connecting() if slot.state is SlotState.BOOTING:
                 slot.enter(SlotState.CONNECTING, now + CONNECT_TIMEOUT)
-                if not self._rollout.nursery.preload and not self._rollout.is_on_trial(slot):
+                # It has imported the handler, or inherited it, and has set it up.
+                if self._rollout.nursery.state is NurseryState.READY and not self._rollout.is_on_trial(slot):
                     self._imports.succeed()
             case Ready() if slot.state is SlotState.CONNECTING:
                 return self._ready(slot, report, now)

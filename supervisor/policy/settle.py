@@ -5,6 +5,7 @@
 | returned | acknowledge |
 | raised, whatever it was | to a delay queue, for another try; acknowledge after the confirm |
 | raised `Retry` | the same, with the delay that it asked for |
+| raised `Unavailable` | the same, and no try is counted |
 | either, and there were `--retries` tries more than the first | dead-letter with reason `exception` |
 | raised `Reject` | dead-letter with reason `rejected` |
 | not run: killed too many workers | dead-letter with reason `crash` |
@@ -51,6 +52,17 @@ class RetryAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Deferred:
+    """Something that the handler needs is away."""
+
+    retry_after: float
+    """Seconds."""
+    why: str
+    traceback: str = ""
+    """As above."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     why: str
     traceback: str = ""
@@ -79,7 +91,7 @@ class Undecodable:
     """The properties as they came."""
 
 
-Outcome = Returned | Raised | RetryAsked | Rejected | Condemned | TooLarge | Undecodable
+Outcome = Returned | Raised | RetryAsked | Deferred | Rejected | Condemned | TooLarge | Undecodable
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +123,11 @@ class Later:
     because: str
     counter: str = "retried"
     event: str = "task.retried"
+
+    @property
+    def is_deferred(self) -> bool:
+        """Not a try of its own."""
+        return self.counter == "deferred"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +166,10 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
                 return _later(delay, attempt, patience, why)
             why = f"asked for another try, after {attempt}: {why}"
             return _dead("exception", why, _evidence(why, traceback))
+        case Deferred(retry_after, why):
+            ms = retry.step(retry_after)
+            because = f"{why}; no try is counted, and try {attempt} begins again in {ms / 1000:g} s"
+            return Later(ms, attempt, because, "deferred", "task.deferred")
         case Rejected(why, traceback):
             return _dead("rejected", why, _evidence(why, traceback))
         case TooLarge(size, limit):

@@ -64,7 +64,7 @@ def readiness(view: PoolView) -> tuple[bool, str]:
     if view.state is State.DEGRADED and not view.steady:
         return False, f"degraded: {view.because}"
     if not view.ready:
-        why = view.shortage or _not_imported(view) or view.trouble
+        why = view.shortage or view.not_imported or view.trouble
         return False, f"no worker consumes: {why}" if why else f"no worker consumes yet ({view.state})"
     if view.standby and not view.may_stand_by:
         hint = "--ready-when subscribed takes a standby for ready"
@@ -75,13 +75,8 @@ def readiness(view: PoolView) -> tuple[bool, str]:
         return False, f"no worker takes a task: {view.trouble}"
     # Not of the slots: those that a smaller pool has emptied stay. While it shrinks more consume than it wants.
     consuming = f"{view.ready} of {max(view.ready, view.wanted)} workers consume"
-    said = (consuming, view.standby, view.shortage, _not_imported(view), view.trouble)
+    said = (consuming, view.standby, view.shortage, view.not_imported, view.trouble)
     return True, "; ".join(filter(None, said))
-
-
-def _not_imported(view: PoolView) -> str | None:
-    why = view.not_imported
-    return f"the handler cannot be imported for now, it is tried again: {why}" if why else None
 
 
 def status(
@@ -113,7 +108,7 @@ def status(
         "readiness": because,
         "handler": settings.handler,
         "broker": view.broker,
-        "trouble": view.trouble or view.shortage or _not_imported(view),
+        "trouble": view.trouble or view.shortage or view.not_imported,
         "queue": {
             "name": settings.queue,
             "type": settings.queue_type,

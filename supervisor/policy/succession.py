@@ -157,7 +157,8 @@ class Succession:
         told = self.upkeep.import_later(nursery, failed, slot.spawned_at, now, self.slots.roll(slot.number))
         slot.restarts += 1
         slot.enter(SlotState.WAITING, now)
-        how = "the import is tried again by one worker, the others wait for it (--boot-retry)"
+        what, by = ("set-up", "") if failed.is_set_up else ("import", " (--boot-retry)")
+        how = f"the {what} is tried again by one worker, the others wait for it{by}"
         return Elsewhere(how), [*told]
 
     def _give_up(self, judged: Judgement) -> list[Consequence]:

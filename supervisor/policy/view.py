@@ -66,7 +66,7 @@ class PoolView:
     shortage: str | None
     """What the machine refuses a worker, or the process that forks them, and what to do."""
     not_imported: str | None
-    """Why the handler cannot be imported for now: it is tried again (`--boot-retry`)."""
+    """Why the handler cannot be imported, or set up, for now: it is tried again."""
     is_held_up: bool
     """Every worker that consumes waits until it can park a message, and takes nothing."""
     blocked_since: float | None

@@ -131,6 +131,10 @@ _TABLE: Final = (
         "task_timeout", "Limits", "D", or_off(duration(0.001, "5m")), "off",
         "Hard limit per task: kill the worker and blame the message.",
     ),
+    Option(
+        "soft_timeout", "Limits", "D", or_off(duration(0.001, "4m")), "off",
+        "Soft limit per task: raise SoftTimeout in the handler.",
+    ),
     Option("max_tasks", "Limits", "N", or_off(number(1, 2**31)), "off", "Replace a worker after N tasks."),
     Option(
         "max_memory", "Limits", "SIZE", or_off(size("1M", "512M")), "off",
@@ -212,6 +216,7 @@ class Settings:
     heartbeat: float = _default("heartbeat")
     """Whole seconds, at least 1."""
     task_timeout: float | None = _default("task_timeout")
+    soft_timeout: float | None = _default("soft_timeout")
     boot_timeout: float = _default("boot_timeout")
     boot_retry: bool = _default("boot_retry")
     grace: float = _default("grace")

@@ -39,6 +39,8 @@ ANSWER_TIMEOUT: Final = 15.0
 OURS_WITHIN: Final = 2.0
 """Seconds at least for the broker to answer about the queues for retries and dead letters before a worker goes on
 without; over a slow network twice as many as it took to consume."""
+PATIENCE: Final = 5.0
+"""Seconds that a turn of the loop waits at most: somebody looks whether it turns."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds for a farewell to a broker that is believed to be well."""
 
@@ -47,14 +49,23 @@ class Consumer:
     """Consumes one queue. Made, opened, asked for `next()` until that is None or raises Gone, closed.
 
     `beat` is called at every turn of the loop; `lost` from the heartbeat thread, when the connection ends while the
-    main thread is away.
+    main thread is away; `idle` while there is no message: it may wait until a descriptor can be read, for so many
+    seconds at most, and says whether it has.
     """
 
-    def __init__(self, settings: Settings, name: str, beat: Callable[[], None], lost: Callable[[Gone], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        beat: Callable[[], None],
+        lost: Callable[[Gone], None],
+        idle: Callable[[int, float], bool],
+    ) -> None:
         self._settings = settings
         self._name = name
         self._beat = beat
         self._lost = lost
+        self._idle = idle
         self._stash: deque[Delivery] = deque()
         self._gone: Gone | None = None
         self.leaving: Gone | None = None
@@ -133,7 +144,8 @@ class Consumer:
                 return self._next_of_the_last()
             if self._stash:
                 return self._stash.popleft()
-            self._pump()
+            has_waited = self._idle(self._ioloop.fileno(), self._ioloop.patience(PATIENCE))
+            self._pump(0.0 if has_waited else PATIENCE)
 
     def turn(self) -> None:
         """One turn of the loop, for somebody who waits for something else than a message. Raises Gone."""
@@ -300,7 +312,7 @@ class Consumer:
 
     # ------------------------------------------------------------------------------------------------ the pump
 
-    def _pump(self, patience: float = 5.0) -> None:
+    def _pump(self, patience: float = PATIENCE) -> None:
         """One turn of the loop: wait for something, `patience` seconds at most."""
         self._beat()
         try:

@@ -36,11 +36,54 @@ def refusal(name: str, handler: Any) -> str | None:
     """Why this cannot be a handler; None when it can. `name` is what the settings call it."""
     if not callable(handler):
         return f"{name} is a {type(handler).__name__}, which cannot be called; name a function of one argument"
-    if issubclass(type(handler), type):
+    if is_class(handler):
+        return _class_refusal(name, handler)
+    return _call_refusal(name, handler)
+
+
+def is_class(handler: Any) -> bool:
+    """Whether each worker makes an instance of it, and calls that."""
+    return issubclass(type(handler), type)
+
+
+def _class_refusal(name: str, cls: Any) -> str | None:
+    call = _static(cls, "__call__")
+    if call is None:
         return (
-            f"{name} is a class: calling it makes an instance and runs nothing; name a function, or an instance "
-            "whose __call__ takes the task"
+            f"{name} is a class whose instances cannot be called: give it a method __call__(self, task), or name a "
+            "function"
         )
+    if why := _arguments_refusal(cls):
+        return f"{name} is a class, of which each worker makes one instance, and {why}"
+    for enter, leave in (("__enter__", "__exit__"), ("__aenter__", "__aexit__")):
+        if (_static(cls, enter) is None) is not (_static(cls, leave) is None):
+            return f"{name} has only one of {enter} and {leave}: a `with` needs both"
+    if isinstance(call, FunctionType):
+        call = functools.partial(call, None)  # as of an instance
+    return _call_refusal(f"{name}.__call__", call)
+
+
+def _static(cls: Any, name: str) -> Any:
+    """A method of its instances, which need not be a function; None when there is none."""
+    found = inspect.getattr_static(cls, name, None)
+    # What is a class's own `__call__` is that of its type, where its instances have none.
+    return found if any(name in vars(each) for each in cls.__mro__) else None
+
+
+def _arguments_refusal(cls: Any) -> str | None:
+    """Why it cannot be made without arguments, as far as its signature tells."""
+    try:
+        signature = inspect.signature(cls)
+    except BaseException:  # noqa: BLE001 - theirs, as below
+        return None
+    try:
+        signature.bind()
+    except TypeError as error:
+        return f"gives it no arguments: {error}"
+    return None
+
+
+def _call_refusal(name: str, handler: Any) -> str | None:
     flags = _flags(handler)
     if flags & inspect.CO_ASYNC_GENERATOR:
         return f"{name} is an async generator function (it has a yield): calling it runs nothing; {_INSTEAD}"

@@ -49,18 +49,30 @@ class Delivery:
 
     @property
     def attempt(self) -> int:
-        attempt = (self.properties.headers or {}).get(queues.ATTEMPT, 1)
-        return attempt if type(attempt) is int and 1 <= attempt <= _MOST else 1
+        return self._counted(queues.ATTEMPT, 1)
+
+    @property
+    def step(self) -> int:
+        """Which of the copies it is that retries and deferrals make of a message, one after the other."""
+        return self.attempt + self.deferred
 
     @property
     def delivery_count(self) -> int:
         """How often a quorum queue says it came back (`x-delivery-count`); 0 on a classic queue, which does not
         count."""
-        count = (self.properties.headers or {}).get("x-delivery-count", 0)
-        return count if type(count) is int and 0 <= count <= _MOST else 0
+        return self._counted("x-delivery-count")
 
     @property
     def put_back(self) -> int:
         """How often it was put back fresh."""
-        count = (self.properties.headers or {}).get(queues.PUT_BACK, 0)
-        return count if type(count) is int and 0 <= count <= _MOST else 0
+        return self._counted(queues.PUT_BACK)
+
+    @property
+    def deferred(self) -> int:
+        """How often what its handler needs was away."""
+        return self._counted(queues.DEFERRED)
+
+    def _counted(self, header: str, least: int = 0) -> int:
+        """A number that somebody has written, the sender perhaps."""
+        count = (self.properties.headers or {}).get(header, least)
+        return count if type(count) is int and least <= count <= _MOST else least

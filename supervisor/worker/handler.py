@@ -1,8 +1,12 @@
-"""`module:function` -> a callable; calling it -> an Outcome."""
+"""`module:function` -> a handler; a task -> an Outcome.
+
+A class is set up in the process that runs it: one instance, with its `with` around the process's life.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -11,30 +15,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from supervisor import failure
 from supervisor.policy import retry
-from supervisor.policy.settle import TRACEBACK_MAX, Outcome, Raised, Rejected, RetryAsked, Returned
+from supervisor.policy.settle import TRACEBACK_MAX, Deferred, Outcome, Raised, Rejected, RetryAsked
 from supervisor.redaction import clip_end, clip_start
 from supervisor.worker import contract, forked
-from supervisor.worker.task import Reject, Retry, Task
+from supervisor.worker.event_loop import RETURNED, EventLoop
+from supervisor.worker.task import Reject, Retry, SoftTimeout, Task, Unavailable
 
 if TYPE_CHECKING:
-    import asyncio
-
     from supervisor.policy import passing
 
-_RETURNED: Final = Returned()
 _DEEPEST: Final = 16
 _TEXT_MAX: Final = 4 * 1024
 """Bytes of what an exception says, where that is the whole story."""
-_FUTURES: Final = (
-    ("concurrent.futures", "Future", "result"),
-    ("multiprocessing.pool", "ApplyResult", "get"),
-    ("gevent", "Greenlet", "get"),
-)
-"""Handles of work that runs elsewhere: module, class, and the method that waits for its end."""
 
 
 class CannotLoad(Exception):
-    """The handler cannot be loaded. `error` is one line, `traceback` the import's own, our frames left out;
+    """The handler cannot be loaded, or set up. `error` is one line, `traceback` its own, our frames left out;
     `is_passing`: it may be possible later."""
 
     def __init__(self, error: str, traceback: str = "", *, is_passing: bool = False) -> None:
@@ -45,8 +41,13 @@ class CannotLoad(Exception):
         super().__init__(self.error)
 
 
-def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
-    """Import `module:function` and make it callable for us.
+def load(target: str, app_dir: str) -> Handler:
+    """Import `module:function`. Raises CannotLoad."""
+    return Handler(target, find(target, app_dir))
+
+
+def find(target: str, app_dir: str) -> Callable[[Task], Any]:
+    """Import `module:function`, and see that it can be a handler.
 
     `app_dir` goes to the *end* of sys.path, so that a stray `json.py` beside the handler shadows nothing.
     Raises CannotLoad, whatever the import raised.
@@ -59,12 +60,12 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
         found: Any = importlib.import_module(module_name)
     except BaseException as error:
         if os.getpid() != importer:
-            forked.leave(_ended(error))
+            forked.leave(ended(error))
         failed = _why(error, module_name, app_dir)
         raise CannotLoad(failed, _traceback(error), is_passing=_is_passing(error)) from error
     if os.getpid() != importer:
         # What the import forked has come to the end of it, and is no second nursery or worker.
-        forked.leave(_RETURNED)
+        forked.leave(RETURNED)
     try:
         for name in path.split("."):
             found = getattr(found, name)
@@ -75,93 +76,10 @@ def load(target: str, app_dir: str) -> Callable[[Task], Outcome]:
         raise CannotLoad(failed, _traceback(error, or_else=""), is_passing=_is_passing(error)) from error
     if (why := contract.refusal(target, found)) is not None:
         raise CannotLoad(why)
-    return adapt(found)
+    return found  # type: ignore[no-any-return]  # `contract` has looked
 
 
-def adapt(function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
-    """A function that runs the handler, waits for what it handed back, and says how it ended, whatever it raises."""
-    conclude = _Conclusion()
-    if contract.is_async(function):
-        conclude.prepare()
-
-    def run(task: Task) -> Outcome:
-        # BaseException: a handler that raises SystemExit or KeyboardInterrupt has failed; it must not end the worker
-        # with the message seemingly done.
-        try:
-            result = function(task)
-            if result is not None:
-                return conclude(result)
-        except BaseException as error:  # noqa: BLE001 - a handler may raise anything
-            return _ended(error)
-        return _RETURNED
-
-    return run
-
-
-class _Conclusion:
-    """What follows from a value that a handler returned: an awaitable or a future is waited for, work that has not
-    begun is a failure, anything else is ignored.
-
-    Not decided from the function: a decorator, a lambda, a partial or an object with `__call__` looks like any other
-    until it returns a coroutine.
-    """
-
-    def __init__(self) -> None:
-        self._runner: asyncio.Runner | None = None
-
-    def prepare(self) -> None:
-        """Import what it takes, for all workers."""
-        import asyncio  # noqa: F401
-
-    def __call__(self, result: Any) -> Outcome:
-        """Raises what the awaited work raises."""
-        if type(result) in contract.PLAIN:
-            return _RETURNED
-        for _ in range(_DEEPEST):
-            if (why := contract.not_run(result)) is not None:
-                return Raised(why, contract.place(result))
-            former, result = result, self._wait_for(result)
-            # Some objects are what awaiting them returns: a pool of connections, for one.
-            if result is None or result is former:
-                return _RETURNED
-        return Raised(f"the handler returned awaitables within awaitables, more than {_DEEPEST} deep", "")
-
-    def _wait_for(self, result: Any) -> Any:
-        """What came of it; None for a value that nobody has to wait for."""
-        if contract.is_awaitable(result):
-            return self._await(result)
-        for module, name, method in _FUTURES:
-            # Where the module is not imported there are none of its futures.
-            kind = getattr(sys.modules.get(module), name, None)
-            if isinstance(kind, type) and issubclass(type(result), kind):
-                return getattr(result, method)()
-        return None
-
-    def _await(self, result: Any) -> Any:
-        import asyncio
-        import contextvars
-
-        if asyncio.isfuture(result):
-            loop = result.get_loop()
-            if result.done():
-                return result.result()
-            if loop.is_running():  # in a thread of the handler's
-                return asyncio.run_coroutine_threadsafe(_awaited(result), loop).result()
-            return loop.run_until_complete(result)
-        # One event loop for the worker's life, so that a handler may keep clients open between tasks. Made at the first
-        # task: a loop (its epoll descriptor) must not be shared between forked workers.
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-        coroutine = result if asyncio.iscoroutine(result) else _awaited(result)
-        # Not the runner's own context, which is that of its first task: each task has a span of its own.
-        return self._runner.run(coroutine, context=contextvars.copy_context())
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
-
-
-def _ended(error: BaseException) -> Outcome:
+def ended(error: BaseException) -> Outcome:
     """How a handler ended that raised this, whose class may be the handler's own: then anything about it may raise."""
     try:
         if isinstance(error, Reject):
@@ -169,9 +87,98 @@ def _ended(error: BaseException) -> Outcome:
         if isinstance(error, Retry):
             why, traceback = _text(error)
             return RetryAsked(retry.checked(error.delay), why or "asked for another try", traceback)
+        if isinstance(error, Unavailable):
+            why, traceback = _text(error)
+            return Deferred(retry.checked(error.retry_after) or 0.0, why or "something is unavailable", traceback)
     except BaseException as second:  # noqa: BLE001 - see above
         return Raised(_line(second), _traceback(second), failure.kind(second))
     return Raised(_line(error), _traceback(error), failure.kind(error))
+
+
+class Handler:
+    """What a worker runs. Loaded once for all workers, perhaps; set up and torn down by each for itself."""
+
+    def __init__(self, name: str, found: Any, ended: Callable[[BaseException], Outcome] = ended) -> None:
+        """`ended` says how it has ended that raised this."""
+        self.name = name
+        self._function = found
+        self._ended = ended
+        self._loop = EventLoop()
+        self._leave: Callable[[], Any] | None = None
+        self.is_class = contract.is_class(found)
+        if contract.is_async(_static_call(found) if self.is_class else found):
+            self._loop.prepare()
+
+    def set_up(self) -> None:
+        """Of a class, make an instance and enter it: in the process that runs it, once. Raises CannotLoad."""
+        if not self.is_class:
+            return
+        process = os.getpid()
+        try:
+            self._function = self._entered()
+        except BaseException as error:
+            if os.getpid() != process:
+                forked.leave(self._ended(error))
+            why = f"{self.name} cannot be set up: {_line(error)}"
+            raise CannotLoad(why, _traceback(error), is_passing=_is_passing(error)) from error
+
+    def runner(self, soft_timeout: float | None = None) -> Callable[[Task], Outcome]:
+        """A function that runs the handler, which is set up, waits for what it handed back, and says how it ended,
+        whatever it raises. `soft_timeout` in seconds."""
+        run = self._adapted(self._function)
+        if soft_timeout is None:
+            return run
+        from supervisor.worker.soft_timeout import SoftTimeouts
+
+        self._loop.soft = soft = SoftTimeouts(soft_timeout, run, (self._loop.conclude, self._ended))
+        return soft.bound(run)
+
+    def tear_down(self) -> Raised | None:
+        """The other half of the `with`, and the end of the event loop. What was raised meanwhile; to be called once."""
+        failed = None
+        for end in (self._leave, self._loop.close):
+            try:
+                if end is not None:
+                    self._loop.wait_for(end())
+            except BaseException as error:  # noqa: BLE001 - theirs, and the process is about to end
+                failed = failed or Raised(_line(error), _traceback(error))
+        return failed
+
+    def idle(self, fd: int, seconds: float) -> bool:
+        """Let what the handler has left on its event loop go on until `fd` can be read, for so many seconds at most.
+        Whether there is such a loop."""
+        return self._loop.run_until_readable(fd, seconds)
+
+    def _entered(self) -> Any:
+        instance = self._function()
+        cls = type(instance)
+        if hasattr(cls, "__aenter__"):
+            self._loop.wait_for(cls.__aenter__(instance))
+            self._leave = lambda: cls.__aexit__(instance, None, None, None)
+        elif hasattr(cls, "__enter__"):
+            cls.__enter__(instance)
+            self._leave = lambda: cls.__exit__(instance, None, None, None)
+        return instance
+
+    def _adapted(self, function: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
+        conclude, ended = self._loop.conclude, self._ended
+
+        def run(task: Task) -> Outcome:
+            # BaseException: a handler that raises SystemExit or KeyboardInterrupt has failed; it must not end the
+            # worker with the message seemingly done.
+            try:
+                result = function(task)
+                if result is not None:
+                    return conclude(result)
+            except BaseException as error:  # noqa: BLE001 - a handler may raise anything
+                return ended(error)
+            return RETURNED
+
+        return run
+
+
+def _static_call(cls: Any) -> Any:
+    return inspect.getattr_static(cls, "__call__")
 
 
 def _text(error: BaseException) -> tuple[str, str]:
@@ -234,16 +241,30 @@ def _link(error: BaseException, most: int) -> passing.Chained:
     )
 
 
+_ROOM: Final = f"{os.path.dirname(__file__)}/"  # noqa: PTH120 - a string, as a frame's file is
+_ASYNCIO: Final = f"{os.path.dirname(os.path.dirname(importlib.__file__))}/asyncio/"  # noqa: PTH120
+
+
 def _is_ours(filename: str) -> bool:
-    return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib")
+    """Or the import system's, or the event loop's."""
+    return filename.startswith((_ROOM, _ASYNCIO, "<frozen importlib")) or filename == importlib.__file__
 
 
 def _traceback(error: BaseException, or_else: str | None = None) -> str:
-    """The traceback from the first frame that is neither ours nor the import system's, its end kept. `or_else`: what
+    """The traceback from the first frame that is not ours to the last one that is not, its end kept. `or_else`: what
     there is to show when all frames are."""
     start = error.__traceback__
     while start is not None and _is_ours(start.tb_frame.f_code.co_filename):
         start = start.tb_next
-    if start is None and or_else is not None:
-        return or_else
+    if start is None:
+        if or_else is not None:
+            return or_else
+        if error.__cause__ is None:
+            start = error.__traceback__
+    last = start
+    while last is not None and last.tb_next is not None:
+        if isinstance(error, SoftTimeout) and last.tb_next.tb_frame.f_code.co_filename.startswith(_ROOM):
+            last.tb_next = None  # the signal's handler
+            break
+        last = last.tb_next
     return clip_end(failure.rendered(error, start), TRACEBACK_MAX)

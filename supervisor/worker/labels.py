@@ -18,7 +18,7 @@ them, it would get there once more."""
 _ESSENTIAL: Final = (
     queues.ATTEMPT, queues.REASON, queues.QUEUE, queues.CAUSE, queues.CRASHES, queues.FIRST_SEEN, queues.HOST,
     queues.EXPIRATION, queues.USER_ID, queues.PART, queues.PARTS, queues.PART_OF, queues.PUT_BACK,
-    queues.BURST,
+    queues.BURST, queues.DEFERRED,
 )  # fmt: skip
 """Small, and without some of them a task is tried for ever, or a dead letter does not know where it came from. A few
 hundred bytes, for which there is room beside all other properties in the smallest frame of AMQP (4 KiB)."""

@@ -6,8 +6,8 @@ import atexit
 import mmap
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,7 +29,7 @@ from supervisor.messages import (
     Suspect,
     Verdict,
 )
-from supervisor.policy.settle import Condemned, Outcome, TooLarge, Undecodable
+from supervisor.policy.settle import Condemned, TooLarge, Undecodable
 from supervisor.scoreboard import Pen, Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, Cause, Phase, slot_of
@@ -37,7 +37,7 @@ from supervisor.worker import aftermath, forked
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.gone import Gone
-from supervisor.worker.handler import CannotLoad, load
+from supervisor.worker.handler import CannotLoad, Handler, load
 from supervisor.worker.inquiries import Inquiries
 from supervisor.worker.settling import Settling
 from supervisor.worker.task import Task
@@ -57,7 +57,7 @@ class Birth:
     link: Link
     board: Scoreboard
     log_fd: int
-    handler: Callable[[Task], Outcome] | None
+    handler: Handler | None
     """Already imported by the nursery, or None: import it here."""
 
 
@@ -79,25 +79,42 @@ def live(birth: Birth) -> NoReturn:
     pen = birth.board.pen(page)
     pen.open(os.getpid())
     handler = birth.handler
-    if handler is None:
-        try:
-            handler = load(settings.handler, settings.app_dir)
-        except CannotLoad as error:
-            birth.link.send(LoadFailed(error.error, error.traceback, error.is_passing))
-            os._exit(EXIT_CONFIG)
+    if handler is None or handler.is_class:
+        handler = _set_up(handler, birth)
         try:
             aftermath.demand((birth.link.fileno(), birth.board.fd, birth.log_fd))
         except aftermath.DescriptorsClosed as closed:
             streams.complain(f"{closed}\n")
             os._exit(EXIT_CONFIG)
         aftermath.arm()
-        # The import may have set up logging in its own way; lines must stay whole.
+        # What has run may have set up logging in its own way; lines must stay whole.
         sink = configure_logs("worker", settings, birth.link, birth.board.fd, birth.log_fd, slot)
     worker = Worker(birth, received[0], pen, sink, handler)
     end = worker.run()
     pen.phase(Phase.LEAVING)
     birth.link.send(Leaving(end.cause, end.detail, end.kind or "", worker.settling.is_unsettled, end.silence))
+    _tear_down(handler)
     _exit(_EXIT_CODES.get(end.cause, EXIT_DONE))
+
+
+def _set_up(handler: Handler | None, birth: Birth) -> Handler:
+    """Ready to be run. Ends the process when it cannot be."""
+    is_loaded = handler is not None
+    try:
+        handler = handler or load(birth.settings.handler, birth.settings.app_dir)
+        is_loaded = True
+        handler.set_up()
+    except CannotLoad as error:
+        birth.link.send(LoadFailed(error.error, error.traceback, error.is_passing, is_set_up=is_loaded))
+        os._exit(EXIT_CONFIG)
+    return handler
+
+
+def _tear_down(handler: Handler) -> None:
+    """As long as it may take: the supervisor waits for the grace."""
+    if (failed := handler.tear_down()) is not None:
+        because = f"the tear-down of the handler raised {failed.error}; the worker leaves all the same"
+        logs.get_logger().warning("handler.teardown_failed", because=because, exception=failed.traceback)
 
 
 def configure_logs(
@@ -136,16 +153,14 @@ def _exit(code: int) -> NoReturn:
 class Worker:
     """One worker between Connecting and Leaving."""
 
-    def __init__(
-        self, birth: Birth, begin: Begin, pen: Pen, sink: logs.Sink, handler: Callable[[Task], Outcome]
-    ) -> None:
+    def __init__(self, birth: Birth, begin: Begin, pen: Pen, sink: logs.Sink, handler: Handler) -> None:
         settings, slot = birth.settings, slot_of(begin.page)
         self._settings = settings
         self._link = birth.link
         self._pen = pen
-        self._handler = handler
+        self._run = handler.runner(settings.soft_timeout)
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{slot}"
-        self._consumer = Consumer(settings, name, pen.beat, self._lost)
+        self._consumer = Consumer(settings, name, pen.beat, self._lost, handler.idle)
         self._inquiries = Inquiries(settings, self._consumer.open_channel, self._link.send)
         self.settling = Settling(settings, name, begin, self._link, pen, sink, self._consumer, self._hear)
         self._has_queues = begin.has_queues
@@ -220,7 +235,7 @@ class Worker:
             delivery.trace_id,
             delivery.checksum,
         )
-        self._task = task = Task(delivery, attempt, begun)
+        self._task = task = Task(delivery, attempt, begun, self._settings.queue)
         if self._tells_starts:
             self._log.debug(
                 "task.started",
@@ -230,7 +245,7 @@ class Worker:
                 **delivery.trace,
             )
         with self._consumer.unattended:
-            outcome = self._handler(task)
+            outcome = self._run(task)
         if tracing is not None:
             tracing.end(outcome)
         pen.returned()
@@ -255,7 +270,7 @@ class Worker:
             checksum,
             Phase.ASKING,
         )
-        self._link.send(Suspect(key, delivery.delivery_count, delivery.put_back, delivery.name, delivery.attempt))
+        self._link.send(Suspect(key, delivery.delivery_count, delivery.put_back, delivery.name, delivery.step))
         while (verdict := self._verdicts.pop(key, None)) is None:
             self._consumer.turn()
             if self._consumer.take_back(delivery):
@@ -286,7 +301,8 @@ class Worker:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: what a handler executes would inherit that
-        self._handler = forked.contain(self._handler)
+        _refuse_breakpoints()
+        self._run = forked.contain(self._run)
         self._consumer.watch(reader, lambda: self._signalled(os.read(reader, 64)))
 
     def _start_heartbeats(self) -> None:
@@ -324,6 +340,18 @@ class Worker:
         if (task := self._task) is not None:
             task.lost = True
         self._link.send(Lost(gone.detail, gone.kind or "", silence=gone.silence), wait=False)
+
+
+def _refuse_breakpoints() -> None:
+    """`breakpoint()` would read from /dev/null, and the task would fail with a BdbQuit. $PYTHONBREAKPOINT may name
+    another debugger, or none (0), as it does everywhere."""
+    if sys.breakpointhook is not sys.__breakpointhook__ or os.environ.get("PYTHONBREAKPOINT"):
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("breakpoint(): a worker has no terminal; run the handler by `workq try`")
+
+    sys.breakpointhook = refuse
 
 
 def _resident() -> int:

@@ -111,6 +111,8 @@ class Parking:
         queue, expiration = self._settings.queue, delivery.properties.expiration
         if isinstance(settlement, Later):
             headers = {queues.FIRST_SEEN: self._first_seen(delivery, {}), queues.ATTEMPT: settlement.attempt}
+            if settlement.is_deferred or delivery.deferred:
+                headers[queues.DEFERRED] = delivery.deferred + settlement.is_deferred
             if self._burst:
                 headers[queues.BURST] = self._burst
             # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it

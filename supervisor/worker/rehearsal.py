@@ -18,11 +18,11 @@ from supervisor.amqp.stand_in import StandIn
 from supervisor.endpoint import Endpoint
 from supervisor.link import Link
 from supervisor.messages import Begin, Drain
-from supervisor.policy.settle import Outcome, Returned
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause
 from supervisor.worker.consumer import Consumer
+from supervisor.worker.handler import Handler
 from supervisor.worker.main import Birth, Worker
 from supervisor.worker.task import Task
 
@@ -57,10 +57,10 @@ def _live(door: socket.socket, board: Scoreboard, nowhere: int) -> None:
 def _play(door: socket.socket, here: Endpoint, supervisor: Link, link: Link, board: Scoreboard, nowhere: int) -> None:
     birth = Birth(os.getpid(), Settings("", url=(here,), queue=_QUEUE, app_dir="/"), link, board, nowhere, None)
 
-    def handler(_: Task) -> Outcome:
+    def leave(_: Task) -> None:
         supervisor.send(Drain(False, Cause.DRAINED))
-        return Returned()
 
+    handler = Handler("rehearsal", leave)
     worker = _Understudy(birth, Begin(0, has_queues=True), board.pen(0), logs.Sink(nowhere, board.fd), handler)
     worker.play(door)
 

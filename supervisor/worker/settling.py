@@ -120,7 +120,8 @@ class Settling:
             # Now, and not with the settlement, for which it may wait as long as the broker takes nothing.
             self._pen.count("failed")
             error = outcome.error if isinstance(outcome, Raised) else outcome.why
-            self._log.warning("task.failed", **_about(delivery, attempt, seconds), because=error)
+            said = {"exception": outcome.traceback} if outcome.traceback else {}
+            self._log.warning("task.failed", **_about(delivery, attempt, seconds), because=error, **said)
         try:
             settlement = self._tell_broker(delivery, attempt, settlement, outcome)
         except (Gone, PublishError) as error:
@@ -175,7 +176,7 @@ class Settling:
         """Before the acknowledgement, which may be lost. Messages without an id may be alike and many: see
         `policy.parkings`."""
         if delivery.properties.message_id:
-            self._pen.move(delivery.name.encode(), delivery.tag, delivery.attempt, delivery.checksum)
+            self._pen.move(delivery.name.encode(), delivery.tag, delivery.step, delivery.checksum)
 
     def _count_returned(self, delivery: Delivery) -> None:
         """A task that this supervisor had put into a delay queue is settled: it is not out any more."""

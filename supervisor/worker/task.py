@@ -39,21 +39,46 @@ class Retry(Exception):
         self.delay = retry.checked(delay)
 
 
+class Unavailable(Exception):
+    """Raise it in a handler when something that it needs is away: it is not this message's fault, so no try is counted,
+    and the message is run again later.
+
+        raise supervisor.Unavailable("database", retry_after=10)
+
+    `retry_after` in seconds is rounded up to the ladder of delays, as `Retry`'s `delay` is. Raises ValueError when it
+    is not a number from 0.
+    """
+
+    retry_after: float = 10.0
+    """Of the class, too: see `Retry`."""
+
+    def __init__(self, why: str = "", *, retry_after: float = 10.0) -> None:
+        super().__init__(why)
+        self.retry_after = retry.checked(retry_after) or 0.0
+
+
+class SoftTimeout(Exception):
+    """Raised in a handler when its task has run for `--soft-timeout`: to clean up, or to come to an end. A task that
+    goes on all the same is left alone, until `--task-timeout`."""
+
+
 class Task:
     """One delivery, as the handler sees it.
 
     Everything is read from the message when asked for, so a handler pays for what it touches.
     """
 
-    __slots__ = ("_delivery", "_log", "attempt", "body", "lost", "received_at")
+    __slots__ = ("_delivery", "_log", "attempt", "body", "lost", "queue", "received_at")
 
-    def __init__(self, delivery: Delivery, attempt: int, received_at: float) -> None:
+    def __init__(self, delivery: Delivery, attempt: int, received_at: float, queue: str) -> None:
         self._delivery = delivery
         self._log: Any = None
         self.body: bytes = delivery.body
         """The message's body, as it came."""
         self.attempt: int = attempt
         """1 for the first try."""
+        self.queue: str = queue
+        """The queue that it was taken from."""
         self.received_at: float = received_at
         """Monotonic seconds at which the worker took it up."""
         self.lost: bool = False

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
-from supervisor.policy.settle import Outcome, Raised, Rejected, RetryAsked
+from supervisor.policy.settle import Deferred, Outcome, Raised, Rejected, RetryAsked
 from supervisor.version import __version__
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ def _conclude(span: trace.Span, outcome: Outcome) -> None:
             _fail(span, "supervisor.Reject", why)
         case RetryAsked(_, why):
             _fail(span, "supervisor.Retry", why)
+        case Deferred(_, why):
+            _fail(span, "supervisor.Unavailable", why)
 
 
 def _fail(span: trace.Span, kind: str, why: str) -> None:

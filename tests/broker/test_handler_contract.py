@@ -277,6 +277,9 @@ class Task:
     def of_class(cls, task): note("ran", task.message_id)
     def __call__(self, task): note("ran", task.message_id)
 
+class Mute:
+    def work(self, task): note("ran", task.message_id)
+
 class Async:
     async def __call__(self, task): note("ran", task.message_id)
 
@@ -355,7 +358,7 @@ unreadable, lies = Unreadable(), Lies()
 ACCEPTED = (
     "one", "defaults", "all_of_it", "positional", "coroutine", "old_style", "supplied", "said", "instance", "partial",
     "async_instance", "static", "partial_async", "cached", "short", "length", "unreadable", "lies", "instance.one",
-    "Task.static", "Task.of_class", "print", "instance.__call__",
+    "Task", "Async", "Task.static", "Task.of_class", "print", "instance.__call__",
 )  # fmt: skip
 
 REFUSED = {
@@ -371,7 +374,7 @@ REFUSED = {
     "Task.two": "takes 3 arguments; ",
     "instance.two": "takes 2 arguments; ",
     "Task.one": "takes 2 arguments; a handler is called with one, the task: one(self, task) should be one(task)",
-    "Task": "is a class: ",
+    "Mute": "is a class whose instances cannot be called: ",
     "generator": "is a generator function (it has a yield): ",
     "async_generator": "is an async generator function (it has a yield): ",
     "yields": "is a generator function",
@@ -396,7 +399,7 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_f61_a_callable_that_takes_the_task_alone_or_cannot_be_asked_is_loaded(
     shapes: str, tmp_path: Path, shape: str
 ) -> None:
-    assert callable(loader.load(f"{shapes}:{shape}", str(tmp_path)))
+    assert callable(loader.find(f"{shapes}:{shape}", str(tmp_path)))
 
 
 @pytest.mark.parametrize("shape", REFUSED)
@@ -410,7 +413,7 @@ def test_f61_a_callable_that_cannot_take_exactly_one_argument_or_runs_nothing_is
 
 
 @pytest.mark.parametrize(
-    ("shape", "preload"), [("callback", "--preload"), ("generator", "--no-preload"), ("Task", "--preload")]
+    ("shape", "preload"), [("callback", "--preload"), ("generator", "--no-preload"), ("Mute", "--preload")]
 )
 def test_f60_f61_what_cannot_be_a_handler_is_exit_78_in_one_line_and_no_message_is_taken(
     broker_url: str, queue: str, tmp_path: Path, path: dict[str, str], shape: str, preload: str

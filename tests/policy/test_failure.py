@@ -12,7 +12,7 @@ import pytest
 
 from supervisor import failure
 from supervisor.policy.settle import TRACEBACK_MAX, Raised
-from supervisor.worker.handler import CannotLoad, adapt
+from supervisor.worker.handler import CannotLoad, Handler
 
 FRAMES = 200_000
 
@@ -91,7 +91,7 @@ def test_f71_a_large_failure_is_rendered_in_brief_by_bounded_memory_and_its_end_
         tracemalloc.stop()
     assert peak < 1_000_000 and len(text) < 16_000
     assert [part for part in shown if part not in text] == []
-    outcome = adapt(lambda _: _raise(error))(None)  # type: ignore[arg-type]
+    outcome = Handler("raises", lambda _: _raise(error)).runner()(None)  # type: ignore[arg-type]
     assert isinstance(outcome, Raised)
     assert len(outcome.traceback) <= TRACEBACK_MAX and len(outcome.error) < 5000
     assert outcome.traceback.endswith(text[-12:])

@@ -31,6 +31,7 @@ def test_names_are_those_of_the_public_interface() -> None:
         "x-workq-part-of",
         "x-workq-put-back",
         "x-workq-burst",
+        "x-workq-deferred",
     )
 
 

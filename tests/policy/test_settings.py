@@ -81,6 +81,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         prefetch=1,
         heartbeat=15.0,
         task_timeout=None,
+        soft_timeout=None,
         boot_timeout=60.0,
         boot_retry=False,
         grace=30.0,

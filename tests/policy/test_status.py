@@ -125,7 +125,8 @@ def test_the_document_has_the_public_keys_and_is_json() -> None:
         "last_exit",
     }  # fmt: skip
     assert set(document["totals"]) == {  # type: ignore[call-overload]
-        "succeeded", "failed", "retried", "dead_lettered", "quarantined", "redelivered", "unsettled", "worker_exits",
+        "succeeded", "failed", "retried", "deferred", "dead_lettered", "quarantined", "redelivered", "unsettled",
+        "worker_exits",
     }  # fmt: skip
     json.dumps(document)
 
@@ -193,7 +194,7 @@ def test_the_last_exit_is_told_and_counted() -> None:
 
 
 def test_totals_are_the_sum_of_all_pages_the_vacant_ones_included() -> None:
-    one = Counts(1, 2, 3, 4, 5, 6, 7, 8.5, 9, (1, 0))
-    other = Counts(10, 20, 30, 40, 50, 60, 70, 80.5, 90, (0, 2))
+    one = Counts(1, 2, 3, 4, 5, 6, 7, 8, 8.5, 9, (1, 0))
+    other = Counts(10, 20, 30, 40, 50, 60, 70, 80, 80.5, 90, (0, 2))
     pages = [Reading(n, 0, Phase.VACANT, None, 0.0, counts) for n, counts in enumerate((one, other))]
-    assert status.totals(pages) == Counts(11, 22, 33, 44, 55, 66, 77, 89.0, 99, (1, 2))
+    assert status.totals(pages) == Counts(11, 22, 33, 44, 55, 66, 77, 88, 89.0, 99, (1, 2))
