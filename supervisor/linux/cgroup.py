@@ -79,9 +79,9 @@ def find_counter(proc: Path = Path("/proc/self")) -> Path | None:
     return None
 
 
-def full_of_processes(proc: Path = Path("/proc/self")) -> tuple[Path, int] | None:
+def full_of_processes() -> tuple[Path, int] | None:
     """The cgroup of this process, or above it, that has all the processes it may have, and how many."""
-    for directory, _ in _upwards(proc, "pids"):
+    for directory, _ in _upwards(Path("/proc/self"), "pids"):
         try:
             most = (directory / "pids.max").read_text().strip()
             if most != "max" and int((directory / "pids.current").read_text()) >= int(most):

@@ -95,7 +95,7 @@ class Chained:
     """The one that led to it."""
 
 
-class _Verdict(Enum):
+class _Judged(Enum):
     OF_CODE = 1
     PASSING = 2
     UNKNOWN = 3
@@ -103,22 +103,22 @@ class _Verdict(Enum):
 
 def is_passing(raised: Chained) -> bool:
     """Whether the import that raised this may succeed if it is tried again."""
-    return _judge(raised) is _Verdict.PASSING
+    return _judge(raised) is _Judged.PASSING
 
 
-def _judge(raised: Chained) -> _Verdict:
+def _judge(raised: Chained) -> _Judged:
     each: Chained | None = raised
     while each is not None:
         verdict = _judge_alone(each)
-        if verdict is not _Verdict.UNKNOWN:
+        if verdict is not _Judged.UNKNOWN:
             return verdict
         each = each.cause
-    return _Verdict.UNKNOWN
+    return _Judged.UNKNOWN
 
 
-def _judge_alone(link: Chained) -> _Verdict:
+def _judge_alone(link: Chained) -> _Judged:
     if any(name.removeprefix("builtins.") in _OF_CODE for name in link.names):
-        return _Verdict.OF_CODE
+        return _Judged.OF_CODE
     if link.members:
         verdicts = {_judge(member) for member in link.members}
         return min(verdicts, key=lambda verdict: verdict.value)
@@ -128,7 +128,7 @@ def _judge_alone(link: Chained) -> _Verdict:
         or ("builtins.OSError" in link.names and not last & _OTHER_NUMBERS and _tells_of_now(link))
         or ("builtins.SystemExit" in link.names and link.number == _TEMPORARY)
     )
-    return _Verdict.PASSING if is_passing else _Verdict.UNKNOWN
+    return _Judged.PASSING if is_passing else _Judged.UNKNOWN
 
 
 def _tells_of_now(link: Chained) -> bool:

@@ -46,12 +46,12 @@ class _Given:
     """The name of the place where to correct it."""
 
 
-_Source = dict[str, _Given]
+_Layer = dict[str, _Given]
 CommandLine = Mapping[str, str | tuple[str, ...] | bool]
 """Names of `OPTIONS`, or `unit`, and what was given for them; nothing that was not given."""
 
 
-class _Sources:
+class _Layers:
     """What command line, environment and file hold, and what is wrong with the sources themselves."""
 
     def __init__(self, command_line: CommandLine, environ: Mapping[str, str]) -> None:
@@ -98,7 +98,7 @@ class _Sources:
                 problems += error.problems
         return values, problems
 
-    def _look_at_unit(self, unit: str, given: _Source) -> None:
+    def _look_at_unit(self, unit: str, given: _Layer) -> None:
         """The variables of whoever asks are not the unit's: one that names another queue would win over its file."""
         name = _instance(unit)
         if "config" in given:
@@ -110,9 +110,9 @@ class _Sources:
             self.credential = _credential(UNITS / f"{name}.{CREDENTIAL}", f"{UNITS}/{name}.")
             self.runtime = str(UNITS_RUN / name)
 
-    def _from_environment(self, environ: Mapping[str, str]) -> _Source:
+    def _from_environment(self, environ: Mapping[str, str]) -> _Layer:
         """Foreign `WORKQ_*` variables are left alone, since the prefix is not ours alone; near misses are problems."""
-        given: _Source = {}
+        given: _Layer = {}
         for variable, text in sorted(environ.items()):
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             if not variable.startswith(ENVIRONMENT_PREFIX) or not text.strip() or name.startswith(_OTHERS_VARIABLES):
@@ -123,13 +123,13 @@ class _Sources:
                 self.unknown.append(f"{variable}: unknown, did you mean {OPTIONS[nearest].variable}?")
         return given
 
-    def _from_file(self, config: _Given | None) -> _Source:
+    def _from_file(self, config: _Given | None) -> _Layer:
         try:
             file, document = _document(config) if config is not None else ("", {})
         except SettingsError as error:
             self.unread = error.problems
             return {}
-        given: _Source = {}
+        given: _Layer = {}
         for key, value in document.items():
             source = f"{file}: {_shown(key).strip(chr(39))}"
             if (option := OPTIONS.get(key)) and option.in_file:
@@ -159,7 +159,7 @@ class _Sources:
 def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, str]) -> Settings:
     """Command line over environment over file over default; a variable that is set and empty counts as not set. Raises
     SettingsError with every problem; of an option given in several places only the value that counts is checked."""
-    sources = _Sources(command_line if handler is None else {**command_line, "handler": handler}, environ)
+    sources = _Layers(command_line if handler is None else {**command_line, "handler": handler}, environ)
     values, problems = sources.read(name for name in OPTIONS if name not in ("url_file", "config"))
     values["health_explicit"] = sources.given("health") is not None
     values["control_explicit"] = values.get("control") != AUTO and sources.given("control") is not None
@@ -183,7 +183,7 @@ def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, s
 def read(names: Sequence[str], command_line: CommandLine, environ: Mapping[str, str]) -> dict[str, Any]:
     """These settings by name, from where `load` finds them; with `unit` in the command line, from that unit's. Raises
     SettingsError, also for unknown names: a misspelt `queue` would have a command act on another one."""
-    values, problems = _Sources(command_line, environ).read(names)
+    values, problems = _Layers(command_line, environ).read(names)
     if problems:
         raise SettingsError(problems)
     return values
@@ -206,7 +206,7 @@ def locate(
     names: tuple[str, ...] = ("queue", "control", "health"),
 ) -> Whereabouts:
     """Where that supervisor would be; what `names` leaves out has its default. Raises SettingsError."""
-    sources = _Sources(command_line, environ)
+    sources = _Layers(command_line, environ)
     values: dict[str, Any] = {}
     problems = list(sources.unread)
     named = {name: given for name in names if (given := sources.given(name)) is not None}

@@ -82,7 +82,7 @@ BUGS = [
         "",
         SCENES,
     ),
-    Bug("an error of the code is tried again", "passing.py", "return _Verdict.OF_CODE\n", "pass\n", PASSING),
+    Bug("an error of the code is tried again", "passing.py", "return _Judged.OF_CODE\n", "pass\n", PASSING),
     Bug("what led to an exception is not looked at", "passing.py", "each = each.cause", "each = None", PASSING),
     Bug("the number of a TLS error is taken for an errno", "passing.py", "not last & _OTHER_NUMBERS", "True", PASSING),
     Bug(

@@ -147,8 +147,6 @@ def _histogram(name: str, text: str, bounds: Sequence[float], counts: Sequence[i
 
 
 class Metrics:
-    """The text of one scrape."""
-
     def __init__(self, look: Look) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(PoolCollector(look))
