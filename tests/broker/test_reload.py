@@ -405,7 +405,7 @@ def test_f84_a_reload_while_there_is_no_such_link_fails_and_says_so_and_a_later_
         deployment.link.unlink()
         pool.send(signal.SIGHUP)
         because = pool.hear("reload.failed")["because"]
-        assert f"the working directory {deployment.link} cannot be entered: No such file or directory" in because
+        assert f"cannot enter the working directory {deployment.link}: No such file or directory" in because
         deployment.make_current(new)
         pool.send(signal.SIGHUP)
         pool.hear("reload.finished")
