@@ -1,8 +1,7 @@
-"""A link: the socket between the parent and one other process, for the rare things.
+"""A link: the socket between the parent and one other process, for the rare things (`messages`, by `frames`).
 
 SOCK_SEQPACKET keeps message boundaries (unix(7)): a message arrives whole or not at all, also when its sender is
-killed, and end-of-file tells each side about the other. Messages are the reports and orders of `messages`, as
-`frames` writes them.
+killed.
 """
 
 from __future__ import annotations

@@ -1,16 +1,14 @@
-"""The scoreboard: shared memory in which each worker writes what it does, before it does it.
+"""The scoreboard: shared memory in which each worker writes what it does, before it does it. (Apache httpd's word.)
 
-Two pages of 4 KiB for each slot, of which a worker has one (see `vocabulary.SLOTS`); the name is Apache httpd's. A
-worker's *pen* writes with plain stores, about a microsecond a task; the parent reads when it wants to. No lock: each
-page has one writer, and a reader that catches it in the middle of a note sees the phase change last. The memory
-outlives its writer, so the message that a dead worker had in flight is known.
+Two pages of 4 KiB for each slot, of which a worker has one (see `vocabulary.SLOTS`). A worker's *pen* writes with plain
+stores, about a microsecond a task. No lock: each page has one writer, and a reader that catches it in the middle of a
+note sees the phase change last. The memory outlives its writer.
 
-A worker maps its own page alone, so that a wild store of a C library's reaches no other; by the descriptor, which it
-keeps for the lock below, a handler can write anywhere. So the file's size is sealed, and what is read is bounded: an
-instant is one of this supervisor's life, a total never goes backwards.
+A worker maps its own page alone; by the descriptor, which it keeps for the lock below, a handler can write anywhere. So
+the file's size is sealed, and what is read is bounded: an instant is one of this supervisor's life, a total never goes
+backwards.
 
-The beginning of the file is the log's: the lock that keeps lines apart, and the rest of a line that is only begun
-(`logs.Sink`).
+The beginning of the file is the log's: its lock, and the rest of a line that is only begun (`logs.Sink`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""A running supervisor: where it is, and a word with it. The control socket answers everything, the health port only
-`GET /status`. Both are looked for where `workq-supervise` with the same settings would have put them."""
+"""A running supervisor: where it is, and a word with it, by its control socket or, to look, its health port."""
 
 from __future__ import annotations
 

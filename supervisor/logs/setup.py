@@ -153,13 +153,12 @@ def configure(
     slot: int | None = None,
     on_long: Callable[[bytes], object] | None = None,
 ) -> Sink:
-    """Send everything that this process logs, by structlog or by logging, to `fd`; return the sink, for its `dropped`.
+    """Send all that this process logs, by structlog or by logging, to `fd`; return the sink, for its `dropped`.
 
-    `role` is supervisor, nursery or worker; `fd`, `lock_fd` and `on_long` are `Sink`'s; `format` is json or console
-    (`resolve_format`); `level` is the lowest to be written: debug, info, warning, error or critical.
-
-    Call it again after a fork, or after an import that may have called structlog.configure. A process's own fields win:
-    an event's `pid` is written as `pid_`, but in the supervisor. Raises ValueError for an unknown format or level.
+    `role` is supervisor, nursery or worker; `fd`, `lock_fd` and `on_long` are `Sink`'s; `format` is json or console;
+    `level` is the lowest to be written. Call it again after a fork, or after an import that may have called
+    structlog.configure. A process's own fields win: an event's `pid` is written as `pid_`, but in the supervisor.
+    Raises ValueError for an unknown format or level.
     """
     resolve_format(format, fd)
     floor = _LEVELS.get(level.lower())

@@ -44,19 +44,15 @@ def open_lock() -> int:
 class Sink:
     """Never raises, never waits for long: drops lines, and counts them in `dropped`.
 
-    `fd` is where lines go; `lock_fd` is a file opened for reading and writing that all the processes have inherited
-    (`open_lock`). Its first byte is the lock: shared for a short line, which is one atomic write, exclusive for a
-    longer one. Thus a worker that is stopped between lock and unlock holds up no other's short lines. The kernel
-    unlocks when a holder dies (fcntl(2)).
+    `fd` is where lines go; `lock_fd` is a file that all the processes have inherited (`open_lock`). Its first byte is
+    the lock: shared for a short line, which is one atomic write, exclusive for a longer one. Thus a worker that is
+    stopped between lock and unlock holds up no other's short lines. The kernel unlocks when a holder dies (fcntl(2)).
 
-    A line that cannot be finished, because the reader stalls or the disk is full, is left in that file: the next
-    process that writes puts the rest before its own line. Where the writer died in the middle of a write to a file the
-    rest is lost, and a newline comes first.
+    A line that cannot be finished is left in that file: the next process that writes puts the rest before its own line.
+    Where the writer died in the middle of a write to a file the rest is lost, and a newline comes first.
 
-    `on_long`, when given, takes every line longer than `ATOMIC` bytes instead, without any lock held: only the parent,
-    which is not killed in mid-line, writes in pieces. What it raises counts as a dropped line.
-
-    The constructor raises OSError when `lock_fd` cannot be locked; what is wrong with `fd` only costs lines.
+    `on_long`, when given, takes lines longer than `ATOMIC` bytes, without any lock held: only the parent, which is not
+    killed in mid-line, writes in pieces. The constructor raises OSError when `lock_fd` cannot be locked.
     """
 
     _writing: bool

@@ -69,8 +69,7 @@ class Systemd:
         self._is_reload_asked = True
 
     def tell(self, view: PoolView, readings: Iterable[Reading], sampled_at: float, grace: float) -> None:
-        """Tell what is new, at every turn of the loop. `sampled_at` is the time of `readings`, which the status
-        follows. A stop is prolonged until the `grace`, in seconds, is over."""
+        """Tell what is new, at every turn of the loop; `sampled_at` is the time of `readings`, `grace` in seconds."""
         if self._is_reload_asked:
             self._announce_reload()
         state = self._state_of(view)

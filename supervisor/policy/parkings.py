@@ -1,13 +1,11 @@
 """Which messages lie in another queue already, though the broker may give them to a worker again?
 
-A message that is to be retried or dead-lettered is published elsewhere, confirmed, and then acknowledged. When the
-connection or the worker is gone in between, the broker delivers it once more, beside its copy. So what was parked and
-is not known to be acknowledged is remembered here, and the same message coming back, redelivered and with the number of
-the same try, is acknowledged unrun.
+A message to be retried or dead-lettered is published elsewhere, confirmed, and then acknowledged. When the connection
+or the worker is gone in between, the broker delivers it once more, beside its copy. So it is remembered here, and when
+it comes back, redelivered and with the number of the same try, it is acknowledged unrun.
 
 The acknowledgement may have arrived all the same. So a memory holds for `HOLDS` seconds, for one delivery, and not
-beyond a delivery of that message that is not marked redelivered: that one is new. Only messages with an id are
-remembered.
+beyond one that is not marked redelivered: that one is new. Only messages with an id are remembered.
 """
 
 from __future__ import annotations

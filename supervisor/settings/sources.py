@@ -1,5 +1,4 @@
-"""Where settings come from: command line over environment over file over default; every problem at once. Light, since
-workers import this: tomllib, difflib and the like are imported where they are needed."""
+"""Where settings come from. Light, since workers import it: tomllib and the like are imported where they are needed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What is answered by HTTP: /healthz, /readyz, /metrics, /status, the live page at /, and the control socket's verbs.
-It is made from the loop's latest snapshot and from shared memory, so it costs the loop nothing."""
+"""What is answered by HTTP, from the loop's latest snapshot and shared memory, so that it costs the loop nothing."""
 
 from __future__ import annotations
 
