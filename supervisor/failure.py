@@ -1,4 +1,4 @@
-"""An exception as text, in at most about 100 ms and bounded memory, in brief where traceback would take gigabytes."""
+"""An exception as text, in at most about 100 ms and bounded memory; in brief where that needs it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The names that users import, loaded when first used. The package offers them, and `workq` (`alias/workq.py`), which
-works without the package's `__init__.py`: supervisord's distribution overwrites that."""
+"""The names that users import, loaded when first used: by the package, and by `workq` (`alias/workq.py`)."""
 
 from __future__ import annotations
 

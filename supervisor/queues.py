@@ -83,8 +83,7 @@ def dead(queue: str) -> str:
 
 
 def delay(queue: str, ms: int) -> str:
-    """Where a queue's messages wait `ms` milliseconds for another try. Never with an expiry when unused, which takes
-    with it what is inside (https://www.rabbitmq.com/docs/ttl#queue-ttl)."""
+    """Where messages wait `ms` milliseconds. It never expires (https://www.rabbitmq.com/docs/ttl#queue-ttl)."""
     return f"{queue}.delay.{ms}"
 
 

@@ -1,5 +1,4 @@
-"""Totals that never go backwards, of pages that anybody's code can write on: the sum of what was added from one look to
-the next. A step back, or one too large to be true, adds nothing."""
+"""Totals that never go backwards, of pages that any code can write on. A step back, or one too large, adds nothing."""
 
 from __future__ import annotations
 

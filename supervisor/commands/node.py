@@ -282,8 +282,7 @@ class LocalNode:
 
 
 class Port:
-    """A TCP port on loopback that no other Port on this machine has: also claimed under a name in the abstract socket
-    space (unix(7)), which ends with its process, since a free port is anybody's while the node is down."""
+    """A TCP port on loopback that no other Port on this machine has: claimed by an abstract socket's name (unix(7))."""
 
     def __init__(self, number: int | None = None) -> None:
         """`number`: this very port, whoever has it; default: a free one. Raises NodeError when there is none."""

@@ -1,5 +1,4 @@
-"""Where a command finds its settings: where workq-supervise finds them, so that `workq dead drop` acts on the queue
-that a supervisor would consume; or those of a unit."""
+"""Where a command finds its settings: where workq-supervise with the same sources finds them, or those of a unit."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ def make_expendable(pid: int) -> None:
 
 
 class OomKills:
-    """How many of this memory cgroup the OOM killer took, by the file `counter`, if any. `look` now and then, so that a
-    kill is not taken for the cause of a later death. `now` is in monotonic seconds."""
+    """How many of this cgroup the OOM killer took. `look` now and then: an old kill is not the cause of a later
+    death."""
 
     def __init__(self, counter: Path | None) -> None:
         self._counter = counter

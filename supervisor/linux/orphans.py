@@ -43,8 +43,7 @@ def owner(pid: int) -> int | None:
 
 
 def kill(living: Collection[int]) -> None:
-    """SIGKILL what descends from workers that are not among the living: 50 us when there is nothing. What that forks
-    meanwhile is found by the next call. Raises OSError when it cannot look."""
+    """SIGKILL what descends from workers that are not among the living: 50 us when there is nothing. Raises OSError."""
     for child in children(os.getpid()):
         worker = owner(child)
         # A worker that is a zombie still, or not reaped yet, is none of its own leftovers.

@@ -1,5 +1,4 @@
-"""The parent as a whole: take the sockets, wire the loop to the rest, run. What may fail fails before anything is
-started, and the first nursery is forked while there is one thread (docs/decisions/0023)."""
+"""The parent: sockets first, since they may fail; then the first nursery, while there is one thread (decision 0023)."""
 
 from __future__ import annotations
 

@@ -23,8 +23,7 @@ _LEAVES_WITHIN: Final = 2.0
 
 
 class Changes:
-    """Watches the Python files below a directory, `.git`, `.venv`, `__pycache__` and their like left out
-    (`watchfiles.PythonFilter`). Settings files are not watched: what is half edited shall not be taken."""
+    """Watches the Python files below a directory (`watchfiles.PythonFilter`), not settings: they may be half edited."""
 
     def __init__(self, directory: str, look: Look, wishes: Wishes) -> None:
         self._directory = directory

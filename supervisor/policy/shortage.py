@@ -23,8 +23,8 @@ class Shortage:
         self._again_at = -math.inf
 
     def refuse(self, slot: int, because: str, asked_at: float, now: float, roll: float) -> float | None:
-        """A slot that was asked for at `asked_at` gets no worker. Returns the seconds until one asks again; None for
-        one that was asked for before the latest refusal, which says nothing new."""
+        """Returns the seconds until one asks again; None for a slot asked for before the latest refusal, which is no
+        news."""
         self._slots.add(slot)
         if self.because is not None and asked_at <= self._refused_at and now < self._again_at:
             return None

@@ -1,5 +1,5 @@
-"""What becomes of a slot whose worker has gone? The exit is judged by `exits`, and the next start reckoned by `restart`
-or `broker`; here is which of them applies, and what else follows."""
+"""What becomes of a slot whose worker has gone? Which of `exits`, `restart`, `broker` applies, and what else
+follows."""
 
 from __future__ import annotations
 

@@ -155,8 +155,7 @@ def _managed(api: _Api, endpoint: Endpoint, queue: str) -> Managed:
 
 
 def obeyed(policies: list[dict[str, Any]], queue: str, kind: str | None) -> Policy | None:
-    """Of a virtual host's policies, the matching one of highest priority (https://www.rabbitmq.com/docs/policies). The
-    broker matches by PCRE, which agrees with `re` on ordinary patterns."""
+    """The matching policy of highest priority (https://www.rabbitmq.com/docs/policies). The broker matches by PCRE."""
     kinds = {"all", "queues"} | ({f"{kind}_queues"} if kind else set())
     matching = [each for each in policies if each.get("apply-to") in kinds and _matches(each.get("pattern", ""), queue)]
     best = max(matching, key=lambda each: int(each.get("priority", 0)), default=None)

@@ -170,8 +170,8 @@ def _try_lock(name: str) -> int | None:
 
 
 def _remove_dead(path: str, is_locked: bool) -> None:
-    """Remove a socket whose owner has died, else raise OSError. Without the lock it is looked at twice: between its
-    bind(2) and its listen(2) another's socket looks dead, too."""
+    """Remove a socket whose owner has died, else raise OSError. A socket looks dead, too, between bind(2) and
+    listen(2)."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError(errno.EEXIST, "something that is not a socket is there")
     dead = _inode(path)

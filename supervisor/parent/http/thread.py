@@ -1,5 +1,4 @@
-"""The thread that answers at the health port and the control socket, started again when it has ended: its failure is no
-reason to stop working. What serves (`server`) is imported after the first nursery is forked."""
+"""The thread that answers at the health port and the control socket, started again when it has ended."""
 
 from __future__ import annotations
 
