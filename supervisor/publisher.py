@@ -41,6 +41,8 @@ __all__ = ["Blocked", "Options", "PublishError", "Publisher", "Refused", "Unavai
 
 _BYTES_IN_FLIGHT: Final = 16 * 1024 * 1024
 """Bound of memory beside the window, which counts messages: large bodies fill this first."""
+_PRIORITY_MOST: Final = 255
+"""An octet (AMQP 0-9-1, 4.2.6.1)."""
 _LULL: Final = 0.005
 """Seconds after which the connection wants a look again. Messages are sent in one write then, and one must not wait for
 the next that a slow producer makes; looking after each costs a fast producer a third of its speed."""
@@ -54,6 +56,8 @@ class Options(TypedDict, total=False):
     properties: BasicProperties | None
     exchange: str
     routing_key: str | None
+    delay: float
+    priority: int | None
 
 
 Message = bytes | str | tuple[bytes | str, Options]
@@ -157,6 +161,8 @@ class Publisher:
         self._name = name
         self._on_blocked = on_blocked
         self._session: Session | None = None
+        self._delays: set[int] = set()
+        """Milliseconds of the delay queues that are there, and safe to use."""
 
     def __enter__(self) -> Self:
         return self
@@ -204,14 +210,20 @@ class Publisher:
         properties: BasicProperties | None = None,
         exchange: str = "",
         routing_key: str | None = None,
+        delay: float = 0.0,
+        priority: int | None = None,
         timeout: float = 30.0,
     ) -> str:
         """Publish one message and wait for the broker's confirmation. Returns the message id.
 
         `message_id` is made up unless given. `properties` are sent as they are but for delivery mode (persistent),
         headers (`headers` are added) and message id (if given; none is made up, and "" returned, when they have none).
-        The routing key is the queue's name unless given. `timeout` in seconds is for the broker's answer; connecting
-        has its own. Raises PublishError; ValueError for an id, a routing key or an exchange that AMQP has no room for.
+        The routing key is the queue's name unless given. After a `delay` in seconds the message comes to the queue:
+        rounded up to a step of `queues.LADDER`, 24 hours at most. It waits in a delay queue; an `expiration` of its own
+        is kept as the header x-workq-expiration, since that property is the delay meanwhile. `priority` (0 to 255) is
+        for a queue with x-max-priority, or a quorum queue of RabbitMQ 4. `timeout` in seconds is for the broker's
+        answer; connecting has its own. Raises PublishError; ValueError for what AMQP has no room for, a delay that is
+        none or too long, or one with an exchange or routing key: it ends at the publisher's own queue.
         """
         options = Options(
             message_id=message_id,
@@ -219,6 +231,8 @@ class Publisher:
             properties=properties,
             exchange=exchange,
             routing_key=routing_key,
+            delay=delay,
+            priority=priority,
         )
         ids: list[str] = []
         self.publish_many([(body, options)], timeout=timeout, on_confirmed=lambda _position, each: ids.append(each))
@@ -294,6 +308,7 @@ class Publisher:
         def prepare(session: Session) -> None:
             session.open(self._declaration, self._declare, self._connect_timeout)
 
+        self._delays.clear()  # another node, or another day
         try:
             self._session = reach(self._endpoints, begin, prepare)
         except Unreachable as error:
@@ -311,12 +326,20 @@ class Publisher:
         data = body.encode() if isinstance(body, str) else body
         properties = persistent(options.get("properties"), options.get("message_id"), options.get("headers") or {})
         routing_key, exchange = options.get("routing_key") or self.queue, options.get("exchange", "")
+        if (priority := options.get("priority")) is not None:
+            if not 0 <= priority <= _PRIORITY_MOST:
+                raise ValueError(f"a priority is a number from 0 to {_PRIORITY_MOST}, and {priority} is given")
+            properties.priority = priority
+        if delay := _delay(options):
+            properties, routing_key = _waiting(properties, delay), queues.delay(self.queue, delay)
         for what, text in (("message id", properties.message_id), ("routing key", routing_key), ("exchange", exchange)):
             if text:
                 queues.check_short(what, text)
         session = self._ready(call)
         if session.blocked:
             self._await_unblocked(session, call)
+        if delay and delay not in self._delays:
+            self._have_delay(session, delay, call)
         sent = Sent(call.sent, properties.message_id, routing_key, len(data))
         session.send(exchange, sent, properties, data)
         if session.error is not None:
@@ -325,6 +348,12 @@ class Publisher:
         call.sent += 1
         if now() - session.served > _LULL:
             session.look()
+
+    def _have_delay(self, session: Session, ms: int, call: _Call) -> None:
+        """Declare a delay queue, and wait until it is safe to use when it is new. Raises Unavailable."""
+        if self.declare(queues.delayed(self.queue, ms), timeout=call.timeout):
+            session.pump(lambda: session.error is not None, now() + queues.SETTLES_IN)
+        self._delays.add(ms)
 
     def _await_unblocked(self, session: Session, call: _Call) -> None:
         session.pump(lambda: not session.blocked, now() + call.timeout)
@@ -401,6 +430,24 @@ class Publisher:
             what = f"{what}; {_doubt(len(pending))}"
         trouble = Trouble(Kind.BLOCKED if session.blocked else Kind.TIMEOUT, what, permanent=False)
         return kind(what, trouble=trouble, sent=call.sent, confirmed=call.confirmed, pending=pending)
+
+
+def _delay(options: Options) -> int:
+    """Milliseconds, of the ladder; 0: none. Raises ValueError."""
+    delay = options.get("delay", 0.0)
+    if not 0 <= delay <= queues.LADDER[-1] / 1000:
+        raise ValueError(f"a delay is a number of seconds from 0 to 86400 (24 h), and {delay} is given")
+    if delay and (options.get("exchange") or options.get("routing_key")):
+        raise ValueError("a delayed message comes to the publisher's own queue: give no exchange and no routing_key")
+    return queues.step(delay) if delay else 0
+
+
+def _waiting(properties: BasicProperties, ms: int) -> BasicProperties:
+    """As they are while the message waits. The queue's own time to live is not enough, see `worker.parking`."""
+    if properties.expiration is not None:
+        properties.headers = {**(properties.headers or {}), queues.EXPIRATION: properties.expiration}
+    properties.expiration = str(ms)
+    return properties
 
 
 def _ignore(_position: int, _message_id: str) -> None:

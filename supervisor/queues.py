@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 from collections.abc import Iterable
@@ -85,6 +86,23 @@ def dead(queue: str) -> str:
 def delay(queue: str, ms: int) -> str:
     """Where messages wait `ms` milliseconds. It never expires (https://www.rabbitmq.com/docs/ttl#queue-ttl)."""
     return f"{queue}.delay.{ms}"
+
+
+LADDER: Final = (
+    100, 200, 500,
+    1_000, 2_000, 5_000, 10_000, 20_000, 30_000,
+    60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000,
+    3_600_000, 7_200_000, 21_600_000, 43_200_000, 86_400_000,
+)  # fmt: skip
+"""Milliseconds, from 100 ms to a day: there is a delay queue for each, and every delay is rounded up to one. RabbitMQ
+expires messages at a queue's head only, so mixed delays in one queue would block each other
+(https://www.rabbitmq.com/docs/ttl#per-message-ttl-caveats)."""
+
+
+def step(seconds: float) -> int:
+    """The ladder's step for this delay, milliseconds: the next one up; a day at most."""
+    at = bisect.bisect_left(LADDER, seconds * 1000.0)
+    return LADDER[min(at, len(LADDER) - 1)]
 
 
 def arguments(queue_type: str) -> dict[str, str] | None:

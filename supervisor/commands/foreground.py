@@ -26,7 +26,7 @@ def load(target: str, app_dir: str, queue: str, *, pdb: bool) -> Handler:
         return Handler(target, handler.find(target, app_dir), _post_mortem if pdb else _ended)
 
 
-def run(handler: Handler, make: Callable[[], Task], times: int, patience: Patience) -> bool:
+def run(handler: Handler, make: Callable[[], Task], times: int, patience: Patience, soft_timeout: float | None) -> bool:
     """Run it so often, each time on a new task, and tell how it went. Whether it returned each time.
 
     What Ctrl-C raises is not caught: it ends the command.
@@ -34,7 +34,7 @@ def run(handler: Handler, make: Callable[[], Task], times: int, patience: Patien
     with _refused(handler.name):
         handler.set_up()
     try:
-        return _run(handler.runner(), make, times, patience)
+        return _run(handler.runner(soft_timeout), make, times, patience)
     finally:
         if (failed := handler.tear_down()) is not None:
             click.echo(f"{failed.traceback}the tear-down raised {failed.error}", err=True)

@@ -6,14 +6,16 @@ import os
 import select
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import BinaryIO, Final
 
 import click
 
+from supervisor import queues
 from supervisor.clock import now
 from supervisor.commands import codes, message, sources
 from supervisor.commands.sources import Sources
 from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable
+from supervisor.settings import parse_duration
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
 
 _CHUNK: Final = 65536
@@ -27,12 +29,18 @@ _REDRAW: Final = 0.1
 @click.option(
     "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds to wait for a confirm."
 )
-@click.argument("bodies", nargs=-1, required=True, metavar="BODY... | -")
+@click.option("--delay", metavar="D", help="Deliver after this time, 24h at most, rounded up to a fixed step.")
+@click.option("--priority", type=click.IntRange(0, 255), metavar="N", help="Priority, for a queue that has priorities.")
+@click.option("--file", type=click.File("rb"), metavar="PATH", help="Publish this file as one message; - is stdin.")
+@click.argument("bodies", nargs=-1, metavar="BODY... | -")
 def publish(
     sources: Sources,
     pairs: tuple[str, ...],
     message_id: str | None,
     timeout: float,
+    delay: str | None,
+    priority: int | None,
+    file: BinaryIO | None,
     bodies: tuple[str, ...],
 ) -> None:
     """Publish each BODY as a persistent message and wait for the confirm. With -, publish each line of stdin.
@@ -40,18 +48,26 @@ def publish(
     Exit code: 0 every message confirmed, 1 not all of them, 75 broker unreachable, 78 login or queue refused, or
     invalid settings.
     """
+    if not bodies and file is None:
+        raise click.UsageError("Missing argument: BODY..., or - for lines of stdin, or --file PATH.")
+    if bodies and file is not None:
+        raise click.UsageError("--file is the body: give no other BODY.")
     streaming = "-" in bodies
     if streaming and len(bodies) > 1:
         raise click.UsageError("- reads stdin and cannot be combined with other bodies.")
     if message_id is not None and (streaming or len(bodies) > 1):
         raise click.UsageError("--id needs a single BODY: messages cannot share an id.")
-    options = Options(headers=message.headers(pairs))
+    options = Options(headers=message.headers(pairs), delay=_seconds(delay), priority=priority)
     if message_id is not None:
         message.check_short("--id", "message id", message_id)
         options["message_id"] = message_id
     settings = sources.read()
     publisher = Publisher(settings["url"], settings["queue"], queue_type=settings["queue_type"], name="workq publish")
-    source = _lines(sys.stdin.buffer.fileno()) if streaming else iter(os.fsencode(body) for body in bodies)
+    source: Iterator[bytes | None] = iter(os.fsencode(body) for body in bodies)
+    if streaming:
+        source = _lines(sys.stdin.buffer.fileno())
+    elif file is not None:
+        source = iter([file.read()])
     sys.exit(_run(publisher, source, options, timeout, progress=streaming and sys.stderr.isatty()))
 
 
@@ -84,6 +100,16 @@ def _exit_code(failure: PublishError) -> int:
     if isinstance(failure, Unavailable) and failure.trouble is not None and not failure.confirmed:
         return EXIT_CONFIG if failure.trouble.permanent else EXIT_BROKER
     return codes.INCOMPLETE
+
+
+def _seconds(delay: str | None) -> float:
+    try:
+        seconds = parse_duration(delay) if delay is not None else 0.0
+    except ValueError as error:
+        raise click.UsageError(f"--delay: expected {error}") from None
+    if seconds > queues.LADDER[-1] / 1000:
+        raise click.UsageError("--delay: a message can wait for 24h at most.")
+    return seconds
 
 
 class _Count:

@@ -43,8 +43,10 @@ class Sources:
 
 
 def options(*names: str) -> Callable[[Command], Command]:
-    """Options for these settings; the command gets them as `sources`."""
-    taken = (*(each for name in names for each in ((name, "url_file") if name == "url" else (name,))), "config")
+    """Options for these settings; the command gets them as `sources`. The handler has none: a command asks for it in
+    its own way."""
+    named = (each for name in names for each in ((name, "url_file") if name == "url" else (name,)) if name != "handler")
+    taken = (*named, "config")
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)

@@ -16,13 +16,13 @@ __all__ = ["try_"]
 
 
 @click.command("try")
-@sources.options("app_dir", "queue", "retries", "retry_delay")
+@sources.options("app_dir", "queue", "retries", "retry_delay", "soft_timeout")
 @click.option("--header", "pairs", multiple=True, metavar="K=V", help="A header of the message; may be repeated.")
 @click.option("--id", "message_id", metavar="ID", help="The message id. None otherwise.")
 @click.option("--attempt", type=click.IntRange(min=1), default=1, show_default=True, help="Which try it is.")
 @click.option("--file", type=click.File("rb"), metavar="PATH", help="The body is this file; - is standard input.")
 @click.option("--times", type=click.IntRange(min=1), default=1, metavar="N", help="Run it N times.")
-@click.option("--pdb", is_flag=True, help="When it raises, debug where it did.")
+@click.option("--pdb", is_flag=True, help="Debug where it raises.")
 @click.argument("handler", metavar="MODULE:FUNCTION")
 @click.argument("body", required=False)
 def try_(
@@ -51,6 +51,6 @@ def try_(
         message.check_short("--id", "message id", message_id)
         made["message_id"] = message_id
     patience = Patience(settings["retries"], settings["retry_delay"])
-    done = foreground.run(loaded, lambda: testing.task(content, **made), times, patience)
+    done = foreground.run(loaded, lambda: testing.task(content, **made), times, patience, settings["soft_timeout"])
     if not done:
         sys.exit(codes.INCOMPLETE)

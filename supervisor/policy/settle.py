@@ -167,7 +167,7 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
             why = f"asked for another try, after {attempt}: {why}"
             return _dead("exception", why, _evidence(why, traceback))
         case Deferred(retry_after, why):
-            ms = retry.step(retry_after)
+            ms = queues.step(retry_after)
             because = f"{why}; no try is counted, and try {attempt} begins again in {ms / 1000:g} s"
             return Later(ms, attempt, because, "deferred", "task.deferred")
         case Rejected(why, traceback):
@@ -202,7 +202,7 @@ def _evidence(error: str, traceback: str) -> dict[str, str | int | bytes]:
 
 
 def _later(delay: float, attempt: int, patience: Patience, why: str) -> Later:
-    ms = retry.step(delay)
+    ms = queues.step(delay)
     return Later(ms, attempt + 1, f"{why}; try {attempt + 1} of {patience.retries + 1} in {ms / 1000:g} s")
 
 

@@ -19,7 +19,7 @@ from supervisor.commands.check.machine import Health, Host, Imported
 from supervisor.commands.check.management import checked, obeyed, usual
 from supervisor.endpoint import Endpoint
 from supervisor.policy.poison import RETURNS_MAX
-from supervisor.policy.retry import LADDER
+from supervisor.queues import LADDER
 from supervisor.settings import OPTIONS, Address, Cpus, Settings
 from supervisor.vocabulary import Kind
 

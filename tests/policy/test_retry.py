@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.policy.retry import LADDER, LONGEST_BACKOFF, backoff, checked, step, steps
+from supervisor.policy.retry import LONGEST_BACKOFF, backoff, checked, steps
+from supervisor.queues import LADDER, step
 
 
 def test_the_ladder_is_that_of_the_public_interface() -> None:

@@ -141,7 +141,7 @@ def _binary(text: str) -> str:
 
 def delay_of(settings: Settings) -> str:
     """The delay queue of the first retry."""
-    return queues.delay(settings.queue, retry.step(retry.backoff(1, settings.retry_delay)))
+    return queues.delay(settings.queue, queues.step(retry.backoff(1, settings.retry_delay)))
 
 
 def delays_of(settings: Settings) -> list[str]:

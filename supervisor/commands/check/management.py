@@ -16,7 +16,6 @@ from urllib.parse import quote, urlsplit
 from supervisor import queues
 from supervisor.commands.check.facts import Managed, Policy, Rule
 from supervisor.endpoint import Endpoint
-from supervisor.policy import retry
 
 TIMEOUT: Final = 5.0
 CTL_TIMEOUT: Final = 30.0
@@ -140,7 +139,7 @@ def _managed(api: _Api, endpoint: Endpoint, queue: str) -> Managed:
 
     own, dead = seen(queue), queues.dead(queue)
     others = {dead: rule(dead, (page := seen(dead)).get("type"), page)}
-    for name in (queues.delay(queue, ms) for ms in retry.LADDER):
+    for name in (queues.delay(queue, ms) for ms in queues.LADDER):
         others[name] = rule(name, "quorum", {} if policies is not None else seen(name))
     limit = own.get("delivery_limit")
     return Managed(

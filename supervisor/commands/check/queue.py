@@ -11,7 +11,6 @@ from typing import Any, Final
 from supervisor import queues
 from supervisor.commands.check.case import Case, spelled
 from supervisor.commands.check.facts import FORGETS, Finding, Level, Policy, Rule, note, ok, problem, warning
-from supervisor.policy import retry
 from supervisor.policy.poison import RETURNS_MAX, prefetch
 
 _FORGETFUL: Final = frozenset({"message-ttl", "expires", "max-length", "max-length-bytes"})
@@ -163,7 +162,7 @@ class QueueCase(Case):
 
     def kept(self) -> Iterator[Finding]:
         """Whether what lies in our other queues stays there: a policy for all queues means them, too."""
-        delays = {queues.delay(self.queue.name, ms): ms for ms in retry.LADDER}
+        delays = {queues.delay(self.queue.name, ms): ms for ms in queues.LADDER}
         rules = self.broker.managed.others if self.broker.managed else {}
         found: dict[tuple[str, Level, str, str], list[str]] = {}
         dead = self.broker.dead

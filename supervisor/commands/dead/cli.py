@@ -18,15 +18,20 @@ import click
 import supervisor.commands.dead.render as render
 import supervisor.commands.dead.sweep as sweep
 from supervisor import queues
+from supervisor.amqp import properties as amqp_properties
 from supervisor.amqp.client import Unreachable
-from supervisor.commands import codes, sources
-from supervisor.commands.dead.letter import Letter
+from supervisor.clock import now
+from supervisor.commands import codes, foreground, sources
+from supervisor.commands.dead.letter import Letter, original
 from supervisor.commands.dead.queue import CutOff, DeadQueue
 from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
 from supervisor.endpoint import Endpoint
+from supervisor.policy.settle import Patience
 from supervisor.publisher import PublishError
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
+from supervisor.worker.delivery import Delivery
+from supervisor.worker.task import Task
 
 SPOOL: Final = 4 * 1024 * 1024
 
@@ -142,6 +147,42 @@ def drop(sources: Sources, everything: bool, yes: bool, identities: tuple[str, .
             _confirm(endpoints, queue, lambda all_: f"Delete {some}{all_} for good?")
         with DeadQueue(endpoints, queue) as letters, sweep.stoppable() as stop:
             sweep.Dropping(letters, identities, stop).run()
+
+
+@dead.command()
+@sources.options("url", "queue", "handler", "app_dir", "retries", "retry_delay", "soft_timeout")
+@click.option("--handler", metavar="MODULE:FUNCTION", help="The handler, if not the one of the settings.")
+@click.option("--times", type=click.IntRange(min=1), default=1, metavar="N", help="Run it N times.")
+@click.option("--pdb", is_flag=True, help="Debug where it raises.")
+@click.argument("identity", metavar="ID")
+def replay(sources: Sources, handler: str | None, times: int, pdb: bool, identity: str) -> None:
+    """Run a handler here, in the foreground, on a dead letter as it was before it died.
+
+    Nothing is consumed, published or acknowledged, and breakpoint() works. Exit code: 0 it returned, 1 not, 78 the
+    handler cannot be loaded.
+    """
+    settings = sources.read()
+    handler = handler or settings.get("handler")
+    if not handler:
+        raise click.UsageError("which handler? Give --handler MODULE:FUNCTION, or a --config that names it.")
+    with _reported("replay"), DeadQueue(list(settings["url"]), settings["queue"]) as letters, sweep.stoppable() as stop:
+        found = sweep.find(letters, identity, stop)
+    if not found:
+        render.complain("replay", sweep.absence(letters, identity))
+        sys.exit(codes.INCOMPLETE)
+    try:
+        properties = amqp_properties.decode(b"".join(original(found[0], "").encode()))
+    except ValueError as error:
+        render.complain("replay", f"{plain(identity)} cannot be run: {error}")
+        sys.exit(codes.INCOMPLETE)
+
+    def make() -> Task:
+        return Task(Delivery(1, found[0].queue, True, properties, found[0].body, found[0].id), 1, now(), found[0].queue)
+
+    loaded = foreground.load(handler, settings["app_dir"], settings["queue"], pdb=pdb)
+    patience = Patience(settings["retries"], settings["retry_delay"])
+    if not foreground.run(loaded, make, times, patience, settings["soft_timeout"]):
+        sys.exit(codes.INCOMPLETE)
 
 
 def _write_parts(found: Sequence[Letter]) -> None:
