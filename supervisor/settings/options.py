@@ -73,7 +73,7 @@ _TABLE: Final = (
     ),
     Option("url_file", "Broker", "FILE", path, "", "Read the URLs from a file, one per line. Keeps secrets out of ps."),
     Option(
-        "queue", "Broker", "NAME", queue, "task_queue", "Queue to consume. An existing queue is used as it is.",
+        "queue", "Broker", "NAME", queue, "task_queue", "Name of the queue. An existing queue is used as it is.",
         reloadable=False,
     ),
     Option(

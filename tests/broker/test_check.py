@@ -497,7 +497,7 @@ def test_a_delivery_limit_that_drops_messages_is_a_problem_and_the_lines_mend_it
     broker.shell(f"rabbitmqctl set_policy --priority 3 --apply-to queues {name} '^it' {mine}")
     try:
         line = check(broker, queue, api=broker.api).one("delivery limit", "problem")
-        assert "came back 5 times is dropped" in line["what"]
+        assert "came back 5 times is silently dropped" in line["what"]
         broker.shell(line["fix"])
         report = check(broker, queue, api=broker.api)
         assert report.one("delivery limit", "ok")["what"].startswith("5;")
@@ -720,7 +720,7 @@ def test_a_directory_that_others_may_write_to_is_a_warning_and_the_line_mends_it
 
 @pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="systemd is at work here")
 def test_without_systemd_nothing_is_said_of_units(broker: Managed, queue: str) -> None:
-    assert check(broker, queue).one("systemd", "ok")["what"] == "not at work here"
+    assert check(broker, queue).one("systemd", "ok")["what"] == "not running here"
 
 
 # ---------------------------------------------------------------------------------------------------- the command line

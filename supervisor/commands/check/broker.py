@@ -70,9 +70,9 @@ def _nodes(nodes: Sequence[Node]) -> Iterator[Finding]:
             level = Level.WARNING if away else Level.PROBLEM
             yield Finding(level, "broker", node.reason, _node_fix(node))
         else:
-            yield ok("broker", f"{node.endpoint} lets us in")
+            yield ok("broker", f"{node.endpoint} accepts the login")
         if not node.endpoint.tls and not _is_loopback(node.endpoint.host):
-            what = f"{node.endpoint}: password and messages cross the network in the clear"
+            what = f"{node.endpoint}: password and messages are sent over the network unencrypted"
             url = f"amqps://USER:PASSWORD@{node.endpoint.host}:5671/{_percent(node.endpoint.vhost)}"
             yield warning("encryption", what, f"export WORKQ_URL='{url}'")
 
@@ -123,11 +123,11 @@ class BrokerCase(Case):
             yield note("version", f"the broker is {said}; workq-supervise is made for RabbitMQ 3.10+")
             return
         if self.release < (3, 10):
-            what = f"RabbitMQ {self.node.version} is older than 3.10, the oldest that workq-supervise is tried with"
+            what = f"RabbitMQ {self.node.version} is older than 3.10, the oldest that workq-supervise supports"
             yield warning("version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         elif self.release in _SUPPORT_ENDED:
             ended = f"community support for this series ended in {_SUPPORT_ENDED[self.release]}"
-            what = f"RabbitMQ {self.node.version}: {ended}; a distribution's or vendor's may go on"
+            what = f"RabbitMQ {self.node.version}: {ended}; a distribution's or vendor's may continue"
             yield note("version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         else:
             yield ok("version", f"RabbitMQ {self.node.version}")
@@ -141,10 +141,10 @@ class BrokerCase(Case):
             else:
                 yield ok("heartbeat", f"{asked:g} s")
         elif agreed == 0:
-            what = "the broker switched it off: nobody notices a peer that vanished without a word"
+            what = "the broker turned it off: a peer that vanishes is never detected"
             yield warning("heartbeat", what, "rabbitmqctl eval 'application:set_env(rabbit, heartbeat, 60).'")
         else:
-            yield note("heartbeat", f"{asked:g} s was asked for, {agreed} s was agreed")
+            yield note("heartbeat", f"{asked:g} s requested, {agreed} s negotiated")
         most = self.node.channel_max
         if most and most < CHANNELS:
             what = f"the broker allows {most} channels a connection; a worker needs {CHANNELS}"
@@ -160,12 +160,12 @@ class BrokerCase(Case):
             return
         said = ", ".join(alarms or (str(blocked),))
         what = f"the broker has an alarm ({said}) and takes no messages: publishers, retries and dead letters wait"
-        what += "; consuming goes on"
+        what += "; consuming continues"
         if "disk" in said:
             more = "; free disk space on the node, or lower a limit that is too high"
             yield problem("alarms", what + more, "rabbitmqctl set_disk_free_limit 50MB")
         if "memory" in said:
-            more = "; have the backlog worked off, give the node more memory, or raise the mark"
+            more = "; drain the backlog, give the node more memory, or raise the watermark"
             yield problem("alarms", what + more, "rabbitmqctl set_vm_memory_high_watermark 0.6")
         if "disk" not in said and "memory" not in said:
             yield problem("alarms", what, "rabbitmq-diagnostics alarms")
@@ -198,7 +198,7 @@ class BrokerCase(Case):
         if known is not None and known >= min(needed, NEVER):
             yield ok(subject, f"{spelled(known)} is enough")
         elif known is not None and self.settings.task_timeout is not None:
-            what = f"tasks may take {spelled(needed)}, and the broker takes them away, to be run again, after "
+            what = f"tasks may take {spelled(needed)}, and the broker redelivers them after "
             yield problem(subject, what + spelled(known), self._timeout_fix())
         elif known is not None:
             what = f"a task longer than {spelled(known)} is run again; --task-timeout is off"
@@ -242,7 +242,7 @@ class BrokerCase(Case):
         refused = [purpose for purpose, refusal in asked if refusal]
         user = self.node.endpoint.user
         if refused:
-            what = f"user {user} may not {'; may not '.join(refused)}; the line below is all that workq needs, and "
+            what = f"user {user} may not {'; may not '.join(refused)}; the command below grants what workq needs, and "
             what += f"replaces what the user has in this virtual host (rabbitmqctl list_user_permissions {user})"
             yield problem("permissions", what, self._grant())
         elif any(refusal is None for _, refusal in asked):

@@ -112,9 +112,7 @@ def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
         harm = f"leaves {imported.threads - 1} threads behind"
         if imported.replaced:
             harm = f"replaces functions of the standard library ({', '.join(imported.replaced)})"
-        what = (
-            f"importing {settings.handler} {harm}, so it cannot be imported once for all workers: each imports it anew"
-        )
+        what = f"importing {settings.handler} {harm}, so it cannot be imported once for all: each worker imports it"
         yield note("handler", what, "export WORKQ_PRELOAD=false")
     elif imported.shared and settings.preload:
         what = f"the import of {settings.handler} changes its process: {imported.shared}"
@@ -125,7 +123,7 @@ def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
 
 def _app_dir(host: Host, settings: Settings) -> Iterator[Finding]:
     if host.app_dir_open_to:
-        what = f"{host.app_dir_open_to} may write to --app-dir {settings.app_dir}, and so choose what workers run"
+        what = f"{host.app_dir_open_to} can write to --app-dir {settings.app_dir}, and so change what workers run"
         yield warning("app dir", what, f"chmod go-w {shlex.quote(settings.app_dir)}")
     else:
         yield ok("app dir", settings.app_dir)
@@ -140,7 +138,7 @@ def _cpus(host: Host, settings: Settings) -> Iterator[Finding]:
     workers, cpus = settings.workers.most, host.cpus.count
     by = f"by the cgroup's CPU quota, of {host.cpus.affinity} by affinity" if host.cpus.is_quota else "by affinity"
     if workers > 4 * cpus and workers > 4:
-        what = f"{workers} workers share {cpus:g} CPUs ({by}); well if tasks wait for others most of the time"
+        what = f"{workers} workers share {cpus:g} CPUs ({by}); fine if tasks mostly wait"
         yield note("CPUs", what, f"export WORKQ_WORKERS={max(1, int(cpus))}")
     else:
         yield ok("CPUs", f"{cpus:g} ({by}) for {settings.workers} workers")
@@ -189,7 +187,7 @@ def _health(host: Host, settings: Settings) -> Iterator[Finding]:
     elif health.error and not settings.health_explicit:
         yield ok("health port", f"{settings.health}, the default: {health.error}; a free port is taken instead")
     elif health.error:
-        what = f"{settings.health} cannot be had: {health.error}; workq-supervise will not start"
+        what = f"{settings.health} is not available: {health.error}; workq-supervise will not start"
         yield problem("health port", what, f"ss -ltnp 'sport = :{settings.health.port}'")
     else:
         yield ok("health port", f"{settings.health} is free")
@@ -235,7 +233,7 @@ def unit_of(cgroups: str) -> str | None:
 
 def _systemd(host: Host, settings: Settings) -> Iterator[Finding]:
     if host.units is None:
-        yield ok("systemd", "not at work here")
+        yield ok("systemd", "not running here")
     elif not host.units:
         yield ok("systemd", "no unit named workq-supervise is loaded (--unit names another)")
     for unit in host.units or ():
@@ -251,9 +249,9 @@ def _unit(unit: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
 
     restart = unit.get("Restart")
     if restart == "no":
-        yield wrong("Restart", "always", "Restart=no, so a supervisor that dies stays dead", Level.PROBLEM)
+        yield wrong("Restart", "always", "Restart=no, so a supervisor that dies is not restarted", Level.PROBLEM)
     elif restart not in (None, "always"):
-        yield wrong("Restart", "always", f"Restart={restart}, so a supervisor that was told to leave stays away")
+        yield wrong("Restart", "always", f"Restart={restart}, so a supervisor that got SIGTERM is not restarted")
     if "78" not in re.findall(r"\w+", unit.get("RestartPreventExitStatus", "78")):
         yield wrong("RestartPreventExitStatus", "78", "it is restarted for ever when its settings are wrong (exit 78)")
     kill = unit.get("KillMode", "mixed")
@@ -262,11 +260,11 @@ def _unit(unit: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
     elif kill != "mixed":
         yield wrong("KillMode", "mixed", f"KillMode={kill}: what handlers have started outlives a stop")
     if unit.get("OOMPolicy", "continue") != "continue":
-        what = f"OOMPolicy={unit['OOMPolicy']}: one worker killed for want of memory ends the whole unit"
+        what = f"OOMPolicy={unit['OOMPolicy']}: one worker killed by the OOM killer stops the whole unit"
         yield wrong("OOMPolicy", "continue", what)
     stop, needed = seconds(unit.get("TimeoutStopUSec", "")), settings.grace + STOP_MARGIN
     if stop is not None and stop < needed:
-        what = f"TimeoutStopSec is {stop:g} s: tasks in hand are killed before --grace {settings.grace:g}s is over"
+        what = f"TimeoutStopSec is {stop:g} s: tasks in flight are killed before --grace {settings.grace:g}s is over"
         yield wrong("TimeoutStopSec", f"{needed:g}", what)
     if unit.get("Type", "").startswith("notify") and seconds(unit.get("WatchdogUSec", "")) in (None, 0.0):
         what = "no watchdog: a supervisor that hangs is not noticed"

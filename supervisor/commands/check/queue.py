@@ -34,10 +34,10 @@ class QueueCase(Case):
         yield ok("queue", f"{queue.name}: {queue.ready} ready, {queue.consumers} consumers")
         yield from self._type()
         if queue.durable is False:
-            what = "it is not durable: a restart of the broker deletes it, messages and all"
+            what = "it is not durable: a broker restart deletes it with its messages"
             yield warning("queue", what, self.anew())
         if queue.auto_delete:
-            what = "it is auto-delete: when the last worker leaves, the broker deletes it, messages and all"
+            what = "it is auto-delete: when the last worker exits, the broker deletes it with its messages"
             yield warning("queue", what, self.anew())
 
     def _type(self) -> Iterator[Finding]:
@@ -53,7 +53,7 @@ class QueueCase(Case):
             yield problem("queue type", what, "export WORKQ_QUEUE_TYPE=default")
         elif actual == "classic":
             is_cluster = len(self.broker.nodes) > 1
-            away = "it lives on one node of the cluster and is away when that is; " if is_cluster else ""
+            away = "it lives on one node of the cluster and is down when that node is; " if is_cluster else ""
             what = f"{self.queue.name} is classic: {away}{FORGETS}"
             yield note("queue type", what, f"{self.anew()} && export WORKQ_QUEUE_TYPE=quorum")
         else:
@@ -71,24 +71,24 @@ class QueueCase(Case):
             yield note("queue", what, "export WORKQ_READY_WHEN=subscribed")
         if self.drops():
             length = self.value("x-max-length") or self.value("x-max-length-bytes")
-            what = f"when it is full (at {length}), the broker drops the oldest messages without a word to publishers"
+            what = f"when it is full (at {length}), the broker silently drops the oldest messages"
             fix = self.anew() if "x-overflow" in self.queue.arguments else self.policy_line()
             yield warning("queue", what, fix)
         if (ttl := self.value("x-message-ttl")) is not None and not self.has_exchange():
             what = f"messages that have waited {spelled(ttl)} are dropped"
             yield note("queue", what, f"rabbitmqctl list_queues {self.vhost_option()}name arguments policy")
         if (expires := self.value("x-expires")) is not None:
-            what = f"after {spelled(expires)} without a consumer the broker deletes it, messages and all"
+            what = f"after {spelled(expires)} without a consumer the broker deletes it with its messages"
             yield warning("queue", what, self.anew() if "x-expires" in self.queue.arguments else "")
 
     def returns(self) -> Iterator[Finding]:
         """The delivery limit, and what becomes of a message that reaches it."""
         if self.queue.type != "quorum":
             if self.queue.type == "classic":
-                yield ok("delivery limit", "a classic queue counts no returns; --max-crashes is the fence")
+                yield ok("delivery limit", "a classic queue does not count returns; --max-crashes is the limit")
             return
         limit = self.delivery_limit()
-        dropped = f"a message that came back {limit} times is dropped without a word"
+        dropped = f"a message that came back {limit} times is silently dropped"
         if self.has_exchange():
             yield ok("delivery limit", f"{'none' if limit is None else limit}; the queue dead-letters")
             yield from self._exchange_target()
@@ -96,7 +96,7 @@ class QueueCase(Case):
             what = f"{dropped}; workers put one aside, or back uncounted, at {RETURNS_MAX}, too late here"
             yield problem("delivery limit", what, self.policy_line())
         elif limit is not None and not self.has_default_limit():
-            what = f"{dropped}: before RabbitMQ 4.0 workers reckon with no limit; a dead-letter policy keeps it"
+            what = f"{dropped}: before RabbitMQ 4.0 workers assume no limit; a dead-letter policy keeps it"
             yield warning("delivery limit", what, self.policy_line())
         elif limit is not None:
             told = "" if self.broker.managed else ", unless a policy says otherwise"
@@ -146,7 +146,7 @@ class QueueCase(Case):
                 yield ok("dead letters", f"none; {dead.name} is declared with the first")
             else:
                 what = f"{dead.name} does not exist, and --no-declare keeps workers from declaring it: the first dead "
-                what += "letter cannot be put aside and keeps its worker busy"
+                what += "letter cannot be published and blocks its worker"
                 yield problem("dead letters", what, self.declare_line(dead.name))
         elif dead.ready:
             what = f"{dead.ready} in {dead.name}; look at them, then `workq dead requeue` or `drop`"
@@ -191,7 +191,7 @@ class QueueCase(Case):
         ttl, expires = said.get("message-ttl"), said.get("expires")
         if expires is not None:
             what = f"after {spelled(expires)} without a consumer, and it never has one, the broker deletes it"
-            yield Level.PROBLEM, f"{what}, messages and all; {by}", fix
+            yield Level.PROBLEM, f"{what} with its messages; {by}", fix
         if ttl is not None and delay is None:
             moved = "x-dead-letter-exchange" in own or "dead-letter-exchange" in rule.effective
             fate = "dead-lettered in their turn" if moved else "dropped"
@@ -205,7 +205,7 @@ class QueueCase(Case):
             return
         overflow = own.get("x-overflow", rule.effective.get("overflow"))
         if delay is None and overflow in (None, "drop-head"):
-            what = f"when it is full (at {lengths[0]}), the broker drops the oldest dead letters without a word; {by}"
+            what = f"when it is full (at {lengths[0]}), the broker silently drops the oldest dead letters; {by}"
             yield Level.PROBLEM, what, fix
         else:
             what = f"when it is full (at {lengths[0]}), the next message cannot be put there and keeps its worker busy"
