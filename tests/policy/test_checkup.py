@@ -501,7 +501,12 @@ def test_f123_a_policy_for_all_queues_that_takes_from_ours_is_told_with_one_that
         (Rule(Policy("p", 0, {"expires": 60_000})), None, Level.PROBLEM, "after 1 min without a consumer"),
         (None, Rule(Policy("p", 0, {"expires": 60_000})), Level.PROBLEM, "after 1 min without a consumer"),
         (Rule(Policy("p", 0, {"message-ttl": 9000, "dead-letter-exchange": "x"})), None, Level.PROBLEM, "unseen by"),
-        (Rule(Policy("p", 0, {"max-length-bytes": 9})), None, Level.PROBLEM, "full (at 9 bytes), the broker silently drops"),
+        (
+            Rule(Policy("p", 0, {"max-length-bytes": 9})),
+            None,
+            Level.PROBLEM,
+            "full (at 9 bytes), the broker silently drops",
+        ),
         (Rule(None, {"message-ttl": 1000}), None, Level.PROBLEM, "an operator policy says so"),
     ],
 )
