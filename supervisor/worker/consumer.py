@@ -59,7 +59,7 @@ class Consumer:
         name: str,
         beat: Callable[[], None],
         lost: Callable[[Gone], None],
-        idle: Callable[[int, float], bool],
+        idle: Callable[[int, float], bool] = lambda *_: False,
     ) -> None:
         self._settings = settings
         self._name = name

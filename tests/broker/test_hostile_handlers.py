@@ -191,7 +191,7 @@ LINE = json.dumps({"event": "flood", "filler": "x" * 30_000}) + "\n"
     [
         {"flood": 60, "frame": report("Record", line=LINE)},
         {"flood": 60, "frame": report("Record", line='{"event": "flood"}\n')},
-        {"flood": 60, "frame": report("Suspect", key="k", delivery_count=0, put_back=0, name="k", attempt=1)},
+        {"flood": 60, "frame": report("Suspect", key="k", delivery_count=0, put_back=0, name="k", step=1)},
         {"pour": "a\n", "seconds": 60},
         {"pour": "\xff", "seconds": 60},
     ],

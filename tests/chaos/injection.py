@@ -103,7 +103,9 @@ def run(node: PrivateNode, directory: Path, case: Case, descriptors: int | None 
         else:
             told.calls, told.before, told.still = entry["calls"], entry["before"], entry["still"]
     told.log = log.read_text(errors="replace")
-    if not told.wrong and ("Traceback" in told.log or "Exception ignored" in told.log):
+    # A task that failed has the handler's own.
+    lines = [line for line in told.log.splitlines() if '"task.failed"' not in line]
+    if not told.wrong and any(word in line for line in lines for word in ("Traceback", "Exception ignored")):
         told.wrong = "a traceback"
     return told
 
