@@ -14,7 +14,7 @@ def report(kind: str, /, **fields: Any) -> str:
 
 def garbage() -> Iterator[tuple[str, str]]:
     """Frames that no worker sends, each with its name."""
-    suspect = {"key": "k", "delivery_count": 0, "is_held": False, "name": "k"}
+    suspect = {"key": "k", "delivery_count": 0, "put_back": 0, "name": "k", "step": 1}
     yield "not UTF-8", "\xff\xfe\x00"
     yield "nothing", ""
     yield "not JSON", "{'a': 1}"
