@@ -116,13 +116,13 @@ def _head(saved: Mapping[str, Any]) -> str:
     quick = "\n**A quick look, with fewer rounds than a figure for the record needs.**\n" if saved["quick"] else ""
     return f"""# Benchmarks
 
-What supervision costs, and what it gives, beside pika without anything around it, Dramatiq, Celery, supervisord with
-the worker of RabbitMQ's tutorial, and a client in C. Written by `scripts/bench` on {saved["began"][:10]}; the figures
-are those of one run on one machine.
+workq-supervise compared with bare pika, Dramatiq, Celery, supervisord with the worker of RabbitMQ's tutorial, and a client
+in C. Written by `scripts/bench` on {saved["began"][:10]}; all figures
+are from one run on one machine.
 {quick}
-    scripts/bench                   # all of this again, on yours
-    scripts/bench recovery start    # a part of it, on the terminal
-    scripts/bench guard             # the ratios that continuous integration holds"""
+    scripts/bench                   # all of it again, on your machine
+    scripts/bench recovery start    # selected benchmarks, to the terminal
+    scripts/bench guard             # the ratios that CI checks"""
 
 
 def _verdict(saved: Mapping[str, Any], rows: Sequence[Row]) -> str:
