@@ -116,9 +116,8 @@ def _head(saved: Mapping[str, Any]) -> str:
     quick = "\n**A quick look, with fewer rounds than a figure for the record needs.**\n" if saved["quick"] else ""
     return f"""# Benchmarks
 
-workq-supervise compared with bare pika, Dramatiq, Celery, supervisord with the worker of RabbitMQ's tutorial, and a client
-in C. Written by `scripts/bench` on {saved["began"][:10]}; all figures
-are from one run on one machine.
+workq-supervise compared with bare pika, Dramatiq, Celery, supervisord with the worker of RabbitMQ's tutorial, and a
+client in C. Written by `scripts/bench` on {saved["began"][:10]}; all figures are from one run on one machine.
 {quick}
     scripts/bench                   # all of it again, on your machine
     scripts/bench recovery start    # selected benchmarks, to the terminal
