@@ -40,7 +40,7 @@ Signals:
 
 \b
 Exit codes:
-  0   stopped on request, every task settled
+  0   stopped on request, or --burst finished; every task settled
   1   stopped, but a worker was killed or a task left unsettled; or startup failed
   2   usage error
   75  --burst: broker down, or import failing, for longer than --burst-wait; or a

@@ -162,7 +162,7 @@ _TABLE: Final = (
     ),
     Option(
         "ready_when", "Health and logs", "WHEN", choice("consuming", "subscribed"), "consuming",
-        "When /readyz is 200: consuming, or subscribed to include a standby on a single active consumer queue.",
+        "consuming or subscribed. subscribed also counts a standby of a single active consumer queue as ready.",
     ),
     Option(
         "control", "Health and logs", "PATH", control, AUTO,
