@@ -108,11 +108,7 @@ def task(body: str | bytes = b"", **message: Unpack[Message]) -> Task:
     return Task(delivery, attempt, now(), queue)
 
 
-def run(
-    function: Callable[[Task], Any] | type[Callable[[Task], Any]],
-    body: str | bytes | Task = b"",
-    **message: Unpack[Message],
-) -> Result:
+def run(function: Callable[..., Any], body: str | bytes | Task = b"", **message: Unpack[Message]) -> Result:
     """Run a handler on one task, as a worker does, and say how it ended. What it raises is in the result, SystemExit
     and KeyboardInterrupt too.
 
