@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text()
 ELSEWHERE = {
     "workq broker run": "tests/broker/test_private_node.py",
     "scripts/demo": "tests/broker/test_demo.py",
+    "pip install .": "tests/processes/test_packaging.py",
 }
 """Commands that other tests run."""
 URL = "amqp://guest:guest@127.0.0.1:5673/%2F"
@@ -59,7 +60,7 @@ def test_the_five_minutes_work_as_written(
     tour = tmp_path / "tour"
     port = free_port()
     commands = [block for block in blocks("sh") if not block.startswith(tuple(ELSEWHERE))]
-    assert len(commands) == 7
+    assert len(commands) == 8
     script = "set -eu\n" + adapted("\n".join(commands), broker_url, tour, port)
     environ["WORKQ_HEALTH"] = f"127.0.0.1:{port}"
     try:
@@ -67,6 +68,7 @@ def test_the_five_minutes_work_as_written(
             ["bash", "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(r"^resized cat.jpg\nsucceeded: it would be acknowledged \(", done.stdout)
         assert "published 4, confirmed 4" in done.stdout
         for name in ("cat", "dog", "fish", "bird"):
             assert f"resized {name}.jpg" in done.stderr
