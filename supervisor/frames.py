@@ -83,11 +83,11 @@ def read(data: bytes, kinds: frozenset[type[Any]]) -> Any:
         case [str(name), dict(fields)] if _KINDS.get(name) in kinds:
             kind: Any = _KINDS[name]
         case [str(name), dict(_)] if name in _KINDS:
-            raise BadFrame(f"a {name} is not its to send")
+            raise BadFrame(f"a {name} is not allowed from it")
         case _:
-            raise BadFrame("it is of no known kind")
+            raise BadFrame("its kind is unknown")
     if fields.keys() != set(_FIELDS[kind]):
-        raise BadFrame(f"a {name} has other fields")
+        raise BadFrame(f"a {name} has the wrong fields")
     for field, check in _checks(kind).items():
         try:
             fields[field] = check(fields[field])
@@ -130,16 +130,16 @@ def _refuse(what: str) -> NoReturn:
 
 
 def _truth(value: Any) -> bool:
-    return value if type(value) is bool else _refuse("is neither true nor false")
+    return value if type(value) is bool else _refuse("is not a boolean")
 
 
 def _nothing(value: Any) -> None:
-    return None if value is None else _refuse("is something")
+    return None if value is None else _refuse("is not null")
 
 
 def _integer(most: int) -> Check:
     def check(value: Any) -> int:
-        return value if type(value) is int and 0 <= value <= most else _refuse(f"is no integer from 0 to {most}")
+        return value if type(value) is int and 0 <= value <= most else _refuse(f"is not an integer from 0 to {most}")
 
     return check
 
@@ -147,17 +147,17 @@ def _integer(most: int) -> Check:
 def _number(value: Any) -> float:
     if type(value) is int and 0 <= value <= _INT_MOST:
         return float(value)
-    return value if type(value) is float and math.isfinite(value) and value >= 0 else _refuse("is no number")
+    return value if type(value) is float and math.isfinite(value) and value >= 0 else _refuse("is not a number")
 
 
 def _text(most: int) -> Check:
     def check(value: Any) -> str:
         if type(value) is not str:
-            _refuse("is no text")
+            _refuse("is not a string")
         try:
             value.encode()
         except UnicodeEncodeError:
-            _refuse("holds a lone surrogate")
+            _refuse("contains a lone surrogate")
         # A password that the cut severs is not known for one by whoever logs it.
         return value if len(value) <= most else clip_start(value, most)
 
@@ -166,14 +166,14 @@ def _text(most: int) -> Check:
 
 def _one_of(values: dict[Any, Any]) -> Check:
     def check(value: Any) -> Any:
-        return values[value] if type(value) is str and value in values else _refuse("is none of those there are")
+        return values[value] if type(value) is str and value in values else _refuse("is not one of the allowed values")
 
     return check
 
 
 def _items(check: Check) -> Check:
     def check_all(value: Any) -> list[Any]:
-        return [check(item) for item in value[:_ITEMS_MOST]] if type(value) is list else _refuse("is no list")
+        return [check(item) for item in value[:_ITEMS_MOST]] if type(value) is list else _refuse("is not a list")
 
     return check_all
 
@@ -185,6 +185,6 @@ def _either(checks: list[Check]) -> Check:
                 return each(value)
             except ValueError:
                 continue
-        return _refuse("is none of what it may be")
+        return _refuse("has the wrong type")
 
     return check

@@ -96,7 +96,7 @@ def _paramstyle(connection: Connection) -> str:
             if (style := getattr(sys.modules.get(package), "paramstyle", None)) in _MARKS:
                 return str(style)
             package = package.rpartition(".")[0]
-    raise ValueError(f"{type(connection).__qualname__} is no connection of a DB-API driver whose paramstyle is known")
+    raise ValueError(f"{type(connection).__qualname__} is not a connection of a DB-API driver with a known paramstyle")
 
 
 def _commits_each(connection: Any) -> bool:

@@ -122,7 +122,7 @@ def _closed(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
         if isinstance(error, exceptions.ProbableAuthenticationError) and code == 403:
             hint = "check user and password in the URL"
             if broker.guest:
-                hint += "; a broker lets guest in from its own host only"
+                hint += "; a broker accepts guest only from its own host"
             return Kind.AUTHENTICATION, f"{broker} refuses the login of {broker.user}: {hint} ({text})"
         return _reply(code, text, broker)
     return None
@@ -132,9 +132,9 @@ def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
     """RabbitMQ's reply codes (https://www.rabbitmq.com/amqp-0-9-1-reference#constants), told apart by text where one
     of them stands for several things."""
     if code == 320:
-        return Kind.OPERATOR, f"{broker} closed the connection: it is shutting down, or an operator did it ({text})"
+        return Kind.OPERATOR, f"{broker} closed the connection: it is shutting down, or an operator closed it ({text})"
     if code == 403 and "exclusive use" in text:
-        return Kind.LOCKED, f"the queue has an exclusive consumer; stop it, or wait until it leaves ({text})"
+        return Kind.LOCKED, f"the queue has an exclusive consumer; stop it, or wait until it exits ({text})"
     if code == 403:
         return Kind.PERMISSION, f"{broker.user} may not do this; see rabbitmqctl set_permissions ({text})"
     if code == 404 and "down or inaccessible" in text:
@@ -142,24 +142,24 @@ def _reply(code: int, text: str, broker: _Who) -> tuple[Kind, str]:
     if code == 404:
         return Kind.MISSING, f"there is no such queue or exchange; declare it, or check the name ({text})"
     if code == 405:
-        return Kind.LOCKED, f"the queue belongs to another connection alone; wait until that one is gone ({text})"
+        return Kind.LOCKED, f"the queue is exclusive to another connection; wait until that one closes ({text})"
     if code == 406 and "inequivalent" in text:
         hint = "leave out the queue type to use the queue as it is, or delete it"
         return Kind.MISMATCH, f"the queue exists with other properties than asked for; {hint} ({text})"
     if code == 406 and "rabbit_stream_queue" in text:
-        hint = "it never gives a message up, so work cannot be shared out by it; name another queue"
+        hint = "streams never remove a message, so workers cannot share the work; name another queue"
         return Kind.STREAM, f"the queue is a stream: {hint} ({text})"
     if code == 406 and "delivery acknowledgement" in text:
         return Kind.ACK_TIMEOUT, f"the task took longer than the broker's consumer_timeout allows ({text})"
     if code == 406 and _TOO_LARGE.search(text):
-        return Kind.TOO_LARGE, f"{broker} takes no message of this size; see its max_message_size ({text})"
+        return Kind.TOO_LARGE, f"{broker} accepts no message of this size; see its max_message_size ({text})"
     if code == 406:
         return Kind.PRECONDITION, f"{broker} refuses ({text})"
     if code == _FRAME_ERROR:
         hint = "properties and headers of a message must fit into one frame: shorten them, or raise its frame_max"
         return Kind.PRECONDITION, f"{broker} refuses a frame: {hint} ({text})"
     if code == 530 and "limit" in text:
-        return Kind.LIMIT, f"{broker} takes no more connections or channels ({text})"
+        return Kind.LIMIT, f"{broker} accepts no more connections or channels ({text})"
     if code == 530:
         hint = "check its name in the URL, or see rabbitmqctl add_vhost and set_permissions"
         return Kind.VHOST, f"{broker.user} cannot use {broker.vhost}: {hint} ({text})"
@@ -182,14 +182,14 @@ def _local(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
     if not lacking:
         return None
     hint = "see what the handler leaves open, and the limits on files, memory and tasks (LimitNOFILE=, TasksMax=)"
-    return Kind.LOCAL, f"this process has nothing left to reach {broker} with: {lacking}; {hint}"
+    return Kind.LOCAL, f"this process cannot reach {broker}: {lacking}; {hint}"
 
 
 def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
     """TLS and AMQP, before anything was said."""
     if isinstance(error, ssl.SSLCertVerificationError):
         hint = _REMEDIES.get(error.verify_code, "name the authority that signed it with ?cafile=")
-        return Kind.TLS, f"the certificate of {broker} is not to be trusted: {error.verify_message}; {hint}"
+        return Kind.TLS, f"the certificate of {broker} is not trusted: {error.verify_message}; {hint}"
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return Kind.LOST, f"{broker} closed the connection during the TLS handshake; {broker.maybe}"
     if isinstance(error, ssl.SSLError):
@@ -208,7 +208,7 @@ def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
     if isinstance(error, exceptions.NoFreeChannels):
         return Kind.LIMIT, f"{broker} allows too few channels on a connection; raise its channel_max"
     if isinstance(error, exceptions.AuthenticationError):
-        return Kind.AUTHENTICATION, f"{broker} does not offer logging in with user and password (SASL PLAIN)"
+        return Kind.AUTHENTICATION, f"{broker} does not offer login with user and password (SASL PLAIN)"
     return None
 
 
@@ -224,14 +224,14 @@ def _network(error: BaseException, broker: _Who) -> tuple[Kind, str]:
     if isinstance(error, OSError) and error.errno in _BROKEN_OFF:
         return Kind.LOST, f"the connection to {broker} broke off: {error.strerror}"
     if isinstance(error, OSError) and error.errno in _FAR:
-        return Kind.UNREACHABLE, f"there is no way to {broker}: {error.strerror}; check the network"
+        return Kind.UNREACHABLE, f"no route to {broker}: {error.strerror}; check the network"
     if isinstance(error, OSError):
         return Kind.UNREACHABLE, f"connecting to {broker} failed: {error.strerror or type(error).__name__}"
     if isinstance(error, exceptions.AMQPError):
-        return Kind.LOST, f"the connection to {broker} is gone ({type(error).__name__}: {_text(error, broker)})"
+        return Kind.LOST, f"the connection to {broker} was lost ({type(error).__name__}: {_text(error, broker)})"
     # Whatever it is, the connection is of no use and another may be.
     what = f"{type(error).__name__}: {_text(error, broker)}"
-    return Kind.OTHER, f"the connection to {broker} failed in a way not foreseen: {what}"
+    return Kind.OTHER, f"the connection to {broker} failed unexpectedly: {what}"
 
 
 def _text(error: BaseException, broker: _Who) -> str:

@@ -138,7 +138,7 @@ def resolve_format(choice: str, fd: int) -> str:
     if choice == "auto":
         return "console" if os.isatty(fd) else "json"
     if choice not in ("json", "console"):
-        raise ValueError(f"log format {choice!r}: there are auto, json and console")
+        raise ValueError(f"log format {choice!r}: use auto, json or console")
     return choice
 
 
@@ -163,7 +163,7 @@ def configure(
     resolve_format(format, fd)
     floor = _LEVELS.get(level.lower())
     if floor is None:
-        raise ValueError(f"log level {level!r}: there are {', '.join(_LEVELS)}")
+        raise ValueError(f"log level {level!r}: use one of {', '.join(_LEVELS)}")
     identity: dict[str, Any] = {"pid": os.getpid(), "role": role}
     if slot is not None:
         identity["slot"] = slot

@@ -130,7 +130,7 @@ class Births:
             pidfd = os.pidfd_open(pid)
             if pid in known or not _is_our_child(pidfd):
                 # The import can write to the nursery's link as well. Nobody else is ours to wait for, or to kill.
-                raise ChildProcessError("what the nursery calls a new worker is no new child of the supervisor's")
+                raise ChildProcessError("the nursery's new worker is not a new child of the supervisor")
             return birth.page, Newborn(pid, pidfd, birth.link, birth.output)
         except OSError as error:
             if pidfd is not None:

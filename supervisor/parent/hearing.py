@@ -49,7 +49,7 @@ class Hearing:
         """Each second."""
         if self._dropped and not self._is_bursting:
             limit = f"{LINES_PER_SECOND:,} long log lines or {LINE_BYTES_PER_SECOND >> 20} MiB of them a second"
-            because = f"more than {limit}: the rest is dropped, and counted in workq_log_lines_dropped_total"
+            because = f"more than {limit}: the rest is dropped and counted in workq_log_lines_dropped_total"
             self._log.warning("worker.log_dropped", suppressed_lines=self._dropped, because=because)
         self._is_bursting = self._dropped > 0
         self._frames = self._bytes = self._lines = self._line_bytes = self._dropped = 0
@@ -103,6 +103,6 @@ class Hearing:
         if not isinstance(report, Record):
             return report
         if not logs.is_line(report.line):
-            raise BadFrame("the line of a Record is no line of this log")
+            raise BadFrame("the line of a Record is not a line of this log")
         self._sink.write(report.line.encode())
         return None

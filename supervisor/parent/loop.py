@@ -148,8 +148,7 @@ class Loop:
         except OSError as error:
             return dataclasses.replace(asked, problem=f"the settings cannot be read: {error.strerror}")
         if fixed := unreloadable(self._settings, settings):
-            verb = "has changed, which" if len(fixed) == 1 else "have changed, which"
-            because = f"{', '.join(fixed)} {verb} no reload can carry out: put back what there was, or restart"
+            because = f"{', '.join(fixed)} cannot be changed by a reload: restore the old value or restart"
             return dataclasses.replace(asked, problem=because)
         return dataclasses.replace(asked, settings=settings)
 

@@ -86,7 +86,7 @@ def _watch(directory: str, look: Look, wishes: Wishes, undo: ExitStack, log: Any
         undo.callback(Changes(directory, look, wishes).end)
     except (OSError, ImportError, RuntimeError) as error:
         because = refusals.because(f"{directory} is not watched", error)
-        log.error("reload.not_watching", because=f"{because}; there are SIGHUP and workq reload")
+        log.error("reload.not_watching", because=f"{because}; use SIGHUP or workq reload")
 
 
 def _resolved(settings: Settings, log_fd: int) -> Settings:
@@ -106,11 +106,11 @@ class _CannotListen(Exception):
 def _listen(settings: Settings, log: Any) -> tuple[socket.socket | None, Listener | None]:
     """The health port and the control socket, where they are wanted."""
     health = control = None
-    where, option = f"the health port {settings.health} cannot be had", "--health"
+    where, option = f"cannot listen on the health port {settings.health}", "--health"
     try:
         if settings.health is not None:
             health = sockets.health(settings.health, settings.health_explicit, log)
-        where, option = f"the control socket {settings.control} cannot be had", "--control"
+        where, option = f"cannot listen on the control socket {settings.control}", "--control"
         if settings.control is not None:
             control = sockets.control(settings.control, settings.control_explicit, log)
     except OSError as error:

@@ -165,7 +165,7 @@ class Processes:
         try:
             self._nurseries[generation] = self._start_nursery(generation, preload, settings)
         except (OSError, ImportError) as error:  # the first one imports a module or two
-            doing = "the process that forks workers cannot be started"
+            doing = "cannot start the process that forks workers"
             self._pending.append(NurseryFailed(generation, self._refusals.because(doing, error)))
 
     def _start_nursery(self, generation: int, preload: bool, settings: Settings) -> _Nursery:
@@ -192,7 +192,7 @@ class Processes:
 
     def _refuse(self, page: int, error: Exception) -> None:
         """The machine refuses this page a worker."""
-        self._pending.append(StartFailed(page, self._refusals.because("no worker can be started", error)))
+        self._pending.append(StartFailed(page, self._refusals.because("cannot start a worker", error)))
 
     def stop_nursery(self, generation: int, *, stack: bool = False) -> None:
         """End it, and hear no more of it. `stack`: by SIGABRT, so that it says where it hangs."""
@@ -232,7 +232,7 @@ class Processes:
         self._sink.dropped += nursery.output.drain()
         status = self._reaper.reap(nursery.pidfd)
         if nursery.hearing.garbled:
-            status = f"{status}, because of what came on its link: {nursery.hearing.garbled}"
+            status = f"{status}, after an invalid message on its link: {nursery.hearing.garbled}"
         nursery.close(self._wait)
         if nursery in self._spent:
             self._spent.remove(nursery)
@@ -274,7 +274,7 @@ class Processes:
 
     def _assign(self, newborn: Newborn, page: int, generation: int) -> Started | StartFailed:
         """Watch a newborn, and then have it begin. Where that cannot be it is dismissed, and has run nothing."""
-        because = "the new worker was gone before it was seen"
+        because = "the new worker died before the supervisor saw it"
         worker = None
         try:
             output = Output(newborn.output, self._log, slot=slot_of(page), pid=newborn.pid)
@@ -291,7 +291,7 @@ class Processes:
                 self._pages.add(page)
                 return Started(page, newborn.pid)
         except (psutil.Error, OSError) as error:
-            because = self._refusals.because("no worker can be started", error)
+            because = self._refusals.because("cannot start a worker", error)
         if worker is not None:
             worker.forget(self._wait)
         self._dismiss(newborn)

@@ -49,7 +49,7 @@ class Refusals:
     def say(self, doing: str, error: OSError) -> None:
         text = self.because(doing, error)
         if self._said.is_news(text, now()):
-            self._log.warning("supervisor.refused", because=f"{text}; it is tried again within a second")
+            self._log.warning("supervisor.refused", because=f"{text}; retried within a second")
 
     def insist(self, doing: str, act: Callable[[], bool]) -> None:
         """Do this, now or at a later `try_again`. `act` returns False when it must be tried again."""
@@ -87,11 +87,11 @@ def remedy(number: int | None, descriptors: int = 0) -> str:
         case errno.EMFILE:
             return f". {_descriptor_limit(descriptors)}"
         case errno.ENFILE:
-            return ". The machine has no open file left: raise fs.file-max (sysctl)"
+            return ". The machine has reached its limit of open files: raise fs.file-max (sysctl)"
         case errno.EAGAIN:
             return f". {_process_limit()}"
         case errno.ENOMEM:
-            return ". The machine, or its cgroup (MemoryMax=, docker --memory), has no memory left for it"
+            return ". The machine or its cgroup (MemoryMax=, docker --memory) is out of memory"
         case _:
             return ""
 
@@ -108,10 +108,11 @@ def _process_limit() -> str:
     try:
         if (full := cgroup.full_of_processes()) is not None:
             directory, most = full
-            return f"The cgroup {directory} has its {most} processes (pids.max): raise TasksMax= or docker --pids-limit"
+            full_at = f"The cgroup {directory} has reached its limit of {most} processes (pids.max)"
+            return f"{full_at}: raise TasksMax= or docker --pids-limit"
     except (OSError, ValueError):
         pass
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if soft != resource.RLIM_INFINITY and os.geteuid() != 0:
-        return f"Processes of this user: {soft} at most, with threads. Raise LimitNPROC= or `ulimit -u`"
-    return "No process is left: raise TasksMax=, `ulimit -u`, or kernel.pid_max and kernel.threads-max (sysctl)"
+        return f"This user has reached its limit of {soft} processes and threads: raise LimitNPROC= or `ulimit -u`"
+    return "No process left: raise TasksMax=, `ulimit -u`, or kernel.pid_max and kernel.threads-max (sysctl)"

@@ -57,7 +57,7 @@ class Changes:
                 name = Path(first).name
                 self._changed(f"{name} and {len(others)} more" if others else name)
         except Exception as error:  # noqa: BLE001 - inotify has limits, a directory may go: work goes on without
-            because = f"{self._directory} is not watched: {error}; there are SIGHUP and workq reload"
+            because = f"{self._directory} is not watched: {error}; use SIGHUP or workq reload"
             self._log.error("reload.not_watching", because=because)
 
     def _changed(self, what: str) -> None:

@@ -113,7 +113,7 @@ class BrokerState:
             self.next_at = restart.decide(fault, streak=self.failures, was_ready=False, now=now, roll=roll).at
         if not is_news:
             return self.next_at, []
-        follows = f"tried again for ever, next in {self.next_at - now:.1f} s, by one worker; the others follow it"
+        follows = f"one worker retries in {self.next_at - now:.1f} s, indefinitely; the others wait for it"
         return self.next_at, [Say("broker.refused", "error", detail, {"kind": kind, "next": follows})]
 
     def turn_away(self, kind: str, detail: str, consuming: int) -> list[Say]:
@@ -122,7 +122,7 @@ class BrokerState:
         self._note(kind, detail)
         if not is_news:
             return []
-        follows = f"tried again for ever; meanwhile {_number(consuming, 'worker consumes', 'workers consume')}"
+        follows = f"retried indefinitely; meanwhile {_number(consuming, 'worker consumes', 'workers consume')}"
         return [Say("broker.refused", "warning", detail, {"kind": kind, "next": follows})]
 
     def consume(self, report: Ready, settings: Settings, *, has_queues: bool, now: float) -> list[Say]:
@@ -153,14 +153,14 @@ class BrokerState:
         queue, had_queue, self.has_queue = settings.queue, self.has_queue, True
         was_gone = self.kind in (Kind.CANCELLED, Kind.MISSING)
         if has_declared and (was_gone or not had_queue):
-            anew = "was deleted, with what was in it, and is declared anew" if had_queue else "is declared"
+            anew = "was deleted with its messages and is declared again" if had_queue else "is declared"
             level = "warning" if had_queue else "info"
             return [Say("queue.declared", level, f"{queue} {anew}: durable, of the virtual host's default type")]
         if had_queue:
             return []
         if has_declared is None:
-            return [Say("queue.taken", "info", f"{queue} is durable and of type {settings.queue_type}, as asked for")]
-        untold = "AMQP does not tell of which type it is and with which arguments, `workq check` does"
+            return [Say("queue.taken", "info", f"{queue} is durable and of type {settings.queue_type}, as configured")]
+        untold = "AMQP does not show its type and arguments, `workq check` does"
         return [Say("queue.taken", "info", f"{queue} exists and is used as it is; {untold}")]
 
     def declare(self, refused: str, now: float) -> list[Say]:
@@ -190,7 +190,7 @@ class BrokerState:
         if was_narrow or not self.is_narrow:
             return []
         because = (
-            f"--prefetch {wanted} is used as {report.prefetch}: a worker that dies returns all that it has prefetched, "
+            f"--prefetch {wanted} is reduced to {report.prefetch}: a worker that dies returns all it has prefetched, "
             f"and RabbitMQ {report.version} drops a quorum queue's message at its 20th return"
         )
         fields: dict[str, object] = {"prefetch": report.prefetch}
@@ -206,14 +206,14 @@ class BrokerState:
             return None
         waiting = _number(count, "message waits", "messages wait")
         return (
-            f"the broker has a memory or disk alarm and takes no messages: {waiting} to be parked; tasks and "
-            "acknowledgements go on; see rabbitmqctl status"
+            f"the broker has a memory or disk alarm and accepts no messages: {waiting} to be parked; tasks and "
+            "acknowledgements continue; see rabbitmqctl status"
         )
 
     def _stuck(self) -> str | None:
         if not (reasons := [each.because for each in self.blocked.values() if each.because]):
             return None
-        whose = "message cannot be parked, and its worker takes", "messages cannot be parked, and their workers take"
+        whose = "message cannot be parked, so its worker takes", "messages cannot be parked, so their workers take"
         return f"{_number(len(reasons), *whose)} nothing else: {reasons[0]}"
 
     @property
@@ -234,9 +234,9 @@ class BrokerState:
         if stuck and not was_stuck:
             said.append(Say("parking.blocked", "error", stuck, {"slot": slot_of(page)}))
         if had_alarm and not alarm:
-            said.append(Say("broker.unblocked", "info", "no message waits for the broker's alarm any more"))
+            said.append(Say("broker.unblocked", "info", "no message waits for an alarm to clear"))
         if was_stuck and not stuck:
-            said.append(Say("parking.unblocked", "info", "no message waits any more to be parked"))
+            said.append(Say("parking.unblocked", "info", "no message waits to be parked"))
         return said
 
     def recover(self) -> None:

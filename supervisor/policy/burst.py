@@ -60,7 +60,7 @@ class Burst:
             self._unreached_since = now
         if now - self._unreached_since < wait:
             return []
-        return [GiveUp(f"--burst: no worker consumes for {wait:g} s (--burst-wait): {trouble}", EXIT_BROKER)]
+        return [GiveUp(f"--burst: no worker has consumed for {wait:g} s (--burst-wait): {trouble}", EXIT_BROKER)]
 
     def ask(self, readings: tuple[Reading, ...], *, all_ready: bool) -> list[Tell]:
         """Ask for the depth when everybody has been idle since the last sample."""
@@ -69,7 +69,7 @@ class Burst:
         if not self.all_idle:
             self._missed_since = None
             return []
-        because = "--burst: everybody is idle; are the queue and the delay queues empty?"
+        because = "--burst: every worker is idle; are the queue and the delay queues empty?"
         return [Tell(idle[0].page, Measure(delays=True), because)]
 
     def measured(self, depth: Depth, consuming: int, now: float) -> list[Say | Finish | GiveUp]:
@@ -80,10 +80,10 @@ class Burst:
         if awaited is not None:
             is_news, self._awaited = self._awaited != awaited, awaited
             return [Say("burst.waiting", "info", f"--burst: {awaited}")] if is_news else []
-        because = "--burst: the queue is empty and everybody is idle"
+        because = "--burst: the queue is empty and every worker is idle"
         if not self.away.tasks:
             return [Finish(because)]
-        because += f"; {self.away.tasks} delayed and not settled here since, and AMQP does not tell where they are"
+        because += f"; {self.away.tasks} delayed and not settled here since; AMQP does not show where they are"
         if self._others >= OTHERS_FOR:
             return [Finish(f"{because}: other consumers may have settled them")]
         return [GiveUp(f"{because}: run it again", EXIT_BROKER)]
@@ -104,8 +104,8 @@ class Burst:
         if now - self._missed_since >= BACK_WITHIN:
             return None
         return (
-            f"{_tasks(self.away.tasks)} to come back from a delay queue: was the queue full (reject-publish) when that "
-            f"was due? Then the broker tries again after 3 min; {BACK_WITHIN:g} s are waited at most"
+            f"{_tasks(self.away.tasks)} to come back from a delay queue: was the queue full (reject-publish) when it "
+            f"was due? Then the broker retries after 3 min; waiting for {BACK_WITHIN:g} s at most"
         )
 
 

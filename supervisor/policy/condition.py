@@ -65,7 +65,7 @@ class Condition:
         if self.state is State.DEGRADED or not restart.too_intense(self.unexplained, workers, now):
             return []
         deaths = f"{len(self.unexplained)} unexplained deaths in {restart.INTENSITY_WINDOW:g} s"
-        self.enter(State.DEGRADED, f"{deaths}: one worker at a time from here", now)
+        self.enter(State.DEGRADED, f"{deaths}: restarting one worker at a time", now)
         return [Say("supervisor.degraded", "error", self.because)]
 
     def consume(self, consuming: int, wanted: int, now: float) -> list[Action]:

@@ -112,7 +112,7 @@ def _fault(died: Exited, cause: str, *, has_worked: bool) -> Fault:
 def _fault_of_broker(said: Leaving | LoadFailed | None) -> Fault:
     """Whether it comes back by itself, or people have to change something."""
     kind = said.kind if isinstance(said, Leaving) else ""
-    return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER
+    return Fault.REFUSED if kind in restart.NEEDS_OPERATOR else Fault.BROKER
 
 
 def _is_clean(slot: Slot, died: Exited) -> bool:
@@ -125,9 +125,9 @@ def _because(died: Exited, cause: str, fault: Fault) -> str:
         return died.said.detail
     match fault:
         case Fault.MESSAGE:
-            return f"{cause} while it had a message in hand"
+            return f"{cause} with a message in flight"
         case Fault.UNEXPLAINED:
-            return f"{cause} with nothing in hand"
+            return f"{cause} with no message in flight"
         case _:
             return str(cause)
 

@@ -53,7 +53,7 @@ def too_small(max_memory: int | None, began_with: int) -> str | None:
     mib = 1024 * 1024
     return (
         f"--max-memory {max_memory // mib}M is less than the {began_with // mib} MiB that a worker takes before its "
-        f"first task: workers are replaced when they have grown by {max_memory // mib} MiB beyond that; set it to "
+        f"first task: workers are replaced after growing by {max_memory // mib} MiB beyond that; set it to "
         f"{math.ceil(1.5 * began_with / mib)}M or more, or import less"
     )
 
@@ -68,19 +68,19 @@ def examine(
     if reading.hand is not None:
         busy = now - reading.hand.since
         if limits.task_timeout is not None and busy > limits.task_timeout and reading.phase is Phase.BUSY:
-            because = f"task {reading.hand.name} runs for {busy:.1f} s, --task-timeout is {limits.task_timeout:g} s"
+            because = f"task {reading.hand.name} has run for {busy:.1f} s, --task-timeout is {limits.task_timeout:g} s"
             return Diagnosis(Cause.TIMEOUT, because)
         if memory is not None and reading.rss > 2 * memory:
-            because = f"{reading.rss} bytes resident, more than twice {of}, in the middle of a task"
+            because = f"{reading.rss} bytes resident, more than twice {of}, mid-task"
             return Diagnosis(Cause.MEMORY, because)
     stands_still = not held_up and now - reading.beat > max(limits.heartbeat, HUNG_AFTER)
     if stands_still and reading.is_stopped:
-        because = f"a signal has stopped it (SIGSTOP), and it has not moved for {now - reading.beat:.1f} s"
+        because = f"stopped by a signal (SIGSTOP) for {now - reading.beat:.1f} s"
         return Diagnosis(Cause.HUNG, because)
     if reading.hand is not None:
         return None
     if reading.phase in (Phase.IDLE, Phase.ASKING) and stands_still:
-        return Diagnosis(Cause.HUNG, f"its idle loop has not turned for {now - reading.beat:.1f} s")
+        return Diagnosis(Cause.HUNG, f"its idle loop has been stuck for {now - reading.beat:.1f} s")
     if is_ready and memory is not None and reading.rss > memory:
         because = f"{reading.rss} bytes resident, above {of}: recycled between tasks"
         return Diagnosis(Cause.MEMORY, because, is_hung=False)

@@ -86,8 +86,8 @@ class Looks:
         if not is_news:
             return []
         because = (
-            f"{queue} has a single active consumer: one worker of all hosts is given its messages, the others stand "
-            "by, idle, until that one ends; none is replaced for it"
+            f"{queue} has a single active consumer: one worker of all hosts gets its messages, the others stand "
+            "by, idle, until it exits; none is replaced for being idle"
         )
         return [Say("queue.single_active_consumer", "info", because)]
 
@@ -115,7 +115,7 @@ class Looks:
         dead = now - self._dead_asked >= (DEPTH_EVERY if has_dead else DEAD_EVERY)
         if dead:
             self._dead_asked = now
-        return [Tell(asked.page, Measure(dead), "the queue's depth is looked at now and then")]
+        return [Tell(asked.page, Measure(dead), "periodic look at the queue's depth")]
 
     def compare(self, depth: Depth, ready: Sequence[Slot], now: float) -> list[Action]:
         """The broker's truth with our workers' beliefs; see `truth`. Who is doubted is replaced."""
@@ -134,7 +134,7 @@ class Looks:
         if not ready or not self.truth.wonders():
             return []
         asked = self.idle_of(ready)
-        because = "a worker is idle beside messages that wait: has the queue a single active consumer?"
+        because = "a worker is idle while messages wait: does the queue have a single active consumer?"
         return [Tell(asked.page, Measure(nature=True), because)]
 
     def _doubt(self, depth: Depth, ready: Sequence[Slot], now: float) -> Doubt | None:

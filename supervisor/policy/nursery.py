@@ -21,10 +21,10 @@ from supervisor.policy.slots import Slots
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_CONFIG, EXIT_KILLED
 
-THREADS: Final = "the import left threads behind, forking beside them is unsafe: each worker imports for itself"
+THREADS: Final = "the import left threads running, which makes forking unsafe: each worker imports the handler itself"
 REPLACED: Final = (
-    "the import replaced functions of the standard library ({}), as gevent and eventlet do, and forking with those is "
-    "unsafe: each worker imports for itself"
+    "the import replaced functions of the standard library ({}), as gevent and eventlet do, which makes forking "
+    "unsafe: each worker imports the handler itself"
 )
 _BACKOFF: Final = Backoff(free=1, first=0.25, most=30.0)
 
@@ -70,7 +70,7 @@ class Nursery:
         self.deadline = None
         self.loaded_at = now
         fields = {"handler": self.settings.handler, "seconds": round(seconds, 3), "preloaded": preloaded}
-        because = "imported once, for every worker" if preloaded else "each worker imports it for itself"
+        because = "imported once, for every worker" if preloaded else "each worker imports it itself"
         return Say("handler.loaded", "info", because, fields)
 
     def has_died(self, now: float) -> None:
@@ -84,7 +84,7 @@ class Nursery:
         self.failures += 1
         delay = _BACKOFF.delay(self.failures, roll)
         if not delay:
-            return [self.load(now, "the nursery is gone")]
+            return [self.load(now, "the nursery died")]
         self.deadline = now + delay
         return []
 
@@ -92,7 +92,7 @@ class Nursery:
 def import_hangs(settings: Settings) -> LoadFailed:
     """An import that does not end: it may pass, for a host that drops packets is the usual reason."""
     limit = f"--boot-timeout ({settings.boot_timeout:g} s)"
-    return LoadFailed(f"the import of {settings.handler} did not end within {limit}", "", is_passing=True)
+    return LoadFailed(f"the import of {settings.handler} did not finish within {limit}", "", is_passing=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +124,9 @@ class Upkeep:
         was_loading = nursery.state is NurseryState.LOADING
         nursery.has_died(now)
         fields: dict[str, object] = {"output": gone.output} if gone.output else {}
-        said = Say("nursery.exited", "warning", f"{gone.cause}; the workers live on, another nursery follows", fields)
+        said = Say("nursery.exited", "warning", f"{gone.cause}; workers keep running, another nursery starts", fields)
         if was_loading and not self.condition.has_worked and nursery.failures >= 2:
-            error = f"the process that imports it died three times, the last by {gone.cause}"
+            error = f"the importing process died three times, last of {gone.cause}"
             return [said, *self.cannot_load(nursery, LoadFailed(error, gone.output))]
         return [said, *nursery.retry(now, self.slots.roll())]
 
@@ -143,14 +143,14 @@ class Upkeep:
         self.shortage.refuse(NURSERY, error, now, now, roll)
         retry = nursery.retry(now, roll)
         delay = max(0.0, (nursery.deadline or now) - now) if not retry else 0.0
-        return [Say("nursery.start_failed", "error", error, {"next": f"tried again in {delay:.2f} s"}), *retry]
+        return [Say("nursery.start_failed", "error", error, {"next": f"retried in {delay:.2f} s"}), *retry]
 
     def overdue(self, nursery: Nursery, now: float) -> list[Consequence]:
         """Its deadline has passed."""
         if nursery.deadline is None or nursery.deadline > now:
             return []
         if nursery.state is not NurseryState.LOADING:
-            why = "the import may succeed by now" if self.imports.because else f"after {nursery.failures} failures"
+            why = "the import is retried" if self.imports.because else f"after {nursery.failures} failures"
             return [nursery.load(now, why)]
         failed = import_hangs(nursery.settings)
         nursery.state = NurseryState.NONE
@@ -166,13 +166,13 @@ class Upkeep:
         if not self.condition.has_worked:
             return self.cannot_load(nursery, failed)
         retry = nursery.retry(now, self.slots.roll())
-        return [_failed(nursery, failed, "it is tried again: there are workers that have loaded it"), *retry]
+        return [_failed(nursery, failed, "retried: running workers have loaded it"), *retry]
 
     def cannot_load(self, nursery: Nursery, failed: LoadFailed) -> list[Consequence]:
         """No worker has ever consumed, and none will."""
         follows = "none: restarting will not help"
         if failed.is_passing:
-            follows = "none; this may pass: with --boot-retry it is tried again"
+            follows = "none; if this is transient: --boot-retry retries it"
         because = failed.error if failed.is_set_up else f"the handler cannot be loaded: {failed.error}"
         return [_failed(nursery, failed, follows), GiveUp(because, EXIT_CONFIG, ends_nursery=True)]
 
@@ -185,13 +185,13 @@ class Upkeep:
     ) -> list[Action]:
         """It is tried again, by one for all, when `Imports.turn` says so. The traceback is told once for a reason."""
         why = "set up" if failed.is_set_up else "imported"
-        because = f"the handler cannot be {why} for now: {failed.error}; it is tried again"
+        because = f"the handler cannot be {why} yet: {failed.error}; it is retried"
         told = self.imports.fail(because, began_at, now, roll)
         if told is None:
             return []
         delay, is_news = told
         by = "" if failed.is_set_up else " (--boot-retry)"
-        fields = {"handler": nursery.settings.handler, "next": f"tried again in {delay:.2f} s{by}"}
+        fields = {"handler": nursery.settings.handler, "next": f"retried in {delay:.2f} s{by}"}
         if failed.traceback and is_news:
             fields["exception"] = failed.traceback
         event = "handler.setup_failed" if failed.is_set_up else "handler.import_failed"

@@ -105,7 +105,7 @@ class Ledger:
         """What follows for a message that has killed so many, as the end of a log line; 0: none was blamed."""
         if not crashes:
             return ""
-        told = f"; the message has killed {crashes} of {self.max_crashes}"
+        told = f"; the message has killed {crashes} of at most {self.max_crashes} workers"
         return f"{told} and will be quarantined" if self.is_condemned(crashes) else told
 
     def is_urgent(self, returns: int) -> bool:
@@ -212,13 +212,13 @@ class Suspects:
     def _tell(self, page: int, suspect: Suspect, now: float) -> Tell:
         if self._parkings.claim(suspect.key, suspect.step, now):
             verdict = Verdict(suspect.key, run=False, name=suspect.name, is_parked=True)
-            return Tell(page, verdict, "it was parked before, and its acknowledgement was lost")
+            return Tell(page, verdict, "it is parked already, and its acknowledgement was lost")
         verdict = self._ledger.verdict(suspect.key, suspect.delivery_count, suspect.put_back)
         verdict = replace(verdict, name=suspect.name)
         if verdict.fresh:
-            return Tell(page, verdict, f"it was {verdict.cause}, nobody died of it, and the broker drops such messages")
+            return Tell(page, verdict, f"it was {verdict.cause}, killed no worker, and would be dropped soon")
         if not verdict.crashes and not verdict.run:
-            return Tell(page, verdict, f"it was {verdict.cause}, and the broker drops such messages")
+            return Tell(page, verdict, f"it was {verdict.cause}, and would be dropped soon")
         if not verdict.crashes:
             return Tell(page, verdict, "it is not known to have killed a worker")
-        return Tell(page, verdict, f"it has killed {verdict.crashes} of {self._ledger.max_crashes}")
+        return Tell(page, verdict, f"it has killed {verdict.crashes} of at most {self._ledger.max_crashes} workers")

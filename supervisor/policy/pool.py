@@ -219,9 +219,9 @@ class Pool:
         by, wanted = asked.by, self._slots.wanted
         match asked.wish:
             case Wish.STOP if self._condition.is_draining:
-                return self._kill_all(f"{by} a second time: now")
+                return self._kill_all(f"{by} again: killing all workers")
             case Wish.DRAIN if self._condition.is_draining:
-                under_way = f"{by}: it is under way already ({self._condition.because})"
+                under_way = f"{by}: already stopping ({self._condition.because})"
                 return [Say("supervisor.stopping", "info", under_way)]
             case Wish.STOP | Wish.DRAIN:
                 return self._stop(by, EXIT_DONE, now)
@@ -277,11 +277,14 @@ class Pool:
         span, former = self.settings.workers, self._slots.wanted
         least, most = (1, WORKERS_MOST) if span.is_fixed else (span.least, span.most)
         if self._condition.is_leaving:
-            return [Say("supervisor.scaling", "warning", f"{by}: the supervisor leaves")]
+            return [Say("supervisor.scaling", "warning", f"{by} ignored: the supervisor is stopping")]
         if not least <= wanted <= most:
-            return [Say("supervisor.scaling", "warning", f"{by}: there are {former} workers, of {least} to {most}")]
+            name, limit = ("maximum", most) if wanted > most else ("minimum", least)
+            where = "already at" if former == limit else "above" if wanted > most else "below"
+            limits = f"{where} the {name} of {limit} worker{'s' if limit > 1 else ''}"
+            return [Say("supervisor.scaling", "warning", f"{by} ignored: {limits}")]
         if wanted == former:
-            return [Say("supervisor.scaling", "info", f"{by}: there are {wanted} workers already")]
+            return [Say("supervisor.scaling", "info", f"{by}: already at {wanted} workers")]
         because = f"{by}: {former} -> {wanted} workers"
         too_many = self._slots.resize(wanted)
         for slot in too_many:
@@ -317,7 +320,7 @@ class Pool:
         delay = self._shortage.refuse(slot.number, error, slot.spawned_at, now, roll)
         if delay is None:
             return []
-        follows = f"one worker tries again in {delay:.2f} s, the others wait for it"
+        follows = f"one worker retries in {delay:.2f} s, the others wait for it"
         return [Say("worker.start_failed", "error", error, {"slot": slot.number, "next": follows})]
 
     def _worker_said(self, slot: Slot, report: object, now: float) -> list[Action]:
@@ -358,7 +361,7 @@ class Pool:
         """It is not to be trusted any more. By SIGABRT: the stack shows what wrote to its link."""
         if slot.state in (SlotState.ABORTING, SlotState.KILLED):
             return []
-        because = f"what came on its link is no report of a worker: {because}"
+        because = f"invalid message on its link: {because}"
         said = Say("worker.garbled", "error", because, {"slot": slot.number, "pid": slot.pid})
         return [said, *termination.abort(slot, Cause.PROTOCOL, because, now)]
 
@@ -457,7 +460,7 @@ class Pool:
     def _find_silent(self, readings: tuple[Reading, ...], now: float) -> Iterator[Action]:
         """Find workers that have lost their connection and cannot tell; see `Suspects.silent`."""
         for page in self._suspects.silent(readings, hung.SILENT_AFTER * self.settings.heartbeat, now):
-            why = "its message has come back: its handler lets no heartbeat be sent, and the broker has dropped it"
+            why = "its message was redelivered: the handler blocks heartbeats, so the broker dropped the connection"
             yield from self._worker_said(self._slots.at(page), Lost(why, Kind.HEARTBEAT), now)
 
     def _measured(self, depth: Depth, now: float) -> list[Action]:
@@ -491,6 +494,6 @@ class Pool:
         self._left = True
         self._condition.state = State.STOPPED
         for nursery in self._rollout.nurseries:
-            yield StopNursery(nursery.generation, "nobody is left to fork")
+            yield StopNursery(nursery.generation, "no worker is left to start")
         code, because = self._condition.code, self._condition.because
         yield Leave(code, because if code else "everything is settled")

@@ -126,14 +126,14 @@ class Rollout:
     def refusal(self) -> str | None:
         """Why no other reload can begin now."""
         if self.condition.is_leaving:
-            return "the supervisor leaves"
+            return "the supervisor is stopping"
         if self.nursery.state is not NurseryState.READY and not self.condition.has_worked:
-            each = "; it is tried again, and each try reads the code anew" if self.imports.because else ""
+            each = "; the import is retried, and each retry reads the current code" if self.imports.because else ""
             return f"nothing has been loaded yet{each}"
         # Until a worker of it is being forked it may be taken back; that one waits for somebody's task, for an hour
         # perhaps, and what it is to prove may be known to be wrong by then.
         is_loading = self.incoming is not None and self.incoming.state is NurseryState.LOADING
-        return "one is under way already" if is_loading or any(map(self.is_on_trial, self.slots)) else None
+        return "a reload is already in progress" if is_loading or any(map(self.is_on_trial, self.slots)) else None
 
     def proves_nothing(self, fault: Fault) -> bool:
         """Whether the trial's failure is the broker's: it is away for the generation there as well, by the same URLs.
@@ -151,7 +151,7 @@ class Rollout:
         """Load the code anew beside what runs; nothing is replaced before that has worked."""
         actions: list[Action] = []
         if self.incoming is not None:
-            actions.append(StopNursery(self.incoming.generation, f"another reload takes its place: {asked.by}"))
+            actions.append(StopNursery(self.incoming.generation, f"replaced by another reload: {asked.by}"))
             self._end_trial(now)
         settings: Settings = asked.settings or self.nursery.settings
         self.newest += 1
@@ -182,7 +182,7 @@ class Rollout:
 
     def gone(self, gone: NurseryGone, now: float) -> list[Consequence]:
         if self.is_incoming(gone.generation):
-            return [*self.fail(f"the process that imports it died: {gone.cause}", now, gone.output)]
+            return [*self.fail(f"the importing process died: {gone.cause}", now, gone.output)]
         if gone.generation != self.nursery.generation:
             return []
         self.unfork(now)
@@ -195,7 +195,7 @@ class Rollout:
 
     def stuck(self, slot: Slot, now: float) -> list[Action]:
         """A nursery was asked to fork for this slot, and has not."""
-        because = f"it did not fork within {FORK_TIMEOUT:g} s"
+        because = f"it did not fork a worker within {FORK_TIMEOUT:g} s"
         if self.is_on_trial(slot):
             return self.fail_trial(slot, because, now)
         self.nursery.state = NurseryState.NONE
@@ -207,7 +207,7 @@ class Rollout:
         decided = self.upkeep.overdue(self.nursery, now)
         if self.incoming is None or self.incoming.deadline is None or self.incoming.deadline > now:
             return decided
-        because = f"the import did not end within --boot-timeout ({self.incoming.settings.boot_timeout:g} s)"
+        because = f"the import did not finish within --boot-timeout ({self.incoming.settings.boot_timeout:g} s)"
         stop = StopNursery(self.incoming.generation, because, stack=True)
         return [*decided, stop, *self.fail(because, now)]
 
@@ -249,7 +249,7 @@ class Rollout:
         """The incoming generation stays loaded. Those there look for the broker: their settings have been proved."""
         self.trial, self.is_held = None, True
         self._reach(Stage.WAITING)
-        because = f"the broker is away ({because}): the reload is carried out when it is back; another one replaces it"
+        because = f"the broker is down ({because}): the reload continues once it is back, unless another replaces it"
         return Say("reload.waiting", "warning", because, {"generation": self.newest})
 
     def stop(self, because: str, now: float) -> list[Action]:
@@ -258,7 +258,7 @@ class Rollout:
             return []
         stop = StopNursery(self.incoming.generation, because)
         self._end_trial(now)
-        self._end(Stage.FAILED, now, "the supervisor leaves")
+        self._end(Stage.FAILED, now, "the supervisor is stopping")
         return [stop]
 
     def unfork(self, now: float) -> None:
@@ -287,10 +287,10 @@ class Rollout:
             self.past = {of: limits for of, limits in self.past.items() if of in orphaned}
             if self.latest is not None and self.latest.generation == generation:
                 self._end(Stage.FINISHED, now)
-            because = f"every worker is of generation {generation}"
+            because = f"every worker runs generation {generation}"
             yield Say("reload.finished", "info", because, {"generation": generation})
         elif all(slot.state is SlotState.READY for slot in slots):
-            yield from termination.drain(old[0], f"reload: generation {generation} follows", None)
+            yield from termination.drain(old[0], f"reload: replaced by generation {generation}", None)
 
     def _try(self, now: float) -> Iterator[Action]:
         """Find the slot whose next worker tries the incoming generation: one that is empty, else an idle one."""
@@ -309,7 +309,7 @@ class Rollout:
         elif {slot.state for slot in slots} == {SlotState.READY}:
             slot = self.looks.idle_of(slots)
             self.trial = slot.number
-            yield from termination.drain(slot, f"reload: to be the first of generation {self.newest}", None)
+            yield from termination.drain(slot, f"reload: the first worker of generation {self.newest} follows", None)
 
     def _end_trial(self, now: float) -> None:
         """The incoming generation is given up; nobody forks for it any more."""

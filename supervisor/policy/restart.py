@@ -32,8 +32,10 @@ INTENSITY_WINDOW: Final = 30.0
 """Seconds over which unexplained deaths are counted."""
 
 
-PEOPLE_MEND: Final = frozenset({Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.LIMIT, Kind.TLS, Kind.PROTOCOL})
-"""What does not go away by itself: asking often only fills two logs."""
+NEEDS_OPERATOR: Final = frozenset(
+    {Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.LIMIT, Kind.TLS, Kind.PROTOCOL}
+)
+"""Does not go away by itself: frequent retries only fill two logs."""
 
 
 class Fault(StrEnum):
@@ -43,7 +45,7 @@ class Fault(StrEnum):
     MESSAGE = "message"
     BROKER = "broker"
     REFUSED = "refused"
-    """By a broker that wants something of ours to be changed first, see `PEOPLE_MEND`."""
+    """By a broker that wants something of ours to be changed first, see `NEEDS_OPERATOR`."""
     CONFIG = "configuration"
     LOCAL = "local"
     """The machine's, or its limits': no descriptor, memory or thread was left."""
@@ -83,7 +85,7 @@ def in_words(follows: Next, now: float) -> str:
         case Elsewhere(how):
             return how
         case Restart(at):
-            return "restart at once" if at <= now else f"restart in {at - now:.2f} s"
+            return "restart immediately" if at <= now else f"restart in {at - now:.2f} s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,11 +164,11 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
             if attempt <= patience.retries:
                 delay = retry.backoff(attempt, patience.delay) if delay is None else delay
                 return _later(delay, attempt, patience, why)
-            why = f"asked for another try, after {attempt}: {why}"
+            why = f"no retry left, attempt {attempt} asked for one: {why}"
             return _dead("exception", why, _evidence(why, traceback))
         case Deferred(retry_after, why):
             ms = queues.step(retry_after)
-            because = f"{why}; no try is counted, and try {attempt} begins again in {ms / 1000:g} s"
+            because = f"{why}; not counted as a try: try {attempt} starts again in {ms / 1000:g} s"
             return Later(ms, attempt, because, "deferred", "task.deferred")
         case Rejected(why, traceback):
             return _dead("rejected", why, _evidence(why, traceback))
@@ -181,8 +181,8 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
                 "undecodable", why, {queues.ERROR: clip_start(error, 1024), queues.PROPERTIES: raw[:PROPERTIES_MAX]}
             )
         case Condemned(verdict) if verdict.fresh:
-            why = "the broker would drop it soon, so a copy that is not counted yet is at the end of the queue"
-            return Afresh(f"it was {verdict.cause} and nobody died of it; {why}")
+            why = "the broker would drop it soon, so a fresh copy goes to the end of the queue"
+            return Afresh(f"it was {verdict.cause} without killing a worker; {why}")
         case Condemned(verdict):
             headers: dict[str, str | int | bytes] = {queues.CRASHES: verdict.crashes, queues.CAUSE: verdict.cause}
             if verdict.first_seen:

@@ -68,7 +68,7 @@ class Silences:
             remedy = f"lower --heartbeat below {_seconds(enough)} s, or {remedy}"
         return (
             f"something between us and the broker closes idle connections after {_seconds(self.limit)} s: {remedy}; "
-            "until then idle workers are replaced for it, and a task that takes longer runs again"
+            "until then idle workers are replaced each time, and a task that takes longer runs again"
         )
 
 

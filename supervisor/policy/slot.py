@@ -111,7 +111,7 @@ class Slot:
     def why_started(self) -> str:
         """Why its latest worker was asked for, in words."""
         last = self.last_exit
-        return "first start of this slot" if last is None else f"replaces one that ended: {last.cause}"
+        return "first start of this slot" if last is None else f"replaces one that exited: {last.cause}"
 
     def is_due(self, now: float) -> bool:
         return self.deadline is not None and self.deadline <= now

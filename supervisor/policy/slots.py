@@ -15,7 +15,7 @@ class Slots:
 
     def __init__(self, wanted: int, seed: int) -> None:
         self.wanted = wanted
-        """How many workers there are to be."""
+        """Number of workers wanted."""
         self.orphans: dict[int, Slot] = {}
         """By page: workers whose connection is gone while their handlers run on. The next worker has their slot; at
         most one of a slot, so there are never more of them than of others."""
@@ -66,7 +66,7 @@ class Slots:
         actions: list[Action] = []
         older = self.orphans.get(other_page(slot.page))
         if older is not None and older.state is SlotState.DRAINING:
-            because = "the stand-in for this orphan has lost its connection, too"
+            because = "the worker that replaced this orphan lost its connection too"
             actions += termination.kill(older, Cause.BROKER, because)
         orphan = slot.orphan(until, cause, now)
         self.orphans[orphan.page] = orphan

@@ -67,12 +67,12 @@ def readiness(view: PoolView) -> tuple[bool, str]:
         why = view.shortage or view.not_imported or view.trouble
         return False, f"no worker consumes: {why}" if why else f"no worker consumes yet ({view.state})"
     if view.standby and not view.may_stand_by:
-        hint = "--ready-when subscribed takes a standby for ready"
+        hint = "--ready-when subscribed counts a standby as ready"
         return False, "; ".join(filter(None, (view.standby, view.trouble, hint)))
     if view.is_starved and not view.standby:
-        return False, f"no worker is given anything: {view.trouble}"
+        return False, f"no worker gets messages: {view.trouble}"
     if view.is_held_up:
-        return False, f"no worker takes a task: {view.trouble}"
+        return False, f"no worker accepts tasks: {view.trouble}"
     # Not of the slots: those that a smaller pool has emptied stay. While it shrinks more consume than it wants.
     consuming = f"{view.ready} of {max(view.ready, view.wanted)} workers consume"
     said = (consuming, view.standby, view.shortage, view.not_imported, view.trouble)

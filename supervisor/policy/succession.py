@@ -106,7 +106,7 @@ class Succession:
         slot = self.slots[orphan.number]
         slot.last_exit = orphan.last_exit
         if slot.state is not SlotState.EMPTY:
-            return Stay("a stand-in has its slot")
+            return Stay("its slot has been refilled")
         return Stay(self._why_empty(None) or "fewer workers are wanted")
 
     def _follow(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
@@ -150,7 +150,7 @@ class Succession:
         told = self.rollout.fail_trial(slot, because, now, traceback)
         slot.restarts += 1
         generation = self.rollout.nursery.generation
-        return Elsewhere(f"the reload has failed; one of generation {generation} follows"), [*told]
+        return Elsewhere(f"the reload failed; a worker of generation {generation} follows"), [*told]
 
     def _import_again(self, slot: Slot, failed: LoadFailed, now: float) -> tuple[Next, list[Consequence]]:
         nursery = self.rollout.nursery
@@ -158,14 +158,14 @@ class Succession:
         slot.restarts += 1
         slot.enter(SlotState.WAITING, now)
         what, by = ("set-up", "") if failed.is_set_up else ("import", " (--boot-retry)")
-        how = f"the {what} is tried again by one worker, the others wait for it{by}"
+        how = f"one worker retries the {what}, the others wait for it{by}"
         return Elsewhere(how), [*told]
 
     def _give_up(self, judged: Judgement) -> list[Consequence]:
         if judged.failed is not None:
             return self.upkeep.cannot_load(self.rollout.nursery, judged.failed)
         detail = judged.leaving.detail if judged.leaving else ""
-        return [GiveUp(detail or "a worker says that its configuration is wrong", EXIT_CONFIG, ends_nursery=True)]
+        return [GiveUp(detail or "a worker reports a configuration error", EXIT_CONFIG, ends_nursery=True)]
 
     def _restart(self, slot: Slot, judged: Judgement, now: float) -> tuple[Restart, list[Consequence]]:
         """When the next one comes. Where the broker is the reason, one of them tries it for all."""
@@ -186,7 +186,7 @@ class Succession:
         if fault not in broker.FAULTS or left is None or left.cause == Cause.NOT_CONSUMING:
             return follows, news
         consuming = self.slots.count(SlotState.READY)
-        kind, detail = left.kind, left.detail or "it did not say why"
+        kind, detail = left.kind, left.detail or "no reason given"
         if was_ready:
             news += self.broker.lose(kind, detail, consuming, now, is_usual=is_usual)
         elif consuming:

@@ -81,13 +81,13 @@ def overdue(slot: Slot, boot_timeout: float, grace: float, now: float) -> list[A
         case SlotState.BOOTING:
             return abort(slot, Cause.BOOT, f"not booted within --boot-timeout ({boot_timeout:g} s)", now)
         case SlotState.CONNECTING:
-            because = f"not connected, and not given up either, for {CONNECT_TIMEOUT:g} s"
+            because = f"neither connected nor gave up within {CONNECT_TIMEOUT:g} s"
             return abort(slot, Cause.HUNG, because, now)
         case SlotState.DRAINING if slot.is_lost:
-            because = "its connection is gone, and its handler has used up what it may run on for (--lost-grace)"
+            because = "its connection is lost, and its handler has run for all of --lost-grace"
             return kill(slot, Cause.BROKER, because)
         case SlotState.DRAINING:
-            return kill(slot, Cause.GRACE, f"it was to leave, and is still there (--grace {grace:g} s)")
+            return kill(slot, Cause.GRACE, f"still running after --grace ({grace:g} s)")
         case SlotState.ABORTING:
             return kill(slot, slot.condemned or Cause.HUNG, "SIGABRT did not end it")
         case _:

@@ -107,7 +107,7 @@ class Truth:
         """In words: all idle beside messages that wait, as the single active consumer is, or seems to be, elsewhere."""
         if self.is_starved and self.is_single:
             return "on standby: messages wait, and the queue's single active consumer is elsewhere"
-        return "messages wait, and none is given to us" if self.is_starved and self._is_resigned else None
+        return "messages wait, but the broker delivers none to us" if self.is_starved and self._is_resigned else None
 
     def wonders(self) -> bool:
         """Whether it is time to ask what kind of queue it is: once."""
@@ -134,13 +134,13 @@ class Truth:
 
     def _doubt(self, depth: Depth, suspect: Belief, steady: int, workers: int, *, is_served: bool) -> Doubt:
         if is_served:
-            because = f"the broker counts {depth.consumers} consumers, and {steady} of our workers believe they consume"
+            because = f"the broker counts {depth.consumers} consumers, but {steady} of our workers believe they consume"
         else:
-            because = f"{depth.ready} messages wait in the queue beside a worker that is idle and is given none"
+            because = f"{depth.ready} messages wait in the queue, but an idle worker gets none"
         was_served = not is_served and suspect.pid in self._served
         if self._replaced > workers and not was_served:
-            reasons = "has the queue a single active consumer elsewhere, or consumers of a higher priority?"
-            because += f"; new workers fare the same, so none is replaced any more: {reasons}"
+            reasons = "does the queue have a single active consumer elsewhere, or consumers of a higher priority?"
+            because += f"; replacing workers has not helped, so none is replaced now: {reasons}"
             is_news, self._is_resigned = not self._is_resigned, True
             return Doubt(because, None, is_news)
         self._replaced += 1

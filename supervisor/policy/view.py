@@ -74,7 +74,7 @@ class PoolView:
     ready: int
     steady: int
     wanted: int
-    """How many workers there are to be."""
+    """Number of workers wanted."""
     reload: Reload | None
     """The latest."""
     is_reloading: bool

@@ -50,7 +50,7 @@ def demand(fds: Iterable[int]) -> None:
         except OSError:
             raise DescriptorsClosed(
                 "the import closed descriptors that are not its own (os.closerange, a library that makes daemons): "
-                "without them the supervisor cannot be heard; close only what the module has opened"
+                "workers need them to reach the supervisor; close only what the module has opened"
             ) from None
 
 
@@ -80,19 +80,19 @@ class Undone:
             # A handler would run between the forks, and reap what is waited for here.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             how = "ignores" if self._on_child is signal.SIG_IGN else "handles"
-            yield f"it {how} SIGCHLD: workers do, and the process that forks them does not"
+            yield f"it {how} SIGCHLD: kept in workers, undone in the process that forks them"
         for timer in _TIMERS:
             if signal.getitimer(timer) != (0.0, 0.0):
                 signal.setitimer(timer, 0.0)
-                yield "it has set a timer, whose signal would end the process that forks workers: stopped"
+                yield "it set a timer, whose signal would kill the process that forks workers: stopped"
         if prctl.adopts():
             prctl.adopt(False)
             yield (
-                "it has made its process a child subreaper (prctl(2)): undone, or workers would not be the "
+                "it made its process a child subreaper (prctl(2)): undone, or workers would not be the "
                 "supervisor's children"
             )
         if left := _children():
-            count = "a process that it has started lives on" if len(left) == 1 else f"{len(left)} processes live on"
+            count = "a process it started keeps running" if len(left) == 1 else f"{len(left)} processes keep running"
             yield f"{count} ({', '.join(left)}), beside every worker and until the supervisor ends"
 
     def restore(self) -> None:

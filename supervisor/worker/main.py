@@ -113,7 +113,7 @@ def _set_up(handler: Handler | None, birth: Birth) -> Handler:
 def _tear_down(handler: Handler) -> None:
     """As long as it may take: the supervisor waits for the grace."""
     if (failed := handler.tear_down()) is not None:
-        because = f"the tear-down of the handler raised {failed.error}; the worker leaves all the same"
+        because = f"the tear-down of the handler raised {failed.error}; the worker exits anyway"
         logs.get_logger().warning("handler.teardown_failed", because=because, exception=failed.traceback)
 
 
@@ -310,7 +310,7 @@ class Worker:
 
     def _signalled(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers:
-            self._consumer.leave(Cause.DRAINED, "SIGTERM sent to the worker itself")
+            self._consumer.leave(Cause.DRAINED, "SIGTERM was sent to the worker itself")
 
     def _hear(self) -> None:
         """Read what orders there are."""
@@ -329,7 +329,7 @@ class Worker:
     def _obey(self, order: object) -> None:
         match order:
             case Drain(finish, cause):
-                self._consumer.leave(Cause(cause), "asked to leave", finish=finish)
+                self._consumer.leave(Cause(cause), "drain requested", finish=finish)
             case Measure():
                 self._inquiries.make(order)
             case Verdict(key):

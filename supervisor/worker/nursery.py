@@ -175,7 +175,7 @@ def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
     aftermath.wait_for(middle)
     pid = int.from_bytes(note[:_PID_BYTES], "little", signed=True)
     if pid <= 0:
-        raise OSError(-pid, os.strerror(-pid) if pid else "the process in the middle was killed")
+        raise OSError(-pid, os.strerror(-pid) if pid else "the intermediate process was killed")
     return pid
 
 

@@ -89,8 +89,8 @@ class Parking:
             message_id=delivery.name,
             size=len(body),
             parts=count,
-            because=f"its body has {len(body)} bytes, and the broker takes messages of {limit} by now "
-            f"(max_message_size): its dead letter is put away in {count} parts",
+            because=f"its body has {len(body)} bytes, and the broker now accepts only {limit} "
+            f"(max_message_size): its dead letter is split into {count} parts",
             **delivery.trace,
         )
         for number in range(count):

@@ -51,9 +51,7 @@ BECAUSE_MAX: Final = 1024
 EVIDENCE_MAX: Final = 4 * 1024
 """Bytes of a dead letter's story that the supervisor is told; all of it is in the dead letter's headers."""
 
-_UNFORESEEN: Final = (
-    "it failed in this process, in a way not foreseen: the worker leaves, and the message is given to another"
-)
+_UNFORESEEN: Final = "parking failed unexpectedly: the worker exits, and another one gets the message"
 
 
 class Settling:
@@ -103,7 +101,7 @@ class Settling:
         self._acknowledge(delivery)
         self._count_returned(delivery)
         self._pen.phase(Phase.IDLE)
-        because = "an earlier worker has parked it, confirmed, and its acknowledgement was lost: acknowledged, not run"
+        because = "an earlier worker parked it, and the acknowledgement was lost: acknowledged, not run"
         self._log.info(
             "task.already_parked", message_id=delivery.name, attempt=delivery.attempt, because=because, **delivery.trace
         )
@@ -132,7 +130,7 @@ class Settling:
                 )
                 raise
             self._pen.settled("unsettled", seconds)
-            why = "the outcome could not be settled, so the broker gives the message to a worker again"
+            why = "the outcome could not be settled, so the broker redelivers the message"
             self._log.warning("task.unsettled", **_about(delivery, attempt, seconds), because=f"{error}: {why}")
             if isinstance(error, Gone):
                 raise
@@ -211,7 +209,7 @@ class Settling:
                 last = settle(outcome, attempt)  # without another try
                 if _kind(error) is not Kind.TOO_LARGE or not isinstance(last, DeadLetter):
                     raise
-                settlement = replace(last, because=f"{last.because}; there is no other try: {error}")
+                settlement = replace(last, because=f"{last.because}; it cannot be retried: {error}")
             else:
                 if isinstance(returning, Later):
                     self._pen.owe(now() + returning.ms / 1000)
@@ -246,7 +244,7 @@ class Settling:
                     timer.callback = None
                     raise
                 self._hold_up("" if _kind(error) is Kind.BLOCKED else str(error))
-                because = f"{error}; the message stays in hand, next try in {delay:g} s"
+                because = f"{error}; the message stays in flight, retried in {delay:g} s"
                 self._log.error("task.parking_failed", **about, because=because)
             except Exception as error:
                 # Neither the broker's nor the message's: died of it, the message would be blamed.

@@ -72,7 +72,7 @@ def sentence(words: list[str]) -> str:
     """What is wrong with it, and the way out."""
     more = f" and {len(words) - _MOST} more" if len(words) > _MOST else ""
     return (
-        f"it has opened {', '.join(words[:_MOST])}{more}, which all workers would share: one reads the answers meant "
+        f"it opened {', '.join(words[:_MOST])}{more}, which all workers would share: one reads the answers meant "
         f"for another; {WAY_OUT}"
     )
 

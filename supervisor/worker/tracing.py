@@ -201,7 +201,7 @@ def _wanted(environ: Mapping[str, str]) -> Iterator[EntryPoint]:
             asked = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
             name = _PROTOCOLS.get((asked or "http/protobuf").strip(), "")
             if not name:
-                raise CannotExport(f"the OTLP protocol {asked!r} is not known: there are {', '.join(_PROTOCOLS)}")
+                raise CannotExport(f"unknown OTLP protocol {asked!r}: use one of {', '.join(_PROTOCOLS)}")
         found = list(entry_points(group=_EXPORTERS, name=name))
         if not found:
             there = ", ".join(sorted({each.name for each in entry_points(group=_EXPORTERS)})) or "none"

@@ -71,7 +71,7 @@ def test_f73_an_import_that_a_database_refuses_is_tried_again_until_it_listens(
         assert {line["level"] for line in failed} == {"warning"}
         assert "ConnectionRefusedError" in failed[0]["because"] and "app.py" in failed[0]["exception"]
         assert not any("exception" in line for line in failed[1:])
-        assert all(line["next"].startswith("tried again in ") for line in failed)
+        assert all(line["next"].startswith("retried in ") for line in failed)
         assert pool.get("/healthz")[0] == 200
         code, because = pool.get("/readyz")
         assert code == 503 and "cannot be imported for now" in because and "ConnectionRefusedError" in because

@@ -243,7 +243,7 @@ def test_f34_a_broker_that_its_people_shut_is_tried_again_and_is_no_error_of_con
         reopen = shut(broker)
         try:
             lost = pool.hear("worker.orphaned")
-            assert "shutting down, or an operator did it" in lost["because"]
+            assert "shutting down, or an operator closed it" in lost["because"]
         finally:
             reopen()
         pool.hear("worker.ready", count=6)

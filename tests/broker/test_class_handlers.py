@@ -171,7 +171,7 @@ def test_what_a_set_up_needs_comes_up_later_and_nothing_is_consumed_until_then(
         options = ("--workers", "2", "--retries", "0")
         with supervised("app:NeedsDatabase", *options, url=broker_url, queue=queue, env=env) as pool:
             failed = pool.hear("handler.setup_failed", count=2)
-            assert failed["level"] == "warning" and failed["next"].startswith("tried again in ")
+            assert failed["level"] == "warning" and failed["next"].startswith("retried in ")
             first = pool.named("handler.setup_failed")[0]
             assert "app:NeedsDatabase cannot be set up: ConnectionRefusedError" in first["because"]
             assert "create_connection" in first["exception"]

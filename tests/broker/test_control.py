@@ -222,10 +222,10 @@ def test_scale_has_as_many_workers_as_it_is_told_within_the_limits(broker_url: s
         assert (done.returncode, done.stdout) == (0, "workq scale: 2 -> 4 workers\n")
         pool.hear("worker.ready", count=4)
         assert pool.status()["scale"] == {"wanted": 4, "least": 2, "most": 4}
-        for wrong in ("5", "1"):
+        for wrong, limit in (("5", "already at the maximum of 4 workers"), ("1", "below the minimum of 2 workers")):
             done = workq("scale", wrong, "--control", path)
-            assert done.returncode == 1 and "of 2 to 4" in done.stderr
-        assert "4 workers already" in workq("scale", "4", "--control", path).stdout
+            assert done.returncode == 1 and limit in done.stderr
+        assert "already at 4 workers" in workq("scale", "4", "--control", path).stdout
         assert workq("scale", "0", "--control", path).returncode == 2
         assert workq("scale", "2", "--control", path).returncode == 0
         pool.hear("worker.exited", count=2, cause="drained")
@@ -329,9 +329,9 @@ def test_drain_and_reload_stop_waiting_when_told_to(broker_url: str, queue: str,
         done = workq("drain", "--control", path, "--timeout", "100ms")
         assert done.returncode == 1 and "the drain continues" in done.stderr
         refused = workq("reload", "--control", path)
-        assert refused.returncode == 1 and "the supervisor leaves" in refused.stderr
+        assert refused.returncode == 1 and "the supervisor is stopping" in refused.stderr
         refused = workq("scale", "3", "--control", path)
-        assert refused.returncode == 1 and "the supervisor leaves" in refused.stderr
+        assert refused.returncode == 1 and "the supervisor is stopping" in refused.stderr
         # A signal is the second request to stop, and means now; a second drain does not.
         assert pool.stop() == 1
 

@@ -91,7 +91,7 @@ def test_it_kills_a_worker_in_mid_task_and_every_task_is_done(place: Path) -> No
     assert output.splitlines()[-1] == "published 60, done 60, lost 0, redelivered 1"
     killed = re.search(r"kill -9 \d+ +worker \d, [\d.]+ s into (task-\d+)", output)
     assert killed, output
-    named = re.search(r"worker\.exited +SIGKILL while it had a message in hand: (task-\d+)", output)
+    named = re.search(r"worker\.exited +SIGKILL with a message in flight: (task-\d+)", output)
     assert named, output
     assert named[1] == killed[1]
     assert "\x1b" not in output, "escape sequences in a pipe"

@@ -64,7 +64,7 @@ def test_f66_green_threads_made_at_import_are_noticed_and_tasks_short_long_and_f
         if module != SOCKETS:
             [loaded] = pool.named("handler.loaded", level="warning")
             assert "replaced functions of the standard library (" in loaded["because"]
-            assert "each worker imports for itself" in loaded["because"]
+            assert "each worker imports the handler itself" in loaded["because"]
         os.kill(pool.pids()[0], signal.SIGKILL)
         pool.hear("worker.ready", count=3)
         assert pool.stop() == 0

@@ -87,7 +87,7 @@ def work(task):
     with supervised("hostile_import:work", "--workers", "1", url=broker_url, queue=queue, env=env) as pool:
         assert pool.wait() == 78
         assert len(pool.named("nursery.exited")) == 3
-        assert all("came on its link" in died["because"] for died in pool.named("nursery.exited"))
+        assert all("invalid message on its link" in died["because"] for died in pool.named("nursery.exited"))
         assert "died three times" in pool.hear("handler.import_failed")["because"]
 
 
@@ -113,7 +113,7 @@ Link.send = lie
     with supervised("liar:work", "--workers", "2", url=broker_url, queue=queue, env=env) as pool:
         pool.hear("worker.start_failed", count=6)
         assert pool.process.poll() is None
-        assert "no new child" in pool.named("worker.start_failed")[0]["because"]
+        assert "not a new child" in pool.named("worker.start_failed")[0]["because"]
         pool.stop()
 
 

@@ -161,7 +161,7 @@ def test_connections_that_an_operator_closes_are_replaced_and_that_is_said(own_n
             '[rabbit_networking:close_connection(C, "as an operator") || C <- rabbit_networking:connections()]'
         )
         died = pool.hear("worker.exited", count=2, cause="broker")
-        assert "it is shutting down, or an operator did it" in died["because"]
+        assert "it is shutting down, or an operator closed it" in died["because"]
         assert "as an operator" in died["because"]
         pool.hear("worker.ready", count=4)
         assert pool.stop() == 0
@@ -178,7 +178,7 @@ def test_f106_a_front_that_resets_every_connection_keeps_nobody_from_starting_an
             pool.hear("worker.exited", count=2, cause="broker")
             code, readiness = pool.get("/readyz")
             assert (code, "no worker consumes" in readiness) == (503, True)
-            assert pool.hear("broker.refused")["next"].startswith("tried again for ever")
+            assert pool.hear("broker.refused")["next"].startswith("one worker retries in ")
             proxy.heal()
             pool.ready()
             assert pool.get("/readyz")[0] == 200
@@ -449,7 +449,7 @@ def test_an_address_to_which_no_way_leads_is_told_as_unreachable(other_host: Oth
     url = f"amqp://dora:{SECRET}@203.0.113.1"  # RFC 5737; there is no route out of that host
     with supervised("handlers:work", "--workers", "1", url=url, queue="any", inside=other_host.inside) as pool:
         said = pool.hear("broker.refused", kind="unreachable")
-        assert "there is no way to amqp://dora:***@203.0.113.1" in said["because"]
+        assert "no route to amqp://dora:***@203.0.113.1" in said["because"]
         assert SECRET not in json.dumps(pool.events)
         assert pool.stop() == 0
 

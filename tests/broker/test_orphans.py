@@ -75,7 +75,7 @@ def test_f110_a_lost_connection_under_long_tasks_stops_nothing_and_no_message_ru
         # Two handlers look at `task.lost` and return; two have to be killed, for which nobody is blamed.
         assert sorted(runs.hear("lost", 2)) == ["heeds-0", "heeds-1"]
         exits = [pool.hear("worker.exited", count=4, cause="broker"), *pool.named("worker.exited", cause="broker")]
-        assert {died["next"] for died in exits} == {"none: a stand-in has its slot"}
+        assert {died["next"] for died in exits} == {"none: its slot has been refilled"}
         assert {died["message_id"] for died in exits if died["status"] == "SIGKILL"} == {"deaf-0", "deaf-1"}
         pool.hear("task.succeeded", count=4)
         assert sorted(runs.lines("done")) == sorted(bodies)

@@ -117,7 +117,7 @@ def test_a_worker_killed_in_the_middle_of_a_task_is_shown_with_cause_and_message
         assert "1 restart" in tab.text(hurt + ".sums")
         decision = next(text for text in tab.texts(".decision") if "worker.exited" in text)
         assert f"worker {victim['slot']} · SIGKILL · long-one" in decision
-        assert "SIGKILL while it had a message in hand" in decision
+        assert "SIGKILL with a message in flight" in decision
         assert tab.text("#totals").endswith("worker exits\n1")
         tab.sees(lambda tab: tab.text(busy + ".message") == "long-one")
         assert_no_complaints(tab, pool)

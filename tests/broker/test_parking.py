@@ -174,7 +174,7 @@ def test_f116_f122_without_leave_to_declare_a_pool_that_cannot_park_is_not_ready
         assert f"{queue}.dead" in blocked["because"]
         eventually(lambda: pool.get("/readyz")[0] == 503)
         says = pool.get("/readyz")[1]
-        assert "no worker takes a task" in says and f"{queue}.dead" in says
+        assert "no worker accepts tasks" in says and f"{queue}.dead" in says
         assert pool.status()["ready"] is False
         # When it failed, and not when it is settled.
         assert pool.status()["totals"]["failed"] == 5
@@ -253,7 +253,7 @@ def test_f118_what_is_larger_than_the_broker_takes_is_put_away_in_parts_while_th
         split = {line["message_id"]: line for line in pool.named("task.parked_in_parts")}
         assert {(line["size"], line["parts"]) for line in split.values()} == {(250_000, 3), (249_999, 3), (500_000, 5)}
         raised = pool.hear("task.dead_lettered", message_id="raises")
-        assert raised["because"].startswith("ValueError: as told; there is no other try: ")
+        assert raised["because"].startswith("ValueError: as told; it cannot be retried: ")
         assert "max_message_size" in raised["because"]
         assert pool.get("/readyz") == (200, "1 of 1 workers consume\n")
         assert not pool.named("worker.exited") and not pool.named("task.parking_failed")

@@ -88,7 +88,7 @@ def test_retry_asked_for_too_often_is_a_dead_letter(
         pool.hear("task.dead_lettered", attempt=2)
         assert pool.stop() == 0
     [(_, properties, _)] = amqp.drain(broker_url, f"{queue}.dead")
-    assert (properties.headers or {})["x-workq-error"] == "asked for another try, after 2: not yet"
+    assert (properties.headers or {})["x-workq-error"] == "no retry left, attempt 2 asked for one: not yet"
 
 
 def test_burst_waits_for_tasks_that_wait_for_another_try(
@@ -141,7 +141,7 @@ def test_f31_a_dead_letter_queue_that_refuses_leaves_the_message_unacknowledged_
     amqp.publish(broker_url, queue, [json.dumps({"good": 99})], ids=["bad"])
     with supervised("fails:work", "--workers", "1", "--retries", "0", url=broker_url, queue=queue, env=env) as pool:
         failed = pool.hear("task.parking_failed", message_id="bad", count=2)
-        assert "full" in failed["because"] and "stays in hand" in failed["because"]
+        assert "full" in failed["because"] and "stays in flight" in failed["because"]
         assert runs.lines("try-1") == ["bad"]
         with amqp.connection(broker_url) as link:
             link.channel().queue_delete(f"{queue}.dead")

@@ -50,7 +50,7 @@ def test_top_shows_each_worker_on_80_by_24_and_keys_steer_the_supervisor(
 
             [victim] = [worker["pid"] for worker in pool.workers() if worker["message_id"] == "long-job"]
             os.kill(victim, signal.SIGKILL)
-            shown.see(r"worker\.exited slot \d SIGKILL: SIGKILL while it had a message")
+            shown.see(r"worker\.exited slot \d SIGKILL: SIGKILL with a message")
             eventually(lambda: any("SIGKILL" in row for row in shown.rows()))
 
             shown.press("r")

@@ -381,7 +381,7 @@ def test_asked_for_without_the_extra_the_work_is_done_and_it_is_said_once_how_to
     ("variable", "value", "because"),
     [
         ("OTEL_TRACES_EXPORTER", "pigeon", "the exporter 'pigeon' is not installed; those that are: "),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "the OTLP protocol 'smoke' is not known: there are http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "unknown OTLP protocol 'smoke': use one of http/protobuf"),
     ],
 )
 def test_an_exporter_that_cannot_be_had_is_named_and_the_work_is_done(

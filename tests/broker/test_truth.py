@@ -70,7 +70,7 @@ def test_a_worker_that_the_broker_gives_nothing_is_named_and_replaced_while_the_
         doubt = pool.hear("worker.not_consuming")
         assert (doubt["slot"], doubt["pid"]) == (deaf, before)
         # Whichever comes to three looks first.
-        idle, uncounted = "messages wait in the queue beside a worker that is idle", "the broker counts 1 consumer"
+        idle, uncounted = "messages wait in the queue, but an idle worker gets none", "the broker counts 1 consumer"
         assert doubt["level"] == "error" and (idle in doubt["because"] or uncounted in doubt["because"])
         died = pool.hear("worker.exited", slot=deaf)
         assert (died["cause"], died["status"], died["message_id"]) == ("not consuming", "exit 0", None)
@@ -94,7 +94,7 @@ def test_readiness_is_false_while_the_only_worker_is_given_nothing(
         amqp.publish(broker_url, queue, ["0"] * 3, ids="abc")
         pool.hear("worker.not_consuming", slot=0)
         code, body = pool.get("/readyz")
-        assert code == 503 and "3 messages wait in the queue beside a worker" in body
+        assert code == 503 and "3 messages wait in the queue, but an idle worker" in body
         pool.hear("task.succeeded", count=4)
         eventually(lambda: pool.get("/readyz") == (200, "1 of 1 workers consume\n"))
         assert pool.stop() == 0
@@ -108,7 +108,7 @@ def test_a_consumer_that_the_broker_no_longer_counts_is_found_on_an_empty_queue_
     with supervised("deaf:work", "--workers", "2", url=broker_url, queue=queue, env=soon) as pool:
         pool.hear("task.succeeded", message_id="behind")
         doubt = pool.hear("worker.not_consuming")
-        assert "the broker counts 1 consumers, and 2 of our workers believe they consume" in doubt["because"]
+        assert "the broker counts 1 consumers, but 2 of our workers believe they consume" in doubt["because"]
         eventually(lambda: amqp.consumers(broker_url, queue) == 2)
         eventually(lambda: pool.get("/readyz") == (200, "2 of 2 workers consume\n"))
         assert pool.stop() == 0

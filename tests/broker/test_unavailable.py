@@ -56,7 +56,7 @@ def test_no_try_is_counted_and_the_message_comes_back_until_it_is_done(
         deferred = pool.hear("task.deferred", message_id="two", count=4)
         assert deferred["attempt"] == 1 and deferred["level"] == "warning"
         assert pool.named("task.deferred", message_id="one")[0]["because"] == (
-            "database; no try is counted, and try 1 begins again in 0.1 s"
+            "database; not counted as a try: try 1 starts again in 0.1 s"
         )
         away.unlink()
         runs.hear("done", 2)

@@ -46,7 +46,7 @@ def test_f94_every_report_is_let_through_from_its_own_sender_and_from_no_other(m
         if type(message) in kinds:
             assert frames.read(frames.write(message), kinds) == message
         else:
-            with pytest.raises(BadFrame, match="not its to send"):
+            with pytest.raises(BadFrame, match="not allowed from it"):
                 frames.read(frames.write(message), kinds)
 
 

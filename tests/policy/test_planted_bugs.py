@@ -44,14 +44,14 @@ BUGS = [
     Bug(
         "an import that fails for a passing reason is tried again without being asked for",
         "nursery.py",
-        "return failed.is_passing and nursery.settings.boot_retry",
+        "return failed.is_passing and (failed.is_set_up or nursery.settings.boot_retry)",
         "return failed.is_passing",
         SCENES,
     ),
     Bug(
         "an import that may succeed later ends the start",
         "nursery.py",
-        "return failed.is_passing and nursery.settings.boot_retry",
+        "return failed.is_passing and (failed.is_set_up or nursery.settings.boot_retry)",
         "return False",
         SCENES,
     ),
@@ -214,7 +214,7 @@ BUGS = [
     Bug(
         "a wrong password is tried like a broker that is starting",
         "exits.py",
-        "return Fault.REFUSED if kind in restart.PEOPLE_MEND else Fault.BROKER",
+        "return Fault.REFUSED if kind in restart.NEEDS_OPERATOR else Fault.BROKER",
         "return Fault.BROKER",
         SCENES,
     ),
@@ -556,8 +556,8 @@ BUGS = [
     Bug(
         "a stop forgets the nursery that a reload has started",
         "reload.py",
-        '        self._end(Stage.FAILED, now, "the supervisor leaves")\n        return [stop]\n',
-        '        self._end(Stage.FAILED, now, "the supervisor leaves")\n        return []\n',
+        '        self._end(Stage.FAILED, now, "the supervisor is stopping")\n        return [stop]\n',
+        '        self._end(Stage.FAILED, now, "the supervisor is stopping")\n        return []\n',
         SCENES,
     ),
     Bug(

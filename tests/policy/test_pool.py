@@ -154,7 +154,9 @@ def test_f73_an_import_that_fails_for_a_passing_reason_is_tried_again_where_that
     said = _import_failures(world)
     assert {each.level for each in said} == {"warning"}
     assert ["exception" in each.fields for each in said] == [True, *[False] * 9]
-    assert "tried again in " in said[0].fields["next"]
+    assert "retried in " in said[0].fields["next"]
+    world.nursery_loads()
+    assert world.pool.view(world.now).not_imported is None, "it has succeeded"
     world.live(30.0, until_well=True)
     assert world.is_well and world.pool.view(world.now).not_imported is None
 
@@ -358,9 +360,9 @@ def test_a_message_that_kills_is_quarantined_after_max_crashes() -> None:
         world.deliver(world.workers[0], message)
         world.die(world.workers[0], "SIGSEGV")
     assert [say.fields["next"] for say in _obituaries(world)] == [
-        "restart at once; the message has killed 1 of 3",
-        "restart at once; the message has killed 2 of 3",
-        "restart at once; the message has killed 3 of 3 and will be quarantined",
+        "restart immediately; the message has killed 1 of at most 3 workers",
+        "restart immediately; the message has killed 2 of at most 3 workers",
+        "restart immediately; the message has killed 3 of at most 3 workers and will be quarantined",
     ]
     world.live(30.0, until_well=True)
     world.deliver(world.workers[0], message)
@@ -675,7 +677,7 @@ def test_a_queue_that_was_deleted_and_is_declared_anew_is_a_warning() -> None:
     worker.stage = Stage.CONSUMING
     world.tell(WorkerSaid(0, Ready("127.0.0.1:5672", has_declared=True)))
     [said] = [action for action in _of(world, Say) if action.event == "queue.declared"]
-    assert said.level == "warning" and "deleted, with what was in it" in said.because
+    assert said.level == "warning" and "deleted with its messages" in said.because
 
 
 def _spawned(world: World) -> list[bool]:
@@ -873,7 +875,7 @@ def test_f122_a_pool_whose_workers_all_wait_to_park_a_message_is_not_ready_and_s
     assert ready and "no queue takes messages" in says  # the other one takes tasks
     blocked(1, "")
     ready, says = readiness()
-    assert not ready and says.startswith("no worker takes a task: ") and "no queue takes messages" in says
+    assert not ready and says.startswith("no worker accepts tasks: ") and "no queue takes messages" in says
     assert world.pool.view(world.now).blocked_since == began
     blocked(0, "the queue is full")
     assert world.pool.view(world.now).blocked_since == began, "it has waited all the time"
@@ -1078,7 +1080,7 @@ def test_a_task_over_its_limit_is_aborted_and_blamed() -> None:
     assert worker.signals == ["SIGABRT"]
     world.die(worker, "SIGABRT")
     assert world.pool.view(world.now).exits == {Cause.TIMEOUT: 1}
-    assert "the message has killed 1 of 3" in _obituaries(world)[0].fields["next"]
+    assert "the message has killed 1 of at most 3 workers" in _obituaries(world)[0].fields["next"]
 
 
 def test_an_idle_loop_that_stands_still_is_hung() -> None:
@@ -1714,7 +1716,7 @@ def test_f110_an_orphan_is_killed_after_its_grace_and_nobody_is_blamed() -> None
     [said] = [action for action in world.log if isinstance(action, Say) and action.event == "worker.exited"]
     assert said.fields["cause"] == "broker"
     assert said.fields["message_id"] == "k"
-    assert said.fields["next"] == "none: a stand-in has its slot"
+    assert said.fields["next"] == "none: its slot has been refilled"
     world.deliver(world.workers[1], message)
     assert [verdict.run for verdict in _verdicts(world)] == [True]
 

@@ -399,7 +399,7 @@ class World:
             self.has_given_up = True
             assert self.settings.burst, "the broker is awaited for ever"
             assert self.now - self.reached_at >= self.settings.burst_wait, "a burst has waited for too short a time"
-        if "AMQP does not tell where" in because and "other consumers" not in because:
+        if "AMQP does not show where" in because and "other consumers" not in because:
             self.has_given_up = True
             assert self.settings.burst and self.away.tasks, "nothing is missing"
         self.is_stopping = self.was_asked_to_stop or not self.settings.burst or not self.has_worked or self.has_given_up

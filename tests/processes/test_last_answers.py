@@ -59,4 +59,4 @@ def test_a_request_that_ends_the_supervisor_is_answered_whole(end: tuple[str, Pa
     how, path = end
     head, _, body = ask(path).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200" if how == "answered" else b"HTTP/1.1 409"), head
-    assert json.loads(body)["because"] == ("workq drain" if how == "answered" else "it is too late")
+    assert json.loads(body)["because"] == ("workq drain" if how == "answered" else "the supervisor has stopped")

@@ -557,7 +557,7 @@ def test_auto_is_console_on_a_terminal_only() -> None:
         os.close(theirs)
     with open("/dev/null") as null:
         assert logs.resolve_format("auto", null.fileno()) == "json"
-    with pytest.raises(ValueError, match="auto, json and console"):
+    with pytest.raises(ValueError, match="auto, json or console"):
         logs.resolve_format("xml", 2)
 
 

@@ -50,13 +50,13 @@ class Site:
         host = headers.get(b"host", b"").decode("latin-1")
         if self._is_for_us(host):
             return None
-        return 421, TEXT, b"asked by a name that is not known to be this host's: allow it with --health-host NAME\n"
+        return 421, TEXT, b"the Host header is not a known name of this host: allow it with --health-host NAME\n"
 
     async def answer(self, method: str, path: str, body: bytes) -> Answer:
         try:
             return await self._respond(method, path, body)
         except (OSError, ImportError) as error:  # out of descriptors, most likely
-            return refused(503, refusals.because("this cannot be answered now", error))
+            return refused(503, refusals.because("cannot answer now", error))
 
     def _is_for_us(self, host: str) -> bool:
         settings = self._look().settings
@@ -66,9 +66,9 @@ class Site:
     async def _respond(self, method: str, path: str, _body: bytes) -> Answer:
         answer = self._paths.get(path)
         if answer is None and method == "POST":
-            return 403, TEXT, b"nothing can be changed here, only by the control socket (--control)\n"
+            return 403, TEXT, b"read-only: changes go to the control socket (--control)\n"
         if answer is None:
-            return 404, TEXT, f"there is {', '.join(sorted(self._paths))}\n".encode()
+            return 404, TEXT, f"not found; paths: {', '.join(sorted(self._paths))}\n".encode()
         if method not in ("GET", "HEAD"):
             return 405, TEXT, b"GET only\n"
         return answer()
@@ -76,7 +76,7 @@ class Site:
     def _healthz(self) -> Answer:
         age = self._look().age
         if age > STUCK_AFTER:
-            return 503, TEXT, f"the supervisor's loop has not turned for {age:.1f} s\n".encode()
+            return 503, TEXT, f"the supervisor's loop has been stuck for {age:.1f} s\n".encode()
         return 200, TEXT, b"ok\n"
 
     def _readyz(self) -> Answer:
@@ -124,10 +124,11 @@ class ControlSite(Site):
         try:
             answer = await asyncio.wait_for(asyncio.wrap_future(wish), STUCK_AFTER)
         except TimeoutError:
-            return refused(503, f"the supervisor's loop has not turned for {STUCK_AFTER:g} s")
+            return refused(503, f"the supervisor's loop has been stuck for {STUCK_AFTER:g} s")
         said = [{"event": say.event, "because": say.because} for say in answer.said]
         is_refused = any(say.level in ("warning", "error") for say in answer.said) or not said
-        document = {"ok": not is_refused, "because": said[-1]["because"] if said else "it is too late", "said": said}
+        because = said[-1]["because"] if said else "the supervisor has stopped"
+        document = {"ok": not is_refused, "because": because, "said": said}
         document["reload"] = answer.reload.number if answer.reload is not None else None
         return 409 if is_refused else 200, _JSON, json.dumps(document).encode() + b"\n"
 

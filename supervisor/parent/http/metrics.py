@@ -49,19 +49,19 @@ class PoolCollector(Collector):
 
 
 def _pool(view: PoolView, queue: str, age: float) -> Iterator[Metric]:
-    info = GaugeMetricFamily("workq_info", "What runs here; always 1.", labels=["version", "queue"])
+    info = GaugeMetricFamily("workq_info", "Version and queue; always 1.", labels=["version", "queue"])
     info.add_metric([__version__, queue], 1)
     yield info
-    yield _gauge("workq_ready", "1 while /readyz says 200: it consumes, and holds.", readiness(view)[0])
+    yield _gauge("workq_ready", "1 while /readyz returns 200.", readiness(view)[0])
     yield _gauge("workq_broker_up", "1 while at least one worker consumes.", view.ready > 0)
-    yield _one_for_each("workq_state", "1 for the state that the pool is in.", State, lambda state: view.state is state)
-    yield _gauge("workq_generation", "Which code runs: from 1, one more with each reload.", view.generation)
+    yield _one_for_each("workq_state", "1 for the current state of the pool.", State, lambda state: view.state is state)
+    yield _gauge("workq_generation", "Generation of the running code: from 1, plus one per reload.", view.generation)
     # Another thread answers: what it reads may be old. Only this says so.
-    yield _gauge("workq_loop_seconds", "Since the supervisor's loop last turned, seconds; at most 1 or 2.", age)
+    yield _gauge("workq_loop_seconds", "Seconds since the supervisor's loop last ran; at most 1 or 2.", age)
 
 
 def _tasks(summed: Counts, pages: Sequence[Reading]) -> Iterator[Metric]:
-    tasks = CounterMetricFamily("workq_tasks", "Tasks by what became of them.", labels=["outcome"])
+    tasks = CounterMetricFamily("workq_tasks", "Tasks by outcome.", labels=["outcome"])
     for outcome in OUTCOMES:
         tasks.add_metric([outcome], getattr(summed, outcome))
     yield tasks
@@ -71,7 +71,7 @@ def _tasks(summed: Counts, pages: Sequence[Reading]) -> Iterator[Metric]:
     yield CounterMetricFamily("workq_busy_seconds", "Seconds workers spent on tasks.", value=summed.busy_seconds)
     begun = [page.hand.since for page in pages if page.hand is not None]
     oldest = now() - min(begun) if begun else 0.0
-    yield _gauge("workq_oldest_task_seconds", "How long the oldest task in hand has been running, seconds.", oldest)
+    yield _gauge("workq_oldest_task_seconds", "How long the oldest task in flight has been running, seconds.", oldest)
 
 
 def _workers(view: PoolView, pages: Sequence[Reading]) -> Iterator[Metric]:
@@ -79,19 +79,19 @@ def _workers(view: PoolView, pages: Sequence[Reading]) -> Iterator[Metric]:
     states += ["orphaned"] * len(view.orphans)
     yield _one_for_each("workq_workers", "Workers by state.", STATES, states.count)
     blocked = now() - view.blocked_since if view.blocked_since is not None else 0.0
-    text = "How long a worker has been waiting to park a message, seconds; it takes nothing else meanwhile."
+    text = "How long a worker has been waiting to park a message, seconds; it takes no other until then."
     yield _gauge("workq_parking_blocked_seconds", text, blocked)
-    yield _gauge("workq_workers_wanted", "How many workers there are to be.", view.wanted)
+    yield _gauge("workq_workers_wanted", "Number of workers wanted.", view.wanted)
 
 
 def _exits(view: PoolView) -> Iterator[Metric]:
     counts = dict.fromkeys(USUAL_CAUSES, 0) | view.exits
-    exits = CounterMetricFamily("workq_worker_exits", "Workers that ended, by cause.", labels=["cause"])
+    exits = CounterMetricFamily("workq_worker_exits", "Worker exits by cause.", labels=["cause"])
     for cause, count in sorted(counts.items()):
         exits.add_metric([cause], count)
     yield exits
     yield CounterMetricFamily(
-        "workq_worker_crashes", "Worker exits that blame a message, or that nothing explains.", value=view.crashes
+        "workq_worker_crashes", "Worker exits blamed on a message, or unexplained.", value=view.crashes
     )
     yield _histogram(
         "workq_worker_restart_seconds",

@@ -221,7 +221,7 @@ async def _serve(sites: Sequence[tuple[socket.socket, Site]], answering: Abstrac
             loop.default_exception_handler(context)
             return
         # accept(2), most likely; asyncio tries again in a second.
-        because = refusals.because("a client of the health port or the control socket is turned away", error)
+        because = refusals.because("a client of the health port or the control socket is refused", error)
         if said.is_news(because, now()):
             logs.get_logger().warning("supervisor.refused", because=because)
 

@@ -38,7 +38,7 @@ def health(address: Address, asked_for: bool, log: Any) -> socket.socket:
     except OSError as error:
         if asked_for or error.errno != errno.EADDRINUSE:
             raise
-    because = f"port {address.port}, the default, is taken; name one with --health HOST:PORT to have it stay"
+    because = f"the default port {address.port} is taken; set a fixed one with --health HOST:PORT"
     return _listen(family, (address.host, 0), log, because)
 
 
@@ -96,12 +96,12 @@ def control(path: str, asked_for: bool, log: Any) -> Listener | None:
         own = path.removesuffix(".sock") + f"-{os.getpid()}.sock"
         try:
             listener = _bind_control(own)
-            because = f"{path}, the default: {refused.strerror}; name one with --control PATH to have it stay"
+            because = f"the default {path}: {refused.strerror}; set a fixed one with --control PATH"
             log.warning("control.listening", path=own, because=because)
             return listener
         except OSError as error:
             refused = error
-    because = f"{path}, the default, cannot be had: {refused.strerror}; name another with --control PATH, or off"
+    because = f"the default {path} cannot be used: {refused.strerror}; set another with --control PATH, or off"
     log.warning("control.off", because=because)
     return None
 
@@ -182,7 +182,7 @@ def _remove_dead(path: str, is_locked: bool) -> None:
     if owner is not None:
         raise OSError(errno.EADDRINUSE, f"{owner} listens there")
     if _inode(path) != dead:
-        raise OSError(errno.EADDRINUSE, "another supervisor has taken it just now")
+        raise OSError(errno.EADDRINUSE, "another supervisor has just taken it")
     Path(path).unlink()
 
 

@@ -108,5 +108,5 @@ class Serving:
         self._failures = 1 if now() - self._started_at > _STEADY else self._failures + 1
         delay = _BACKOFF.delay(self._failures, 0.0)
         self._due = now() + delay
-        because = refusals.because("nothing answers at the health port and the control socket", error)
-        self._log.error("health.failed", because=because, next=f"tried again in {delay:g} s; the workers work on")
+        because = refusals.because("the health port and the control socket are down", error)
+        self._log.error("health.failed", because=because, next=f"retried in {delay:g} s; workers keep running")
