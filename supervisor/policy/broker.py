@@ -1,8 +1,8 @@
-"""What the pool knows of the broker, and who may try it next: one worker probes, the others follow.
+"""What the pool knows of the broker, and which worker may try it next: one probes, the others follow.
 
-While none of ours consumes, the slots that the broker emptied share one backoff, and when it ends one of them tries.
-Once that worker consumes the others follow, twice as many at a time as consume already: no herd for a broker that has
-just come back. A slot that was emptied by something else waits for none of this.
+While no worker consumes, the slots emptied by the broker share one backoff, after which one of them tries. Once that
+worker consumes the others follow, at most twice as many at a time as already consume: no stampede on a broker that has
+just come back. Slots emptied by anything else do not wait for this.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from supervisor.settings import Settings
 from supervisor.vocabulary import Kind, slot_of
 
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
-"""Those that make a slot wait its turn."""
+"""Faults that make a slot wait its turn."""
 PROBE_FOR: Final = 3.0
-"""Seconds for which the others wait for one that tries: a node that swallows packets holds it for 15 s."""
+"""Seconds for which the others wait for one that tries: a node that drops packets delays it for 15 s."""
 
 
 def turn(begun: list[float], consuming: int) -> float:
-    """When one more worker may set out for the broker, while some `begun` at these times are on their way."""
+    """When one more worker may start to connect, while others that began at these times are still connecting."""
     room = 1 + 2 * consuming
     return -math.inf if len(begun) < room else sorted(begun)[-room] + PROBE_FOR
 
 
 @dataclass(frozen=True, slots=True)
 class Blockage:
-    """A worker that can neither park what it has in hand nor take anything else."""
+    """A worker cannot park its message, and so takes no other."""
 
     since: float
     because: str
@@ -46,11 +46,11 @@ class BrokerState:
     address: str | None = None
     version: str | None = None
     trouble: str | None = None
-    """What the latest worker that could not consume had to say; None when all is well."""
+    """Why the latest worker could not consume; None when all is well."""
     kind: str = ""
     """The trouble's `Kind`."""
     away_since: float | None = None
-    """Since when none of ours consumes because of the broker."""
+    """Since when no worker consumes because of the broker."""
     failures: int = 0
     """Probes in a row that failed in the same way."""
     fault: Fault | None = None
@@ -59,47 +59,47 @@ class BrokerState:
     has_queue: bool = False
     """A worker has consumed from the queue."""
     queues_since: float | None = None
-    """Since when the queues for retries and dead letters are known to be declared; None while nobody knows."""
+    """Since when the queues for retries and dead letters are known to be declared; None: not known."""
     refused: str = ""
     """Why one of them cannot be declared."""
     is_narrow: bool = False
-    """Workers prefetch less than `--prefetch`, and it was said."""
+    """Workers prefetch less than `--prefetch`, which was logged."""
     blocked: dict[int, Blockage] = field(default_factory=dict)
-    """By page: why its worker cannot park the message in its hand."""
+    """By page."""
     silences: Silences = field(default_factory=Silences)
     is_idling_named: bool = False
-    """It was said that idle connections are closed."""
+    """It was logged that idle connections are closed."""
 
     def lose(self, kind: str, detail: str, consuming: int, now: float, *, is_usual: bool = False) -> list[Say]:
-        """A worker that consumed was sent away, or lost its connection; `consuming` are left. `is_usual` as below."""
+        """A worker that consumed lost its connection or consumer; `consuming` are left. `is_usual` as below."""
         self._note(kind, detail)
         if consuming or self.away_since is not None:
             return []
         self.away_since = now
-        self.queues_since = None  # what comes back may be another broker, or the same without its disk
+        self.queues_since = None  # it may come back as another broker, or without its disk
         level = "info" if is_usual else "error"
         return [Say("broker.lost", level, f"no worker consumes: {detail}", {"kind": kind})]
 
     def end(self, kind: str, silence: float, heartbeat: float, now: float) -> list[Say]:
-        """A consumer's connection has ended: say once that something closes idle ones, when that is known."""
+        """A consumer's connection ended: log once, when it is known, that idle ones are closed."""
         self.silences.ended(kind, silence, now)
         because = self.silences.because(heartbeat, now)
         was_named, self.is_idling_named = self.is_idling_named, because is not None
         return [] if because is None or was_named else [Say("broker.idle_timeout", "error", because)]
 
     def is_usual(self, left: Leaving | None) -> bool:
-        """Whether its connection was closed for being idle, as it is known by now that idle ones are."""
+        """Whether its connection was closed for being idle, which is already known to happen."""
         return left is not None and self.silences.expects(left.kind, left.silence)
 
     def story(self, heartbeat: float, now: float) -> str | None:
-        """Its trouble; or what is behind it."""
+        """Its trouble, or the known reason for that."""
         behind = self.silences.because(heartbeat, now) if self.kind in ("", Kind.LOST) else None
         return behind or self.trouble
 
     def fail(
         self, fault: Fault, kind: str, detail: str, streak: int, now: float, roll: float
     ) -> tuple[float, list[Say]]:
-        """A probe failed, and none of ours consumes. Returns when the next one is due, monotonic seconds."""
+        """A probe failed, and no worker consumes. Returns when the next one is due, monotonic seconds."""
         is_news = (fault, kind) != (self.fault, self.kind) or self.away_since is None
         self._note(kind, detail)
         if self.away_since is None:
@@ -108,7 +108,7 @@ class BrokerState:
             self.failures, self.next_at = 0, now
         self.fault = fault
         if now >= self.next_at:
-            # Several may have set out together, at the start: they are one failure.
+            # Several may have tried together, at the start: they count as one failure.
             self.failures = max(self.failures + 1, streak)
             self.next_at = restart.decide(fault, streak=self.failures, was_ready=False, now=now, roll=roll).at
         if not is_news:
@@ -117,7 +117,7 @@ class BrokerState:
         return self.next_at, [Say("broker.refused", "error", detail, {"kind": kind, "next": follows})]
 
     def turn_away(self, kind: str, detail: str, consuming: int) -> list[Say]:
-        """One more worker was wanted and could not come; `consuming` others are not concerned."""
+        """One more worker could not consume; `consuming` others do."""
         is_news = kind != self.kind or self.trouble is None
         self._note(kind, detail)
         if not is_news:
@@ -134,7 +134,7 @@ class BrokerState:
         return [*said, *self.narrow(settings.prefetch, report)]
 
     def reach(self, address: str, version: str, advised: str, now: float) -> list[Say]:
-        """Said when the broker was away, or is of a version not met before, with what is `advised` for that."""
+        """Log when the broker was down, or has another version, with what is `advised` for it."""
         said = []
         if self.away_since is not None or version != self.version:
             fields: dict[str, object] = {"broker": address, "version": version}
@@ -149,7 +149,7 @@ class BrokerState:
         return said
 
     def find_queue(self, settings: Settings, has_declared: bool | None) -> list[Say]:
-        """Said of the first worker that has the queue, and when a deleted queue is there again."""
+        """Log the first use of the queue, and when a deleted queue is back."""
         queue, had_queue, self.has_queue = settings.queue, self.has_queue, True
         was_gone = self.kind in (Kind.CANCELLED, Kind.MISSING)
         if has_declared and (was_gone or not had_queue):
@@ -164,10 +164,10 @@ class BrokerState:
         return [Say("queue.taken", "info", f"{queue} exists and is used as it is; {untold}")]
 
     def declare(self, refused: str, now: float) -> list[Say]:
-        """A worker has declared the queues for retries and dead letters, or was `refused` one: say so once."""
+        """A worker declared the queues for retries and dead letters, or was `refused` one: log that once."""
         if self.queues_since is None:
             self.queues_since = now
-        # Not compared: each worker tells of the one that it was refused last.
+        # Not compared: each worker reports the queue it was refused last.
         is_news, self.refused = bool(refused) and not self.refused, refused
         if not is_news:
             return []
@@ -175,17 +175,17 @@ class BrokerState:
         return [Say("queue.not_declared", "warning", f"{refused}; {follows}")]
 
     def change(self, former: Settings, settings: Settings, now: float) -> None:
-        """A reload: other settings hold."""
+        """A reload changed the settings."""
         if (former.heartbeat, former.url) != (settings.heartbeat, settings.url):
             self.silences.forget()
         self.queues_since = now  # its retries may need other delay queues, which are no older than this
 
     def has_queues(self, now: float) -> bool:
-        """Whether a worker that starts now may take them for declared, and safe to use."""
+        """Whether a worker that starts now may rely on them."""
         return self.queues_since is not None and now - self.queues_since >= queues.SETTLES_IN
 
     def narrow(self, wanted: int, report: Ready) -> list[Say]:
-        """A worker prefetches less than it was to: say so, once."""
+        """Log once that workers prefetch less than `--prefetch`."""
         was_narrow, self.is_narrow = self.is_narrow, 0 < report.prefetch < wanted
         if was_narrow or not self.is_narrow:
             return []
@@ -198,7 +198,7 @@ class BrokerState:
 
     @property
     def blockade(self) -> str | None:
-        """What keeps messages from being parked, while something does."""
+        """Why messages cannot be parked."""
         return self._stuck() or self._alarm()
 
     def _alarm(self) -> str | None:
@@ -218,11 +218,10 @@ class BrokerState:
 
     @property
     def blocked_since(self) -> float | None:
-        """Since when the first of them waits."""
         return min((each.since for each in self.blocked.values()), default=None)
 
     def block(self, page: int, because: str | None, now: float) -> list[Say]:
-        """A worker cannot park its message (because of an alarm, when that is empty); or can again, or is gone."""
+        """A worker cannot park its message (`because` empty: an alarm; None: it can again, or has exited)."""
         had_alarm, was_stuck = self._alarm(), self._stuck()
         former = self.blocked.pop(page, None)
         if because is not None:
@@ -240,7 +239,6 @@ class BrokerState:
         return said
 
     def recover(self) -> None:
-        """Nobody waits for it any more."""
         self.trouble, self.kind = None, ""
 
     def _note(self, kind: str, detail: str) -> None:

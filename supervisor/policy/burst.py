@@ -1,8 +1,8 @@
-"""`--burst`: is there nothing left to do, or nobody who could?
+"""`--burst`: is there nothing left to do, or no worker that could do it?
 
-A burst ends when every worker is idle, and the queue and the delay queues are empty. AMQP does not show what has
-expired in a delay queue and found the main queue full: only the account does, of what we delayed and have not settled
-since. Nor does it show what others settled: beside other consumers nothing is waited for that only the account knows.
+A burst ends when every worker is idle, and the queue and the delay queues are empty. AMQP does not show a message that
+expired in a delay queue while the main queue was full; only our own count of tasks delayed and not settled since does.
+Nor does AMQP show what others settled, so with other consumers on the queue that count is ignored.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from supervisor.policy.condition import GiveUp
 from supervisor.vocabulary import EXIT_BROKER, Away, Phase, Reading
 
 DUE_MARGIN: Final = 1.0
-"""Seconds after a delay's end by which the message is taken for back in the queue."""
+"""Seconds after a delay's end in which the message returns to the queue."""
 BACK_WITHIN: Final = 200.0
-"""Seconds for which a task is waited for that should be back. A queue that was full has refused it, and the broker,
-which keeps it where nobody sees it, tries again after 180 (dead_letter_worker_publisher_confirm_timeout)."""
+"""Seconds to wait for an overdue task. When the queue was full, the broker keeps the task out of sight and retries
+after 180 s (dead_letter_worker_publisher_confirm_timeout)."""
 OTHERS_FOR: Final = 3
-"""Looks in a row; a connection that has just been lost may still count as a consumer."""
+"""Looks in a row that must show other consumers; a connection just lost may still count as one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """A decision: it is over, every worker leaves when it has done what it has."""
+    """A decision: the burst is over, drain every worker."""
 
     because: str
 
@@ -34,25 +34,25 @@ class Finish:
 class Burst:
     def __init__(self) -> None:
         self.all_idle = False
-        """Everybody has been idle since the last sample, and nobody has died since."""
+        """At the last sample every worker was idle, and none has died since."""
         self.away = Away()
-        """Tasks of ours in delay queues, as last sampled."""
+        """Our tasks in delay queues, as last sampled."""
         self._missed_since: float | None = None
         self._had_delayed = False
-        """At the look before something was in the delay queues."""
+        """The delay queues were not empty at the previous look."""
         self._others = 0
-        """Looks in a row at which the queue had consumers that are not ours."""
+        """Looks in a row that showed other consumers."""
         self._awaited = ""
-        """What was last said to be waited for."""
+        """The last reason logged for waiting."""
         self._unreached_since: float | None = None
-        """Since when nobody consumes because of the broker."""
+        """Since when no worker consumes because of the broker."""
 
     def reached(self) -> None:
         """A worker consumes."""
         self._unreached_since = None
 
     def give_up(self, trouble: str | None, wait: float, now: float) -> list[GiveUp]:
-        """`--burst-wait` is over. `trouble`: why nobody can consume; None while somebody can."""
+        """Whether `--burst-wait` is over. `trouble`: why no worker can consume; None when one can."""
         if trouble is None:
             self._unreached_since = None
             return []
@@ -63,7 +63,7 @@ class Burst:
         return [GiveUp(f"--burst: no worker has consumed for {wait:g} s (--burst-wait): {trouble}", EXIT_BROKER)]
 
     def ask(self, readings: tuple[Reading, ...], *, all_ready: bool) -> list[Tell]:
-        """Ask for the depth when everybody has been idle since the last sample."""
+        """Ask for the depth when every worker is idle."""
         idle = [reading for reading in readings if reading.phase is Phase.IDLE]
         self.all_idle = len(idle) == len(readings) and all_ready
         if not self.all_idle:
@@ -73,7 +73,7 @@ class Burst:
         return [Tell(idle[0].page, Measure(delays=True), because)]
 
     def measured(self, depth: Depth, consuming: int, now: float) -> list[Say | Finish | GiveUp]:
-        """The answer to a look. It may be to another one, at the queue alone, or one that a death has overtaken."""
+        """The answer to a look: perhaps to a look at the queue alone, or outdated by a death."""
         if depth.delayed is None or not self.all_idle or depth.ready:
             return []
         awaited = self._await(depth, consuming, now)
@@ -89,7 +89,7 @@ class Burst:
         return [GiveUp(f"{because}: run it again", EXIT_BROKER)]
 
     def _await(self, depth: Depth, consuming: int, now: float) -> str | None:
-        """What is waited for although the queue is empty and everybody is idle, in words."""
+        """What to wait for although the queue is empty and every worker is idle, in words."""
         self._others = self._others + 1 if depth.consumers > consuming else 0
         had_delayed, self._had_delayed = self._had_delayed, bool(depth.delayed)
         if depth.delayed:

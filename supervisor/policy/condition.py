@@ -1,5 +1,5 @@
-"""The condition of the pool: STARTING until every worker consumes, then RUNNING; DEGRADED while workers die and nothing
-explains it, until that has stopped for `STEADY` seconds; DRAINING to the end."""
+"""The pool's state: STARTING until every worker consumes, then RUNNING; DEGRADED after too many unexplained deaths,
+until `STEADY` seconds without one; DRAINING to the end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A decision: restarting will not help, so stop, and exit with this code."""
+    """A decision: restarting will not help; stop, and exit with this code."""
 
     because: str
     code: int
     ends_nursery: bool = False
-    """At once, with whatever it was asked for."""
+    """Immediately, with the forks it was asked for."""
 
 
 Consequence = Action | GiveUp
@@ -40,13 +40,13 @@ class Condition:
     since: float = 0.0
     because: str = "starting"
     code: int = EXIT_DONE
-    """To exit with, when it drains."""
+    """The exit code, once it drains."""
     is_finishing: bool = False
-    """A burst is over: its workers leave when they have done what they have."""
+    """A burst is over, and its workers drain."""
     has_worked: bool = False
-    """Some worker has consumed."""
+    """A worker has consumed."""
     unexplained: list[float] = field(default_factory=list)
-    """When workers died that nothing explains, lately."""
+    """Times of recent unexplained deaths."""
 
     @property
     def is_draining(self) -> bool:
@@ -60,7 +60,6 @@ class Condition:
         self.state, self.because, self.since = state, because, now
 
     def died_unexplained(self, workers: int, now: float) -> list[Action]:
-        """One of so many workers."""
         self.unexplained = [at for at in self.unexplained if at > now - restart.INTENSITY_WINDOW] + [now]
         if self.state is State.DEGRADED or not restart.too_intense(self.unexplained, workers, now):
             return []
@@ -69,15 +68,14 @@ class Condition:
         return [Say("supervisor.degraded", "error", self.because)]
 
     def consume(self, consuming: int, wanted: int, now: float) -> list[Action]:
-        """So many workers consume."""
         if self.state is not State.STARTING or consuming < wanted:
             return []
         return self._run("every worker consumes", wanted, now)
 
     def recover(self, consuming: int, wanted: int, now: float) -> list[Action]:
-        """The same, asked once a second."""
+        """Called once a second."""
         if self.state is not State.DEGRADED:
-            return self.consume(consuming, wanted, now)  # since fewer are wanted: else that has been said
+            return self.consume(consuming, wanted, now)  # fewer may be wanted now
         is_recent = bool(self.unexplained) and now - self.unexplained[-1] < restart.STEADY
         if is_recent or consuming < wanted:
             return []

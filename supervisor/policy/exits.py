@@ -1,8 +1,8 @@
 """One judgement of one exit: its cause, whose fault it is, whether it is a crash, and whether it was clean.
 
-Three are asked, in this order: the worker's last words, the supervisor's reason for a signal it sent, and the kernel
-(an exit code, a signal, `OOM`). Operators see and count the cause. The fault is coarser, and decides when the slot is
-filled again (see `restart`). Metrics, ledger, restart, reload and exit code all go by the one `Judgement`.
+The cause comes from, in this order: the worker's last words, the supervisor's reason for a signal it sent, and the
+kernel (an exit code, a signal, `OOM`). Operators see and count it. The fault is coarser, and decides about the restart
+(see `restart`). Metrics, ledger, restart, reload and exit code all use the one `Judgement`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from supervisor.vocabulary import Cause
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the exit of a worker means, or the loss of its connection, which takes it from its slot as well."""
+    """Of a worker's exit, or of the loss of its connection, which removes it from its slot too."""
 
     cause: str
     """A `Cause`, or the status as the kernel gave it."""
@@ -30,35 +30,32 @@ class Judgement:
     said: Leaving | LoadFailed | None
     """Its last words."""
     consumed: float | None
-    """Seconds for which it has; None when it never did."""
+    """Seconds; None when it never consumed."""
     finished: int
-    """Tasks that it brought to an end."""
+    """Tasks."""
     is_clean: bool = True
-    """It was not killed by the supervisor, and left no message unsettled: a way to end a drain."""
+    """Not killed by the supervisor, and no message left unsettled: a drain may end so and be clean."""
 
     @property
     def is_crash(self) -> bool:
-        """Exactly when a message is blamed for it, or nothing explains it."""
+        """Blamed on a message, or unexplained."""
         return self.fault in (Fault.MESSAGE, Fault.UNEXPLAINED)
 
     @property
     def is_planned(self) -> bool:
-        """It ended as it was to."""
         return self.fault is Fault.PLANNED and self.cause != Cause.GRACE
 
     @property
     def leaving(self) -> Leaving | None:
-        """Its last words, if it left because it had to."""
         return self.said if isinstance(self.said, Leaving) else None
 
     @property
     def failed(self) -> LoadFailed | None:
-        """Its last words, if it could not load the handler."""
         return self.said if isinstance(self.said, LoadFailed) else None
 
 
 def judge(slot: Slot, died: Exited, now: float, *, has_worked: bool) -> Judgement:
-    """`slot` is that of the worker, or the orphan; `has_worked`: some worker of this pool has consumed before."""
+    """`slot`: the worker's, or the orphan; `has_worked`: a worker of this pool has consumed before."""
     cause = _cause(slot, died)
     fault = _fault(died, cause, has_worked=has_worked)
     return Judgement(
@@ -73,14 +70,14 @@ def judge(slot: Slot, died: Exited, now: float, *, has_worked: bool) -> Judgemen
 
 
 def judge_lost(slot: Slot, lost: Lost, now: float) -> Judgement:
-    """Its connection is gone under a handler: as if it had left for that, though it lives on as an orphan."""
+    """Its connection is lost while a handler runs: judged as an exit, though it runs on as an orphan."""
     said = Leaving(Cause.BROKER, lost.detail, lost.kind, silence=lost.silence)
     return Judgement(Cause.BROKER, _fault_of_broker(said), lost.detail, said, slot.consumes_for(now), lost.finished)
 
 
 def _cause(slot: Slot, died: Exited) -> str:
-    # Last words count only with the exit that goes with them: a worker killed while it leaves was killed. And only with
-    # nothing in hand: a worker says them when it has put its message down, so else its handler has.
+    # Last words count only with an exit code: a worker killed while it exits was killed. And only without a task in
+    # flight: a worker sends them after its task, so otherwise the handler has exited.
     if died.said is not None and died.hand is None and died.status.startswith("exit "):
         return Cause.HANDLER if isinstance(died.said, LoadFailed) else died.said.cause
     if slot.condemned is not None and died.status != "OOM":
@@ -99,7 +96,7 @@ def _fault(died: Exited, cause: str, *, has_worked: bool) -> Fault:
         case Cause.LOCAL:
             return Fault.LOCAL
         case Cause.CONFIG if has_worked and isinstance(died.said, Leaving):
-            # The queue was replaced by one of another type, for instance.
+            # For instance, the queue was replaced by one of another type.
             return Fault.REFUSED
         case Cause.CONFIG | Cause.HANDLER:
             return Fault.CONFIG
@@ -110,7 +107,7 @@ def _fault(died: Exited, cause: str, *, has_worked: bool) -> Fault:
 
 
 def _fault_of_broker(said: Leaving | LoadFailed | None) -> Fault:
-    """Whether it comes back by itself, or people have to change something."""
+    """Whether it recovers by itself, or needs an operator."""
     kind = said.kind if isinstance(said, Leaving) else ""
     return Fault.REFUSED if kind in restart.NEEDS_OPERATOR else Fault.BROKER
 
@@ -133,7 +130,7 @@ def _because(died: Exited, cause: str, fault: Fault) -> str:
 
 
 def obituary(slot: int, died: Exited, judged: Judgement, follows: str, now: float, *, is_old_news: bool) -> Say:
-    """The log's line; `follows` says what becomes of the slot."""
+    """The log line; `follows`: what happens to the slot."""
     fields: dict[str, object] = {
         "slot": slot,
         "pid": died.pid,

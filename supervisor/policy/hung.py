@@ -1,17 +1,17 @@
-"""Does a worker's page of the scoreboard say that it hangs, or has outgrown its memory?
+"""Does a worker's page of the scoreboard show that it hangs, or exceeds its memory limit?
 
-| what its page says | what is done |
+| its page | action |
 |---|---|
 | a task runs longer than `--task-timeout` | SIGABRT, as `timeout` |
-| more than twice the memory limit, in the middle of a task | SIGABRT, as `memory` |
-| more than the memory limit, between two tasks | it is told to leave |
-| it has stood still for long, and a signal has stopped it or its loop is idle | SIGABRT, as `hung` |
+| more than twice the memory limit, mid-task | SIGABRT, as `memory` |
+| more than the memory limit, between two tasks | drained |
+| no activity for long, and stopped by a signal or idle | SIGABRT, as `hung` |
 
-A task may take as long as it likes where no limit was set: while one is in hand, standing still alone says nothing.
+Without `--task-timeout` a task may run for any time, so inactivity with a task in flight proves nothing.
 
-Where a worker takes more than `--max-memory` before its first task, no task is to blame and no replacement is smaller,
-so the limit counts on top of what it began with. Left out: no limit at all (a leak would go on until the kernel kills),
-and refusing to start (a reload whose import is larger would be an outage).
+When a worker takes more than `--max-memory` before its first task, no task is to blame and a replacement is no smaller:
+the limit then counts on top of its initial size. Rejected: no limit at all (a leak would grow until the kernel kills),
+and refusing to start (a reload with a larger import would be an outage).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from supervisor.settings import Settings
 from supervisor.vocabulary import Cause, Phase, Reading
 
 SAMPLE_GAP: Final = 3.0
-"""Seconds without a sample that say that the supervisor itself was held up: then nobody else is called hung."""
+"""Seconds without a sample that mean the supervisor itself was held up: then no worker counts as hung."""
 HUNG_AFTER: Final = 5.0
-"""Seconds without a turn of an idle loop, more when the heartbeat is longer: the broker waits for two of those."""
+"""Seconds without a turn of an idle loop, or the heartbeat if longer: the broker waits for two of those."""
 SILENT_AFTER: Final = 3.0
-"""Heartbeats that were not sent, after which every broker has given the connection up."""
+"""Missed heartbeats after which every broker has closed the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,18 @@ class Diagnosis:
     cause: str
     because: str
     is_hung: bool = True
-    """False: it does well, and need only be replaced."""
+    """False: it works, and is only to be replaced."""
 
 
 def memory_limit(max_memory: int | None, began_with: int) -> int | None:
-    """Above this a worker is replaced between tasks, and above twice this in the middle of one; None: never."""
+    """Above this a worker is replaced between tasks, above twice this it is aborted mid-task; None: never."""
     if max_memory is None or began_with <= max_memory:
         return max_memory
     return began_with + max_memory
 
 
 def too_small(max_memory: int | None, began_with: int) -> str | None:
-    """Why the limit is too small for a worker that takes so much before its first task, and what to do."""
+    """Why the limit is too small for a worker of this initial size, and the remedy; None: it is not."""
     if max_memory is None or began_with <= max_memory:
         return None
     mib = 1024 * 1024
@@ -61,8 +61,8 @@ def too_small(max_memory: int | None, began_with: int) -> str | None:
 def examine(
     reading: Reading, limits: Settings, *, began_with: int = 0, is_ready: bool, held_up: bool, now: float
 ) -> Diagnosis | None:
-    """`limits` are those under which it has begun, `began_with` the bytes that it took then; `is_ready`: it was not
-    told to leave yet; `held_up`: the supervisor was, so that its samples say nothing about who stands still."""
+    """`limits`: the settings it was started with; `began_with`: its initial size in bytes; `is_ready`: not draining;
+    `held_up`: the supervisor itself was, so that missing activity proves nothing."""
     memory = memory_limit(limits.max_memory, began_with)
     of = "--max-memory" if memory == limits.max_memory else f"the {memory} that --max-memory allows here"
     if reading.hand is not None:

@@ -1,5 +1,4 @@
-"""When is an import tried again that has failed for a passing reason (`--boot-retry`)? By one worker; the others
-wait."""
+"""When to retry an import that failed for a transient reason (`--boot-retry`). One worker retries; the others wait."""
 
 from __future__ import annotations
 
@@ -9,11 +8,11 @@ from typing import Final
 from supervisor.policy.restart import Backoff
 
 _BACKOFF: Final = Backoff(free=0, first=0.5, most=10.0)
-"""Slower than for a broker at first, and at last: an import costs more than a look."""
+"""Slower than for a broker: an import costs more than a connection attempt."""
 
 
 class Imports:
-    """Those that have failed since one succeeded. `because` is None while none has."""
+    """`because`: the latest failure since an import succeeded; None: none."""
 
     def __init__(self) -> None:
         self.because: str | None = None
@@ -22,8 +21,8 @@ class Imports:
         self._again_at = -math.inf
 
     def fail(self, because: str, began_at: float, now: float, roll: float) -> tuple[float, bool] | None:
-        """One that began at `began_at` has failed. Returns the seconds until the next try, and whether the reason is
-        another than the last time; None for one that began before the latest failure, which says nothing new."""
+        """An import that began at `began_at` failed. Returns the seconds until the next try, and whether the reason is
+        new; None for one that began before the latest failure."""
         if self.because is not None and began_at <= self._failed_at:
             return None
         is_news, self.because = because != self.because, because
@@ -38,7 +37,7 @@ class Imports:
         self._streak = 0
 
     def turn(self, is_importing: bool) -> float:
-        """When the next worker may import; infinite while one does, which will tell."""
+        """When the next worker may import; infinite while one does."""
         if self.because is None:
             return -math.inf
         return math.inf if is_importing else self._again_at

@@ -1,7 +1,7 @@
-"""Looking at the queue: when, whom to ask, and what the answers say.
+"""Looks at the queue: when, which worker to ask, and what follows from the answer.
 
-Only a worker can ask the broker, so the pool asks one, if possible an idle one: for the status (how many messages wait,
-alive and dead), `truth`, `scaling` and `burst`. What was seen gets old, and is then not shown any more.
+Only workers talk to the broker, so the pool asks one, preferably idle, on behalf of the status (messages and dead
+letters waiting), `truth`, `scaling` and `burst`. An old answer is not shown any more.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from supervisor.settings import Span
 from supervisor.vocabulary import Cause, Phase, Reading
 
 DEPTH_EVERY: Final = 5.0
-"""Seconds between two looks at the queue's depth; every sample under `--burst`."""
+"""Seconds between two looks at the queue's depth; under `--burst` every sample."""
 DEPTH_HOLDS: Final = 20.0
-"""Seconds after which a depth is history."""
+"""Seconds after which a depth is too old to show."""
 DEAD_EVERY: Final = 60.0
-"""Seconds between two looks at a dead-letter queue that was empty: asking for one that is missing costs a log line."""
+"""Seconds between two looks at an empty dead-letter queue: if it is missing, each costs a line in the broker's log."""
 DEAD_HOLDS: Final = DEAD_EVERY + DEPTH_HOLDS
 PARKED_SHOWN: Final = 20
-"""Dead letters remembered for those who look; all of them lie in the queue."""
+"""Dead letters remembered for /status; the queue has them all."""
 
 
 class Looks:
@@ -38,37 +38,37 @@ class Looks:
         self._is_single_known = False
         self._compared_at = 0.0
         self._pages: dict[int, Reading] = {}
-        """By page number, as last sampled; orphans' left out."""
+        """By page number, as last sampled; without orphans."""
         self._depth: Depth | None = None
         self._depth_asked = 0.0
         self._depth_at = 0.0
         self._dead: DeadDepth | None = None
         self._dead_asked = -math.inf
-        """Minus infinity: to be looked at with the next look at the queue."""
+        """Minus infinity: include it in the next look."""
         self._dead_at = 0.0
         self.parked: tuple[Parked, ...] = ()
 
-    # ----------------------------------------------------------------------------------------- to be asked
+    # -------------------------------------------------------------------------------------------- queries
 
     def depth(self, now: float) -> Depth | None:
-        """The queue's, while it is news; likewise `dead`."""
+        """The queue's, unless it is too old; likewise `dead`."""
         return self._depth if now - self._depth_at <= DEPTH_HOLDS else None
 
     def dead(self, now: float) -> DeadDepth | None:
         return self._dead if now - self._dead_at <= DEAD_HOLDS else None
 
     def idle_of(self, slots: Sequence[Slot]) -> Slot:
-        """One whose worker was idle when last sampled; else the first."""
+        """One whose worker was idle at the last sample; else the first."""
         idle = (slot for slot in slots if (page := self._pages.get(slot.page)) and page.phase is Phase.IDLE)
         return next(idle, slots[0])
 
     def is_due(self, now: float) -> bool:
         return now - self._depth_asked >= (DEPTH_EVERY if self._span.is_fixed else LOOK_EVERY)
 
-    # ------------------------------------------------------------------------------------------ to be told
+    # --------------------------------------------------------------------------------------------- events
 
     def sampled(self, readings: tuple[Reading, ...], now: float) -> None:
-        """The page of every worker that is no orphan, about once a second."""
+        """About once a second: the page of every worker that is not an orphan."""
         self._pages = {reading.page: reading for reading in readings}
         self._scaling.sampled(readings, now)
 
@@ -79,7 +79,7 @@ class Looks:
         self._dead, self._dead_at = dead, now
 
     def described(self, nature: Nature, queue: str) -> list[Say]:
-        """The broker has said what kind of queue it is: say so when it is news that it has a single active consumer."""
+        """The broker's answer to what kind of queue it is: log when it has a single active consumer."""
         is_news = nature.is_single and not self._is_single_known
         self._is_single_known = nature.is_single
         self.truth.is_single = nature.is_single
@@ -92,21 +92,21 @@ class Looks:
         return [Say("queue.single_active_consumer", "info", because)]
 
     def has_parked(self, parked: Parked) -> None:
-        """A worker has put a message into the dead-letter queue."""
+        """A worker dead-lettered a message."""
         self.parked = (*self.parked, parked)[-PARKED_SHOWN:]
         self._dead_asked = -math.inf
         if self._dead is not None:
-            self._dead = DeadDepth(self._dead.ready + 1)  # until the broker's own word
+            self._dead = DeadDepth(self._dead.ready + 1)  # until the broker is asked again
 
     def rescale(self, span: Span) -> None:
-        """`--workers` has been changed: what the scaling has learnt was under other limits."""
+        """`--workers` changed: forget what was learnt under the old limits."""
         self._span = span
         self._scaling = Scaling(span)
 
     # ------------------------------------------------------------------------------------------- decisions
 
     def ask(self, ready: Sequence[Slot], now: float) -> list[Tell]:
-        """Ask somebody idle, if there is one: a handler that holds the interpreter keeps the question waiting."""
+        """Prefer an idle worker: a handler that holds the interpreter delays the answer."""
         if not ready:
             return []
         self._depth_asked = now
@@ -118,7 +118,7 @@ class Looks:
         return [Tell(asked.page, Measure(dead), "periodic look at the queue's depth")]
 
     def compare(self, depth: Depth, ready: Sequence[Slot], now: float) -> list[Action]:
-        """The broker's truth with our workers' beliefs; see `truth`. Who is doubted is replaced."""
+        """Compare the broker's view with our workers' (see `truth`), and replace a worker that is doubted."""
         doubt, asked = self._doubt(depth, ready, now), self._ask_of_its_kind(ready)
         if doubt is None:
             return [*asked]
@@ -130,7 +130,7 @@ class Looks:
         return [said, termination.replace(slot, Cause.NOT_CONSUMING, doubt.because)]
 
     def _ask_of_its_kind(self, ready: Sequence[Slot]) -> list[Tell]:
-        """Ask what kind of queue it is, when a worker is idle beside messages that wait: once."""
+        """Ask, once, what kind of queue it is when a worker is idle while messages wait."""
         if not ready or not self.truth.wonders():
             return []
         asked = self.idle_of(ready)
@@ -138,7 +138,7 @@ class Looks:
         return [Tell(asked.page, Measure(nature=True), because)]
 
     def _doubt(self, depth: Depth, ready: Sequence[Slot], now: float) -> Doubt | None:
-        # Not at every look of the scaling: a quorum queue that elects a leader gives nobody anything for seconds.
+        # Not at every look for scaling: a quorum queue that elects a leader delivers nothing for seconds.
         if now - self._compared_at < DEPTH_EVERY:
             return None
         self._compared_at = now

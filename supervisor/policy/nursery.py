@@ -1,7 +1,7 @@
-"""A nursery as the pool knows it: a process that has imported the handler and forks workers.
+"""A nursery as the pool sees it: a process that has imported the handler and forks workers.
 
-When it dies or hangs another one follows, with backoff; the workers it has forked live on. An import that leaves
-threads behind is not forked from: then each worker imports for itself.
+When it dies or hangs another one follows, with backoff; its workers keep running. An import that leaves threads running
+is not forked from: then each worker imports the handler itself.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def why_bare(report: Threaded) -> str:
 class Nursery:
     generation: int
     settings: Settings
-    """Those of its workers."""
+    """Its workers'."""
     preload: bool
     state: NurseryState = NurseryState.NONE
     deadline: float | None = None
-    """LOADING: the import is given up. NONE: another one is started."""
+    """LOADING: give the import up. NONE: start another one."""
     loaded_at: float = 0.0
     failures: int = 0
-    """In a row: since one forked a worker, or held for `STEADY` seconds. Loading proves nothing: a fork may kill it."""
+    """In a row, since one forked a worker or lived for `STEADY` seconds. Loading proves nothing: a fork may kill it."""
 
     def load(self, now: float, because: str) -> StartNursery:
         self.state = NurseryState.LOADING
@@ -59,13 +59,13 @@ class Nursery:
         return StartNursery(self.generation, self.preload, because)
 
     def load_bare(self, report: Threaded, now: float) -> list[Action]:
-        """Its import cannot be forked from: start it again without."""
+        """Its import cannot be forked from: start it again without preload."""
         because = why_bare(report)
         self.preload = False
         return [StopNursery(self.generation, because), self.load(now, because)]
 
     def has_loaded(self, seconds: float, preloaded: bool, now: float) -> Say:
-        """It can fork from here; `seconds` is what the import took."""
+        """It is ready to fork; `seconds`: the duration of the import."""
         self.state = NurseryState.READY
         self.deadline = None
         self.loaded_at = now
@@ -74,13 +74,12 @@ class Nursery:
         return Say("handler.loaded", "info", because, fields)
 
     def has_died(self, now: float) -> None:
-        """The process is gone, without being asked to."""
         if self.state is not NurseryState.LOADING and now - self.loaded_at >= STEADY:
             self.failures = 0
         self.state = NurseryState.NONE
 
     def retry(self, now: float, roll: float) -> list[Action]:
-        """One more failure: start another one, now or when `deadline` has passed; `roll` as for `Backoff.delay`."""
+        """Start another one, now or at `deadline`; `roll` as for `Backoff.delay`."""
         self.failures += 1
         delay = _BACKOFF.delay(self.failures, roll)
         if not delay:
@@ -90,14 +89,14 @@ class Nursery:
 
 
 def import_hangs(settings: Settings) -> LoadFailed:
-    """An import that does not end: it may pass, for a host that drops packets is the usual reason."""
+    """Transient, because the usual reason is a host that drops packets."""
     limit = f"--boot-timeout ({settings.boot_timeout:g} s)"
     return LoadFailed(f"the import of {settings.handler} did not finish within {limit}", "", is_passing=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """What follows from what the present generation's nursery does: it loads, fails, dies, or is refused."""
+    """Handles what the current generation's nursery does: it loads, fails, dies, or is refused."""
 
     slots: Slots
     condition: Condition
@@ -131,12 +130,12 @@ class Upkeep:
         return [said, *nursery.retry(now, self.slots.roll())]
 
     def refused(self, nursery: Nursery, error: str, now: float) -> list[Consequence]:
-        """The machine refuses the process."""
+        """The machine refused the process."""
         nursery.has_died(now)
         if self.condition.is_draining:
             return []
         if not self.condition.has_worked and nursery.failures >= 2:
-            # Not for ever, as after a start: a service manager, or a person, looks at a start that fails.
+            # Not for ever, as later on: a service manager, or a person, notices a start that fails.
             said = Say("nursery.start_failed", "error", error, {"next": "none: it was refused three times"})
             return [said, GiveUp(error, EXIT_KILLED)]
         roll = self.slots.roll()
@@ -146,7 +145,6 @@ class Upkeep:
         return [Say("nursery.start_failed", "error", error, {"next": f"retried in {delay:.2f} s"}), *retry]
 
     def overdue(self, nursery: Nursery, now: float) -> list[Consequence]:
-        """Its deadline has passed."""
         if nursery.deadline is None or nursery.deadline > now:
             return []
         if nursery.state is not NurseryState.LOADING:
@@ -169,7 +167,7 @@ class Upkeep:
         return [_failed(nursery, failed, "retried: running workers have loaded it"), *retry]
 
     def cannot_load(self, nursery: Nursery, failed: LoadFailed) -> list[Consequence]:
-        """No worker has ever consumed, and none will."""
+        """No worker has consumed, and none will."""
         follows = "none: restarting will not help"
         if failed.is_passing:
             follows = "none; if this is transient: --boot-retry retries it"
@@ -177,13 +175,13 @@ class Upkeep:
         return [_failed(nursery, failed, follows), GiveUp(because, EXIT_CONFIG, ends_nursery=True)]
 
     def may_pass(self, nursery: Nursery, failed: LoadFailed) -> bool:
-        """Whether it is tried again: a set-up always, as the broker is, for what a worker needs is not there yet."""
+        """Whether to retry: a set-up always, like a connection to the broker; an import with `--boot-retry`."""
         return failed.is_passing and (failed.is_set_up or nursery.settings.boot_retry)
 
     def import_later(
         self, nursery: Nursery, failed: LoadFailed, began_at: float, now: float, roll: float
     ) -> list[Action]:
-        """It is tried again, by one for all, when `Imports.turn` says so. The traceback is told once for a reason."""
+        """One worker retries for all, at `Imports.turn`. The traceback is logged once for each reason."""
         why = "set up" if failed.is_set_up else "imported"
         because = f"the handler cannot be {why} yet: {failed.error}; it is retried"
         told = self.imports.fail(because, began_at, now, roll)

@@ -1,11 +1,11 @@
-"""Which messages lie in another queue already, though the broker may give them to a worker again?
+"""Which messages are parked in another queue already, though the broker may redeliver them?
 
 A message to be retried or dead-lettered is published elsewhere, confirmed, and then acknowledged. When the connection
-or the worker is gone in between, the broker delivers it once more, beside its copy. So it is remembered here, and when
-it comes back, redelivered and with the number of the same try, it is acknowledged unrun.
+or the worker is lost in between, the broker redelivers it although its copy exists. So it is remembered here, and when
+it comes back, redelivered and with the same attempt number, it is acknowledged without running.
 
-The acknowledgement may have arrived all the same. So a memory holds for `HOLDS` seconds, for one delivery, and not
-beyond one that is not marked redelivered: that one is new. Only messages with an id are remembered.
+The acknowledgement may have arrived after all. So an entry holds for `HOLDS` seconds and one delivery, and is dropped
+by a delivery that is not marked redelivered: that is a new message. Only messages with an id are remembered.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from typing import Final
 from supervisor.vocabulary import InHand, Moved
 
 HOLDS: Final = 300.0
-"""Seconds. A broker gives a lost worker's messages to others after up to three heartbeats, and those may be busy."""
+"""Seconds. A broker redelivers a lost worker's messages after up to three heartbeats, and the others may be busy."""
 ROOM: Final = 2_000
 
 
 class Parkings:
-    """Bounded: what was parked longest ago is forgotten first, and its message is run again."""
+    """Bounded: the oldest entry is forgotten first, and its message runs again."""
 
     def __init__(self, room: int = ROOM) -> None:
         self._room = room
         self._until: OrderedDict[tuple[str, int], deque[float]] = OrderedDict()
-        """By key and attempt: for each parking the end of its time, monotonic seconds."""
+        """By key and attempt: when each entry expires, monotonic seconds."""
 
     def __len__(self) -> int:
         return len(self._until)
 
     def died(self, moved: Iterable[Moved], last: InHand | None) -> None:
-        """A worker has ended, which had parked this. The `last` message that it had may come back from now on."""
+        """A worker that had parked `moved` exited; `last`: its last message, which may come back."""
         latest = {(each.key, each.attempt) for each in moved if each.later == 0}
         if last is not None and not last.redelivered and (last.key, last.attempt) not in latest:
             self._until.pop((last.key, last.attempt), None)
 
     def ended(self, moved: Iterable[Moved], prefetch: int, now: float) -> None:
-        """A worker's connection has ended; it had parked this."""
+        """The connection of a worker that had parked `moved` ended."""
         for each in moved:
-            # With so many given to it since, the broker must have heard of an acknowledgement.
+            # After `prefetch` later deliveries the broker must have received the acknowledgement.
             if each.later < prefetch:
                 self._until.setdefault((each.key, each.attempt), deque()).append(now + HOLDS)
                 self._until.move_to_end((each.key, each.attempt))
@@ -49,7 +49,7 @@ class Parkings:
             self._until.popitem(last=False)
 
     def claim(self, key: str, attempt: int, now: float) -> bool:
-        """A redelivered message: whether it is one of them, which is then over."""
+        """Whether this redelivered message is parked already; uses the entry up."""
         until = self._until.get((key, attempt), deque())
         while until and until[0] < now:
             until.popleft()

@@ -1,24 +1,24 @@
 """Which messages kill their workers?
 
 The ledger counts deaths for each key, and is asked before a redelivered message runs; one that has killed `max_crashes`
-workers is quarantined instead. What other supervisors saw of it is not known here; a quorum queue's own count is the
-second fence.
+workers is quarantined instead. Deaths under other supervisors are not known here; for them a quorum queue counts
+returns.
 
-That count says only that a message came back: a lost connection counts, and so does every message that a worker had
-prefetched. And from 4.0 on RabbitMQ drops a message at its 20th return. So half-way to that:
+That count means only that a message came back: a lost connection counts, and so does every prefetched message. From 4.0
+on RabbitMQ drops a message at its 20th return. So at half of that:
 
-| the message                                  | what follows                                                    |
-|----------------------------------------------|-----------------------------------------------------------------|
-| has killed a worker of this supervisor       | quarantined: others seem to have lost some by it, too           |
-| is not known to have killed any              | put back fresh: a copy, uncounted, at the end of the queue      |
-| was put back `PUT_BACK_MAX` times before     | quarantined: it may be taking whole hosts with it, ledger and all |
+| the message                              | action                                                             |
+|------------------------------------------|--------------------------------------------------------------------|
+| has killed a worker of this supervisor   | quarantined: other supervisors seem to have lost workers too       |
+| is not known to have killed any          | put back fresh: a copy with count 0, at the end of the queue       |
+| was put back `PUT_BACK_MAX` times before | quarantined: it may kill whole hosts, with their ledgers           |
 
-Before 4.0 there is no limit unless somebody has set one, which AMQP does not tell (`workq check` looks), and the count
-decides nothing. Tried and left out: to subtract the returns for which this supervisor knows a reason (other hosts'
-remain unknown), and to quarantine whatever came back often (an innocent long task among lost connections).
+Before 4.0 there is no limit unless it was configured, which AMQP does not show (`workq check` does), and the count is
+ignored. Rejected: subtracting the returns whose reason this supervisor knows (those of other hosts remain unknown), and
+quarantining whatever came back often (it may be an innocent long task that lost connections).
 
-`prefetch` is about the same limit: a worker that dies returns all that it had prefetched, so innocents behind killers
-would be dropped before a worker looks at them.
+`prefetch` is limited for the same reason: a worker that dies returns all it had prefetched, so innocent messages behind
+killers would be dropped without ever being run.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from supervisor.vocabulary import Reading
 RETURNS_MAX: Final = 10
 """Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: half the limit of 20 at which
 RabbitMQ 4 drops it silently (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling). The other half is
-for workers that lose their connection while they wait for the verdict or put it back: each returns it once more."""
+for workers that lose their connection before they have put it back: each returns it once more."""
 RETURNS_URGENT: Final = 15
-"""From here on the verdict does not wait for earlier holders of the message."""
+"""Returns at which the verdict no longer waits for earlier holders of the message."""
 PUT_BACK_MAX: Final = 5
-"""So it may come back 59 times, blamed for nothing, and still be run."""
+"""So a message may come back 59 times without blame and still be run."""
 ROOM: Final = 2_000
-"""Keys remembered at most, with 16 KiB of output each; the one that killed longest ago is forgotten first."""
+"""Keys remembered, with up to 16 KiB of output each; the one that killed longest ago is forgotten first."""
 DEATHS: Final = 10
 
 
 def has_limit(version: str) -> bool:
-    """Whether a broker of this version drops a quorum queue's message that comes back often, unless told otherwise."""
+    """Whether a broker of this version by default drops a quorum queue's message that comes back often."""
     release = advice.release_of(version)
     return release is not None and release >= (4, 0)
 
 
 def prefetch(wanted: int, version: str, queue_type: str) -> int:
-    """How many messages a worker may have at once. `queue_type`: empty when the broker does not tell."""
+    """The prefetch count to use. `queue_type`: empty when not known."""
     return 1 if has_limit(version) and queue_type != "classic" else wanted
 
 
@@ -69,7 +69,7 @@ class Account:
 
     @property
     def evidence(self) -> str:
-        """What the last victim wrote, and the deaths; the end is what is kept if it is too long."""
+        """The last victim's output, then the deaths: the end is kept if it is too long."""
         return "\n".join([*([self.output.rstrip()] if self.output else []), *self.deaths])
 
 
@@ -79,7 +79,7 @@ class Ledger:
     def __init__(self, max_crashes: int, room: int = ROOM) -> None:
         self.max_crashes = max_crashes
         self.has_limit = False
-        """Whether the broker drops what comes back often."""
+        """Whether the broker drops messages that come back often."""
         self._room = room
         self._accounts: OrderedDict[str, Account] = OrderedDict()
 
@@ -87,7 +87,7 @@ class Ledger:
         return len(self._accounts)
 
     def blame(self, key: str, cause: str, output: str = "", *, at: str = "", who: str = "a worker") -> int:
-        """Somebody died of this key, at this time of day (for people). Returns how many have, now."""
+        """A worker died of this key; `at`: time of day. Returns the number of deaths so far."""
         account = self._accounts.pop(key, None) or Account(0, cause, output, at, [])
         account.crashes += 1
         account.cause = cause
@@ -102,18 +102,18 @@ class Ledger:
         return crashes >= self.max_crashes
 
     def sentence(self, crashes: int) -> str:
-        """What follows for a message that has killed so many, as the end of a log line; 0: none was blamed."""
+        """The end of a log line about a message with so many deaths; empty for 0."""
         if not crashes:
             return ""
         told = f"; the message has killed {crashes} of at most {self.max_crashes} workers"
         return f"{told} and will be quarantined" if self.is_condemned(crashes) else told
 
     def is_urgent(self, returns: int) -> bool:
-        """Whether the broker may drop the message before an earlier holder ends."""
+        """Whether the broker may drop the message before an earlier holder exits."""
         return self.has_limit and returns >= RETURNS_URGENT
 
     def verdict(self, key: str, returns: int = 0, put_back: int = 0) -> Verdict:
-        """`returns`: how often a quorum queue says that it came back since it was put back fresh, `put_back` times."""
+        """`returns`: a quorum queue's count since the message was last put back fresh, for the `put_back`-th time."""
         account = self._accounts.get(key)
         is_condemned = account is not None and self.is_condemned(account.crashes)
         if self.has_limit and returns >= RETURNS_MAX and not is_condemned:
@@ -143,13 +143,13 @@ class _Question:
 class Suspects:
     """Workers that have asked whether a message may run, and wait for the answer.
 
-    A message is not run beside an earlier run of it: the question waits until each worker that holds the message has
-    ended or put it down: an orphan within `--lost-grace`, any other when its task is done (a node cut off from its
-    cluster keeps the holder's connection alive while the cluster gives the message to another worker). An urgent one
-    does not wait, and is not run either: the copy that is put back is asked about again.
+    A message never runs twice at the same time: the answer waits until each worker that holds the message has exited or
+    finished with it. An orphan does within `--lost-grace`, another worker when its task is done (a node cut off from
+    its cluster keeps the holder's connection alive while the cluster redelivers the message). An urgent message does
+    not wait and is not run: its copy is asked about again.
 
-    Of several that ask about one message, only the last can still have its connection, so it is answered first; the
-    others wait for it in turn.
+    When several ask about one message, only the last can still have its connection, so it is answered first; the others
+    then wait for it.
     """
 
     def __init__(self, ledger: Ledger, parkings: Parkings) -> None:
@@ -159,28 +159,27 @@ class Suspects:
         """By page, in the order in which they asked."""
 
     def ask(self, page: int, suspect: Suspect, holders: Collection[int], now: float) -> list[Tell]:
-        """The worker of this page asks about a message that those of other pages, `holders`, have, too."""
+        """The worker of this page asks about a message that is also on the pages `holders`."""
         self._waiting.pop(page, None)
         begun = {holder for holder in holders if holder not in self._waiting}
         if begun and not self._ledger.is_urgent(suspect.delivery_count):
-            # It may also be dying of it this instant: its connection is closed before its pidfd tells.
+            # A holder may be dying of it right now: its connection closes before its pidfd is readable.
             self._waiting[page] = _Question(suspect, begun)
             return []
         return [self._tell(page, suspect, now)]
 
     def forget(self, page: int) -> None:
-        """It exits, and will not run what it has asked about."""
+        """It exits, and needs no answer."""
         self._waiting.pop(page, None)
 
     def died(self, page: int, now: float) -> list[Tell]:
-        """Answer those that waited for its end."""
         self.forget(page)
         for question in self._waiting.values():
             question.holders.discard(page)
         return self._answer(now)
 
     def sampled(self, readings: tuple[Reading, ...], now: float) -> list[Tell]:
-        """Look again which pages show a message that is asked about. A dead worker's does until it is reaped."""
+        """Update the holders from the pages. A dead worker's page counts until it is reaped."""
         for asked_by, question in self._waiting.items():
             question.holders = {
                 reading.page
@@ -192,8 +191,8 @@ class Suspects:
         return self._answer(now)
 
     def silent(self, readings: tuple[Reading, ...], longest: float, now: float) -> list[int]:
-        """The pages of holders whose loop has not turned for longer than any broker waits: their heartbeats were not
-        sent, their connection is gone, and they cannot tell us so, because the handler keeps the interpreter."""
+        """The pages of holders whose loop has been stuck for longer than any broker waits for heartbeats: their
+        connection is lost, and they cannot report it, because the handler holds the interpreter."""
         held = {holder for question in self._waiting.values() for holder in question.holders}
         return [reading.page for reading in readings if reading.page in held and now - reading.beat > longest]
 

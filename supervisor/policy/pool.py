@@ -1,21 +1,19 @@
 """The pool: events in, actions out.
 
-Pure. Time comes with every call; nothing here waits, reads or writes. The loop performs what is returned, in order, and
-tells what happened by the next event.
-
-It routes, and decides nothing that has a name of its own:
+Pure: every call is given the time; nothing here waits, reads or writes. The loop performs the actions in order and
+reports the results as further events. The pool only routes; decisions are in:
 
 | what | where |
 |---|---|
-| who is where, orphans included | `slots`, `slot` |
+| slots and orphans | `slots`, `slot` |
 | the pool's state, and giving up | `condition` |
 | the process that forks: it loads, fails, is refused | `nursery`, `imports`, `shortage` |
-| other code, or other settings | `reload` |
+| new code, or new settings | `reload` |
 | which slot gets a worker now | `turns` |
-| how a worker is made to leave, and when | `termination`, `hung` |
-| what an exit means, and what becomes of the slot | `exits`, `succession`, `restart` |
+| how and when a worker is stopped | `termination`, `hung` |
+| what an exit means, and what happens to the slot | `exits`, `succession`, `restart` |
 | the broker, the queue, the end of a burst | `broker`, `looks`, `burst` |
-| messages that kill, or lie elsewhere already | `poison`, `parkings` |
+| messages that kill workers, or are parked already | `poison`, `parkings` |
 """
 
 from __future__ import annotations
@@ -72,7 +70,7 @@ from supervisor.vocabulary import EXIT_DONE, Cause, Kind, Reading
 
 
 class Pool:
-    """See the module. `seed` spreads the jitter of one supervisor's restarts from another's."""
+    """`seed` gives each supervisor its own restart jitter."""
 
     def __init__(self, settings: Settings, seed: int = 0) -> None:
         self._slots = slots = Slots(settings.workers.least, seed)
@@ -93,11 +91,11 @@ class Pool:
         self._succession = Succession(slots, condition, rollout, upkeep, broker, ledger, parkings, suspects)
         self._restarts = Restarts()
         self._weighed = 0
-        """The generation whose workers were said to be larger than `--max-memory` from the start."""
+        """The generation already reported as larger than `--max-memory` from the start."""
         self._sampled_at: float | None = None
         self._left = False
 
-    # ------------------------------------------------------------------------------------------- to be asked
+    # ------------------------------------------------------------------------------------------------ queries
 
     @property
     def open(self) -> bool:
@@ -106,16 +104,14 @@ class Pool:
 
     @property
     def settings(self) -> Settings:
-        """Those in force."""
         return self._rollout.nursery.settings
 
     def settings_of(self, generation: int) -> Settings:
-        """Those for a nursery that is to be started."""
         return self._rollout.nursery_of(generation).settings
 
     @property
     def deadline(self) -> float | None:
-        """When `overdue` has something to do, if nothing happens before."""
+        """When to call `overdue`, if no event comes first."""
         nurseries = [each.deadline for each in self._rollout.nurseries if each.deadline is not None]
         soonest = min(self._turns.deadline, *nurseries, math.inf)
         return soonest if soonest < math.inf else None
@@ -157,20 +153,18 @@ class Pool:
             is_reloading=self._rollout.is_moving,
         )
 
-    # --------------------------------------------------------------------------------------------- to be told
+    # ------------------------------------------------------------------------------------------------- events
 
     def start(self, now: float) -> list[Action]:
-        """The first actions."""
         self._condition.since = now
         self._slots.refill(now)
         return [self._rollout.nursery.load(now, "the supervisor starts")]
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """What follows from this event."""
         return [] if self._left else self._with_what_follows(self._handle(event, now), now)
 
     def overdue(self, now: float) -> list[Action]:
-        """What follows from the time alone."""
+        """Handle the deadlines that have passed."""
         if self._left:
             return []
         actions: list[Action] = []
@@ -237,7 +231,7 @@ class Pool:
                 return self._rollout.begin(asked, now)
 
     def _stop(self, because: str, code: int, now: float) -> list[Action]:
-        """Drain everyone, within the grace."""
+        """Drain every worker, within the grace."""
         self._condition.enter(State.DRAINING, because, now)
         self._condition.code = code
         actions: list[Action] = [Say("supervisor.stopping", "info", because, {"grace": self.settings.grace})]
@@ -252,13 +246,13 @@ class Pool:
         return actions
 
     def _finish(self, because: str) -> list[Action]:
-        """The end of a burst: drain everyone, without a grace."""
+        """The end of a burst: drain every worker, without a grace."""
         self._condition.is_finishing = True
         said = Say("supervisor.stopping", "info", because)
         return [said, *termination.drain_all(self._slots, because, None, finish=True)]
 
     def _resolve(self, decided: Iterable[Action | GiveUp | Finish], now: float) -> list[Action]:
-        """Put in the place of decisions about everybody the actions that they are."""
+        """Turn decisions about the whole pool into actions."""
         actions: list[Action] = []
         for each in decided:
             match each:
@@ -337,7 +331,7 @@ class Pool:
             case Ready(resident=resident) if is_draining:
                 slot.began_with = resident
                 if not self._condition.is_draining:
-                    # It may have a task in hand by now, for as long as that takes.
+                    # It may have a task in flight by now, of any length.
                     slot.deadline = None
             case Depth():
                 return self._measured(report, now)
@@ -353,12 +347,12 @@ class Pool:
                 self._burst.all_idle = False
                 return self._resolve(self._succession.lost(slot, report, now), now)
             case Leaving() if is_at_work and (not is_draining or slot.deadline is None):
-                # From here it has the grace to be gone: a thread or an atexit function of the handler's may hold it.
+                # It has the grace to exit: a thread or an atexit function of the handler may block it.
                 slot.enter(SlotState.DRAINING, now + max(self.settings.grace, LEAVE_TIMEOUT))
         return []
 
     def _garbled(self, slot: Slot, because: str, now: float) -> list[Action]:
-        """It is not to be trusted any more. By SIGABRT: the stack shows what wrote to its link."""
+        """Do not trust it any more. SIGABRT, because the stack shows what wrote to its link."""
         if slot.state in (SlotState.ABORTING, SlotState.KILLED):
             return []
         because = f"invalid message on its link: {because}"
@@ -394,19 +388,19 @@ class Pool:
         return [*actions, *self._condition.consume(self._slots.count(SlotState.READY), self._slots.wanted, now)]
 
     def _adopt(self, now: float) -> list[Action]:
-        """The incoming generation consumes, and its settings hold."""
+        """The incoming generation consumes: apply its settings."""
         former = self.settings.workers
         actions = self._rollout.adopt(now)
         self._ledger.max_crashes = self.settings.max_crashes
         span = self.settings.workers
         if span == former:
             return actions
-        # A number that an operator has chosen stays where the new limits allow it.
+        # Keep a number that an operator has chosen, within the new limits.
         wanted = span.least if span.is_fixed else min(max(self._slots.wanted, span.least), span.most)
         return [*actions, *self._resize(wanted, f"reload: workers = {span}", now)]
 
     def _weigh(self, slot: Slot, resident: int) -> list[Action]:
-        """Note what it takes before its first task; say so, once a generation, when `--max-memory` is less."""
+        """Note its memory before the first task; log, once a generation, when `--max-memory` is less."""
         slot.began_with = resident
         because = hung.too_small(self.settings_of(slot.generation).max_memory, resident)
         if because is None or self._weighed == slot.generation:
@@ -414,7 +408,7 @@ class Pool:
         self._weighed = slot.generation
         return [Say("worker.memory_limit_too_small", "error", because, {"slot": slot.number, "pid": slot.pid})]
 
-    # ----------------------------------------------------------------------------------------------- the time
+    # -------------------------------------------------------------------------------------------------- timers
 
     def _slot_overdue(self, slot: Slot, now: float) -> list[Action]:
         if slot.state is SlotState.FORKING:
@@ -436,7 +430,7 @@ class Pool:
         return actions if self._condition.is_draining else [*actions, *self._look(readings, now)]
 
     def _look(self, readings: tuple[Reading, ...], now: float) -> list[Action]:
-        """Ask the queue, when it is time to."""
+        """Ask for the queue's depth when that is due."""
         settings, consuming = self.settings, self._slots.consuming()
         actions: list[Action] = []
         if settings.burst:
@@ -451,14 +445,14 @@ class Pool:
         return actions
 
     def _trouble(self) -> str | None:
-        """Why nobody consumes, if that is the broker's fault, or the handler cannot be imported for now."""
+        """Why no worker consumes, if the broker or a transient import failure is the reason."""
         is_trying = any(slot.state is SlotState.CONNECTING or slot.fault in broker.FAULTS for slot in self._slots)
         if self._imports.because is None and not is_trying:
             return None
         return self._imports.because or self._broker.trouble or "the broker does not answer"
 
     def _find_silent(self, readings: tuple[Reading, ...], now: float) -> Iterator[Action]:
-        """Find workers that have lost their connection and cannot tell; see `Suspects.silent`."""
+        """Find workers that lost their connection and cannot report it; see `Suspects.silent`."""
         for page in self._suspects.silent(readings, hung.SILENT_AFTER * self.settings.heartbeat, now):
             why = "its message was redelivered: the handler blocks heartbeats, so the broker dropped the connection"
             yield from self._worker_said(self._slots.at(page), Lost(why, Kind.HEARTBEAT), now)

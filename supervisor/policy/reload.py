@@ -1,13 +1,13 @@
-"""A rolling reload: load the code anew, try it with one worker, replace the others one at a time, or take it all back.
+"""A rolling reload: import the new code, try it with one worker, replace the others one at a time, or roll back.
 
-`Rollout` holds the nurseries and decides; a `Reload` is what it shows: a value, replaced as a whole.
+`Rollout` holds the nurseries and decides; a `Reload` is what /status shows of it.
 
 loading     a nursery of the next generation imports the code; nothing else has changed
-trying      one worker of that generation is to show that it can consume; the others stay as they are
-waiting     it could not, because the broker is away, as it is for those that run: tried again when that is back
-replacing   it consumes: the rest is replaced, one at a time, each when it has finished its task
-finished    every worker is of that generation
-failed      and the generation before stays
+trying      one worker of that generation must consume first; the others are unchanged
+waiting     it could not, because the broker is down for the old workers too: retried once the broker is back
+replacing   it consumes: the others are replaced, one at a time, each when it has finished its task
+finished    every worker runs that generation
+failed      the previous generation stays
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Stage(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Reload:
     number: int
-    """From 1, in the order in which they were begun."""
+    """From 1."""
     generation: int
     by: str
-    """Who asked for it."""
+    """Where the request came from: `SIGHUP`."""
     began: float
     stage: Stage = Stage.LOADING
     ended: float | None = None
@@ -60,7 +60,7 @@ class Reload:
 
 @dataclass(slots=True)
 class Rollout:
-    """The nurseries of the present and of the incoming generation, and how one follows the other."""
+    """The nurseries of the current and the incoming generation, and the change from one to the other."""
 
     slots: Slots
     condition: Condition
@@ -70,21 +70,21 @@ class Rollout:
     upkeep: Upkeep
     nursery: Nursery
     incoming: Nursery | None = None
-    """The next generation's, until a worker of it consumes."""
+    """The next generation's, until one of its workers consumes."""
     latest: Reload | None = None
     reloads: int = 0
     newest: int = 1
-    """Generations are numbered as they are begun, whatever becomes of them."""
+    """The number of the latest generation; failed ones count."""
     trial: int | None = None
-    """The slot of the worker that is to show it: its next one is the incoming nursery's."""
+    """The slot whose next worker is the incoming nursery's first."""
     is_held: bool = False
-    """The incoming generation has met a broker that is away, and waits for it."""
+    """The incoming generation waits for a broker that is down."""
     is_rolling: bool = False
     """Workers of an older generation are being replaced, one at a time."""
     past: dict[int, Settings] = field(default_factory=dict)
-    """By generation: the limits under which workers still at work have begun."""
+    """By generation: the settings of older workers that still run."""
 
-    # ------------------------------------------------------------------------------------------- to be asked
+    # ------------------------------------------------------------------------------------------------ queries
 
     @property
     def nurseries(self) -> list[Nursery]:
@@ -92,23 +92,23 @@ class Rollout:
 
     @property
     def is_open(self) -> bool:
-        """Begun, and neither finished nor taken back."""
+        """Neither finished nor failed."""
         return self.is_rolling or self.incoming is not None
 
     @property
     def is_moving(self) -> bool:
-        """The same, and it does not wait for the broker."""
+        """Open, and not waiting for the broker."""
         return self.is_rolling or (self.incoming is not None and not self.is_held)
 
     def is_incoming(self, generation: int) -> bool:
         return self.incoming is not None and generation == self.incoming.generation
 
     def nursery_of(self, generation: int) -> Nursery:
-        """Where there is none any more, the present one."""
+        """The current one for a generation that has none any more."""
         return self.incoming if self.incoming is not None and self.is_incoming(generation) else self.nursery
 
     def limits_of(self, slot: Slot) -> Settings:
-        """Those under which its worker has begun."""
+        """The settings its worker was started with."""
         return self.past.get(slot.generation, self.nursery.settings)
 
     def is_trial(self, slot: Slot) -> bool:
@@ -116,11 +116,11 @@ class Rollout:
         return slot.number == self.trial
 
     def nursery_for(self, slot: Slot) -> Nursery:
-        """The one that is to fork for this slot."""
+        """The one that forks for this slot next."""
         return self.incoming if self.incoming is not None and self.is_trial(slot) else self.nursery
 
     def is_on_trial(self, slot: Slot) -> bool:
-        """Whether a worker of the incoming generation is on its way there."""
+        """Whether its worker is of the incoming generation."""
         return self.is_incoming(slot.generation) and slot.state in (SlotState.FORKING, *ALIVE)
 
     def refusal(self) -> str | None:
@@ -130,14 +130,14 @@ class Rollout:
         if self.nursery.state is not NurseryState.READY and not self.condition.has_worked:
             each = "; the import is retried, and each retry reads the current code" if self.imports.because else ""
             return f"nothing has been loaded yet{each}"
-        # Until a worker of it is being forked it may be taken back; that one waits for somebody's task, for an hour
-        # perhaps, and what it is to prove may be known to be wrong by then.
+        # Before its first worker is forked, another reload can replace it: it may wait an hour for a task to finish,
+        # and its code may be known to be wrong by then.
         is_loading = self.incoming is not None and self.incoming.state is NurseryState.LOADING
         return "a reload is already in progress" if is_loading or any(map(self.is_on_trial, self.slots)) else None
 
     def proves_nothing(self, fault: Fault) -> bool:
-        """Whether the trial's failure is the broker's: it is away for the generation there as well, by the same URLs.
-        Not before that has been seen, or settings that no broker takes would be tried for ever."""
+        """Whether the broker made the trial fail: it is down for the current generation too, with the same URLs. Unless
+        that has been seen, new settings may be wrong, and would be retried without end."""
         return (
             self.incoming is not None
             and fault is Fault.BROKER
@@ -145,10 +145,10 @@ class Rollout:
             and self.incoming.settings.url == self.nursery.settings.url
         )
 
-    # -------------------------------------------------------------------------------------------- to be told
+    # ------------------------------------------------------------------------------------------------- events
 
     def begin(self, asked: Asked, now: float) -> list[Action]:
-        """Load the code anew beside what runs; nothing is replaced before that has worked."""
+        """Import the new code; no worker is replaced until that has worked."""
         actions: list[Action] = []
         if self.incoming is not None:
             actions.append(StopNursery(self.incoming.generation, f"replaced by another reload: {asked.by}"))
@@ -194,7 +194,7 @@ class Rollout:
         return self.upkeep.refused(self.nursery, error, now) if generation == self.nursery.generation else []
 
     def stuck(self, slot: Slot, now: float) -> list[Action]:
-        """A nursery was asked to fork for this slot, and has not."""
+        """A nursery was asked to fork for this slot, and has not in time."""
         because = f"it did not fork a worker within {FORK_TIMEOUT:g} s"
         if self.is_on_trial(slot):
             return self.fail_trial(slot, because, now)
@@ -212,7 +212,7 @@ class Rollout:
         return [*decided, stop, *self.fail(because, now)]
 
     def adopt(self, now: float) -> list[Action]:
-        """A worker of the incoming generation consumes: it is the present one from here."""
+        """A worker of the incoming generation consumes: make that generation the current one."""
         assert self.incoming is not None
         self.unfork(now)
         former, self.nursery, self.incoming, self.trial = self.nursery, self.incoming, None, None
@@ -227,7 +227,7 @@ class Rollout:
         return [StopNursery(former.generation, f"generation {self.nursery.generation} consumes")]
 
     def fail(self, because: str, now: float, traceback: str = "") -> list[Action]:
-        """The generation there is stays. Its nursery forks where one of the other was on its way."""
+        """The current generation stays. Its nursery forks for the slot of the trial."""
         generation = self.nursery.generation
         arriving = (SlotState.BOOTING, SlotState.CONNECTING)
         on_trial = [slot for slot in self.slots if self.is_on_trial(slot) and slot.state in arriving]
@@ -238,7 +238,7 @@ class Rollout:
         return [said, *termination.drain_all(on_trial, because, None)]
 
     def fail_trial(self, slot: Slot, because: str, now: float, traceback: str = "") -> list[Action]:
-        """The incoming generation's first worker does not come."""
+        """The incoming generation's first worker failed."""
         assert self.incoming is not None
         stop = StopNursery(self.incoming.generation, because)
         failed = self.fail(f"its first worker does not consume: {because}", now, traceback)
@@ -246,7 +246,7 @@ class Rollout:
         return [stop, *failed]
 
     def hold(self, because: str) -> Action:
-        """The incoming generation stays loaded. Those there look for the broker: their settings have been proved."""
+        """Keep the incoming generation loaded. The current one probes the broker: its settings are known to work."""
         self.trial, self.is_held = None, True
         self._reach(Stage.WAITING)
         because = f"the broker is down ({because}): the reload continues once it is back, unless another replaces it"
@@ -262,15 +262,15 @@ class Rollout:
         return [stop]
 
     def unfork(self, now: float) -> None:
-        """What the present nursery was asked for does not come."""
+        """The current nursery will not fork what it was asked for."""
         for slot in self.slots:
             if slot.state is SlotState.FORKING and slot.generation == self.nursery.generation:
                 self._release(slot, now)
 
-    # ---------------------------------------------------------------------------------------------- step by step
+    # -------------------------------------------------------------------------------------------------- steps
 
     def step(self, now: float) -> Iterator[Action]:
-        """Replace one worker of an older generation, when the one before it has been replaced by one that consumes."""
+        """Replace one worker of an older generation, once the previous replacement consumes."""
         if self.condition.is_leaving:
             return
         if self.incoming is not None and self.incoming.state is NurseryState.READY:
@@ -293,7 +293,7 @@ class Rollout:
             yield from termination.drain(old[0], f"reload: replaced by generation {generation}", None)
 
     def _try(self, now: float) -> Iterator[Action]:
-        """Find the slot whose next worker tries the incoming generation: one that is empty, else an idle one."""
+        """Choose the slot for the incoming generation's first worker: an empty one, else an idle one."""
         if self.is_held and self.broker.away_since is not None:
             return
         if self.is_held:
@@ -305,14 +305,13 @@ class Rollout:
         vacant = [slot for slot in slots if slot.state is SlotState.WAITING]
         if vacant:
             self.trial = vacant[0].number
-            vacant[0].deadline = now  # what it was to wait for may be what the reload mends
+            vacant[0].deadline = now  # the reload may fix what its backoff waits for
         elif {slot.state for slot in slots} == {SlotState.READY}:
             slot = self.looks.idle_of(slots)
             self.trial = slot.number
             yield from termination.drain(slot, f"reload: the first worker of generation {self.newest} follows", None)
 
     def _end_trial(self, now: float) -> None:
-        """The incoming generation is given up; nobody forks for it any more."""
         for slot in self.slots:
             if self.is_on_trial(slot) and slot.state is SlotState.FORKING:
                 self._release(slot, now)
@@ -320,7 +319,7 @@ class Rollout:
         self.is_held = False
 
     def _release(self, slot: Slot, now: float) -> None:
-        """The worker that was asked for does not come: another one, if one is wanted."""
+        """Its worker will not be forked: ask for another one, if one is wanted."""
         is_wanted = self.slots.is_wanted(slot) and not self.condition.is_draining
         slot.enter(*((SlotState.WAITING, now) if is_wanted else (SlotState.EMPTY, None)))
 
@@ -329,6 +328,5 @@ class Rollout:
             self.latest = replace(self.latest, stage=stage)
 
     def _end(self, stage: Stage, now: float, error: str = "") -> None:
-        """Once: what is over stays as it ended."""
         if self.latest is not None and not self.latest.is_over:
             self.latest = replace(self.latest, stage=stage, ended=now, error=error)

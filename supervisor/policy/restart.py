@@ -1,17 +1,17 @@
 """When does an empty slot get a new worker?
 
-A decision is a value, made from arithmetic on what has happened (Erlang/OTP's `supervisor` decides so).
+A decision is a value, computed from past exits, as in Erlang/OTP's `supervisor`.
 
-| why it left | the next one comes |
+| why the worker exited | the next one starts |
 |---|---|
-| planned: asked to, `max_tasks`, `memory` | at once |
-| a message killed it | at once; after ten such deaths in a row without one finished task, with backoff up to 5 s |
-| the broker, and it had been consuming | after 50 ms the first time |
-| the broker again before one finished task, or it never got to consume | backoff from 0.2 s up to 5 s, for ever |
-| the same, and only a person can mend it: a login, a permission, a certificate | after 5 s, up to 30 s, for ever |
+| planned: drained, `max_tasks`, `memory` | immediately |
+| a message killed it | immediately; after ten in a row without a finished task, with backoff up to 5 s |
+| the broker, after it had consumed | after 50 ms the first time |
+| the broker again before a finished task, or before it consumed | backoff from 0.2 s to 5 s, without end |
+| the same, and an operator must fix it: login, permission, certificate | backoff from 5 s to 30 s, without end |
 | configuration, in a pool that has worked before | the same |
-| its own machine has no descriptor, memory or thread left | backoff from 0.25 s up to 30 s, whatever it had finished |
-| unexplained | at once the first time, then backoff from 0.25 s up to 30 s |
+| the machine has no descriptor, memory or thread left | backoff from 0.25 s to 30 s, whatever it had finished |
+| unexplained | immediately the first time, then backoff from 0.25 s to 30 s |
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from typing import Final
 from supervisor.vocabulary import Kind
 
 STEADY: Final = 10.0
-"""Seconds a worker must have consumed to count as healthy: its slot's streak is over."""
+"""Seconds after which a worker that consumes counts as healthy: its slot's streak is over."""
 
 LULL: Final = 0.05
-"""Seconds after a lost connection in which one sees whether all were lost: then one worker probes (see `broker`)."""
+"""Seconds after a lost connection that show whether all were lost: then one worker probes (see `broker`)."""
 INTENSITY_WINDOW: Final = 30.0
 """Seconds over which unexplained deaths are counted."""
-
-
 NEEDS_OPERATOR: Final = frozenset(
     {Kind.AUTHENTICATION, Kind.VHOST, Kind.PERMISSION, Kind.LIMIT, Kind.TLS, Kind.PROTOCOL}
 )
@@ -45,10 +43,10 @@ class Fault(StrEnum):
     MESSAGE = "message"
     BROKER = "broker"
     REFUSED = "refused"
-    """By a broker that wants something of ours to be changed first, see `NEEDS_OPERATOR`."""
+    """By a broker, until an operator acts: see `NEEDS_OPERATOR`."""
     CONFIG = "configuration"
     LOCAL = "local"
-    """The machine's, or its limits': no descriptor, memory or thread was left."""
+    """No descriptor, memory or thread left on this machine."""
     UNEXPLAINED = "unexplained"
 
 
@@ -69,7 +67,7 @@ class Stay:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """What follows was decided by something else: a reload, or an import that all wait for."""
+    """Something else decided what follows: a reload, or an import that all wait for."""
 
     how: str
 
@@ -116,7 +114,7 @@ _BACKOFF: Final = {
 
 
 def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: float) -> Restart:
-    """When to fill the slot again after the `streak`-th death in a row (from 1) of this kind."""
+    """When to restart after the `streak`-th exit in a row (from 1) with this fault."""
     if fault is Fault.BROKER and was_ready and streak == 1:
         return Restart(now + LULL, "the connection was lost")
     delay = _BACKOFF[fault].delay(streak, roll)
@@ -126,10 +124,10 @@ def decide(fault: Fault, *, streak: int, was_ready: bool, now: float, roll: floa
 
 
 def too_intense(deaths: list[float], workers: int, now: float) -> bool:
-    """Whether these deaths are more than chance: over three a worker (five at least) in the window."""
+    """Whether the window has over three deaths a worker, and over five."""
     return sum(1 for at in deaths if at > now - INTENSITY_WINDOW) > max(5, 3 * workers)
 
 
 def roll(seed: int, slot: int, number: int) -> float:
-    """A number in [0, 1), another one from slot to slot and time to time: jitter that makes every run repeatable."""
+    """Jitter: a number in [0, 1) that differs by slot and `number`, and is the same in every run."""
     return zlib.crc32(f"{seed}/{slot}/{number}".encode()) / 2**32

@@ -1,7 +1,4 @@
-"""When is a failed task tried again?
-
-After an exception: `retry_delay` x 4^n later, 15 minutes at most; rounded up to a step of `queues.LADDER`.
-"""
+"""When to retry a failed task: after `retry_delay` x 4^n, 15 minutes at most, rounded up to a `queues.LADDER` step."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ def backoff(attempt: int, first: float) -> float:
 
 
 def checked(delay: object) -> float | None:
-    """The delay that a handler asked for, seconds, a day at most. None stays. Raises ValueError when it is none."""
+    """A handler's delay in seconds, a day at most; None stays None. Raises ValueError for anything else."""
     if delay is None:
         return None
     try:
@@ -37,5 +34,5 @@ def checked(delay: object) -> float | None:
 
 
 def steps(retries: int, first: float) -> list[int]:
-    """The ladder's steps, milliseconds, that failed tasks wait on by our own choice: `--retries`, `--retry-delay`."""
+    """The ladder's steps, in milliseconds, that `--retries` and `--retry-delay` use."""
     return sorted({step(backoff(attempt, first)) for attempt in range(1, retries + 1)})

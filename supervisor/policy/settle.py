@@ -1,15 +1,15 @@
-"""What a handler did, and what the broker is told: two values, and the step from one to the other.
+"""What a handler did (an outcome), what to do with the message (a settlement), and the step from one to the other.
 
 | outcome | settlement |
 |---|---|
 | returned | acknowledge |
-| raised, whatever it was | to a delay queue, for another try; acknowledge after the confirm |
-| raised `Retry` | the same, with the delay that it asked for |
-| raised `Unavailable` | the same, and no try is counted |
-| either, and there were `--retries` tries more than the first | dead-letter with reason `exception` |
+| raised any other exception | publish to a delay queue for a retry; acknowledge after the confirm |
+| raised `Retry` | the same, with the delay it asked for |
+| raised `Unavailable` | the same, not counted as a try |
+| an exception or `Retry` after `--retries` retries | dead-letter with reason `exception` |
 | raised `Reject` | dead-letter with reason `rejected` |
 | not run: killed too many workers | dead-letter with reason `crash` |
-| not run: the broker would soon drop it, blameless | to its own queue again; acknowledge after the confirm |
+| not run: the broker would soon drop it, without blame | publish to its own queue; acknowledge after the confirm |
 | not run: larger than `--max-body` | dead-letter with reason `too_large` |
 | not run: its properties cannot be decoded | dead-letter with reason `undecodable` and the raw bytes |
 """
@@ -27,7 +27,7 @@ from supervisor.redaction import clip_end, clip_start
 TRACEBACK_MAX: Final = 8 * 1024
 EVIDENCE_MAX: Final = 16 * 1024
 PROPERTIES_MAX: Final = 96 * 1024
-"""Bytes kept: with our other headers they fit into one frame of the default size (frame_max, 128 KiB)."""
+"""Bytes: with our other headers they fit into one frame of the default frame_max, 128 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class RetryAsked:
     """Seconds; None: as after an exception."""
     why: str
     traceback: str = ""
-    """Of what went wrong while it was asked why."""
+    """Of an error in the exception's own __str__."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Something that the handler needs is away."""
+    """Something that the handler needs is down."""
 
     retry_after: float
     """Seconds."""
@@ -71,7 +71,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Condemned:
-    """Not run: the supervisor's verdict. Its `fresh`: not to blame either."""
+    """Not run: the supervisor's verdict; with `fresh` it is not to blame."""
 
     verdict: Verdict
 
@@ -84,7 +84,7 @@ class TooLarge:
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """Not run: nobody can tell what its properties say."""
+    """Not run: its properties cannot be decoded."""
 
     error: str
     raw: bytes
@@ -104,7 +104,7 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Park the message with these headers, have that confirmed, then acknowledge."""
+    """Publish to the dead-letter queue with these headers; acknowledge after the confirm."""
 
     reason: str
     counter: str
@@ -115,24 +115,24 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Park the message in the delay queue of so many milliseconds, have that confirmed, then acknowledge."""
+    """Publish to the delay queue of `ms` milliseconds; acknowledge after the confirm."""
 
     ms: int
     attempt: int
-    """The number of the try that follows."""
+    """The number of the next try."""
     because: str
     counter: str = "retried"
     event: str = "task.retried"
 
     @property
     def is_deferred(self) -> bool:
-        """Not a try of its own."""
+        """Not counted as a try."""
         return self.counter == "deferred"
 
 
 @dataclass(frozen=True, slots=True)
 class Afresh:
-    """Publish the message to its own queue once more, have that confirmed, then acknowledge."""
+    """Publish the message to its own queue again; acknowledge after the confirm."""
 
     because: str
     event: str = "task.put_back"
@@ -145,14 +145,14 @@ _ACKNOWLEDGE: Final = Acknowledge()
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How often a failed task is tried again, and after how long: `--retries`, `--retry-delay`."""
+    """`--retries` and `--retry-delay`."""
 
     retries: int = 0
     delay: float = 1.0
 
 
 def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) -> Settlement:
-    """What to tell the broker after the `attempt`-th try (from 1)."""
+    """The settlement after the `attempt`-th try (from 1)."""
     match outcome:
         case Returned():
             return _ACKNOWLEDGE

@@ -1,4 +1,4 @@
-"""The machine refuses a worker. One slot asks again, with backoff; then the others follow one at a time."""
+"""The machine refuses a worker: one slot retries, with backoff; then the others follow one at a time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 from supervisor.policy.restart import Backoff
 
 NURSERY: Final = -1
-"""Stands for the slot of the process that forks workers."""
+"""In place of a slot: the nursery."""
 _BACKOFF: Final = Backoff(free=0, first=0.25, most=30.0)
 
 
 class Shortage:
-    """What was refused, and when to ask again. `because` is None while nothing is refused."""
+    """`because`: why a process was refused; None while none is."""
 
     def __init__(self) -> None:
         self.because: str | None = None
@@ -23,8 +23,7 @@ class Shortage:
         self._again_at = -math.inf
 
     def refuse(self, slot: int, because: str, asked_at: float, now: float, roll: float) -> float | None:
-        """Returns the seconds until one asks again; None for a slot asked for before the latest refusal, which is no
-        news."""
+        """Returns the seconds until the next try; None for a slot asked for before the latest refusal."""
         self._slots.add(slot)
         if self.because is not None and asked_at <= self._refused_at and now < self._again_at:
             return None
@@ -36,7 +35,7 @@ class Shortage:
         return delay
 
     def fill(self, slot: int) -> None:
-        """The slot has a worker, or is not wanted any more."""
+        """The slot has a worker, or needs none."""
         if self.because is None:
             return
         self._slots.discard(slot)
@@ -46,7 +45,7 @@ class Shortage:
             self.because = None
 
     def turn(self, is_forking: bool) -> float:
-        """When the next slot may ask; infinite while one is being forked, which will tell."""
+        """When the next slot may try; infinite while one is being forked."""
         if self.because is None:
             return -math.inf
         return math.inf if is_forking else self._again_at

@@ -1,8 +1,8 @@
 """Does something between us and the broker close connections for being idle?
 
-A proxy, a load balancer or a firewall may, faster than our heartbeats come: then idle workers are replaced, and long
-tasks run, again and again. It shows when one after the other ends after the same time without a byte, and none had been
-without one for longer. Ends at one moment are one occasion.
+A proxy, a load balancer or a firewall may, sooner than our next heartbeat: then idle workers are replaced, and long
+tasks run, again and again. The sign: connections end one after the other after the same time without a byte, and none
+was silent for longer. Several that end at the same moment count once.
 """
 
 from __future__ import annotations
@@ -12,30 +12,28 @@ from typing import Final
 from supervisor.vocabulary import Kind
 
 OCCASIONS: Final = 3
-"""Ends in a row after the same silence that are no chance any more."""
+"""Ends in a row after the same silence that are not chance."""
 LEAST: Final = 1.0
-"""Seconds. Who has been silent for less has not been idle."""
+"""Seconds; a shorter silence is not idleness."""
 AT_ONCE: Final = 0.5
-"""Seconds within which ends are one occasion."""
+"""Seconds within which ends count once."""
 HOLDS: Final = 600.0
-"""Seconds after the last such end for which it counts as the state of things."""
+"""Seconds for which the finding holds after the last such end."""
 
 
 class Silences:
-    """The silences in which connections of consumers have ended, and what they have in common."""
-
     def __init__(self) -> None:
         self._ends: list[tuple[float, float]] = []
-        """When, and after how many seconds of silence: one for each occasion, all alike."""
+        """Time and seconds of silence of each end, all alike."""
         self.limit: float | None = None
-        """After how many seconds idle connections are closed; None: nothing points to that."""
+        """Seconds after which idle connections are closed; None: not known to be."""
 
     def expects(self, kind: str, silence: float) -> bool:
-        """Whether this is how idle connections end, as is known by now."""
+        """Whether a connection that ends so was closed for being idle."""
         return self.limit is not None and kind == Kind.LOST and _alike(silence, self.limit)
 
     def ended(self, kind: str, silence: float, now: float) -> None:
-        """A consumer's connection has ended after `silence` seconds; 0: it had been silent for longer before."""
+        """A consumer's connection ended after `silence` seconds; 0: it had been silent for longer before."""
         if self._ends and now - self._ends[-1][0] > HOLDS:
             self.forget()
         if self.limit is not None:
@@ -50,21 +48,20 @@ class Silences:
             self.limit = sum(each for _, each in self._ends) / len(self._ends)
 
     def missed(self) -> None:
-        """A connection could not be made: what ends them then is no idle timeout."""
+        """A connection could not be made, so it is not an idle timeout that ends them."""
         if self.limit is None:
             self._ends = []
 
     def forget(self) -> None:
-        """Other connections are made from now on."""
         self._ends, self.limit = [], None
 
     def because(self, heartbeat: float, now: float) -> str | None:
-        """What is known, in words, and what to do; None: nothing, or nothing of late."""
+        """The finding and the remedy, in words; None: nothing found recently."""
         if self.limit is None or now - self._ends[-1][0] > HOLDS:
             return None
         enough = self.limit / 2
         remedy = f"raise that timeout above {heartbeat:g} s"
-        if enough > 1.0:  # the least heartbeat that there is
+        if enough > 1.0:  # the least --heartbeat
             remedy = f"lower --heartbeat below {_seconds(enough)} s, or {remedy}"
         return (
             f"something between us and the broker closes idle connections after {_seconds(self.limit)} s: {remedy}; "

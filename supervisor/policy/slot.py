@@ -1,19 +1,19 @@
 """One slot: one state, one deadline.
 
-| state      | what is so                                  | deadline          | when it passes                       |
+| state      | meaning                                     | deadline          | when it passes                       |
 |------------|---------------------------------------------|-------------------|--------------------------------------|
-| EMPTY      | nobody, and nobody wanted                   | none              |                                      |
-| WAITING    | nobody; one is wanted                       | the backoff's end | spawn, when a nursery is ready       |
-| FORKING    | the nursery was asked                       | 10 s              | the nursery is stuck: replace it     |
+| EMPTY      | no worker, none wanted                      | none              |                                      |
+| WAITING    | no worker, one is wanted                    | the backoff's end | spawn, when a nursery is ready       |
+| FORKING    | the nursery was asked for one               | 10 s              | the nursery is stuck: replace it     |
 | BOOTING    | a process; it imports (without preload)     | `--boot-timeout`  | SIGABRT, as `boot_timeout`           |
 | CONNECTING | talks to the broker, each wait bounded      | 60 s              | SIGABRT, as `hung`                   |
 | READY      | consumes                                    | none              |                                      |
-| DRAINING   | was told to leave, or said that it does     | `--grace` or none | SIGKILL, as `grace`                  |
+| DRAINING   | was asked to exit, or reported that it does | `--grace` or none | SIGKILL, as `grace`                  |
 | ABORTING   | SIGABRT sent, writes its stack              | 2 s               | SIGKILL                              |
 | KILLED     | SIGKILL sent                                | none              | (the kernel will not fail us)        |
 
-From BOOTING on there is a process, and every state ends with `Exited`, or with `Lost`: then the worker is an orphan and
-lives on beside the slot, in DRAINING, for `--lost-grace` at most.
+From BOOTING on there is a process, and every state ends with `Exited` or `Lost`. After `Lost` the worker is an orphan:
+it keeps running outside the slot, in DRAINING, for `--lost-grace` at most.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORK_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 60.0
 ABORT_TIMEOUT: Final = 2.0
 LEAVE_TIMEOUT: Final = 2.0
-"""A worker that leaves of its own will has at least this long, however short the grace: no task is in its hand."""
+"""The least time for a worker that exits by itself, however short the grace: it has no task in flight."""
 
 
 class SlotState(Enum):
@@ -64,31 +64,31 @@ class Slot:
     pid: int | None = None
     generation: int = 0
     ready_since: float | None = None
-    """Since when its worker consumes; None when it does not yet."""
+    """When its worker began to consume; None before."""
     died_at: float | None = None
     """When the previous worker was found dead; None once another consumes."""
     condemned: str | None = None
-    """The cause the supervisor had in mind when it sent a signal."""
+    """The `Cause` for which the supervisor sent a signal."""
     began_with: int = 0
-    """Bytes that its worker took before its first task."""
+    """Resident bytes of its worker before the first task."""
     spawned_at: float = 0.0
     """When its latest worker was asked for."""
     has_queues: bool = False
-    """Whether that one need not declare the queues for retries and dead letters."""
+    """That worker need not declare the queues for retries and dead letters."""
     streak: int = 0
     fault: Fault | None = None
-    """Whose fault the deaths of the streak were."""
+    """Of the deaths in the streak."""
     rolls: int = 0
     restarts: int = 0
     last_exit: LastExit | None = None
     page: int = -1
     """Its worker's, or the next one's."""
     has_both: bool = False
-    """A worker of it has been on its other page, too."""
+    """Workers of this slot have used both pages."""
     has_told: bool = False
-    """The worker has told what it had parked."""
+    """The worker has reported what it had parked."""
     is_lost: bool = False
-    """The worker's connection is gone, and its handler runs on."""
+    """The connection is lost, and the handler runs on."""
 
     def __post_init__(self) -> None:
         if self.page < 0:
@@ -100,16 +100,15 @@ class Slot:
 
     @property
     def is_alive(self) -> bool:
-        """Whether there is a process that has yet to be reaped."""
+        """There is a process that is not yet reaped."""
         return self.state in ALIVE
 
     def consumes_for(self, now: float) -> float | None:
-        """Seconds for which its worker has consumed; None when it never has."""
+        """Seconds; None when its worker has not consumed."""
         return None if self.ready_since is None else now - self.ready_since
 
     @property
     def why_started(self) -> str:
-        """Why its latest worker was asked for, in words."""
         last = self.last_exit
         return "first start of this slot" if last is None else f"replaces one that exited: {last.cause}"
 
@@ -117,7 +116,7 @@ class Slot:
         return self.deadline is not None and self.deadline <= now
 
     def orphan(self, deadline: float, cause: str, now: float) -> Slot:
-        """Part with the worker, which lives on elsewhere until then at most; the next one writes to the other page."""
+        """Detach the worker, which may run until the deadline; the next one writes to the other page."""
         orphan = replace(self, is_lost=True)
         orphan.enter(SlotState.DRAINING, deadline)
         self.last_exit = LastExit(cause, None, now)
@@ -126,7 +125,6 @@ class Slot:
         return orphan
 
     def vacate(self, exited: LastExit) -> None:
-        """The process is gone; remember how."""
         self.last_exit = exited
         self._empty(exited.at)
 
@@ -140,7 +138,7 @@ class Slot:
         self.enter(SlotState.EMPTY)
 
     def count(self, fault: Fault, recovered: bool) -> int:
-        """Add a death to the streak; `recovered` or another's fault begins a new one. Returns its length."""
+        """Add a death to the streak; `recovered` or another fault begins a new one. Returns its length."""
         if recovered or fault is not self.fault:
             self.streak = 0
         self.fault = fault

@@ -1,4 +1,4 @@
-"""All slots, and the orphans beside them: who is where. Decides nothing."""
+"""All slots and orphans. Decides nothing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from supervisor.vocabulary import Cause, other_page, slot_of
 
 
 class Slots:
-    """A pool that was larger keeps the slots that are no longer wanted, for their workers that leave, and empty."""
+    """Slots that are no longer wanted stay: for workers that are still exiting, then empty."""
 
     def __init__(self, wanted: int, seed: int) -> None:
         self.wanted = wanted
         """Number of workers wanted."""
         self.orphans: dict[int, Slot] = {}
-        """By page: workers whose connection is gone while their handlers run on. The next worker has their slot; at
-        most one of a slot, so there are never more of them than of others."""
+        """By page: workers whose connection is lost while their handlers run on. Another worker has the slot; at most
+        one orphan a slot."""
         self._slots = [Slot(number) for number in range(wanted)]
         self._seed = seed
 
@@ -29,7 +29,7 @@ class Slots:
         return self._slots[number]
 
     def at(self, page: int) -> Slot:
-        """Whose page it is: an orphan's, or the slot's."""
+        """The orphan or slot with this page."""
         return self.orphans.get(page) or self._slots[slot_of(page)]
 
     def everybody(self) -> list[Slot]:
@@ -37,7 +37,6 @@ class Slots:
         return [*self._slots, *self.orphans.values()]
 
     def in_use(self) -> list[Slot]:
-        """Those that are wanted."""
         return self._slots[: self.wanted]
 
     def is_wanted(self, slot: Slot) -> bool:
@@ -50,19 +49,19 @@ class Slots:
         return sum(1 for slot in self._slots if slot.state in states)
 
     def resize(self, wanted: int) -> list[Slot]:
-        """Want so many. Returns those that are too many; `refill` is for the others."""
+        """Set the number wanted. Returns the slots in excess; call `refill` for new ones."""
         self.wanted = wanted
         self._slots += [Slot(number) for number in range(len(self._slots), wanted)]
         return self._slots[wanted:]
 
     def refill(self, now: float) -> None:
-        """An empty slot that is wanted waits for a worker."""
+        """Move wanted empty slots to WAITING."""
         for slot in self.in_use():
             if slot.state is SlotState.EMPTY:
                 slot.enter(SlotState.WAITING, now)
 
     def orphan(self, slot: Slot, until: float, cause: str, now: float) -> list[Action]:
-        """Its worker lives on beside it, until then at most. An older orphan of this slot makes room for it."""
+        """Detach its worker, which may run until then. An older orphan of this slot is killed to free its page."""
         actions: list[Action] = []
         older = self.orphans.get(other_page(slot.page))
         if older is not None and older.state is SlotState.DRAINING:
@@ -73,7 +72,7 @@ class Slots:
         return actions
 
     def roll(self, number: int = 0) -> float:
-        """A number in [0, 1), another one each time; see `restart.roll`."""
+        """The next `restart.roll` of this slot."""
         slot = self._slots[number]
         slot.rolls += 1
         return restart.roll(self._seed, number, slot.rolls)

@@ -1,4 +1,4 @@
-"""What health says: pool and scoreboard, put together. Pure."""
+"""Readiness and /status, from pool and scoreboard. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from supervisor.version import __version__
 from supervisor.vocabulary import OUTCOMES, Counts, Phase, Reading, other_page
 
 STATES = ("starting", "connecting", "idle", "busy", "draining", "backoff", "empty", "orphaned")
-"""A worker's state, as /status and /metrics name it. An orphan has no slot of its own: its stand-in has."""
+"""A worker's state in /status and /metrics. An orphan has no slot: its replacement has."""
 
 AT_WORK = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
 _SLOT_STATES = {
@@ -33,7 +33,7 @@ _SLOT_STATES = {
 
 
 def page_of(slot: SlotView, read: Callable[[int], Reading]) -> Reading:
-    """The page of a slot's worker, with what all workers of the slot have counted, on either page."""
+    """The page of a slot's worker, with the counts of both pages of the slot."""
     page = read(slot.page)
     if not slot.has_both:
         return page
@@ -41,7 +41,7 @@ def page_of(slot: SlotView, read: Callable[[int], Reading]) -> Reading:
 
 
 def totals(pages: Iterable[Reading]) -> Counts:
-    """The sum over all slots, the dead workers' share included."""
+    """The sum over all slots, dead workers included."""
     counts = [page.counts for page in pages]
     names = (*OUTCOMES, "log_lines_dropped", "busy_seconds")
     buckets = zip(*(each.buckets for each in counts), strict=True)
@@ -58,7 +58,7 @@ def state_of(slot: SlotView, page: Reading) -> str:
 
 
 def readiness(view: PoolView) -> tuple[bool, str]:
-    """Whether the pool consumes, and why not. While degraded, a worker must have consumed for a while to prove it."""
+    """Whether the pool consumes, and why not. While degraded, only a worker that has consumed for a while counts."""
     if view.state in (State.DRAINING, State.STOPPED):
         return False, f"{view.state}: {view.because}"
     if view.state is State.DEGRADED and not view.steady:
@@ -73,7 +73,7 @@ def readiness(view: PoolView) -> tuple[bool, str]:
         return False, f"no worker gets messages: {view.trouble}"
     if view.is_held_up:
         return False, f"no worker accepts tasks: {view.trouble}"
-    # Not of the slots: those that a smaller pool has emptied stay. While it shrinks more consume than it wants.
+    # Not out of all slots: a pool that shrank keeps empty ones. While it shrinks, more consume than are wanted.
     consuming = f"{view.ready} of {max(view.ready, view.wanted)} workers consume"
     said = (consuming, view.standby, view.shortage, view.not_imported, view.trouble)
     return True, "; ".join(filter(None, said))
@@ -88,10 +88,9 @@ def status(
     now: float,
     wall: datetime,
 ) -> dict[str, Any]:
-    """The document at /status. `now` is monotonic seconds and `wall` (UTC) the same instant for people."""
+    """The document at /status. `now`: monotonic seconds; `wall`: the same instant, UTC."""
 
     def iso(then: float) -> str:
-        """A monotonic instant, for people."""
         return (wall - timedelta(seconds=now - then)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     sampled = {reading.pid: reading for reading in readings}
@@ -134,7 +133,7 @@ def status(
 
 
 def without_evidence(document: dict[str, Any]) -> dict[str, Any]:
-    """The same document, short enough for a log line."""
+    """Short enough for a log line."""
     letters = document["dead_letters"]
     slim = [{name: value for name, value in letter.items() if name != "evidence"} for letter in letters["recent"]]
     return document | {"dead_letters": letters | {"recent": slim}}

@@ -1,5 +1,4 @@
-"""What becomes of a slot whose worker has gone? Which of `exits`, `restart`, `broker` applies, and what else
-follows."""
+"""What happens to a slot whose worker has exited: which of `exits`, `restart`, `broker` applies, and what else?"""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ class Succession:
     crashes: int = 0
 
     def exited(self, slot: Slot, died: Exited, now: float) -> list[Consequence]:
-        """A worker is gone, or an orphan."""
+        """A worker or an orphan has exited."""
         judged = exits.judge(slot, died, now, has_worked=self.condition.has_worked)
         crashes = 0
         if judged.fault is Fault.MESSAGE and died.hand is not None:
@@ -66,7 +65,7 @@ class Succession:
         return [told, *news, *decided]
 
     def lost(self, slot: Slot, lost: Lost, now: float) -> list[Consequence]:
-        """Its connection is gone, and its handler runs on: for an hour perhaps, and the result counts for nothing."""
+        """Its connection is lost, and its handler runs on, perhaps for an hour; the result will be discarded."""
         grace = self.rollout.limits_of(slot).lost_grace
         until = now + grace if slot.deadline is None else min(now + grace, slot.deadline)
         fields: dict[str, object] = {"slot": slot.number, "pid": slot.pid}
@@ -83,7 +82,7 @@ class Succession:
         return [said, *killed, *decided]
 
     def parked(self, slot: Slot, moved: tuple[Moved, ...], now: float) -> None:
-        """What a worker that ends had put into other queues, which it may not have been able to acknowledge."""
+        """Note what a worker that exits had parked, perhaps without its acknowledgement."""
         if not slot.has_told:
             self.parkings.ended(moved, self.rollout.limits_of(slot).prefetch, now)
         slot.has_told = slot.has_told or bool(moved)
@@ -102,7 +101,7 @@ class Succession:
         return self._import_again(slot, failed, now)
 
     def _after_orphan(self, orphan: Slot) -> Next:
-        """What becomes of its slot was decided when the connection was lost."""
+        """Its slot was dealt with when the connection was lost."""
         slot = self.slots[orphan.number]
         slot.last_exit = orphan.last_exit
         if slot.state is not SlotState.EMPTY:
@@ -115,7 +114,7 @@ class Succession:
         if self.condition.is_finishing:
             if judged.leaving is not None and judged.leaving.cause == Cause.DRAINED:
                 return Stay("the queue is empty"), []
-            # It may have left something behind: not even `max_tasks` runs what was delivered beside the last task.
+            # It may have returned messages: `max_tasks` does not run what was prefetched beside the last task.
             self.condition.is_finishing = False
             self.slots.refill(now)
         if judged.fault is Fault.CONFIG and not self.condition.has_worked:
@@ -129,7 +128,7 @@ class Succession:
         return follows, [*decided, *news]
 
     def _passing_import(self, slot: Slot, judged: Judgement) -> LoadFailed | None:
-        """Why it could not import the handler, if that may pass and is waited for."""
+        """Why it could not import the handler, if that is transient and will be retried."""
         failed = self._failed_import(slot, judged)
         return failed if failed is not None and self.upkeep.may_pass(self.rollout.nursery, failed) else None
 
@@ -168,7 +167,7 @@ class Succession:
         return [GiveUp(detail or "a worker reports a configuration error", EXIT_CONFIG, ends_nursery=True)]
 
     def _restart(self, slot: Slot, judged: Judgement, now: float) -> tuple[Restart, list[Consequence]]:
-        """When the next one comes. Where the broker is the reason, one of them tries it for all."""
+        """When the next worker starts. If the broker is the reason, one worker probes for all."""
         fault, left = judged.fault, judged.leaving
         was_ready = judged.consumed is not None
         is_usual = self.broker.is_usual(left)
@@ -177,7 +176,7 @@ class Succession:
             news += self.broker.end(left.kind, left.silence, self.rollout.nursery.settings.heartbeat, now)
         elif fault in broker.FAULTS and not was_ready:
             self.broker.silences.missed()
-        # Where a task's failure is what cannot be parked, each worker finishes one, and proves nothing by it.
+        # Where a failed task cannot be parked for want of resources, each worker finishes one, which proves nothing.
         has_finished = judged.finished > 0 and fault is not Fault.LOCAL
         has_recovered = (judged.consumed or 0.0) >= STEADY or has_finished or is_usual
         streak = slot.count(fault, recovered=has_recovered)

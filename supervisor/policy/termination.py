@@ -1,10 +1,8 @@
-"""How a worker is made to leave: it is told to, aborted, or killed.
+"""How a worker is stopped. Each way moves the slot to the state that waits for the exit (see `slot`).
 
-- *Drain*: it settles what it has in hand and leaves, by a deadline or in its own time.
+- *Drain*: it settles the task in flight and exits, with or without a deadline.
 - *Abort*: it hangs. SIGABRT makes faulthandler write every thread's stack before the process dies.
 - *Kill*: nothing else has worked, or there is nothing to lose.
-
-Each moves the slot to the state that waits for the end (see `slot`).
 """
 
 from __future__ import annotations
@@ -20,18 +18,18 @@ from supervisor.vocabulary import Cause, Reading
 
 
 def drain(slot: Slot, because: str, deadline: float | None, *, finish: bool = False) -> list[Action]:
-    """Empty the slot; `deadline` in monotonic seconds, None for as long as it takes; `finish` as in `Drain`."""
+    """Empty the slot. `deadline` in monotonic seconds, None: no limit; `finish` as in `Drain`."""
     match slot.state:
         case SlotState.WAITING | SlotState.FORKING:
-            # A worker that is being forked right now is told when it shows itself (see the pool's `_started`).
+            # A worker that is just being forked is drained once it has started (see `Pool._started`).
             if slot.state is SlotState.WAITING:
                 slot.enter(SlotState.EMPTY)
             return []
         case SlotState.BOOTING:
-            # It imports, perhaps for ever, hears nothing, and has nothing in hand that could be lost.
+            # It imports, perhaps without end, reads no orders, and has no task to lose.
             return kill(slot, Cause.DRAINED, because)
         case SlotState.CONNECTING | SlotState.READY:
-            # One that hangs while it connects does not hear this: without a grace, the state's own deadline stays.
+            # One that hangs while connecting does not read this: without a grace, the state's own deadline stays.
             slot.enter(SlotState.DRAINING, slot.deadline if deadline is None else deadline)
             return [Tell(slot.page, Drain(finish), because)]
         case SlotState.DRAINING:
@@ -47,20 +45,20 @@ def drain_all(slots: Iterable[Slot], because: str, deadline: float | None, *, fi
 
 
 def replace(slot: Slot, cause: str, because: str) -> Tell:
-    """It consumes, and another one shall in its stead: it is told to leave when its task is done."""
+    """Drain a worker that consumes; another one will follow."""
     slot.enter(SlotState.DRAINING, None)
     return Tell(slot.page, Drain(cause=cause), because)
 
 
 def abort(slot: Slot, cause: str, because: str, now: float) -> list[Action]:
-    """SIGABRT, and what is to follow if that does not end it."""
+    """SIGABRT; SIGKILL follows if it does not exit."""
     slot.condemned = slot.condemned or cause
     slot.enter(SlotState.ABORTING, now + ABORT_TIMEOUT)
     return [Signal(slot.page, "SIGABRT", because)]
 
 
 def examine(slot: Slot, reading: Reading, limits: Settings, *, held_up: bool, now: float) -> list[Action]:
-    """Abort it when it hangs, replace it when it has outgrown its memory; arguments as in `hung`."""
+    """Abort it when it hangs, replace it when it exceeds its memory limit; arguments as in `hung.examine`."""
     is_ready = slot.state is SlotState.READY
     found = hung.examine(reading, limits, began_with=slot.began_with, is_ready=is_ready, held_up=held_up, now=now)
     if found is None:
@@ -76,7 +74,7 @@ def examine(slot: Slot, reading: Reading, limits: Settings, *, held_up: bool, no
 
 
 def overdue(slot: Slot, boot_timeout: float, grace: float, now: float) -> list[Action]:
-    """The deadline of its worker's state has passed."""
+    """The deadline of its state has passed."""
     match slot.state:
         case SlotState.BOOTING:
             return abort(slot, Cause.BOOT, f"not booted within --boot-timeout ({boot_timeout:g} s)", now)
@@ -95,7 +93,6 @@ def overdue(slot: Slot, boot_timeout: float, grace: float, now: float) -> list[A
 
 
 def kill(slot: Slot, cause: str, because: str) -> list[Action]:
-    """SIGKILL; nothing follows but its exit."""
     slot.condemned = slot.condemned or cause
     slot.enter(SlotState.KILLED)
     return [Signal(slot.page, "SIGKILL", because)]

@@ -1,20 +1,18 @@
-"""Does the broker agree that our workers consume? Readiness is its truth, not ours.
+"""Does the broker agree that our workers consume? Readiness reports the broker's view, not ours.
 
-At each look at the queue (a passive declare: messages ready, consumers) two things are compared with what the workers'
-pages say:
+At each look at the queue (a passive declare: messages ready, consumers) two things are compared with the scoreboard:
 
-- *Counted*: the broker counts at least as many consumers as we have had for a while. Consumers of others hide a
-  difference, and 4.3 counts one that it has timed out (docs/consumers), so this alone proves nothing.
-- *Served*: no worker stays idle, without one task, while messages wait. RabbitMQ gives a waiting message to an idle
-  consumer within milliseconds.
+- *Counted*: the broker counts at least as many consumers as we have had for a while. Other programs' consumers hide a
+  difference, and 4.3 still counts one that it has timed out (docs/consumers), so this alone proves nothing.
+- *Served*: no worker stays idle while messages wait. RabbitMQ gives a waiting message to an idle consumer within
+  milliseconds.
 
-A worker that fails at `LOOKS` looks in a row is doubted, and replaced, one worker a look. Where that changes nothing
-the broker has its reasons (a priority elsewhere, a single active consumer), and it is only logged.
+A worker that fails `LOOKS` looks in a row is replaced, one worker a look. Where that does not help, the broker has a
+reason (a consumer of higher priority, a single active consumer), and it is only logged.
 
-A queue with a *single active consumer* serves one worker of all hosts, until it ends. When a worker is idle beside
-waiting messages for the first time, the broker is asked whether the queue is one; where it does not tell us, replacing
-in vain once does. From then on only those are doubted that have been served: an active consumer stays active while it
-lives.
+A queue with a *single active consumer* serves one worker of all hosts until it exits. When a worker is first idle while
+messages wait, the broker is asked whether the queue is one; if it does not say, a round of useless replacements does.
+From then on only workers that have been served are doubted: an active consumer stays active while it lives.
 """
 
 from __future__ import annotations
@@ -31,56 +29,53 @@ LOOKS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """A worker that believes it consumes, as its page of the scoreboard shows it."""
+    """A worker that believes it consumes, from its page of the scoreboard."""
 
     slot: int
     pid: int
     is_idle: bool
     taken: int
-    """Messages that its slot has settled so far."""
+    """Messages settled by its slot so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """What a look finds wrong."""
-
     because: str
     replace: int | None
-    """The slot of a worker to replace; None when replacing has not helped."""
+    """Slot of the worker to replace; None when replacing has not helped."""
     is_news: bool
-    """Nothing of the kind was found by the look before."""
+    """The previous look did not find it."""
 
 
 class Truth:
     def __init__(self) -> None:
         self._before: dict[int, Belief] = {}
         self._unserved: Counter[int] = Counter()
-        """By pid: looks in a row at which it was idle beside waiting messages."""
+        """By pid: looks in a row at which it was idle while messages waited."""
         self._uncounted = 0
         """Looks in a row at which the broker counted fewer consumers than we have."""
         self._replaced = 0
-        """Workers, since replacing one has helped."""
+        """Workers replaced since that last helped."""
         self._hopes: dict[int, int] = {}
-        """By slot that was given a new worker because the old one was not served: what it had taken until then."""
+        """By slot whose worker was replaced because it was not served: `taken` at that time."""
         self._tried: set[int] = set()
-        """The slots that were given a new worker."""
+        """Slots whose worker was replaced."""
         self._is_resigned = False
-        """It was said that replacing does not help."""
+        """It was logged that replacing does not help."""
         self._served: set[int] = set()
-        """By pid: those that have been given a message."""
+        """Pids of workers that have been given a message."""
         self.is_single: bool | None = None
         """Whether the queue has a single active consumer; None: not known."""
         self._is_asked = False
         self.doubt: Doubt | None = None
         self.is_starved = False
-        """Every worker is idle beside messages that wait."""
+        """Every worker is idle while messages wait."""
 
     def look(self, depth: Depth, beliefs: Sequence[Belief]) -> Doubt | None:
-        """Returns what is wrong, and which worker is to be replaced."""
         served = {belief.pid for belief in beliefs if self._is_served(belief)}
         self._served = (self._served | served) & {belief.pid for belief in beliefs}
         is_helped = any(belief.taken > self._hopes.get(belief.slot, belief.taken) for belief in beliefs)
-        # One that is served may be the single active consumer; two are not.
+        # One worker that is served may be the single active consumer; two cannot.
         if len(served) > 1 or (is_helped and len(beliefs) == 1 and not self._is_resigned):
             self._begin_anew()
         steady = [each for each in beliefs if (was := self._before.get(each.slot)) and was.pid == each.pid]
@@ -104,18 +99,18 @@ class Truth:
 
     @property
     def standby(self) -> str | None:
-        """In words: all idle beside messages that wait, as the single active consumer is, or seems to be, elsewhere."""
+        """In words: all are idle while messages wait, as the single active consumer is, or seems to be, elsewhere."""
         if self.is_starved and self.is_single:
             return "on standby: messages wait, and the queue's single active consumer is elsewhere"
         return "messages wait, but the broker delivers none to us" if self.is_starved and self._is_resigned else None
 
     def wonders(self) -> bool:
-        """Whether it is time to ask what kind of queue it is: once."""
+        """Whether to ask what kind of queue it is; True once."""
         was_asked, self._is_asked = self._is_asked, self._is_asked or bool(self._unserved)
         return self._is_asked and not was_asked
 
     def forget_queue(self) -> None:
-        """It may be another one by now."""
+        """It may have been replaced."""
         self.is_single, self._is_asked = None, False
         self._begin_anew()
 
@@ -125,7 +120,7 @@ class Truth:
         return not belief.is_idle or has_settled
 
     def _rank(self, belief: Belief) -> tuple[bool, bool]:
-        """The least is doubted first. A count names nobody: each in turn."""
+        """The least is doubted first. A wrong count does not show which worker, so take them in turn."""
         return belief.pid not in self._served and self._is_resigned, belief.slot in self._tried
 
     def _begin_anew(self) -> None:

@@ -1,5 +1,5 @@
-"""Which waiting slot gets a worker now? It waits for its backoff, for the nursery, and its turn: where the machine
-refuses workers, an import fails, the broker is away or deaths are unexplained, one worker at a time tries."""
+"""Which waiting slot gets a worker now? One whose backoff has ended, when the nursery is ready and it is its turn. One
+worker at a time while the machine refuses workers, an import fails, the broker is down or deaths are unexplained."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ class Turns:
 
     @property
     def deadline(self) -> float:
-        """When a slot has something to do, if nothing happens before; infinite when only an event can tell."""
+        """When a slot is due, if no event comes first; infinite: only an event helps."""
         slots = self.slots.everybody()
         times = [max(slot.deadline, self._free_at(slot)) for slot in slots if slot.deadline is not None]
         return min(times, default=math.inf)
 
     def spawn(self, now: float) -> Iterator[Spawn]:
-        """Ask for the workers whose turn it is."""
         if self.condition.is_draining:
             return
-        # A reload's trial first: where one at a time may try the broker, a slot before it would always be the one.
+        # A reload's trial first: else, where one slot at a time may try the broker, it might never be its turn.
         for slot in sorted(self.slots, key=lambda slot: not self.rollout.is_trial(slot)):
             if slot.state is SlotState.WAITING and slot.is_due(now) and self._free_at(slot) <= now:
                 slot.enter(SlotState.FORKING, now + FORK_TIMEOUT)
@@ -49,15 +48,15 @@ class Turns:
                 yield Spawn(slot.page, slot.generation, slot.why_started, slot.has_queues)
 
     def _free_at(self, slot: Slot) -> float:
-        """When a waiting slot need not wait for others any more; infinite when only an event can tell."""
+        """When a waiting slot no longer waits for others; infinite: only an event helps."""
         if slot.state is not SlotState.WAITING:
             return -math.inf
         if slot.page in self.slots.orphans:
-            return math.inf  # one is killed for it already, see `Slots.orphan`
+            return math.inf  # the orphan is being killed already, see `Slots.orphan`
         if self.rollout.nursery_for(slot).state is not NurseryState.READY:
             return math.inf
         free_at = self.shortage.turn(self.slots.count(SlotState.FORKING) > 0)
-        if not self.rollout.is_trial(slot):  # which shows by its import what the next generation is worth
+        if not self.rollout.is_trial(slot):  # its import is of other code
             is_importing = self.slots.count(SlotState.FORKING, SlotState.BOOTING) > 0
             free_at = max(free_at, self.imports.turn(is_importing))
         is_degraded = self.condition.state is State.DEGRADED

@@ -1,4 +1,4 @@
-"""What the pool shows of itself: values that never change, so another thread may read them."""
+"""What other threads may read of the pool: immutable values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from supervisor.policy.slot import LastExit, SlotState
 RESTART_BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0,
 )  # fmt: skip
-"""Upper bounds of the histogram from a death to consuming again, seconds."""
+"""Upper bounds, seconds, of the time from an exit to consuming again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class SlotView:
     page: int
     """Of its worker."""
     has_both: bool
-    """A worker of it has been on its other page, too."""
+    """As in `Slot`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +47,30 @@ class PoolView:
     orphans: tuple[OrphanView, ...]
     exits: dict[str, int]
     crashes: int
-    """Exits that blame a message, or that nothing explains."""
+    """Exits blamed on a message, or unexplained."""
     restart_buckets: tuple[int, ...]
     restart_seconds: float
     depth: Depth | None
     dead: DeadDepth | None
     parked: tuple[Parked, ...]
-    """The last messages that went to the dead-letter queue, the latest last."""
+    """The last messages dead-lettered, the latest last."""
     broker: str | None
     trouble: str | None
-    """Why a worker could not consume, for as long as one waits for that; or why the broker's truth is not ours."""
+    """Why a worker cannot consume; or how the broker's view differs from ours."""
     is_starved: bool
-    """Every worker believes it consumes, and is given nothing while messages wait."""
+    """Every worker believes it consumes, but gets no message while messages wait."""
     standby: str | None
-    """That, and as far as one knows because the queue's single active consumer is elsewhere; in words."""
+    """The same, because the queue's single active consumer is or seems to be elsewhere; in words."""
     may_stand_by: bool
-    """It is ready all the same: `--ready-when subscribed`."""
+    """A standby is ready: `--ready-when subscribed`."""
     shortage: str | None
-    """What the machine refuses a worker, or the process that forks them, and what to do."""
+    """Why the machine refuses a worker or a nursery, and the remedy."""
     not_imported: str | None
-    """Why the handler cannot be imported, or set up, for now: it is tried again."""
+    """Why the handler cannot be imported or set up yet; it is retried."""
     is_held_up: bool
-    """Every worker that consumes waits until it can park a message, and takes nothing."""
+    """Every worker that consumes is waiting to park a message, and takes no other."""
     blocked_since: float | None
-    """Since when (monotonic seconds) a worker waits for that."""
+    """Since when a worker waits for that, monotonic seconds."""
     ready: int
     steady: int
     wanted: int
@@ -78,7 +78,7 @@ class PoolView:
     reload: Reload | None
     """The latest."""
     is_reloading: bool
-    """Other code is being imported, or workers of an older generation are still to be replaced."""
+    """New code is being imported, or older workers are still to be replaced."""
 
 
 @dataclass(slots=True)

@@ -577,8 +577,8 @@ BUGS = [
     Bug(
         "the queues are taken for declared at a broker that comes back",
         "broker.py",
-        "self.queues_since = None  # what",
-        "pass  # what",
+        "self.queues_since = None  # it may come",
+        "pass  # it may come",
         SCENES,
     ),
     Bug(

@@ -188,7 +188,7 @@ class World:
         self.wanted = settings.workers.least
         self.nursery: NurseryProcess | None = None
         self.incoming: NurseryProcess | None = None
-        """The next generation's, until a worker of it consumes."""
+        """The next generation's, until one of its workers consumes."""
         self.workers: dict[int, Worker] = {}
         """By page."""
         self.queue: list[Message] = []
