@@ -1,4 +1,4 @@
-"""A child as its parent sees it: a pidfd that tells of its end, a link, and a pipe that brings its output."""
+"""A child as its parent sees it: a pidfd, a link, and a pipe with its output."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from supervisor.policy.events import Event
 
 @contextmanager
 def channel() -> Iterator[tuple[Link, int, Link, int]]:
-    """Our end of a link, a pipe to read a child's output from, and the other ends, which are the child's by the end of
-    the block, or never will be. Ours are closed as well when it raises. Raises OSError."""
+    """Our end of a link, the reading end of an output pipe, and the child's ends, which are closed after the block.
+    Ours are closed too if it raises. Raises OSError."""
     with ExitStack() as ours, ExitStack() as theirs:
         link, its = Link.pair()
         theirs.callback(its.close)
@@ -42,7 +42,7 @@ class Child:
     output: Output
 
     def watch(self, wait: Wait, hear: Callable[[], Iterator[Event]], exited: Callable[[], Iterator[Event]]) -> None:
-        """Raises OSError, and then nothing of it is watched."""
+        """Raises OSError; then nothing of it is watched."""
         try:
             wait.watch(self.pidfd, exited)
             wait.watch(self.link, hear)
@@ -56,7 +56,7 @@ class Child:
             wait.forget(fileobj)
 
     def reports(self, wait: Wait) -> Iterator[Any]:
-        """What has come by its link, this turn's share of it. The pidfd tells what a link that is over does not."""
+        """Read its link, this turn's share. After the end of the link only the pidfd reports."""
         if wait.is_late(self.link.fileno()):
             return
         yield from self.hearing.read(wait.turn_ends)

@@ -1,4 +1,4 @@
-"""Wishes: made on other threads, by the control socket or the file watcher, and taken by the loop like any event."""
+"""Requests from other threads (control socket, file watcher), which the loop takes like any event."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from supervisor.policy.reload import Reload
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the pool said to a wish."""
+    """The pool's answer to a request."""
 
     said: tuple[Say, ...]
     reload: Reload | None
-    """The latest, as it was then."""
+    """The latest at that time."""
 
 
 _TOO_LATE: Final = Answer((), None)
 
 
 class Wishes:
-    """Readable when there is one."""
+    """Readable when a request waits."""
 
     def __init__(self) -> None:
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -39,7 +39,7 @@ class Wishes:
         return self._wakeup
 
     def make(self, wish: Wish, by: str, workers: int = 0) -> Future[Answer]:
-        """From any thread. Raises OSError."""
+        """Callable from any thread. Raises OSError."""
         answer: Future[Answer] = Future()
         if self._has_ended:
             answer.set_result(_TOO_LATE)
@@ -54,14 +54,14 @@ class Wishes:
         return answer
 
     def take(self) -> Iterator[Event]:
-        """Those made since; for the loop."""
+        """For the loop."""
         os.eventfd_read(self._wakeup)
         while self._made:
             self._taken.append(self._made.popleft())
             yield self._taken[-1][0]
 
     def end(self) -> None:
-        """The loop has ended: whoever still waits is told that nothing follows."""
+        """The loop has ended: answer the requests that still wait."""
         self._has_ended = True
         while self._made:  # one at a time: another thread may still add to it
             self._taken.append(self._made.popleft())
@@ -70,7 +70,7 @@ class Wishes:
                 answer.set_result(_TOO_LATE)
 
     def answer(self, asked: Event, actions: Iterable[Action], reload: Reload | None) -> None:
-        """This is what followed from an event, which may be a wish."""
+        """Report what followed from an event, if that was a request."""
         for entry in self._taken:
             if entry[0] is asked:
                 self._taken.remove(entry)

@@ -1,4 +1,4 @@
-"""The supervisor's own descriptors: room for as many as its workers need, and how one is closed."""
+"""The supervisor's own descriptors: enough for its workers, and how to close one."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import resource
 from typing import Final
 
 PER_WORKER: Final = 3
-"""Its link, its pidfd, the reading end of its output."""
+"""Link, pidfd, reading end of the output pipe."""
 BESIDE: Final = 256
-"""For everything else: two sockets' clients (`http.server.MOST`), nurseries, births under way, the loop's own."""
+"""For everything else: two sockets' clients (`http.server.MOST`), nurseries, forks in progress, the loop's own."""
 _KEPT: Final = 16
 _OF_A_BIRTH: Final = 4
 """Both ends of a link and of a pipe, until the nursery has them."""
 
 
 class Descriptors:
-    """The soft limit, which is raised as workers are added and the hard limit allows. Raises OSError without /proc."""
+    """Raises the soft limit with the number of workers, up to the hard limit. Raises OSError without /proc."""
 
     def __init__(self) -> None:
         inherited = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number
         self._beside = inherited + BESIDE
         self.needed = self._beside
-        """The limit with which as many workers as were asked for would all have theirs."""
+        """The limit that all workers wanted would need."""
 
     def make_room(self, workers: int) -> None:
-        """Raise the limit for so many workers as far as possible; too low a limit fails a start (`refusals`)."""
+        """Raise the limit as far as possible. If it stays too low, a worker's start fails (see `refusals`)."""
         self.needed = max(self.needed, self._beside + workers * PER_WORKER)
         try:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -34,10 +34,10 @@ class Descriptors:
             if soft != resource.RLIM_INFINITY and soft < wanted:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError):
-            pass  # a sandbox: what there is has to do
+            pass  # a sandbox: keep the limit
 
     def claim(self, births: int) -> None:
-        """Raises OSError when another birth would take what is kept: to scale down, or to replace a nursery."""
+        """Raises OSError if another worker would take the reserve for scaling down and replacing nurseries."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY or soft >= self.needed:
             return
@@ -47,7 +47,7 @@ class Descriptors:
 
 
 def close(fd: int) -> None:
-    """Linux lets go of a descriptor whatever close(2) returns; trying again could close another's."""
+    """Linux frees a descriptor whatever close(2) returns; a retry could close another one."""
     try:
         os.close(fd)
     except OSError:

@@ -16,26 +16,26 @@ from supervisor.parent.child import channel
 from supervisor.parent.descriptors import Descriptors, close
 
 _FORKS_AT_ONCE: Final = 16
-"""Requests at a time: the link holds about 200, and 253 descriptors may be in flight (unix(7))."""
+"""Requests at a time: the link buffers about 200, and 253 descriptors may be in flight (unix(7))."""
 
 
 @dataclass(slots=True, eq=False)
 class Newborn:
-    """A worker that waits to be told its page."""
+    """A worker that waits for its page number."""
 
     pid: int
     pidfd: int
     link: Link
     output: int
-    """Where its output is read."""
+    """Reading end of its output pipe."""
 
     def begin(self, order: Begin) -> bool:
-        """Have it work. False when it is gone; raises OSError."""
+        """Send its page number. False when it is gone; raises OSError."""
         orphans.mark(self.pid)
         return self.link.send(order, wait=False)
 
     def let_go(self) -> None:
-        """Close what we have of it: it finds its link closed, and leaves."""
+        """Close our ends: it sees its link closed, and exits."""
         self.link.close()
         close(self.output)
         close(self.pidfd)
@@ -43,7 +43,7 @@ class Newborn:
 
 @dataclass(slots=True)
 class _Birth:
-    """The nursery has been asked, and has the other ends."""
+    """A request in progress: the nursery has the other ends."""
 
     page: int | None
     """None for the spare."""
@@ -51,42 +51,42 @@ class _Birth:
     output: int
 
     def give_up(self) -> None:
-        """Close our ends: if there is somebody at the others, it leaves."""
+        """Close our ends: the worker, if there is one, exits."""
         self.link.close()
         close(self.output)
 
 
 class Births:
-    """The births of one nursery. `refused` is told of each slot that the machine refuses a worker."""
+    """The forks of one nursery. `refused` is called for each slot that the machine refuses a worker."""
 
-    _tickets = itertools.count(1)  # over all nurseries, so that no late answer fits another's question
+    _tickets = itertools.count(1)  # across nurseries, so that a late answer cannot match another's request
 
     def __init__(self, link: Link, descriptors: Descriptors, refused: Callable[[int, Exception], None]) -> None:
         self._link = link
         self._descriptors = descriptors
         self._refused = refused
         self._waiting: deque[int | None] = deque()
-        """Pages, without a descriptor yet; None for the spare."""
+        """Pages without a request yet; None for the spare."""
         self._asked: dict[int, _Birth] = {}
         self.spare: Newborn | None = None
         self._owes_a_spare = False
 
     @property
     def are_due(self) -> bool:
-        """Whether the nursery has been asked for any that it has not told us of."""
+        """Whether a request is unanswered."""
         return bool(self._asked)
 
     def __len__(self) -> int:
-        """How many workers are on their way, the spare included."""
+        """How many forks are in progress, the spare included."""
         return len(self._waiting) + len(self._asked) + (self.spare is not None)
 
     def ask(self, page: int) -> None:
-        """A worker for this page; `born`, `failed`, `refused` or the nursery's end follows."""
+        """Request a worker for this page; `born`, `failed`, `refused` or the nursery's exit follows."""
         self._waiting.append(page)
         self._pass_on()
 
     def ask_ahead(self) -> None:
-        """A spare, unless there is one, or the nursery has more urgent things to do."""
+        """Request a spare, unless there is one or the nursery is busy."""
         if self.spare is None and not self._asked and not self._waiting:
             self._owes_a_spare = False
             self._waiting.append(None)
@@ -104,7 +104,7 @@ class Births:
         self._descriptors.claim(len(self._asked))
         ticket = next(self._tickets)
         with channel() as (link, reader, worker_end, writer):
-            # If it does not take it, the nursery is dead or stuck, and its exit or the slot's deadline says so.
+            # If the nursery does not take it, it is dead or stuck: its exit or the slot's deadline will show that.
             self._link.send(Fork(ticket), (worker_end.fileno(), writer), wait=False)
         self._asked[ticket] = _Birth(page, link, reader)
 
@@ -115,13 +115,13 @@ class Births:
             self._refused(page, error)
 
     def sampled(self) -> None:
-        """A second has passed: a spare that was refused may come now."""
+        """Once a second: a spare that was refused may be requested again."""
         if self._owes_a_spare:
             self.ask_ahead()
 
     def born(self, ticket: int, pid: int, known: Set[int]) -> tuple[int | None, Newborn] | None:
-        """Which page it is for, and the newborn. None for one that was forgotten, cannot be watched or is gone: it
-        finds its link closed, exits, and is reaped like any orphan. `known` are the children that there are."""
+        """The page and the new worker. None for one that was forgotten, cannot be watched or is gone: it sees its
+        link closed, exits, and is reaped like any orphan. `known`: the existing children."""
         birth = self._told_of(ticket)
         if birth is None:
             return None
@@ -129,7 +129,7 @@ class Births:
         try:
             pidfd = os.pidfd_open(pid)
             if pid in known or not _is_our_child(pidfd):
-                # The import can write to the nursery's link as well. Nobody else is ours to wait for, or to kill.
+                # The import can write to the nursery's link too: never wait for, or kill, what is not our child.
                 raise ChildProcessError("the nursery's new worker is not a new child of the supervisor")
             return birth.page, Newborn(pid, pidfd, birth.link, birth.output)
         except OSError as error:
@@ -140,7 +140,7 @@ class Births:
             return None
 
     def failed(self, ticket: int) -> int | None:
-        """The page whose worker could not be forked; None when it was for none."""
+        """The page whose worker could not be forked; None for the spare."""
         birth = self._told_of(ticket)
         if birth is None:
             return None
@@ -155,7 +155,7 @@ class Births:
         return birth
 
     def forget(self) -> None:
-        """The nursery is gone: whom it forked already finds its link closed, and leaves."""
+        """The nursery is gone: workers it has already forked see their link closed, and exit."""
         for birth in self._asked.values():
             birth.give_up()
         self._asked.clear()
@@ -163,7 +163,7 @@ class Births:
 
 
 def _is_our_child(pidfd: int) -> bool:
-    """Whether it is, dead or alive. Raises OSError."""
+    """Whether it is our child, dead or alive. Raises OSError."""
     try:
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -1,5 +1,5 @@
-"""What a child says on its link, within a budget. Its handler can write there as well: what is no report ends the
-hearing. Log lines beyond the budget are dropped and counted; beyond a wider one the writer waits."""
+"""Reading a child's link, within a budget. The handler can write there too: an invalid report ends the reading. Log
+lines beyond the budget are dropped and counted; beyond a larger one the writer blocks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from supervisor.messages import Record
 LINES_PER_SECOND: Final = 1000
 LINE_BYTES_PER_SECOND: Final = 4 * 1024 * 1024
 FRAMES_PER_SECOND: Final = 10_000
-"""A task that was redelivered costs one; and none takes less than 0.1 ms."""
+"""A redelivered task sends one, and no task takes less than 0.1 ms."""
 BYTES_PER_SECOND: Final = 32 * 1024 * 1024
 FRAMES_PER_TURN: Final = 32
 LAST_FRAMES: Final = 4096
-"""Read of a dead child's link at most: the kernel keeps some 280 small ones, but its own children may still write."""
+"""The most to read from a dead child's link: the kernel keeps some 280, but its own children may still write."""
 
 
 class Hearing:
@@ -33,9 +33,9 @@ class Hearing:
         self._sink = sink
         self._log = log.bind(**fields)
         self.is_over = False
-        """Nothing more will be heard."""
+        """The link is at its end."""
         self.garbled = ""
-        """What was wrong with what came last; then it is over."""
+        """What was wrong with the last message, which ends the link."""
         self._frames = self._bytes = 0
         self._lines = self._line_bytes = 0
         self._dropped = 0
@@ -46,7 +46,7 @@ class Hearing:
         return self._frames >= FRAMES_PER_SECOND or self._bytes >= BYTES_PER_SECOND
 
     def refill(self) -> None:
-        """Each second."""
+        """Once a second."""
         if self._dropped and not self._is_bursting:
             limit = f"{LINES_PER_SECOND:,} long log lines or {LINE_BYTES_PER_SECOND >> 20} MiB of them a second"
             because = f"more than {limit}: the rest is dropped and counted in workq_log_lines_dropped_total"
@@ -55,12 +55,12 @@ class Hearing:
         self._frames = self._bytes = self._lines = self._line_bytes = self._dropped = 0
 
     def read(self, until: float) -> Iterator[Any]:
-        """The reports that are there: a turn's share, and when it is `until` (monotonic seconds) one at most."""
+        """The waiting reports: a turn's share, and after `until` (monotonic seconds) one at most."""
         if not self.is_over and not self.is_over_budget:
             yield from self._read(FRAMES_PER_TURN, until)
 
     def last_words(self) -> Iterator[Any]:
-        """What a dead child has left to say."""
+        """The last reports of a dead child."""
         self._bytes = 0
         yield from self._read(LAST_FRAMES, math.inf)
         self.refill()
@@ -81,13 +81,13 @@ class Hearing:
                 continue
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EBADF):
-                    return  # there is nothing; or we have closed it, earlier in the same round
+                    return  # empty, or closed earlier in the same round
                 raise
             if report is not None:
                 yield report
 
     def _understood(self, data: bytes) -> Any:
-        """A report; None for a log line, which is written or dropped. Raises BadFrame."""
+        """The report; None for a log line, which is written or dropped. Raises BadFrame."""
         self._frames += 1
         self._bytes += len(data)
         if self.garbled:

@@ -1,4 +1,4 @@
-"""The parent's loop: wait; ask the pool; do what it says; log why. Decides nothing.
+"""The parent's loop: wait; ask the pool; perform its actions; log why. Decides nothing.
 
     while pool.open:
         for event in processes.wait(until): perform(pool.handle(event, now()))
@@ -43,7 +43,7 @@ Reread = Callable[[], Settings]
 
 
 class Loop:
-    """The loop, on the main thread. Other threads get `look`, which returns its latest snapshot."""
+    """Runs on the main thread. Other threads get `look`, which returns the latest snapshot."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Loop:
         systemd: Systemd | None,
         reread: Reread,
     ) -> None:
-        """`log_fd` is where children write their log lines. Raises OSError."""
+        """`log_fd`: where children write their log lines. Raises OSError."""
         self._settings = settings
         self._board = board
         self._sink = sink
@@ -75,7 +75,7 @@ class Loop:
         self._show()
 
     def look(self) -> Snapshot:
-        """The loop as it is at this turn. May be called from any thread."""
+        """The latest snapshot. Callable from any thread."""
         return self._snapshot
 
     def _show(self) -> None:
@@ -90,7 +90,6 @@ class Loop:
         )
 
     def start(self) -> None:
-        """Say so, and begin."""
         settings = self._settings
         self._log.info(
             "supervisor.started",
@@ -111,7 +110,7 @@ class Loop:
             self._log.warning("supervisor.url_file_open", because=f"{exposure}; close it by chmod 600")
 
     def run(self, each_second: Callable[[], None]) -> int:
-        """The loop, once started. Returns the exit code."""
+        """Run until the pool has stopped. Returns the exit code."""
         pool = self._pool
         sample_at = now()
         while pool.open:
@@ -140,7 +139,7 @@ class Loop:
             self._wishes.answer(event, actions, self._snapshot.view.reload)
 
     def _with_settings(self, asked: Asked) -> Asked:
-        """A reload is asked for: read what it is to be done with."""
+        """Read the settings for a reload."""
         try:
             settings = self._reread()
         except SettingsError as error:
@@ -153,7 +152,7 @@ class Loop:
         return dataclasses.replace(asked, settings=settings)
 
     def _take_settings(self, settings: Settings) -> None:
-        """The reload succeeded: the new settings hold in the supervisor, too."""
+        """The reload succeeded: apply the new settings in the supervisor too."""
         former, self._settings = self._settings, settings
         self._show()
         if settings.log_level != former.log_level:
@@ -170,7 +169,7 @@ class Loop:
 
     def _perform(self, actions: list[Action]) -> None:
         if actions:
-            # Who has read of a decision in the log finds it in /status.
+            # A decision that is in the log must already be in /status.
             self._show()
         for action in actions:
             self._act(action)
@@ -214,7 +213,7 @@ class Loop:
         self._remember(event, because, fields)
 
     def _remember(self, event: str, because: str, fields: dict[str, Any]) -> None:
-        # As in the log: an error of the handler's import may quote a URL.
+        # Redacted as in the log: the error of an import may quote a URL.
         clean = {name: logs.redact(value) if isinstance(value, str) else value for name, value in fields.items()}
         self._recent.append({"at": logs.utc(), "event": event, "because": logs.redact(because), **clean})
         self._snapshot = dataclasses.replace(self._snapshot, recent=tuple(self._recent))

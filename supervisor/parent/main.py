@@ -1,4 +1,5 @@
-"""The parent: sockets first, since they may fail; then the first nursery, while there is one thread (decision 0023)."""
+"""The parent: bind sockets first, since that may fail; then fork the first nursery, while there is only one thread
+(docs/decisions/0023)."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def run(settings: Settings, reread: Reread) -> int:
         streams.occupy()
         board = Scoreboard.create()
         log_fd = os.dup(2)
-        # Settled here, where the terminal is: a worker's own stderr is a pipe.
+        # Resolved here, where the terminal is: a worker's stderr is a pipe.
         settings = _resolved(settings, log_fd)
         sink = logs.configure(
             role="supervisor",
@@ -72,14 +73,14 @@ def run(settings: Settings, reread: Reread) -> int:
 
 
 def _cannot_start(error: OSError) -> tuple[str, int]:
-    """Why, in one line, and the exit code."""
+    """The reason, in one line, and the exit code."""
     hint = "; mount /proc" if str(error.filename or "").startswith("/proc") else ""
     code = EXIT_KILLED if error.errno in refusals.RESTART_MAY_HELP else EXIT_CONFIG
     return f"{refusals.because('the supervisor cannot start', error)}{hint}", code
 
 
 def _watch(directory: str, look: Look, wishes: Wishes, undo: ExitStack, log: Any) -> None:
-    """Have a change of the code reload it."""
+    """Reload when the code changes."""
     try:
         from supervisor.parent.watcher import Changes
 
@@ -94,7 +95,7 @@ def _resolved(settings: Settings, log_fd: int) -> Settings:
 
 
 class _CannotListen(Exception):
-    """Its text says where, and what to do."""
+    """Its text has the address and the remedy."""
 
     def __init__(self, where: str, option: str, error: OSError) -> None:
         is_used_up = error.errno in refusals.RESTART_MAY_HELP

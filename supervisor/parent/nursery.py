@@ -1,5 +1,5 @@
-"""How a nursery comes to be: the first is forked while this process has one thread, and shares a fifth of a small
-pool's memory; later ones are executed. It has nothing of ours but the descriptors it is given: docs/decisions/0023."""
+"""Starts a nursery. The first is forked while this process has one thread, and shares a fifth of a small pool's memory;
+later ones are exec'd. It inherits only the descriptors it is given: docs/decisions/0023."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from supervisor.linux import proctitle
 from supervisor.vocabulary import EXIT_SOFTWARE
 
 _MODULE: Final = "supervisor.worker.nursery"
-"""By its name: the parent does not know the rooms where workers live, and runs nothing of them but `rehearse`."""
+"""By name: the parent may not import `supervisor.worker`, and runs nothing of it but `rehearse`."""
 _SECRETS: Final = frozenset({"WORKQ_URL"})
-"""Variables that no child gets: /proc/PID/environ is a place where secrets are found."""
+"""Variables that no child gets: secrets leak through /proc/PID/environ."""
 _NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.linux.orphans", "supervisor.parent")
-"""Modules that a nursery does not import, with what is below them. A handler that wants one shall have it anew."""
+"""Modules, with their submodules, that a nursery must not inherit: a handler that wants one imports it itself."""
 
 
 def start(fds: Sequence[int], output: int) -> int:
-    """Start one in a session of its own, with `fds` and their numbers. Returns its pid, for the caller to reap. Raises
+    """Start one in its own session, with `fds` under the same numbers. Returns its pid; the caller reaps it. Raises
     OSError."""
     is_alone = len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208 - threads of C libraries count, too
     return _fork(fds, output) if is_alone else _execute(fds, output)
@@ -43,7 +43,7 @@ def _execute(fds: Sequence[int], output: int) -> int:
         env={name: value for name, value in os.environ.items() if name not in _SECRETS},
         start_new_session=True,
     )
-    process.returncode = 0  # reaped by the caller; Popen shall not try
+    process.returncode = 0  # the caller reaps it, not Popen
     return process.pid
 
 
@@ -52,10 +52,10 @@ def _fork(fds: Sequence[int], output: int) -> int:
     nursery.rehearse()
     below = tuple(f"{name}." for name in _NOT_ITS_OWN)
     ours = [name for name in sys.modules if name in _NOT_ITS_OWN or name.startswith(below)]
-    # What is alive now is alive for good: pages stay shared as long as the collector does not write to them.
+    # These objects stay alive: their pages stay shared as long as the collector does not write to them.
     gc.collect()
     gc.freeze()
-    # A signal that finds the child with our handlers would be told to our loop.
+    # A signal that meets the child with our handlers would be reported to our loop.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
@@ -69,7 +69,7 @@ def _fork(fds: Sequence[int], output: int) -> int:
 def _become(
     nursery: ModuleType, ours: Sequence[str], fds: Sequence[int], output: int, mask: set[int | signal.Signals]
 ) -> NoReturn:
-    """The child: let go of all that is the parent's, and be what `python -P -m` would have made."""
+    """The child: drop everything of the parent's, and become what `python -P -m` would have started."""
     code = EXIT_SOFTWARE
     try:
         _let_go_of_signals(mask)
@@ -95,7 +95,7 @@ def _let_go_of_signals(mask: set[int | signal.Signals]) -> None:
 
 
 def _keep_only(fds: Sequence[int], output: int) -> None:
-    """Close every other descriptor. Their owners are in frames that are never returned to: none is closed twice."""
+    """Close every other descriptor. Their owners are in frames that never resume, so none is closed twice."""
     logs.close()
     for fd, number in ((os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0), (output, 1), (output, 2)):
         os.dup2(fd, number)
@@ -105,14 +105,14 @@ def _keep_only(fds: Sequence[int], output: int) -> None:
                 os.close(fd)
             except OSError:
                 pass  # the listing's own
-    # They read and write 0 to 2, whatever is there; where we were started without one (`>&-`) Python has none.
+    # On 0 to 2, whatever is there; if we were started without one (`>&-`), Python has no stream for it.
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def _forget(nursery: ModuleType, ours: Sequence[str]) -> None:
-    """The command line, and what was imported to read it."""
+    """Drop the command line, and what was imported to read it."""
     for name in _SECRETS:
         os.environ.pop(name, None)
     proctitle.hide_removed_variables()

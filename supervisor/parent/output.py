@@ -1,5 +1,5 @@
-"""What a child writes to stdout and stderr: length-limited log events, and evidence when it dies (faulthandler's
-stack). Too many lines are only counted; past a wider budget the pipe is left full until the next second."""
+"""What a child writes to stdout and stderr becomes length-limited log events, and evidence when it dies (faulthandler's
+stack). Too many lines are only counted; beyond a larger budget the pipe stays full until the next second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINE_MAX: Final = 8 * 1024
 """Bytes of one event's text."""
 LINES_PER_SECOND: Final = 1000
 TEXT_PER_SECOND: Final = 1024 * 1024
-"""Bytes of all these lines. To write one costs the parent ten times more than to read it."""
+"""Bytes of these lines. Writing one costs the parent ten times more than reading it."""
 BYTES_PER_SECOND: Final = 16 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
 _URL: Final = re.compile(rb"amqps?://", re.IGNORECASE)
@@ -32,7 +32,7 @@ class Output:
         self._log = log.bind(**fields)
         self._rest = b""
         self._is_torn = False
-        """Whether something was cut off before the rest that may have been the start of a URL."""
+        """What was cut off before the rest may have been the start of a URL."""
         self._tail = bytearray()
         self._tail_is_torn = False
         self._lines = 0
@@ -42,7 +42,7 @@ class Output:
 
     @property
     def tail(self) -> str:
-        """The last of it, 16 KiB at most, redacted. The writer's death may have torn the last line."""
+        """The end of the output, 16 KiB at most, redacted. The last line may be cut by the writer's death."""
         text = bytes(self._tail).decode("utf-8", "replace")
         return redact(text, begins_torn=self._tail_is_torn, ends_torn=True)
 
@@ -51,7 +51,7 @@ class Output:
         return self._bytes >= BYTES_PER_SECOND
 
     def refill(self) -> int:
-        """Each second. Returns how many lines were not logged."""
+        """Once a second. Returns how many lines were not logged."""
         suppressed = self._suppressed
         if suppressed:
             because = f"more than {LINES_PER_SECOND:,} lines or {TEXT_PER_SECOND >> 20} MiB a second"
@@ -60,11 +60,11 @@ class Output:
         return suppressed
 
     def read(self) -> bool:
-        """Read what is there, a chunk at most. False at the end of the file. Raises OSError."""
+        """Read a chunk at most. False at the end of the file. Raises OSError."""
         try:
             data = os.read(self.fd, _CHUNK)
         except BlockingIOError:
-            return True  # the child has opened its end for reading, and was first
+            return True  # the child opened its end for reading, and read it first
         if not data:
             self._flush()
             return False
@@ -72,7 +72,7 @@ class Output:
         return True
 
     def drain(self) -> int:
-        """Read what a dead child has left, at most what a pipe can hold. Returns how many lines were not logged."""
+        """Read what a dead child left, at most what a pipe holds. Returns how many lines were not logged."""
         for _ in range(32):
             try:
                 data = os.read(self.fd, _CHUNK)
@@ -100,7 +100,7 @@ class Output:
             while len(data) >= LINE_MAX and b"\n" not in data:
                 data = self._say_piece(data)
         if b"\n" in data or len(data) >= LINE_MAX:
-            # Only counted: a pipe brings lines a hundred times faster than they can be written.
+            # Only counted: a pipe delivers lines a hundred times faster than they can be written.
             self._suppressed += max(1, data.count(b"\n"))
             begin = data.rfind(b"\n") + 1
             self._is_torn = len(data) - begin > LINE_MAX or (self._is_torn and not begin)
@@ -108,8 +108,7 @@ class Output:
         self._rest = data
 
     def _say_piece(self, data: bytes) -> bytes:
-        """Say the first piece of too long a line, cut before a URL; a URL longer than that is cut short. Returns the
-        rest."""
+        """Log the first piece of too long a line, cut before a URL; a longer URL is cut short. Returns the rest."""
         piece, is_torn, ends_torn = data[:LINE_MAX], self._is_torn, False
         urls = [match.start() for match in _URL.finditer(piece)]
         if urls and urls[-1]:

@@ -1,5 +1,5 @@
-"""The processes: nursery and workers. Spawn, hear, signal, reap. Decides nothing. Each is this process's own child,
-known by its pidfd, which unlike a pipe no grandchild can keep open."""
+"""Nurseries and workers: spawn, read, signal, reap. Decides nothing. Each is a child of this process, watched by pidfd,
+which unlike a pipe no grandchild can keep open."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from supervisor.settings import Settings
 from supervisor.vocabulary import Reading, slot_of
 
 _STILL_AFTER: Final = 5.0
-"""Seconds without a turn of a worker's loop after which the kernel is asked whether it is stopped."""
+"""Seconds without a turn of a worker's loop after which to check in /proc whether it is stopped."""
 
 _WORKER_REPORTS: Final = kinds_of(WorkerReport)
 _NURSERY_REPORTS: Final = kinds_of(NurseryReport)
@@ -71,7 +71,7 @@ class _Nursery(Child):
     generation: int
     births: Births
     is_spent: bool = False
-    """It said why it ends, or was told to: its exit is no news."""
+    """It reported why it exits, or was asked to: do not report the exit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,13 +99,13 @@ class Processes:
         """By generation: one, and while a reload loads, two."""
         self._spent: list[_Nursery] = []
         self._pending: list[Event] = []
-        """What has happened outside `wait`."""
+        """Events from outside `wait`."""
         self._orders: dict[int, Begin] = {}
-        """By page: what its next worker is told first."""
+        """By page: the first message to its next worker."""
         self._workers: dict[int, _Worker] = {}
         """By page."""
         self._pages: set[int] = set()
-        """Those that workers have ever had."""
+        """Pages that workers have ever had."""
 
     # ----------------------------------------------------------------------------------------------- waiting
 
@@ -114,9 +114,9 @@ class Processes:
         self._wait.watch(fileobj, callback)
 
     def wait(self, until: float) -> list[Event]:
-        """What has happened, or at `until` (monotonic seconds) nothing."""
+        """The events so far; at `until` (monotonic seconds) an empty list."""
         events, self._pending = self._pending, []
-        # Deaths first: what another worker asks in the same round may be about a message that just killed one.
+        # Exits first: another worker's question in the same round may be about a message that just killed one.
         deaths = {worker.pidfd for worker in self._workers.values()}
         events += self._wait.events(0.0 if events else until, deaths)
         if self._reaper.has_orphans:
@@ -124,16 +124,16 @@ class Processes:
         return events
 
     def _reap_orphans(self) -> None:
-        # Not while a worker may have been forked whose pid is not known yet.
+        # Not while a worker may have been forked whose pid is unknown.
         if not any(nursery.births.are_due for nursery in self._all_nurseries()):
             self._reaper.reap_orphans(self._ours(), self._living())
 
     def child_died(self) -> None:
-        """SIGCHLD came: perhaps for an orphan, somebody's grandchild that fell to us."""
+        """On SIGCHLD: perhaps a grandchild was reparented to us and has exited."""
         self._reaper.has_orphans = True
 
     def sample(self) -> Sampled:
-        """Every worker's page and memory. Once a second."""
+        """Once a second: every worker's page and memory."""
         self._wait.resume()
         self._refusals.try_again()
         self._reaper.sampled(self._living())
@@ -154,17 +154,17 @@ class Processes:
             is_stopped = now() - page.beat > _STILL_AFTER and worker.process.status() == psutil.STATUS_STOPPED
         except (psutil.Error, OSError):
             rss, is_stopped = 0, False
-        # A page says whose it is, too, and by that it might escape every judgement of it: it is this worker's.
+        # Not the page's own pid: a handler could forge it, to escape every check.
         return replace(page, pid=worker.pid, rss=rss, is_stopped=is_stopped)
 
     # ----------------------------------------------------------------------------------------------- nursery
 
     def start_nursery(self, generation: int, preload: bool, settings: Settings) -> None:
-        """Start the process that imports the handler and forks workers; one of this generation that lives is ended."""
+        """Start the process that imports the handler and forks workers; stop a running one of this generation."""
         self.stop_nursery(generation)
         try:
             self._nurseries[generation] = self._start_nursery(generation, preload, settings)
-        except (OSError, ImportError) as error:  # the first one imports a module or two
+        except (OSError, ImportError) as error:  # the first one may import a module or two
             doing = "cannot start the process that forks workers"
             self._pending.append(NurseryFailed(generation, self._refusals.because(doing, error)))
 
@@ -186,16 +186,16 @@ class Processes:
         return nursery
 
     def _abandon(self, pid: int) -> None:
-        """A child that cannot be watched: it is killed, and reaped like any orphan."""
+        """Kill a child that cannot be watched; it is reaped like any orphan."""
         os.kill(pid, signal.SIGKILL)
         self._reaper.has_orphans = True
 
     def _refuse(self, page: int, error: Exception) -> None:
-        """The machine refuses this page a worker."""
+        """The machine refuses a worker for this page."""
         self._pending.append(StartFailed(page, self._refusals.because("cannot start a worker", error)))
 
     def stop_nursery(self, generation: int, *, stack: bool = False) -> None:
-        """End it, and hear no more of it. `stack`: by SIGABRT, so that it says where it hangs."""
+        """Stop it, and read no more from it. `stack`: by SIGABRT, which logs where it hangs."""
         nursery = self._nurseries.pop(generation, None)
         if nursery is not None:
             self._forget_births(nursery)
@@ -245,11 +245,11 @@ class Processes:
     # ------------------------------------------------------------------------------------------------ births
 
     def spawn(self, page: int, generation: int, has_queues: bool) -> None:
-        """Have the nursery fork a worker; `Started`, `StartFailed` or the nursery's end follows."""
+        """Ask the nursery to fork a worker; `Started`, `StartFailed` or the nursery's exit follows."""
         self._orders[page] = Begin(page, has_queues)
         nursery = self._nurseries.get(generation)
         if nursery is None:
-            return  # its end is told already, or about to be
+            return  # its exit is reported, or about to be
         births = sum(len(other.births) for other in self._nurseries.values())
         self._descriptors.make_room(len(self._workers) + births + 1)
         spare = self._take_spare(nursery)
@@ -273,7 +273,7 @@ class Processes:
                     nursery.births.spare = spare
 
     def _assign(self, newborn: Newborn, page: int, generation: int) -> Started | StartFailed:
-        """Watch a newborn, and then have it begin. Where that cannot be it is dismissed, and has run nothing."""
+        """Watch a new worker, then let it begin. If that fails it is dismissed, and has run nothing."""
         because = "the new worker died before the supervisor saw it"
         worker = None
         try:
@@ -304,7 +304,7 @@ class Processes:
         return spare
 
     def _spare_exited(self, nursery: _Nursery) -> Iterator[Event]:
-        """Somebody has killed it. There is another when the next worker is ready: not at once, or that may go on."""
+        """It was killed. Another follows when the next worker is ready: not immediately, or that may go on."""
         self._dismiss_spare(nursery)
         return iter(())
 
@@ -323,7 +323,7 @@ class Processes:
     # ----------------------------------------------------------------------------------------------- workers
 
     def tell(self, page: int, order: object) -> None:
-        """Send a worker an order; one that does not read any more is found out by other means."""
+        """Send a worker an order. One that no longer reads is detected elsewhere."""
         worker = self._workers.get(page)
         if worker is None:
             return
@@ -331,7 +331,7 @@ class Processes:
             try:
                 worker.link.send(order, wait=False)
             except OSError:
-                pass  # it is asked again soon
+                pass  # it will be sent again soon
             return
         self._refusals.insist(
             "an order to a worker", lambda: not self._is_ours(worker) or worker.link.send(order, wait=False)
@@ -341,8 +341,8 @@ class Processes:
         return self._workers.get(worker.page) is worker
 
     def drain(self, page: int, order: object) -> None:
-        """Send a worker the order to leave, and mark its page so that it sees it before its next ack."""
-        self.tell(page, order)  # first: who finds its page marked shall find the order, too
+        """Send a drain, and flag it on the worker's page, which the worker checks before its next ack."""
+        self.tell(page, order)  # first: a worker that sees the flag must find the order
         self._board.call(page)
 
     def signal(self, page: int, number: int) -> None:
@@ -370,15 +370,15 @@ class Processes:
                     yield WorkerSaid(worker.page, report, moved=self._board.moved(worker.page))
                 case _:
                     yield WorkerSaid(worker.page, report)
-                    # Now that it works: the one processor that it had to start with is free again.
+                    # Now that it runs, the CPU that its start used is free again.
                     if isinstance(report, Ready) and worker.generation in self._nurseries:
                         self._nurseries[worker.generation].births.ask_ahead()
         if worker.hearing.garbled and not was_garbled:
-            worker.said = None  # that may have been its handler, too
+            worker.said = None  # the handler may have done it too
             yield Garbled(worker.page, worker.hearing.garbled)
 
     def _holders(self, suspect: Suspect, asked_by: _Worker) -> tuple[int, ...]:
-        """The pages of the others that have this message, or have just put it into another queue."""
+        """Other pages with this message, or whose worker has just parked it."""
         others = [worker.page for worker in self._workers.values() if worker is not asked_by]
         latest = (suspect.key, suspect.step, 0)
         return tuple(
@@ -389,11 +389,11 @@ class Processes:
         )
 
     def _exited(self, worker: _Worker) -> Iterator[Event]:
-        """Last words before the death, the death before what follows from it."""
+        """Last words before the exit, the exit before what follows from it."""
         yield from self._said_by(worker, worker.hearing.last_words)
         self._sink.dropped += worker.output.drain()
         try:
-            # Its process group, while the zombie still keeps the number from being anybody else's.
+            # Its process group, while the zombie still keeps the number from being reused.
             os.killpg(worker.pid, signal.SIGKILL)
         except OSError:
             pass
@@ -421,7 +421,7 @@ class Processes:
     # ------------------------------------------------------------------------------------------------ pieces
 
     def _ours(self) -> set[int]:
-        """Children that have a pidfd, and are reaped by it."""
+        """Children that are reaped by their pidfd."""
         nurseries = self._all_nurseries()
         spares = {nursery.births.spare.pid for nursery in nurseries if nursery.births.spare is not None}
         return self._living() | spares | {nursery.pid for nursery in nurseries}
@@ -433,7 +433,7 @@ class Processes:
         return {worker.pid for worker in self._workers.values()}
 
     def close(self) -> None:
-        """End whatever is left. A nursery that was asked for its stack has two seconds to write it."""
+        """Kill what is left. A nursery asked for its stack has two seconds to write it."""
         for generation in list(self._nurseries):
             self.stop_nursery(generation)
         until = now() + 2.0

@@ -1,4 +1,4 @@
-"""The ends of processes: how a child died, and what the dead leave behind."""
+"""Exits: how a child died, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from supervisor.linux import cgroup, orphans, prctl
 from supervisor.vocabulary import Cause
 
 _UNKNOWN: Final = "unknown"
-"""How a child died that somebody else has reaped."""
+"""The status of a child that was reaped elsewhere."""
 
 
 class Reaper:
-    """Every orphan below this process falls to it from now on. Raises OSError where that cannot be."""
+    """Makes this process the subreaper: orphans below it become its children. Raises OSError."""
 
     def __init__(self) -> None:
         self.has_orphans = False
-        """Something has ended: perhaps somebody's grandchild, that fell to us."""
+        """A process exited: perhaps a grandchild that was reparented to us."""
         self._has_leftovers = False
         self._not_ours = frozenset(orphans.children(os.getpid()))
-        """Whom a shell had started before it became this process."""
+        """Children that a shell had started before it exec'd this process."""
         self._oom_kills = cgroup.OomKills(cgroup.find_counter())
         prctl.adopt(orphans=True)
 
     def sampled(self, living: Set[int]) -> None:
-        """Each second. `living` are the workers."""
+        """Once a second. `living`: the workers."""
         if self._has_leftovers:
             self.kill_leftovers(living)
         self._oom_kills.look(now())
 
     def reap(self, pidfd: int) -> str:
-        """How this child died: `exit 3`, `SIGKILL`, `OOM`. Raises OSError."""
+        """Reap this child: `exit 3`, `SIGKILL`, `OOM`. Raises OSError."""
         status = _reap(pidfd)
         return str(Cause.OOM) if status == "SIGKILL" and self._oom_kills.claim(now()) else status
 
     def reap_orphans(self, ours: Set[int], living: Set[int]) -> None:
-        """Reap grandchildren that fell to us, and none of `ours`, which are reaped by their pidfds."""
+        """Reap reparented grandchildren, but none of `ours`, which are reaped by their pidfds."""
         found_any = False
         while True:
             try:
@@ -52,17 +52,17 @@ class Reaper:
                 self.has_orphans = False
                 break
             if found.si_pid in ours:
-                break  # its pidfd has its turn first; then we are called again
+                break  # its pidfd comes first; then we are called again
             try:
                 os.waitid(os.P_PID, found.si_pid, os.WEXITED)
             except OSError:
                 break
             found_any = True
         if found_any:
-            self.kill_leftovers(living)  # its own children have fallen to us, and may be leftovers, too
+            self.kill_leftovers(living)  # its children are ours now, and may be leftovers too
 
     def kill_leftovers(self, living: Set[int]) -> None:
-        """End what descends from workers that are not among the living."""
+        """Kill descendants of workers that have exited."""
         try:
             orphans.kill(living)
             self._has_leftovers = False
@@ -70,7 +70,7 @@ class Reaper:
             self._has_leftovers = True  # at the next sample
 
     def kill_all(self) -> bool:
-        """End all that has fallen to us. False when there is nothing."""
+        """Kill all that was reparented to us. False when there is nothing."""
         try:
             is_some = orphans.kill_all(self._not_ours)
         except OSError:
@@ -80,7 +80,7 @@ class Reaper:
 
 
 def _reap(pidfd: int) -> str:
-    """As the kernel tells: `exit 3`, `SIGKILL`. Raises OSError."""
+    """From the kernel: `exit 3`, `SIGKILL`. Raises OSError."""
     try:
         found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     except ChildProcessError:

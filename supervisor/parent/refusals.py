@@ -1,4 +1,4 @@
-"""What the kernel refuses, in words: which limit was reached, what it is, and what raises it."""
+"""What the kernel refuses, in words: the limit that was reached, its value, and how to raise it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from supervisor.linux import cgroup
 from supervisor.parent.descriptors import Descriptors
 
 RESTART_MAY_HELP: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EINTR})
-"""What is used up now need not be a minute later."""
+"""errno of resources that may be free again a minute later."""
 REPEAT_AFTER: Final = 60.0
 """Seconds."""
 
 
 class Said:
-    """What the log has said, so that it is not said each second."""
+    """Keeps the log from repeating itself every second."""
 
     def __init__(self) -> None:
         self._at: dict[str, float] = {}
 
     def is_news(self, because: str, now: float) -> bool:
-        """Whether this has not been said within the last minute. `now` is monotonic seconds."""
+        """Whether this was not logged within the last minute. `now`: monotonic seconds."""
         if now - self._at.get(because, -REPEAT_AFTER) < REPEAT_AFTER:
             return False
         if len(self._at) >= 100:
@@ -35,7 +35,7 @@ class Said:
 
 
 class Refusals:
-    """What the kernel has refused the parent: said, and tried again."""
+    """Logs what the kernel refuses the parent, and retries it."""
 
     def __init__(self, log: Any, descriptors: Descriptors) -> None:
         self._log = log
@@ -52,7 +52,7 @@ class Refusals:
             self._log.warning("supervisor.refused", because=f"{text}; retried within a second")
 
     def insist(self, doing: str, act: Callable[[], bool]) -> None:
-        """Do this, now or at a later `try_again`. `act` returns False when it must be tried again."""
+        """Do this, now or at a later `try_again`. `act` returns False to be retried."""
         try:
             if act():
                 return
@@ -63,14 +63,14 @@ class Refusals:
         self._owed.append((doing, act))
 
     def try_again(self) -> None:
-        """A second has passed."""
+        """Once a second."""
         owed, self._owed = self._owed, []
         for doing, act in owed:
             self.insist(doing, act)
 
 
 def because(doing: str, error: Exception, descriptors: int = 0) -> str:
-    """`doing` is what was refused. `descriptors`: the limit that would have done for all workers."""
+    """`doing`: what was refused; `descriptors`: the limit that all workers need."""
     number = error.errno if isinstance(error, OSError) else None
     return f"{doing}: {_words(error)}{remedy(number, descriptors)}"
 
@@ -82,7 +82,7 @@ def _words(error: Exception) -> str:
 
 
 def remedy(number: int | None, descriptors: int = 0) -> str:
-    """What to do about an errno, as the end of a sentence."""
+    """The remedy for an errno, as the end of a sentence."""
     match number:
         case errno.EMFILE:
             return f". {_descriptor_limit(descriptors)}"
@@ -104,7 +104,7 @@ def _descriptor_limit(needed: int) -> str:
 
 
 def _process_limit() -> str:
-    """A limit on processes: of a cgroup, of the user, or of the machine; the first that is reached."""
+    """The limit on processes that is reached: of a cgroup, of the user, or of the machine."""
     try:
         if (full := cgroup.full_of_processes()) is not None:
             directory, most = full

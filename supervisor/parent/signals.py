@@ -1,4 +1,4 @@
-"""Signals become bytes (signal.set_wakeup_fd) become wishes. The handlers themselves do nothing."""
+"""Signals become bytes (signal.set_wakeup_fd), then requests to the pool. The handlers themselves do nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHORES: Final = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Wakeups:
-    """Installed on the main thread; readable when a signal has come."""
+    """Created on the main thread; readable after a signal."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -28,13 +28,13 @@ class Wakeups:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in (*WISHES, *CHORES):
             signal.signal(number, lambda *_: None)
-        # Held since the process began (`supervisor.__main__`): what came meanwhile comes now. One by one, or the kernel
-        # delivers the highest number first; the request to stop last, or nothing else would be obeyed.
+        # Blocked since the process began (`supervisor.__main__`); pending ones arrive now. One by one, or the kernel
+        # delivers the highest number first; the request to stop last, or the others would be ignored.
         for number in (*CHORES, *reversed(WISHES)):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
 
     def ignore(self) -> None:
-        """The exit code is settled: a signal that comes after Python has taken our handlers away must not change it."""
+        """The exit code is settled: a signal after Python has removed our handlers must not change it."""
         for number in (*WISHES, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
 
@@ -42,7 +42,7 @@ class Wakeups:
         return self._reader.fileno()
 
     def read(self) -> list[signal.Signals]:
-        """The signals that came, in order. Two SIGTERM are two; a chore is done once, however often it came."""
+        """The signals received, in order: each SIGTERM counts, repeated chores count once."""
         try:
             numbers = [signal.Signals(number) for number in self._reader.recv(4096)]
         except BlockingIOError:
@@ -52,6 +52,6 @@ class Wakeups:
 
 
 def asked(number: signal.Signals) -> Asked | None:
-    """The wish that a signal stands for."""
+    """The request that a signal makes."""
     wish = WISHES.get(number)
     return Asked(wish, number.name) if wish is not None else None

@@ -1,4 +1,4 @@
-"""What other threads may read of the loop: HTTP, the metrics and the file watcher get this and nothing else."""
+"""What other threads may read of the loop; HTTP, metrics and the file watcher get nothing else."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from supervisor.vocabulary import Reading
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The loop at one of its turns. Never changed, replaced as a whole."""
+    """The loop at one turn. Immutable."""
 
     view: PoolView
     settings: Settings
     readings: tuple[Reading, ...]
     """Of the last sample."""
     recent: tuple[dict[str, Any], ...]
-    """The last decisions, the latest last."""
+    """The latest decisions, in order."""
     log_lines_dropped: int
     turned_at: float
-    """Of the last sample, which the loop takes once a second; monotonic seconds."""
+    """Time of the last sample (one a second), monotonic seconds."""
     read: Callable[[int], Reading]
-    """Read a page of the scoreboard: shared memory, so the one thing here that goes on changing."""
+    """Reads a page of the scoreboard, which is shared memory and keeps changing."""
 
     @property
     def age(self) -> float:
@@ -41,7 +41,7 @@ class Snapshot:
         return [status.page_of(slot, self.read) for slot in self.view.slots]
 
     def status(self) -> dict[str, Any]:
-        """What /status says."""
+        """The document at /status."""
         wall = datetime.datetime.now(datetime.UTC)
         said = status.status(self.view, self.pages(), self.readings, list(self.recent), self.settings, now(), wall)
         clean = {name: logs.redact(said[name] or "") or None for name in ("because", "readiness", "trouble")}
@@ -49,4 +49,4 @@ class Snapshot:
 
 
 Look = Callable[[], Snapshot]
-"""Returns the latest snapshot. May be called from any thread."""
+"""Returns the latest snapshot. Callable from any thread."""

@@ -1,7 +1,7 @@
 """systemd: READY, STATUS, WATCHDOG, RELOADING, STOPPING, by datagrams to `$NOTIFY_SOCKET` (sd_notify(3)).
 
-Only the loop calls `tell`, at each of its turns, so a loop that stands still does not ping. What systemd is too busy to
-take is told again at a later turn.
+Only the loop calls `tell`, every turn, so a loop that is stuck does not ping the watchdog. What systemd is too busy to
+receive is sent again later.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from supervisor.redaction import redact
 from supervisor.vocabulary import Cause, Reading
 
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-"""Taken out of the environment: who else has them can speak in our name (sd_notify(3), `unset_environment`)."""
+"""Removed from the environment: a process that has them can notify in our name (sd_notify(3), `unset_environment`)."""
 EXTEND: Final = 10.0
-"""Seconds by which starting, reloading and stopping are prolonged each second."""
+"""Seconds by which each second extends the timeout of starting, reloading and stopping."""
 STOP_SPARE: Final = 10.0
-"""Seconds beyond the grace after which a stop is not prolonged any more."""
+"""Seconds beyond the grace after which a stop is no longer extended."""
 SLOW_BROKER: Final = 10.0
-"""Seconds of talking to the broker after which a start does not wait for the outcome."""
+"""Seconds of connecting after which the start no longer waits for the outcome."""
 RETRY: Final = 0.25
-"""Seconds after which systemd is told again what it had no room for."""
+"""Seconds after which to send again what systemd had no room for."""
 MAX_STATUS: Final = 300
 """Characters. systemd ignores a datagram above 4096 bytes (NOTIFY_BUFFER_MAX in its source)."""
 
 _AT_REST: Final = frozenset({SlotState.EMPTY, SlotState.READY, SlotState.DRAINING})
-"""A slot in any other state is being filled anew."""
+"""A slot in any other state is restarting."""
 
 
 class ServiceState(StrEnum):
-    """What systemd may believe the service to be at; the value is how it is told."""
+    """The service's state to systemd; the value is the notification."""
 
     STARTING = ""
     READY = "READY=1"
@@ -48,13 +48,13 @@ class ServiceState(StrEnum):
 
 
 class Systemd:
-    """The service manager that started us. `due`: monotonic seconds at which `tell` is to be called at the latest."""
+    """The service manager that started us. `due`: when to call `tell` at the latest, monotonic seconds."""
 
     def __init__(self, address: str, watchdog: float) -> None:
         """`address` as in `$NOTIFY_SOCKET`; `watchdog` in seconds, infinite when there is none."""
         self.due = now() + watchdog / 2
         self._every = watchdog / 2
-        # Not connected: the path is looked up each time, in case the service manager has made its socket anew.
+        # Not connected: the path is looked up each time, in case the service manager has recreated its socket.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._state = ServiceState.STARTING
@@ -65,11 +65,11 @@ class Systemd:
         self._talking_since: float | None = None
 
     def reload(self) -> None:
-        """`tell` says that a reload is asked for, and when it is over (systemd.service(5), notify-reload)."""
+        """`tell` will report that a reload was requested, and its end (systemd.service(5), notify-reload)."""
         self._is_reload_asked = True
 
     def tell(self, view: PoolView, readings: Iterable[Reading], sampled_at: float, grace: float) -> None:
-        """Tell what is new, at every turn of the loop; `sampled_at` is the time of `readings`, `grace` in seconds."""
+        """Send what has changed, every turn of the loop. `sampled_at`: the time of `readings`; `grace` in seconds."""
         if self._is_reload_asked:
             self._announce_reload()
         state = self._state_of(view)
@@ -97,7 +97,7 @@ class Systemd:
 
     def _announce_reload(self) -> None:
         if self._state is ServiceState.READY:
-            # Rounded down: at the time, and not after it (sd_notify(3), MONOTONIC_USEC).
+            # Rounded down, so as not to be in the future (sd_notify(3), MONOTONIC_USEC).
             if not self._send([ServiceState.RELOADING, f"MONOTONIC_USEC={int(now() * 1e6)}"]):
                 self.due = now() + RETRY
                 return
@@ -116,8 +116,8 @@ class Systemd:
         )
 
     def _is_up(self, view: PoolView) -> bool:
-        """Whether a worker consumes, or could not for a reason that is tried again for ever. (By exit 78 the pool
-        drains.) Under `--boot-retry` nobody knows yet whether the handler can be imported."""
+        """Whether a worker consumes, or could not for a reason that is retried without end. (After exit 78 the pool
+        drains.) Under `--boot-retry` it is unknown whether the handler can be imported."""
         if view.not_imported:
             return False
         if view.ready or view.exits.keys() - {Cause.HANDLER}:
@@ -129,7 +129,7 @@ class Systemd:
         return now() - self._talking_since > SLOW_BROKER
 
     def _send(self, lines: list[str]) -> bool:
-        """Whether systemd has taken it. Never waits: a service manager may be as slow as it likes."""
+        """Whether systemd has taken it. Never blocks, however slow the service manager is."""
         try:
             self._socket.sendto("\n".join(lines).encode(errors="replace"), socket.MSG_DONTWAIT, self._address)
         except OSError:
@@ -138,11 +138,11 @@ class Systemd:
 
 
 def take(environ: MutableMapping[str, str]) -> Systemd | None:
-    """By `$NOTIFY_SOCKET`, if it names a unix socket. Children have no business with `VARIABLES`."""
+    """From `$NOTIFY_SOCKET`, if it names a unix socket. Removes `VARIABLES` from the environment."""
     address, usec, pid = (environ.pop(name, "") for name in VARIABLES)
     if not address.startswith(("/", "@")):
         return None  # AF_VSOCK, for virtual machines
-    # A watchdog may be meant for a process that has started us: sd_watchdog_enabled(3).
+    # The watchdog may be meant for the process that started us: sd_watchdog_enabled(3).
     is_ours = usec.isascii() and usec.isdigit() and int(usec) > 0 and pid in ("", str(os.getpid()))
     return Systemd(address, int(usec) / 1e6 if is_ours else math.inf)
 
@@ -166,7 +166,7 @@ def summary(view: PoolView, readings: Iterable[Reading]) -> str:
         if view.is_reloading:
             line = f"reloading; {line}"
     line = redact(line)
-    # The broker's own words are in it: they shall not end the line and begin an assignment of their own.
+    # It quotes the broker, which must not be able to end the line and inject an assignment.
     line = " ".join("".join(char if char.isprintable() else " " for char in line).split())
     return line if len(line) <= MAX_STATUS else line[: MAX_STATUS - 3] + "..."
 

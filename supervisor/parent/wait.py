@@ -1,5 +1,5 @@
 """The one place that waits. However many children flood us, a turn of the loop takes no longer than `TURN`; what the
-kernel refuses to read is left alone for a second, or the loop would do nothing else."""
+kernel refuses to read is skipped for a second, or the loop would do nothing else."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from supervisor.clock import now
 from supervisor.policy.events import Event
 
 TURN: Final = 0.05
-"""Seconds of one turn after which no further child is read from; the others are the first in the next."""
+"""Seconds after which a turn reads from no further child; the others come first in the next."""
 
 Callback = Callable[[], Iterator[Event]]
 
 
 class Wait:
-    """`refused` is told what the kernel has refused, each time."""
+    """`refused` is called for each refusal of the kernel."""
 
     def __init__(self, refused: Callable[[str, OSError], None]) -> None:
         self._refused = refused
         self._selector = selectors.EpollSelector()
         self._paused: list[selectors.SelectorKey] = []
-        """What is not watched until the next sample: it has written too much, or the kernel has refused us there."""
+        """Not watched until the next sample: it has written too much, or the kernel refuses to read it."""
         self._late: set[int] = set()
-        """Descriptors that were not read from for want of time."""
+        """Descriptors for which the last turn had no time."""
         self.turn_ends = 0.0
         """Monotonic seconds."""
 
@@ -41,18 +41,17 @@ class Wait:
             self._paused = [key for key in self._paused if key.fileobj != fileobj]
 
     def events(self, until: float, first: Collection[int]) -> Iterator[Event]:
-        """What has happened, or at `until` (monotonic seconds) nothing; from the descriptors `first` first."""
+        """The events so far, or none at `until` (monotonic seconds); descriptors in `first` come first."""
         try:
             ready = self._selector.select(max(0.0, until - now()))
         except OSError as error:
             self._refused("waiting for the workers", error)
-            time.sleep(0.02)  # it may go on to refuse: not a hundred thousand times a second
+            time.sleep(0.02)  # it may keep refusing: do not spin
             ready = []
         self.turn_ends = now() + TURN
         late, self._late = self._late, set()
         for key, _ in sorted(ready, key=lambda found: (found[0].fd not in first, found[0].fd not in late)):
-            # A callback earlier in this round may have closed what a later one was for, and something else may have got
-            # the number of its descriptor since.
+            # An earlier callback may have closed this descriptor, and its number may be in use again.
             if self._selector.get_map().get(key.fd) is key:
                 yield from self._call(key)
 
@@ -64,7 +63,7 @@ class Wait:
             self.pause(key.fileobj)
 
     def is_late(self, fd: int) -> bool:
-        """Whether this one has to wait for the next turn."""
+        """Whether this one must wait for the next turn."""
         if now() < self.turn_ends:
             return False
         self._late.add(fd)

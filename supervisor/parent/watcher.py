@@ -1,5 +1,4 @@
-"""`--reload`, for development: a thread that wishes for a reload when a Python file changes. Needs the extra
-`reload`."""
+"""`--reload`, for development: a thread that requests a reload when a Python file changes. Needs the `reload` extra."""
 
 from __future__ import annotations
 
@@ -16,14 +15,14 @@ from supervisor.policy.events import Wish
 from supervisor.policy.reload import Stage
 
 _SETTLES: Final = 300
-"""Milliseconds within which changes are taken for one: an editor, or a checkout, writes several files."""
+"""Milliseconds within which changes count as one: an editor, or a checkout, writes several files."""
 _LOOK_EVERY: Final = 100
 """Milliseconds."""
 _LEAVES_WITHIN: Final = 2.0
 
 
 class Changes:
-    """Watches the Python files below a directory (`watchfiles.PythonFilter`), not settings: they may be half edited."""
+    """Watches the Python files below a directory (`watchfiles.PythonFilter`); not settings, perhaps half edited."""
 
     def __init__(self, directory: str, look: Look, wishes: Wishes) -> None:
         self._directory = directory
@@ -35,7 +34,7 @@ class Changes:
         self._thread.start()
 
     def end(self) -> None:
-        """A thread in Rust's hands at the interpreter's end would abort it (https://github.com/PyO3/pyo3/pull/4874)."""
+        """A thread inside Rust at interpreter exit would abort it (https://github.com/PyO3/pyo3/pull/4874)."""
         self._end.set()
         self._thread.join(_LEAVES_WITHIN)
 
@@ -56,12 +55,12 @@ class Changes:
                 first, *others = sorted(path for _, path in changes)
                 name = Path(first).name
                 self._changed(f"{name} and {len(others)} more" if others else name)
-        except Exception as error:  # noqa: BLE001 - inotify has limits, a directory may go: work goes on without
+        except Exception as error:  # noqa: BLE001 - inotify has limits, a directory may vanish: workers run on without
             because = f"{self._directory} is not watched: {error}; use SIGHUP or workq reload"
             self._log.error("reload.not_watching", because=because)
 
     def _changed(self, what: str) -> None:
-        """Wish for a reload, when the one before is so far that it would not be refused."""
+        """Request a reload, once the previous one is so far that it would not be refused."""
         while (latest := self._look().view.reload) and latest.stage in (Stage.LOADING, Stage.TRYING):
             if self._end.wait(_LOOK_EVERY / 1000):
                 return

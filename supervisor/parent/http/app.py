@@ -1,4 +1,4 @@
-"""What is answered by HTTP, from the loop's latest snapshot and shared memory, so that it costs the loop nothing."""
+"""HTTP answers, from the loop's latest snapshot and shared memory: they cost the loop nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from supervisor.policy.events import Wish
 from supervisor.policy.status import readiness
 
 STUCK_AFTER: Final = 5.0
-"""Seconds without a turn of the loop (which ticks each second) after which /healthz says so."""
+"""Seconds without a turn of the loop (it ticks every second) after which /healthz fails."""
 
 Answer = tuple[int, str, bytes]
 """Status, content type, body."""
@@ -29,7 +29,7 @@ _HTML: Final = "text/html; charset=utf-8"
 
 
 class Site:
-    """What the health port answers."""
+    """The health port."""
 
     def __init__(self, look: Look) -> None:
         self._look = look
@@ -43,9 +43,9 @@ class Site:
         }
 
     def refusal(self, headers: Mapping[bytes, bytes]) -> Answer | None:
-        """What is wrong with the request whatever it asks for."""
+        """The error for a request that is invalid whatever its path; None when it is valid."""
         if b"content-length" in headers and b"transfer-encoding" in headers:
-            # A proxy in front may go by the other one, and see other requests in the same bytes (RFC 9112, 6.1).
+            # A proxy may use the other header, and see different requests in the same bytes (RFC 9112, 6.1).
             return 400, TEXT, b"Content-Length or Transfer-Encoding, not both\n"
         host = headers.get(b"host", b"").decode("latin-1")
         if self._is_for_us(host):
@@ -85,7 +85,7 @@ class Site:
         return 200 if ready else 503, TEXT, f"{because}\n".encode()
 
     def _scrape(self) -> Answer:
-        # Imported at the first scrape: a supervisor that nobody scrapes does not pay for it.
+        # Imported at the first scrape, for the memory of supervisors that are never scraped.
         from supervisor.parent.http import metrics
 
         if self._metrics is None:
@@ -97,7 +97,7 @@ class Site:
 
 
 class ControlSite(Site):
-    """What the control socket answers: also the verbs that change something."""
+    """The control socket: also the verbs that change something."""
 
     def __init__(self, look: Look, wishes: control.Wishes) -> None:
         super().__init__(look)
@@ -142,7 +142,7 @@ class ControlSite(Site):
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a request brings, or an empty one. Raises ValueError."""
+    """The JSON object in a request's body, or an empty one. Raises ValueError."""
     try:
         document = json.loads(body or b"{}")
     except RecursionError:

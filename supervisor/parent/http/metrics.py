@@ -23,12 +23,11 @@ from supervisor.vocabulary import OUTCOMES, Cause, Counts, Reading, slot_of
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 USUAL_CAUSES: Final = (*map(str, Cause), "SIGABRT", "SIGKILL", "SIGSEGV")
-"""Shown before they happen: a counter that begins with 1 has, to Prometheus, never risen."""
+"""Exported from 0: to Prometheus a counter that first appears as 1 has not increased."""
 
 
 class PoolCollector(Collector):
-    """Everything that is ours in /metrics. Counters outlive every worker and reload, and begin anew with a
-    supervisor."""
+    """Our metrics. Counters outlive workers and reloads, and start at 0 with each supervisor."""
 
     def __init__(self, look: Look) -> None:
         self._look = look
@@ -56,7 +55,7 @@ def _pool(view: PoolView, queue: str, age: float) -> Iterator[Metric]:
     yield _gauge("workq_broker_up", "1 while at least one worker consumes.", view.ready > 0)
     yield _one_for_each("workq_state", "1 for the current state of the pool.", State, lambda state: view.state is state)
     yield _gauge("workq_generation", "Generation of the running code: from 1, plus one per reload.", view.generation)
-    # Another thread answers: what it reads may be old. Only this says so.
+    # Another thread answers, perhaps from old data; only this metric shows it.
     yield _gauge("workq_loop_seconds", "Seconds since the supervisor's loop last ran; at most 1 or 2.", age)
 
 
@@ -106,7 +105,7 @@ def _memory(readings: Sequence[Reading], limit: int | None) -> Iterator[Metric]:
     memory = GaugeMetricFamily("workq_worker_memory_bytes", "Resident memory of a worker, bytes.", labels=["slot"])
     rss: Counter[int] = Counter()
     for reading in readings:
-        rss[slot_of(reading.page)] += reading.rss  # an orphan's beside its stand-in's
+        rss[slot_of(reading.page)] += reading.rss  # plus an orphan's
     for slot, size in rss.items():
         memory.add_metric([str(slot)], size)
     yield memory
@@ -116,7 +115,7 @@ def _memory(readings: Sequence[Reading], limit: int | None) -> Iterator[Metric]:
 
 
 def _queue(view: PoolView) -> Iterator[Metric]:
-    """What was last measured. Nothing, rather than something old, when nobody could measure for a while."""
+    """The last measurement; nothing rather than an old one."""
     if view.depth is not None:
         text = "Messages in the queue that wait for a worker."
         yield _gauge("workq_queue_messages_ready", text, view.depth.ready)
@@ -150,7 +149,7 @@ class Metrics:
     def __init__(self, look: Look) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(PoolCollector(look))
-        # process_start_time_seconds and the like, of the supervisor itself, by the names that everybody's have.
+        # The standard process_* metrics, of the supervisor itself.
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:

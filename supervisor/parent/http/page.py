@@ -1,7 +1,7 @@
 """The live page's bytes (page.html), and the headers under which all of HTTP answers.
 
 The Content-Security-Policy (https://www.w3.org/TR/CSP3/) names the page's own style and script by their hashes. Trusted
-types, the last two directives, make every way from a text to markup or code an error.
+types, the last two directives, make it an error to turn text into markup or code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HTML: Final = Path(__file__).with_suffix(".html").read_bytes()
 
 
 def _hashes(tag: bytes) -> str:
-    """CSP's name for what stands inside each of these elements."""
+    """CSP hashes of the contents of each of these elements."""
     contents = re.findall(rb"^<%b>(.*?)</%b>$" % (tag, tag), HTML, re.DOTALL | re.MULTILINE)
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each).digest()).decode()}'" for each in contents)
 

@@ -1,7 +1,7 @@
-"""HTTP by h11, on the one thread beside the loop, for clients that nobody can trust to ask, to end or to read.
+"""HTTP by h11, on one thread beside the loop, for clients that may never send, read or hang up.
 
-A client has `PATIENCE` seconds to ask and to read, and when there are too many at a time the eldest makes room. That
-bounds descriptors and memory, too. Why there is no framework and no server below it: docs/decisions/0024.
+A client has `PATIENCE` seconds for a request and its answer, and with too many clients the oldest connection is closed,
+which bounds descriptors and memory. Why no framework or server package: docs/decisions/0024.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from supervisor.parent.http import page
 from supervisor.parent.http.app import TEXT, Answer, Site, refused
 
 PATIENCE: Final = 10.0
-"""Seconds from being connected, or from a request's head, to the answer's having been written; an answer that is not
-read by then goes with its connection. More than `app.STUCK_AFTER`, for which a wish may wait."""
+"""Seconds from the connection, or a request's head, until the answer must be written; then the connection is closed.
+More than `app.STUCK_AFTER`, for which a request may wait."""
 BETWEEN: Final = 5.0
 """Seconds from an answer to the next request's head."""
 
 MOST: Final = 96
-"""Connections at a time, to each of the sockets; fewer where the limit on descriptors is low."""
+"""Connections at a time, for each socket; fewer if the limit on descriptors is low."""
 
 AT_ONCE: Final = 16
-"""Connections taken from the kernel in one turn: by default asyncio takes as many as wait before one can be closed."""
+"""Connections accepted in one turn: by default asyncio accepts all that wait before one can be closed."""
 
 BACKLOG: Final = 512
-"""Connections that the kernel keeps until this thread has its turn."""
+"""The listen backlog."""
 
 MAX_HEAD: Final = 16 * 1024
 MAX_BODY: Final = 4096
-"""Bytes that a wish may take."""
+"""Bytes in a request's body."""
 
 _CHUNK: Final = 16 * 1024
 _PAUSE: Final = 0.02
-"""Seconds before a selector that was refused is asked again."""
+"""Seconds before a selector that failed is used again."""
 
 _NO_HTTP: Final = (400, TEXT, b"this is no HTTP request, or not all of it\n")
 _TOO_LONG: Final = refused(400, f"a body of at most {MAX_BODY} bytes is expected")
@@ -61,12 +61,12 @@ class Server:
         self._site = site
         self._answering = answering
         self._clients: dict[asyncio.StreamWriter, None] = {}
-        """The eldest first."""
+        """The oldest first."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, sock: socket.socket) -> None:
         server = await asyncio.start_server(self._connected, sock=sock, backlog=AT_ONCE, limit=_CHUNK)
-        # asyncio has made the kernel's queue as short as AT_ONCE: who does not fit in tries again in a second.
+        # asyncio shortened the backlog to AT_ONCE: a client that does not fit retries after a second.
         sock.listen(BACKLOG)
         await server.serve_forever()
 
@@ -86,15 +86,15 @@ class Server:
             async with asyncio.timeout(PATIENCE) as patience:
                 await Client(self._site, self._answering, reader, writer, patience).attend()
         except (TimeoutError, OSError):
-            pass  # it had its time, or is gone
+            pass  # it has timed out, or is gone
         finally:
-            # Not close(): that waits until what is written has been read.
+            # Not close(): that waits until the client has read everything.
             writer.transport.abort()
             self._clients.pop(writer, None)
 
 
 class Client:
-    """One connection. `patience` ends it."""
+    """One connection, which `patience` may close."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Client:
         return has_all and self._http.our_state is h11.DONE
 
     async def _event(self) -> Any:
-        """What comes next. Raises RemoteProtocolError when it is no HTTP."""
+        """Raises RemoteProtocolError for what is not HTTP."""
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._http.they_are_waiting_for_100_continue:
                 self._writer.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
@@ -187,7 +187,7 @@ def _response(answer: Answer, *, is_last: bool, is_head: bool) -> tuple[h11.Even
 
 
 class _Selector(selectors.EpollSelector):
-    """One that the kernel refuses for once has nothing ready; asyncio's loop would end."""
+    """Returns nothing when the kernel refuses select(); asyncio's loop would end."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         try:
@@ -202,13 +202,13 @@ class _EventLoop(asyncio.SelectorEventLoop):
         super().__init__(_Selector())
 
     def __del__(self, *_: object) -> None:
-        """Not asyncio's: of a loop that was refused its descriptors it prints a traceback. `Runner` closes others."""
+        """asyncio's own prints a traceback for a loop without descriptors. `Runner` closes other loops."""
 
 
 def serve(sites: Sequence[tuple[socket.socket, Site]], answering: AbstractContextManager[None]) -> None:
-    """Answer on these sockets, each request `with` that, for ever. Raises what keeps it from that."""
+    """Answer on these sockets, each request inside that context, until an error, which it raises."""
     with asyncio.Runner(loop_factory=_EventLoop) as runner:
-        runner.get_loop()  # else a loop that cannot be had leaves a coroutine that nobody has awaited, and a warning
+        runner.get_loop()  # else a loop that cannot be created leaves a coroutine that was never awaited, and a warning
         runner.run(_serve(sites, answering))
 
 
@@ -220,13 +220,13 @@ async def _serve(sites: Sequence[tuple[socket.socket, Site]], answering: Abstrac
         if not isinstance(error, OSError):
             loop.default_exception_handler(context)
             return
-        # accept(2), most likely; asyncio tries again in a second.
+        # accept(2), most likely; asyncio retries in a second.
         because = refusals.because("a client of the health port or the control socket is refused", error)
         if said.is_news(because, now()):
             logs.get_logger().warning("supervisor.refused", because=because)
 
     asyncio.get_running_loop().set_exception_handler(cannot)
-    # asyncio closes what it was given when it fails; the next attempt needs the sockets.
+    # asyncio closes its socket on failure; the next attempt needs ours.
     copies = [sock.dup() for sock, _ in sites]
     try:
         async with asyncio.TaskGroup() as group:

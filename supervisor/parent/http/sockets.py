@@ -1,4 +1,4 @@
-"""The health port and the control socket, taken early so that a failure is an error at start; no server is imported."""
+"""The health port and the control socket, bound early so that a failure is a startup error; imports no server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from supervisor.parent import descriptors
 from supervisor.settings import SOCKET_PATH_MOST, Address
 
 LOCK_PATIENCE: Final = 2.0
-"""Seconds that another supervisor may take to have the same socket."""
+"""Seconds to wait for another supervisor that binds the same socket."""
 _LISTENS_WITHIN: Final = 0.2
 """Seconds."""
 _UCRED: Final = struct.Struct("3i")
@@ -31,7 +31,7 @@ _UCRED: Final = struct.Struct("3i")
 
 
 def health(address: Address, asked_for: bool, log: Any) -> socket.socket:
-    """Where the default port is taken, any free one serves. Raises OSError for an address that was asked for."""
+    """If the default port is taken, a free one. Raises OSError for an address that was asked for."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         return _listen(family, (address.host, address.port), log, "")
@@ -65,15 +65,15 @@ def _listen(family: socket.AddressFamily, where: tuple[str, int], log: Any, beca
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket, and the name it has in the file system."""
+    """A listening socket and its path."""
 
     socket: socket.socket
     path: str
     inode: tuple[int, int]
-    """Device and number, to know it by."""
+    """Device and inode number, to recognise it."""
 
     def remove(self) -> None:
-        """Take the name away, unless it is somebody else's by now. The socket itself ends with the process."""
+        """Unlink the path, unless it is another process's by now. The socket itself ends with the process."""
         try:
             if _inode(self.path) == self.inode:
                 Path(self.path).unlink()
@@ -82,8 +82,8 @@ class Listener:
 
 
 def control(path: str, asked_for: bool, log: Any) -> Listener | None:
-    """Listen at this path, with mode 0600. Where the default is another supervisor's, this one's has its pid in it;
-    None: no socket can be had. Raises OSError when a path that was asked for cannot be had."""
+    """Listen at this path, with mode 0600. If the default is another supervisor's, listen at one with our pid; None: no
+    socket is possible. Raises OSError for a path that was asked for."""
     try:
         listener = _bind_control(path)
         log.info("control.listening", path=path)
@@ -110,8 +110,8 @@ def _bind_control(path: str) -> Listener:
     if len(os.fsencode(path)) > SOCKET_PATH_MOST:
         raise OSError(errno.ENAMETOOLONG, f"the path is longer than the {SOCKET_PATH_MOST} bytes of a socket's")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # By umask and not by chmod(2) afterwards: the socket is never wider than 0600, not for an instant. No other thread
-    # runs yet that could make a file meanwhile.
+    # umask instead of chmod(2) afterwards: the mode is never wider than 0600. No other thread runs yet that could
+    # create a file meanwhile.
     mask = os.umask(0o177)
     try:
         with _lock(path) as is_locked:
@@ -133,9 +133,9 @@ def _bind_control(path: str) -> Listener:
 
 @contextmanager
 def _lock(path: str) -> Iterator[bool]:
-    """Keep other supervisors out while this one looks whether the socket there is dead, removes it and listens: else
-    two that start together may each remove the other's. Says whether the lock was had. By a file that only our own user
-    can open: of a directory, anybody who can read it can hold the lock for ever."""
+    """Keep other supervisors out while this one finds the socket dead, removes it and listens: else two that start
+    together may each remove the other's. Yields whether it has the lock. The lock is a file that only our own user can
+    open: anybody who can read a directory could hold a lock on that for ever."""
     name = f"{path}.lock"
     until = now() + LOCK_PATIENCE
     while (fd := _try_lock(name)) is None and now() < until:
@@ -152,7 +152,7 @@ def _lock(path: str) -> Iterator[bool]:
 
 
 def _try_lock(name: str) -> int | None:
-    """A descriptor that holds the lock; None when somebody else does, or the file is another user's."""
+    """A descriptor that holds the lock; None if another process does, or the file is another user's."""
     try:
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError:
@@ -160,7 +160,7 @@ def _try_lock(name: str) -> int | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         found = os.fstat(fd)
-        # Its former holder may have removed it while we waited: then the next one locks another file.
+        # Its former holder may have removed it while we waited: then others lock another file.
         if found.st_uid == os.geteuid() and (found.st_dev, found.st_ino) == _inode(name):
             return fd
     except OSError:
@@ -170,8 +170,7 @@ def _try_lock(name: str) -> int | None:
 
 
 def _remove_dead(path: str, is_locked: bool) -> None:
-    """Remove a socket whose owner has died, else raise OSError. A socket looks dead, too, between bind(2) and
-    listen(2)."""
+    """Remove a socket whose owner died, else raise OSError. Between bind(2) and listen(2) a socket looks dead too."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError(errno.EEXIST, "something that is not a socket is there")
     dead = _inode(path)
@@ -187,7 +186,7 @@ def _remove_dead(path: str, is_locked: bool) -> None:
 
 
 def _owner(path: str) -> str | None:
-    """Who listens at this socket; None when nobody does. Raises OSError."""
+    """The process that listens at this socket; None: none. Raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
         try:

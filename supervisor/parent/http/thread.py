@@ -1,4 +1,4 @@
-"""The thread that answers at the health port and the control socket, started again when it has ended."""
+"""The thread that serves the health port and the control socket; restarted when it ends."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from supervisor.policy.restart import Backoff
 
 _BACKOFF: Final = Backoff(free=0, first=1.0, most=30.0)
 _STEADY: Final = 10.0
-"""Seconds that it must have served before the backoff begins anew."""
+"""Seconds of service after which the backoff is reset."""
 _LAST_ANSWERS: Final = 1.0
-"""Seconds for what is being answered as the supervisor exits: `workq drain` waits for the answer to its own request."""
+"""Seconds to finish answers when the supervisor exits: `workq drain` waits for the answer to its own request."""
 
 
 class Answering:
-    """Counts the requests that are being answered: `with` this, on any thread."""
+    """Counts requests in progress: `with` this, on any thread."""
 
     def __init__(self) -> None:
         self._requests = 0
@@ -40,13 +40,13 @@ class Answering:
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Until there is none, at most so long."""
+        """Wait until there is none, for `seconds` at most."""
         with self._changed:
             self._changed.wait_for(lambda: not self._requests, seconds)
 
 
 class Serving:
-    """`tend` it once a second, `finish` it before the process exits."""
+    """Call `tend` once a second, and `finish` before the process exits."""
 
     def __init__(self, look: Look, wishes: Wishes, health: socket.socket | None, listener: Listener | None) -> None:
         self._look = look
@@ -57,13 +57,13 @@ class Serving:
         self._log: Any = logs.get_logger()
         self._thread: threading.Thread | None = None
         self._failed: Exception | None = None
-        """Why the thread has ended; written by it as its last act."""
+        """Why the thread ended; its last write."""
         self._failures = 0
         self._due = 0.0
         self._started_at = 0.0
 
     def tend(self) -> None:
-        """See that it serves."""
+        """Restart it when it has ended."""
         if self._health is None and self._listener is None:
             return
         if self._thread is not None:
@@ -71,14 +71,14 @@ class Serving:
                 return
             self._thread = None
             self._give_up(self._failed or RuntimeError("its thread has ended"))
-            # Its clients' descriptors are held by what is left of asyncio's loop, in circles, and by the traceback.
+            # Reference cycles in asyncio's dead loop, and the traceback, still hold the clients' descriptors.
             self._failed = None
             gc.collect()
         if now() >= self._due:
             self._start()
 
     def finish(self) -> None:
-        """Let those have their answers who have asked."""
+        """Finish the answers in progress."""
         self._answering.wait(_LAST_ANSWERS)
 
     def _start(self) -> None:
@@ -86,7 +86,7 @@ class Serving:
         thread = threading.Thread(target=self._serve, name="workq-http", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # pthread_create(3) has failed, and Python does not say why: a process limit
+        except RuntimeError as error:  # pthread_create(3) failed: a process limit
             self._give_up(BlockingIOError(errno.EAGAIN, str(error)))
             return
         self._thread, self._started_at = thread, now()
@@ -101,7 +101,7 @@ class Serving:
             if self._listener is not None:
                 sites.append((self._listener.socket, app.ControlSite(self._look, self._wishes)))
             server.serve(sites, self._answering)
-        except Exception as error:  # noqa: BLE001 - whatever it is, work goes on without
+        except Exception as error:  # noqa: BLE001 - the workers must run on without it
             self._failed = error
 
     def _give_up(self, error: Exception) -> None:
