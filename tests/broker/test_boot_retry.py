@@ -74,7 +74,7 @@ def test_f73_an_import_that_a_database_refuses_is_tried_again_until_it_listens(
         assert all(line["next"].startswith("retried in ") for line in failed)
         assert pool.get("/healthz")[0] == 200
         code, because = pool.get("/readyz")
-        assert code == 503 and "cannot be imported for now" in because and "ConnectionRefusedError" in because
+        assert code == 503 and "cannot be imported yet" in because and "ConnectionRefusedError" in because
         assert pool.status()["state"] == "starting"
         database.listen()
         pool.ready()

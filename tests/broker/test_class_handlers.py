@@ -176,7 +176,7 @@ def test_what_a_set_up_needs_comes_up_later_and_nothing_is_consumed_until_then(
             assert "app:NeedsDatabase cannot be set up: ConnectionRefusedError" in first["because"]
             assert "create_connection" in first["exception"]
             code, why = pool.get("/readyz")
-            assert code == 503 and "cannot be set up for now" in why and "ConnectionRefusedError" in why
+            assert code == 503 and "cannot be set up yet" in why and "ConnectionRefusedError" in why
             assert amqp.depth(broker_url, queue) == 20
             database.listen()
             runs.hear("done", 20)

@@ -119,7 +119,7 @@ def test_f73_a_start_is_prolonged_and_not_ready_while_the_import_fails_for_a_pas
             for _ in range(3):
                 assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in manager.next())
             told = [line for lines in manager.heard for line in lines]
-            assert any(line.startswith("STATUS=the handler cannot be imported for now: ") for line in told)
+            assert any(line.startswith("STATUS=the handler cannot be imported yet: ") for line in told)
             assert "READY=1" not in told
             handler_modules.write(tmp_path, "app", "from handlers import work\n")
             manager.until("READY=1")

@@ -70,7 +70,7 @@ def test_f73_a_start_waits_for_a_database_that_refuses_the_import_longer_than_sy
         with service.begin("start") as starting:
             service.hear("handler.import_failed", count=4)  # after 3 s at the earliest
             service.becomes(ActiveState="activating", NRestarts=0)
-            reason = "the handler cannot be imported for now: importing app raised ConnectionRefusedError"
+            reason = "the handler cannot be imported yet: importing app raised ConnectionRefusedError"
             eventually(lambda: service.show("StatusText").startswith(reason))
             assert starting.poll() is None
             database.listen()
