@@ -113,8 +113,19 @@ def test_the_fixture_boots_a_broker_and_pytest_imports_nothing_of_ours_without_i
 @pytest.mark.parametrize("checker", ["mypy"])
 def test_a_type_checker_accepts_handlers_and_their_tests(checker: str, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
-        "from supervisor import Reject, Retry, Task, once, testing\n"
+        "from supervisor import Publisher, Reject, Retry, SoftTimeout, Task, Unavailable, once, testing\n"
         "import sqlite3\n"
+        "class Resizer:\n"
+        "    def __enter__(self) -> 'Resizer':\n"
+        "        self.mails = Publisher('amqp://127.0.0.1', 'mails')\n"
+        "        return self\n"
+        "    def __exit__(self, *exc: object) -> None:\n"
+        "        self.mails.close()\n"
+        "    def __call__(self, task: Task) -> None:\n"
+        "        try:\n"
+        "            self.mails.publish(task.body, delay=30, priority=5)\n"
+        "        except SoftTimeout:\n"
+        "            raise Unavailable('mails', retry_after=3)\n"
         "def resize(task: Task) -> None:\n"
         "    if task.json()['width'] < 0:\n"
         "        raise Reject('negative')\n"
@@ -124,6 +135,7 @@ def test_a_type_checker_accepts_handlers_and_their_tests(checker: str, tmp_path:
         "        task.log.info(task.text, first=first)\n"
         "def test_resize() -> None:\n"
         "    assert testing.run(resize, '{}', headers={'a': 1}, attempt=2) == testing.Retried(1.5)\n"
+        "    testing.run(Resizer, 'x')\n"
         "    result = testing.run(fetch, testing.task('x', message_id='1'))\n"
         "    if isinstance(result, testing.Failed):\n"
         "        print(result.error.upper(), result.traceback)\n"
