@@ -9,7 +9,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -57,9 +58,15 @@ class Service:
 
     # --------------------------------------------------------------------------------------------- what it is told
 
-    def begin(self, verb: str) -> subprocess.Popen[str]:
-        """Call systemctl and do not wait for it."""
-        return self.box.popen("systemctl", verb, self.unit)
+    @contextmanager
+    def begin(self, verb: str) -> Iterator[subprocess.Popen[str]]:
+        """Call systemctl and do not wait for it. At the end it is over, or it is ended."""
+        with self.box.popen("systemctl", verb, self.unit) as calling:
+            try:
+                yield calling
+            finally:
+                if calling.poll() is None:
+                    calling.kill()
 
     def call(self, verb: str, check: bool = True, timeout: float = PATIENCE) -> int:
         return self.box.run("systemctl", verb, self.unit, check=check, timeout=timeout).returncode
