@@ -1,7 +1,6 @@
-"""What the import of a handler has done to its process, where that is in the way of forking, of a stack at death, or of
-leaving when asked to.
+"""Side effects of a handler's import that would break forking, stacks at a crash, or a requested exit.
 
-In the nursery it is undone, and said once; what a worker may have it finds as the import has left it.
+The nursery undoes them, and logs that once; those that are allowed in workers are restored there.
 """
 
 from __future__ import annotations
@@ -20,29 +19,29 @@ from supervisor.linux import prctl
 
 _TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _OURS: Final = (signal.SIGABRT, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-"""Signals by which the supervisor, or an operator, asks a worker for its stacks or to leave."""
+"""Signals that request stacks or an exit."""
 
 
 class DescriptorsClosed(Exception):
-    """The import closed what is ours, the link to the supervisor perhaps."""
+    """The import closed a descriptor of ours, perhaps the link to the supervisor."""
 
 
 def arm() -> None:
-    """Have a crash, SIGABRT and SIGUSR1 write the stacks to descriptor 2, whatever `sys.stderr` is by now, and whoever
-    handles or blocks these signals."""
-    # Not enable() alone: what is enabled already installs nothing, and the import may have put handlers over it.
+    """Have a crash, SIGABRT and SIGUSR1 write the stacks to descriptor 2, whatever the import did to `sys.stderr` and
+    these signals."""
+    # Not enable() alone, which does nothing if already enabled: the import may have replaced its handlers.
     faulthandler.disable()
     faulthandler.enable(2, all_threads=True)
     faulthandler.unregister(signal.SIGUSR1)
     faulthandler.register(signal.SIGUSR1, 2, all_threads=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
     if signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL:
-        # Or a connection that the broker has closed kills the worker, and the message in hand is blamed.
+        # Else a connection closed by the broker kills the worker, and the message in flight is blamed.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 def demand(fds: Iterable[int]) -> None:
-    """Raises DescriptorsClosed unless these are open still."""
+    """Raises DescriptorsClosed unless these are still open."""
     streams.occupy()
     for fd in fds:
         try:
@@ -55,10 +54,10 @@ def demand(fds: Iterable[int]) -> None:
 
 
 def reseed() -> None:
-    """In a worker, after the fork: have `numpy.random.randint` and the like draw other numbers than in its siblings.
+    """In a worker, after the fork: reseed `numpy.random`, or all workers would draw the same numbers.
 
-    Python does the same for `random` by itself (os.register_at_fork, in random.py), whatever seed the import has set.
-    Nothing is imported for it, and a generator that the module keeps for itself cannot be known.
+    Python does the same for `random` (os.register_at_fork, in random.py), whatever seed the import set. Does not import
+    numpy, and cannot reach generators that a module keeps for itself.
     """
     seed = getattr(sys.modules.get("numpy.random"), "seed", None)
     if seed is not None:
@@ -69,7 +68,7 @@ def reseed() -> None:
 
 
 class Undone:
-    """What is undone in the nursery after the import. `said`: in words, empty when there was nothing."""
+    """Undoes an import's side effects in the nursery. `said`: what was undone, in words."""
 
     def __init__(self) -> None:
         self._on_child: Any = signal.getsignal(signal.SIGCHLD)
@@ -77,7 +76,7 @@ class Undone:
 
     def _undo(self) -> Iterator[str]:
         if self._on_child is not signal.SIG_DFL:
-            # A handler would run between the forks, and reap what is waited for here.
+            # A handler would run between the forks, and reap children that are waited for here.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             how = "ignores" if self._on_child is signal.SIG_IGN else "handles"
             yield f"it {how} SIGCHLD: kept in workers, undone in the process that forks them"
@@ -96,20 +95,20 @@ class Undone:
             yield f"{count} ({', '.join(left)}), beside every worker and until the supervisor ends"
 
     def restore(self) -> None:
-        """In a worker: what it may have."""
-        if self._on_child is not None and self._on_child is not signal.SIG_DFL:  # None: C's, and not to be had back
+        """In a worker: restore what is allowed there."""
+        if self._on_child is not None and self._on_child is not signal.SIG_DFL:  # None: set by C code
             signal.signal(signal.SIGCHLD, self._on_child)
 
 
 def threads_after_a_fork() -> list[str]:
-    """The names of the threads that a fork would forget, this process's own first.
+    """The names of the threads that a fork would lose, the main thread first.
 
-    Some libraries end their threads before a fork, and start them anew when they are needed (OpenBLAS, and with it
-    numpy: pthread_atfork(3)). Whether one does is seen by trying.
+    Some libraries stop their threads before a fork, and restart them when needed (OpenBLAS, and so numpy:
+    pthread_atfork(3)). A trial fork shows whether one does.
     """
     if len(threads()) > 1:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: of what is tried here
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of this fork
             pid = originals.fork()
         if pid == 0:
             os._exit(0)
@@ -118,7 +117,7 @@ def threads_after_a_fork() -> list[str]:
 
 
 def threads() -> list[str]:
-    """The names of this process's threads, as the kernel knows them: threads of C libraries too."""
+    """The kernel's names of this process's threads, including those of C libraries."""
     names = []
     for task in sorted(Path("/proc/self/task").iterdir(), key=lambda path: int(path.name)):
         try:
@@ -129,15 +128,15 @@ def threads() -> list[str]:
 
 
 def wait_for(child: int) -> None:
-    """Until it is gone."""
+    """Wait for the process."""
     try:
         originals.waitpid(child, 0)
     except ChildProcessError:
-        pass  # it is: somebody else has reaped it, a handler of SIGCHLD in C
+        pass  # reaped elsewhere, by a SIGCHLD handler in C
 
 
 def _children() -> list[str]:
-    """Name and pid of each child that lives."""
+    """Name and pid of each living child."""
     found = []
     try:
         for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():

@@ -1,10 +1,10 @@
 """A consumer: one queue, consumed by one connection (`amqp.connection`).
 
-One connection, one life: whatever ends the connection, the channel or the consumer ends this object, with a `Gone`
-that says why. Nothing here reconnects; the supervisor starts another worker.
+One connection, one life: the end of the connection, the channel or the consumer ends this object, with the reason in a
+`Gone`. Nothing here reconnects; the supervisor starts another worker.
 
-Deliveries are only stashed by the loop's callback, and handled outside it: the loop is pumped by the main thread while
-it waits for a message, and by the heartbeat thread while it does not (`heartbeats`).
+The loop's callback only stashes deliveries; they are handled outside it. The main thread pumps the loop while it waits
+for a message, the heartbeat thread while a handler runs (`heartbeats`).
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from supervisor.worker.own_queues import OwnQueues
 from supervisor.worker.subscription import Subscription
 
 SHORT: Final = 0.001
-"""Seconds: what takes no longer is a short task. Whatever comes meanwhile is treated as what comes just after."""
+"""Seconds that a short task takes at most. What arrives during one is handled as if it came just after."""
 CONNECT_TIMEOUT: Final = 40.0
-"""Seconds for one of the brokers to be reached: with `ANSWER_TIMEOUT` still below what the supervisor allows."""
+"""Seconds to reach one of the brokers; together with `ANSWER_TIMEOUT` less than the supervisor allows."""
 ANSWER_TIMEOUT: Final = 15.0
-"""Seconds the broker has to answer one request while the worker starts or leaves."""
+"""Seconds for the broker to answer a request while the worker starts or exits."""
 OURS_WITHIN: Final = 2.0
-"""Seconds at least for the broker to answer about the queues for retries and dead letters before a worker goes on
-without; over a slow network twice as many as it took to consume."""
+"""Seconds at least that a worker waits for the queues for retries and dead letters; over a slow network, twice the time
+it took to consume."""
 PATIENCE: Final = 5.0
-"""Seconds that a turn of the loop waits at most: somebody looks whether it turns."""
+"""Seconds that a turn of the loop waits at most: the supervisor checks that it turns."""
 CLOSE_TIMEOUT: Final = 0.5
-"""Seconds for a farewell to a broker that is believed to be well."""
+"""Seconds to close the connection to a broker that seems healthy."""
 
 
 class Consumer:
-    """Consumes one queue. Made, opened, asked for `next()` until that is None or raises Gone, closed.
+    """Consumes one queue: `open`, then `next()` until it returns None or raises Gone, then `close`.
 
-    `beat` is called at every turn of the loop; `lost` from the heartbeat thread, when the connection ends while the
-    main thread is away; `idle` while there is no message: it may wait until a descriptor can be read, for so many
-    seconds at most, and says whether it has.
+    `beat` is called every turn of the loop; `lost` from the heartbeat thread, when the connection ends while a handler
+    runs; `idle` while there is no message: it may wait for a descriptor to be readable, for the given seconds at most,
+    and returns whether it did.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Consumer:
         self._stash: deque[Delivery] = deque()
         self._gone: Gone | None = None
         self.leaving: Gone | None = None
-        """Why it comes to its end, once it is asked to."""
+        """Why it should end, once asked to."""
         self._finish = False
         self._endpoint: Endpoint | None = None
         self._connection: Connection | None = None
@@ -79,16 +79,16 @@ class Consumer:
         self.subscription = Subscription(settings, name, self._delivered, self._end, self._lose)
         self._ioloop = IOLoop()
         self.unattended = Baton(self._wake)
-        """`with consumer.unattended:` the caller does something that may take long, and the heartbeat thread takes the
-        baton when it takes over a second."""
+        """`with consumer.unattended:` the caller does something long; after a second the heartbeat thread takes the
+        baton."""
 
     # ---------------------------------------------------------------------------------------------- the story
 
     def open(self, *, declare_ours: bool = False) -> str:
-        """Connect to one of the brokers, in random order, take or declare the queue, consume. Returns which broker.
-        `declare_ours`: meanwhile declare the queues for retries and dead letters, too.
+        """Connect to one of the brokers, in random order, take or declare the queue, consume. Returns the broker.
+        `declare_ours`: also declare the queues for retries and dead letters.
 
-        Raises Gone: when none can be used, with what is wrong with each.
+        Raises Gone if none can be used, with the reason for each.
         """
         refusals: list[Gone] = []
         self._declares_ours = declare_ours
@@ -116,7 +116,7 @@ class Consumer:
         return str(endpoint)
 
     def start_heartbeats(self) -> None:
-        """From now on a handler may run for long. Raises Gone."""
+        """Call before handlers run for long. Raises Gone."""
         try:
             self.unattended.start(self._pump, lambda: self._gone is not None)
         except RuntimeError as error:
@@ -125,18 +125,18 @@ class Consumer:
 
     @property
     def endpoint(self) -> Endpoint:
-        """The broker that it is connected to."""
+        """The broker in use."""
         assert self._endpoint is not None
         return self._endpoint
 
     @property
     def version(self) -> str:
-        """RabbitMQ's: `3.10.8`. Empty when it is another broker, or does not say."""
+        """RabbitMQ's: `3.10.8`. Empty if unknown or another broker's."""
         said = (self._connection and self._connection.server_properties) or {}
         return str(said.get("version", "")) if said.get("product") == "RabbitMQ" else ""
 
     def next(self) -> Delivery | None:
-        """The next message to run; None when asked to leave and nothing is left to do. Raises Gone."""
+        """The next message to run; None when asked to exit and nothing is left to do. Raises Gone."""
         while True:
             if self._gone is not None:
                 raise self._gone
@@ -148,20 +148,20 @@ class Consumer:
             self._pump(0.0 if has_waited else PATIENCE)
 
     def turn(self) -> None:
-        """One turn of the loop, for somebody who waits for something else than a message. Raises Gone."""
+        """One turn of the loop, for a caller that waits for something other than a message. Raises Gone."""
         self._pump()
         if self._gone is not None:
             raise self._gone
 
     def take_back(self, delivery: Delivery) -> bool:
-        """Asked to leave before this message has begun: hand it back with what has been delivered beside it."""
+        """Asked to exit before this message has begun: return it and everything else delivered."""
         if self.leaving is None or self._finish:
             return False
         self._stash.appendleft(delivery)
         return True
 
     def rest(self, seconds: float) -> None:
-        """Turn the loop for a while, or until asked to leave. Raises Gone."""
+        """Turn the loop for `seconds`, or until asked to exit. Raises Gone."""
         until = now() + seconds
         self._ioloop.call_later(seconds, _nothing)
         while now() < until and self.leaving is None:
@@ -169,17 +169,17 @@ class Consumer:
 
     @property
     def gone(self) -> Gone | None:
-        """Why the connection cannot be used any more, if so."""
+        """Why the connection is unusable, if it is."""
         return self._gone
 
     def catch_up(self) -> None:
-        """Hear what came while a handler ran: a cancel, after which there may be no ack, or an order. After a short
-        task there is nothing, nearly always, and to look costs as much as such a task."""
+        """Handle what came while a handler ran: a cancel, after which there must be no ack, or an order. Skipped after
+        a short task: there is almost never anything, and a look costs as much as such a task."""
         if self._stash or (self.unattended.spent > SHORT and self._ioloop.has_news()):
             self._pump(0.0)
 
     def ack(self, delivery: Delivery) -> None:
-        """Acknowledge, and hand that to the kernel. Raises Gone: then the broker will not hear of it."""
+        """Write the acknowledgement to the kernel. Raises Gone if it cannot reach the broker."""
         if self._gone is not None:
             raise self._gone
         connection, channel = self._connection, self.subscription.channel
@@ -191,8 +191,8 @@ class Consumer:
             self._pump()
 
     def leave(self, cause: Cause, detail: str, *, finish: bool = False) -> None:
-        """Take nothing more: `next()` cancels the consumer and comes to its end. `finish`: run what has been delivered
-        already."""
+        """Take nothing more: `next()` cancels the consumer and returns None. `finish`: first run what has been
+        delivered."""
         if self.leaving is None:
             self.leaving = Gone(cause, detail)
             self._finish = finish
@@ -201,7 +201,7 @@ class Consumer:
     def cancel(self) -> None:
         """Stop the deliveries: after this returns, nothing more comes.
 
-        To be called before the last ack, so that the broker sends nothing after it that would come back marked
+        Called before the last ack, so that the broker sends nothing after it that would be returned and marked
         redelivered.
         """
         if self.subscription.is_active and self._gone is None:
@@ -210,24 +210,24 @@ class Consumer:
             self._wait(lambda: bool(answers))
 
     def open_channel(self) -> Channel | None:
-        """One more; None while there is no open connection. Raises NoFreeChannels."""
+        """None while no connection is open. Raises NoFreeChannels."""
         connection = self._connection
         return connection.channel() if connection is not None and connection.is_open else None
 
     def watch(self, fd: int, readable: Callable[[], None]) -> None:
-        """Have the loop call `readable` when `fd` has something to read, whoever pumps."""
+        """Have the loop call `readable` when `fd` is readable, on whichever thread pumps."""
         self._ioloop.add_handler(fd, lambda *_: readable(), self._ioloop.READ)
 
     def after(self, seconds: float, call: Callable[[], None]) -> Timer:
-        """Have the loop call this later, whoever pumps; unless its `callback` is None by then."""
+        """Have the loop call this later, on whichever thread pumps, unless its `callback` is None by then."""
         return self._ioloop.call_later(seconds, call)
 
     def unwatch(self, fd: int) -> None:
         self._ioloop.remove_handler(fd)
 
     def close(self) -> bool:
-        """Say goodbye to a broker that is well: bounded, and without complaint. Whether the broker has answered: then
-        it has heard every acknowledgement."""
+        """Close the connection to a healthy broker, in bounded time and without raising. Returns whether the broker has
+        answered: then it has every acknowledgement."""
         connection = self._connection
         if self._gone is not None or connection is None or not connection.is_open:
             return False
@@ -241,7 +241,7 @@ class Consumer:
     # --------------------------------------------------------------------------------------------- the steps
 
     def _connect(self, endpoint: Endpoint, deadline: float) -> None:
-        """Raises Gone. After the deadline there must be no other attempt: this one may still end, for all to hear."""
+        """Raises Gone. No other attempt after the deadline: this one may still end, which would be reported."""
         self._endpoint = endpoint
         try:
             connection = self._connection = Connection(
@@ -252,11 +252,11 @@ class Consumer:
                 on_greeted=self._ask_for_all,
                 on_closed=self._lose,
             )
-        except Exception as error:  # a file that cannot be used, or this process has nothing left to begin with
+        except Exception as error:  # an unusable file, or this process lacks a resource
             self._lose(error)
             raise self._gone from error  # type: ignore[misc]
-        # TCP, TLS and AMQP are bounded for each of the host's addresses; how many there are, and how long it takes to
-        # look them up, nobody but us.
+        # TCP, TLS and AMQP have limits for each of the host's addresses; only this one covers the number of addresses
+        # and the name look-up.
         if not self._happens(lambda: connection.has_opened, deadline - now()):
             wrong = "its host name takes too long to look up, or none of its addresses answers"
             self._end(Gone(Cause.BROKER, f"no connection to {endpoint} in time: {wrong}", Kind.TIMEOUT))
@@ -264,18 +264,18 @@ class Consumer:
             raise self._gone  # type: ignore[misc]
 
     def _ask_for_all(self, connection: Connection) -> None:
-        """All that a worker asks for at its start, in one go."""
+        """Send all requests of a worker's start in one write."""
         self._connection = connection
         channel = connection.channel()  # first: there may be few
         if self._declares_ours:
-            # Before the queue is taken: we wait less long for these answers.
+            # Before the queue is taken, to wait less for these answers.
             self.own_queues.declare(connection, self._endpoint)
         self.subscription.begin(connection, channel, self.version)
 
     def _wait(self, happened: Callable[[], bool]) -> None:
         patience = ANSWER_TIMEOUT
         if self.leaving is not None:
-            # The supervisor waits for no longer than the grace, and what is in hand may yet be acknowledged.
+            # The supervisor waits no longer than the grace, and the task in flight may still be acknowledged.
             patience = min(ANSWER_TIMEOUT, self._settings.grace / 2)
         if not self._happens(happened, patience):
             channel = self.subscription.channel
@@ -284,7 +284,7 @@ class Consumer:
             raise self._gone
 
     def _happens(self, what: Callable[[], bool], within: float) -> bool:
-        """Turn the loop until `what()` holds, or for so many seconds; whether it holds. Raises Gone."""
+        """Turn the loop until `what()` is true, for so many seconds at most. Returns whether it is. Raises Gone."""
         deadline = now() + within
         timer = self._ioloop.call_later(max(0.0, within), _nothing)
         try:
@@ -299,7 +299,7 @@ class Consumer:
             timer.callback = None
 
     def _next_of_the_last(self) -> Delivery | None:
-        """Asked to leave: stop the flow; then run what has come (`finish`) or hand it back."""
+        """Asked to exit: stop the deliveries; then run what has come (`finish`) or return it."""
         self.cancel()
         if self._finish and self._stash:
             return self._stash.popleft()
@@ -313,7 +313,7 @@ class Consumer:
     # ------------------------------------------------------------------------------------------------ the pump
 
     def _pump(self, patience: float = PATIENCE) -> None:
-        """One turn of the loop: wait for something, `patience` seconds at most."""
+        """One turn of the loop, which waits `patience` seconds at most."""
         self._beat()
         try:
             self._ioloop.turn(patience)

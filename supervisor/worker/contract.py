@@ -1,8 +1,8 @@
 """What can be a handler, and which returned values mean that it has not run.
 
-The first is asked at load: by the nursery, by a worker that imports for itself, by `workq check`. The second is asked
-at each task, for a call may return something that the load cannot foresee (a decorator around a generator function, a
-lambda): nothing is acknowledged that has not run. Both look at types, and never run what is not theirs to run.
+The first is checked at load: by the nursery, by a worker that imports for itself, by `workq check`. The second is
+checked for each task, since a call may return what the load cannot foresee (a decorator around a generator function, a
+lambda): a task that has not run is never acknowledged. Both look at types, and run no user code.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _NOT_RUN: Final[tuple[tuple[type | tuple[type, ...], str, str], ...]] = (
     ((map, filter, itertools.starmap), "an iterator that nobody iterates over", ""),
     ((FunctionType, MethodType, functools.partial), "a function", "; does a decorator lack its parentheses?"),
 )
-"""Type, name, and what may be wrong, of values that stand for work still to be done."""
+"""Type, name and likely mistake of values that stand for work still to be done."""
 PLAIN: Final = frozenset({bool, int, float, str, bytes, dict, list, tuple, set})
-"""Types of values that stand for nothing but themselves: to look at any other takes some microseconds."""
+"""Types that need no further check, which takes some microseconds."""
 
 
 # ------------------------------------------------------------------------------------------------------ at load
 
 
 def refusal(name: str, handler: Any) -> str | None:
-    """Why this cannot be a handler; None when it can. `name` is what the settings call it."""
+    """Why this cannot be a handler; None when it can. `name`: as in the settings."""
     if not callable(handler):
         return f"{name} is a {type(handler).__name__}, which cannot be called; name a function of one argument"
     if is_class(handler):
@@ -64,14 +64,14 @@ def _class_refusal(name: str, cls: Any) -> str | None:
 
 
 def _static(cls: Any, name: str) -> Any:
-    """A method of its instances, which need not be a function; None when there is none."""
+    """A method of its instances, not necessarily a function; None when it has none."""
     found = inspect.getattr_static(cls, name, None)
-    # What is a class's own `__call__` is that of its type, where its instances have none.
+    # `getattr` would find the metaclass's `__call__` where the instances have none.
     return found if any(name in vars(each) for each in cls.__mro__) else None
 
 
 def _arguments_refusal(cls: Any) -> str | None:
-    """Why it cannot be made without arguments, as far as its signature tells."""
+    """Why it cannot be instantiated without arguments, as far as its signature shows."""
     try:
         signature = inspect.signature(cls)
     except BaseException:  # noqa: BLE001 - theirs, as below
@@ -96,12 +96,12 @@ _INSTEAD: Final = "name a function that returns when the work is done"
 
 
 def is_async(handler: Any) -> bool:
-    """Whether a call makes a coroutine for sure; when it does not, it may do so all the same."""
+    """Whether a call certainly makes a coroutine; other calls may do so too."""
     return bool(_flags(handler) & (inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE))
 
 
 def _flags(handler: Any) -> int:
-    """The flags of the code that a call enters; 0 where it is not Python's, or cannot be seen."""
+    """The flags of the code that a call enters; 0 if it is not Python code, or not visible."""
     for _ in range(_MOST_WRAPPERS):
         if _is(handler, FunctionType):
             return int(handler.__code__.co_flags)
@@ -117,14 +117,14 @@ def _flags(handler: Any) -> int:
 
 
 def _signature_refusal(name: str, handler: Any) -> str | None:
-    """Why it cannot be called with one argument. A signature that cannot be read refuses nothing: C functions have
-    none, and what an object says of itself when it is asked is its own code."""
+    """Why it cannot be called with one argument. Without a readable signature nothing is refused: C functions have
+    none, and an object's own answer would be user code."""
     try:
         if isinstance(handler, staticmethod):
             handler = handler.__func__
         if getattr(handler, "__signature__", None) is not None:
-            return None  # a decorator's word, which need not be what its wrapper takes
-        # Not `__wrapped__`: what is called is the wrapper, which may well supply what the wrapped function needs.
+            return None  # set by a decorator, and not necessarily what its wrapper accepts
+        # Not `__wrapped__`: the wrapper is called, and may supply what the wrapped function needs.
         signature = inspect.signature(handler, follow_wrapped=False)
     except BaseException:  # noqa: BLE001 - theirs: see above
         return None
@@ -154,7 +154,7 @@ def _takes(parameters: list[inspect.Parameter]) -> str:
 
 
 def _shown(parameters: list[inspect.Parameter]) -> str:
-    """As it is written, without the defaults, which may be secrets."""
+    """As written, without the defaults, which may be secrets."""
     words: list[str] = []
     for each in parameters:
         if each.kind is each.KEYWORD_ONLY and not any(word.startswith("*") for word in words):
@@ -168,7 +168,7 @@ def _shown(parameters: list[inspect.Parameter]) -> str:
 
 
 def is_awaitable(result: Any) -> bool:
-    """Whether it is for an event loop to bring to its end; not a coroutine that has ended already."""
+    """Whether an event loop must finish it; not a coroutine that has ended."""
     if _is(result, CoroutineType):
         return inspect.getcoroutinestate(result) != inspect.CORO_CLOSED
     # By its type, as `await` itself does.
@@ -176,7 +176,7 @@ def is_awaitable(result: Any) -> bool:
 
 
 def not_run(result: Any) -> str | None:
-    """Why the task that returned this is not done, if the value says so."""
+    """Why the task that returned this is not done, if the value shows that."""
     if _is_generator_coroutine(result):
         return None  # awaitable
     for kinds, what, hint in _NOT_RUN:
@@ -204,7 +204,7 @@ def _is(result: Any, kinds: type | tuple[type, ...]) -> bool:
 
 
 def _rest(result: Any) -> str:
-    """How much of it has not run; empty: it has run to its end."""
+    """How much of it has not run; empty: it has finished."""
     if _is(result, GeneratorType):
         match inspect.getgeneratorstate(result):
             case inspect.GEN_CLOSED:
@@ -215,7 +215,7 @@ def _rest(result: Any) -> str:
 
 
 def place(result: Any) -> str:
-    """Where it comes from, as a traceback's line; empty when that cannot be told."""
+    """Where it comes from, as a traceback's line; empty when unknown."""
     for name in ("gi_code", "ag_code", "__code__"):
         code = getattr(result, name, None)
         if code is not None:

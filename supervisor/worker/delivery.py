@@ -1,4 +1,4 @@
-"""A message that a worker was given."""
+"""A message delivered to a worker."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from supervisor import queues
 from supervisor.amqp.properties import Properties
 
 _MOST: Final = 2**31 - 1
-"""Anybody can write our headers. A larger number is somebody's joke, and the scoreboard has 32 bits for it; a bool, or
-a number below zero, is none that the supervisor accepts."""
+"""Anybody can set our headers. The scoreboard has 32 bits for this; a bool or a negative number is not accepted."""
 
 
 @dataclass(slots=True)
 class Delivery:
-    """The message in hand."""
+    """The message in flight."""
 
     tag: int
     routing_key: str
@@ -28,13 +27,13 @@ class Delivery:
     """The message id, else a digest of body and routing key."""
     exchange: str = ""
     trace_id: str = ""
-    """Of the trace that it belongs to, as 32 hexadecimal digits; empty when its sender named none."""
+    """Of its trace, 32 hexadecimal digits; empty if the sender named none."""
 
     _UNTRACED: ClassVar[Mapping[str, str]] = {}
 
     @property
     def trace(self) -> Mapping[str, str]:
-        """`trace_id`, for what is logged about it; nothing when it belongs to no trace."""
+        """`trace_id`, for log lines; empty when it has none."""
         return {"trace_id": self.trace_id} if self.trace_id else self._UNTRACED
 
     @property
@@ -44,7 +43,7 @@ class Delivery:
 
     @property
     def checksum(self) -> int:
-        """Of the body; 0 when the name is a digest of that already."""
+        """Of the body; 0 when the name is a digest of it."""
         return zlib.crc32(self.body) if self.properties.message_id else 0
 
     @property
@@ -53,13 +52,12 @@ class Delivery:
 
     @property
     def step(self) -> int:
-        """Which of the copies it is that retries and deferrals make of a message, one after the other."""
+        """Counts the copies that retries and deferrals make of a message."""
         return self.attempt + self.deferred
 
     @property
     def delivery_count(self) -> int:
-        """How often a quorum queue says it came back (`x-delivery-count`); 0 on a classic queue, which does not
-        count."""
+        """A quorum queue's count of returns (`x-delivery-count`); 0 on a classic queue."""
         return self._counted("x-delivery-count")
 
     @property
@@ -69,10 +67,10 @@ class Delivery:
 
     @property
     def deferred(self) -> int:
-        """How often what its handler needs was away."""
+        """How often its handler raised `Unavailable`."""
         return self._counted(queues.DEFERRED)
 
     def _counted(self, header: str, least: int = 0) -> int:
-        """A number that somebody has written, the sender perhaps."""
+        """A number of unknown origin."""
         count = (self.properties.headers or {}).get(header, least)
         return count if type(count) is int and least <= count <= _MOST else least

@@ -1,8 +1,8 @@
-"""What a handler forks is not a worker: it shares neither the worker's signals nor its story.
+"""A process that a handler forks is not a worker: it gets default signal handlers, and ends where the handler ends.
 
-`os.fork`, and with it multiprocessing's `fork` context, copies the whole worker. Without this, SIGTERM sent to such a
-child (`Pool.terminate`) would do nothing to it and write a byte into the worker's wakeup pipe, which would drain; and
-a child that returns from the handler would go on as a second worker on the same AMQP connection.
+`os.fork`, and so multiprocessing's `fork` context, copies the whole worker. Without this, SIGTERM to such a child
+(`Pool.terminate`) would be ignored and write a byte into the worker's wakeup pipe, which would drain the worker; and a
+child that returns from the handler would continue as a second worker on the same AMQP connection.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from supervisor.worker.task import Task
 
 
 class _Signals:
-    """The worker's own handlers, put back to what they are in a fresh Python in whatever it forks.
+    """Resets the worker's signal handlers to Python's defaults in each process that it forks.
 
-    A signal between the fork and that is held back: its byte would be the worker's.
+    Signals are blocked between the fork and that: their byte would go to the worker.
     """
 
     def __init__(self) -> None:
@@ -38,14 +38,14 @@ class _Signals:
         signal.set_wakeup_fd(-1)
         fresh: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) is handler:  # else the handler's module has its own
+            if signal.getsignal(number) is handler:  # else the handler's module has set its own
                 signal.signal(number, fresh[number])
         self.release()
 
 
 def contain(handler: Callable[[Task], Outcome]) -> Callable[[Task], Outcome]:
-    """The same handler, after which nobody goes on but the process that calls this. Once in a worker, when its signal
-    handlers are installed."""
+    """Wrap the handler so that only the calling process continues after it. Call once, after installing signal
+    handlers."""
     signals = _Signals()
     os.register_at_fork(before=signals.hold, after_in_parent=signals.release, after_in_child=signals.reset)
     worker = os.getpid()
@@ -60,7 +60,7 @@ def contain(handler: Callable[[Task], Outcome]) -> Callable[[Task], Outcome]:
 
 
 def leave(outcome: Outcome) -> NoReturn:
-    """End as Python ends a script, but without atexit: those functions are the worker's."""
+    """Exit as Python does, but without the worker's atexit functions."""
     code = 0 if isinstance(outcome, Returned) else 1
     try:
         if isinstance(outcome, Raised):

@@ -1,4 +1,4 @@
-"""The end of a consumer, and why."""
+"""Why a consumer ended."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from supervisor.vocabulary import Cause, Kind
 _CAUSES: Final = {
     Kind.MISMATCH: Cause.CONFIG, Kind.STREAM: Cause.CONFIG, Kind.SETTINGS: Cause.CONFIG, Kind.LOCAL: Cause.LOCAL,
 }  # fmt: skip
-"""What is not the broker's to mend. `CONFIG` is what only other settings of ours can: a password or a permission is
-mended on the broker's side, so it is worth another try."""
+"""Not to be fixed on the broker's side, as a password or a permission is, which is therefore retried. `CONFIG` needs
+other settings."""
 
 
 class Gone(Exception):
-    """This consumer has come to its end."""
+    """This consumer has ended."""
 
     def __init__(self, cause: Cause, detail: str, kind: Kind | None = None, silence: float = 0.0) -> None:
         super().__init__(detail)
         self.cause = cause
         self.detail = detail
         self.kind = kind
-        """What is wrong with the broker, where that is the cause."""
+        """What is wrong with the broker, if that is the cause."""
         self.silence = silence
         """Seconds without a byte before the connection ended; 0: it had been silent for longer before."""
 
@@ -31,7 +31,7 @@ def cause_of(kind: Kind) -> Cause:
 
 
 def none_of(refusals: list[Gone]) -> Gone:
-    """What several nodes said, as one: each reason once."""
+    """One for several nodes, with each reason once."""
     if len(refusals) == 1:
         return refusals[0]
     reasons = "; ".join(dict.fromkeys(refusal.detail for refusal in refusals))

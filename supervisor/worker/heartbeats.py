@@ -1,8 +1,8 @@
-"""The heartbeat thread: it pumps the consuming connection while a handler keeps the main thread.
+"""The heartbeat thread: it pumps the consuming connection while a handler occupies the main thread.
 
-One thread at a time pumps, the one that has the *baton*: the main thread while it waits for a message; and while a
-handler has kept that for over a second, the heartbeat thread, so that heartbeats go out and the broker is heard for as
-long as a handler runs. (Measured against a thread that owns the connection all the time: docs/decisions/0002.)
+Only the thread that has the *baton* pumps: the main thread while it waits for a message, and the heartbeat thread after
+a handler has run for a second, so that heartbeats are sent and the broker is read however long a handler runs.
+(Compared with a thread that always owns the connection: docs/decisions/0002.)
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from supervisor.clock import now
 from supervisor.vocabulary import EXIT_SOFTWARE
 
 TAKES_OVER_AFTER: Final = 1.0
-"""Seconds a handler runs before the heartbeat thread takes the baton: well below the shortest heartbeat, and never for
-a short task."""
+"""Seconds a handler runs before the heartbeat thread takes the baton: far below any heartbeat, above short tasks."""
 
 
 class Baton:
-    """Who holds it pumps: the main thread, but not while it is `with` this."""
+    """Its holder pumps: the main thread, except while it is `with` this."""
 
     __slots__ = ("_lock", "_since", "_wake", "free_since", "spent")
 
@@ -30,9 +29,9 @@ class Baton:
         self._lock = originals.allocate_lock()
         self._lock.acquire()
         self.free_since: float | None = None
-        """Since when the main thread is busy with something else; None while it has the baton, or wants it back."""
+        """Since when the main thread is busy; None while it has the baton, or wants it back."""
         self.spent = 0.0
-        """Seconds that it was busy with something else, the last time."""
+        """Seconds it was busy the last time."""
         self._since = 0.0
         self._wake = wake
 
@@ -48,12 +47,12 @@ class Baton:
             self._lock.acquire()
 
     def start(self, pump: Callable[[], None], is_over: Callable[[], bool]) -> None:
-        """Start the heartbeat thread, which calls `pump` again and again while it has the baton, and ends when
-        `is_over`. Raises RuntimeError: so does CPython put a pthread_create(3) that fails."""
+        """Start the heartbeat thread, which calls `pump` in a loop while it has the baton, and ends when `is_over`.
+        Raises RuntimeError when pthread_create(3) fails."""
         originals.start_new_thread(self._run, (pump, is_over))
 
     def _run(self, pump: Callable[[], None], is_over: Callable[[], bool]) -> None:
-        """Without this thread a worker would lose its connection in the middle of a task, and nobody would know why."""
+        """Without this thread a worker would lose its connection mid-task, for no visible reason."""
         try:
             self._take_over(pump, is_over)
         except BaseException as error:  # noqa: BLE001 - nothing is swallowed

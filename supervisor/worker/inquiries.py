@@ -1,4 +1,4 @@
-"""What the supervisor asks a worker about queues."""
+"""The supervisor's questions about queues, answered by a worker."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MOST_DIFFERENCES: Final = 40
 
 
 class Inquiries:
-    """Asks the broker, each time on channels of its own: a queue that is missing closes those, not the consuming one.
-    Without a connection nothing is asked, and nothing answered."""
+    """Asks the broker on separate channels: a missing queue closes those, not the consuming one. Without a connection
+    there is no answer."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Inquiries:
         open_channel: Callable[[], Channel | None],
         report: Callable[[Depth | DeadDepth | Nature], object],
     ) -> None:
-        """`report` is given each answer. `open_channel` as `Consumer.open_channel`."""
+        """`report` receives each answer; `open_channel` as `Consumer.open_channel`."""
         self._settings = settings
         self._queue = settings.queue
         self._open_channel = open_channel
@@ -36,9 +36,9 @@ class Inquiries:
         self._dead_channel: Channel | None = None
 
     def make(self, order: Measure) -> None:
-        """Ask, and return before the answers come."""
+        """Ask, without waiting for the answers."""
         if order.delays:
-            # First: a task that comes back meanwhile is seen in one of the queues.
+            # First, so that a task that comes back meanwhile is seen in one of the queues.
             steps = retry.steps(self._settings.retries, self._settings.retry_delay)
             self._count_delays(deque(queues.delay(self._queue, ms) for ms in steps), 0)
         else:
@@ -49,7 +49,7 @@ class Inquiries:
             self._describe({"durable": True, "auto_delete": False}, {}, MOST_DIFFERENCES)
 
     def _count_delays(self, left: deque[str], found: int) -> None:
-        """Add what waits in the delay queues that are left, then measure the main one."""
+        """Count the remaining delay queues, then the main one."""
 
         def ask(channel: Channel) -> None:
             if left:
@@ -85,7 +85,7 @@ class Inquiries:
             channel.queue_declare(**queues.inquiry(self._queue), callback=answered)
 
     def _count_dead(self) -> None:
-        """Mostly there is no such queue, which closes the channel."""
+        """Usually there is no such queue, which closes the channel."""
 
         def answered(frame: Any) -> None:
             self._report(DeadDepth(frame.method.message_count))
@@ -105,8 +105,8 @@ class Inquiries:
     def _describe(self, found: dict[str, Any], arguments: dict[str, Any], left: int) -> None:
         """Ask what kind of queue it is, if our user may know.
 
-        AMQP has no question for it, but a refusal: a declaration with a type that there is not tells one difference,
-        which is adopted, and so on. Each is a line in the broker's log, so this is not for every day.
+        AMQP has no such request, but refusals show it: a declaration with an unknown type is refused with one
+        difference, which the next one adopts, and so on. Each is a line in the broker's log, so do this rarely.
         """
 
         def refused(_: Channel, reason: BaseException) -> None:

@@ -13,30 +13,30 @@ from supervisor.amqp.properties import Encoded, Field, Properties, Remains, enco
 from supervisor.redaction import clip_end, clip_start
 
 _ADDRESSES: Final = ("CC", "BCC")
-"""RabbitMQ sends a message to these queues, too (https://www.rabbitmq.com/docs/sender-selected), and has: parked with
-them, it would get there once more."""
+"""RabbitMQ has sent the message to these queues too (https://www.rabbitmq.com/docs/sender-selected); parked with the
+header, it would get there again."""
 _ESSENTIAL: Final = (
     queues.ATTEMPT, queues.REASON, queues.QUEUE, queues.CAUSE, queues.CRASHES, queues.FIRST_SEEN, queues.HOST,
     queues.EXPIRATION, queues.USER_ID, queues.PART, queues.PARTS, queues.PART_OF, queues.PUT_BACK,
     queues.BURST, queues.DEFERRED,
 )  # fmt: skip
-"""Small, and without some of them a task is tried for ever, or a dead letter does not know where it came from. A few
-hundred bytes, for which there is room beside all other properties in the smallest frame of AMQP (4 KiB)."""
+"""Without these a task might be retried for ever, or a dead letter lack its origin. A few hundred bytes, which fit
+beside all other properties into AMQP's smallest frame (4 KiB)."""
 _ERROR_LEAST: Final = 128
-"""Bytes of the error that count as essential, too."""
+"""Bytes of the error that are essential too."""
 _BY_IMPORTANCE: Final = (queues.ERROR, queues.COPIES, queues.PROPERTIES, queues.TRACEBACK, queues.EVIDENCE)
-"""What is left of ours, the most important first."""
+"""The rest of ours, the most important first."""
 _ENDS: Final = (queues.TRACEBACK, queues.EVIDENCE)
-"""Of these the end tells most; of the others the start."""
+"""Cut at the start; the others at the end."""
 _WORTHWHILE: Final = 64
-"""Bytes: a text cut to fewer is left out."""
+"""Bytes; a text that would be cut to fewer is left out."""
 _DROPPED_MAX: Final = 1024
 _OVERHEAD: Final = 7 + 12 + 4 + 1
-"""Bytes of a content header beside properties and headers: the frame's own head, class, weight and body size, the
-table's size, the frame's end (AMQP 0-9-1, 4.2.3 and 4.2.6.1)."""
+"""Bytes of a content header without properties and headers: frame header, class, weight and body size, table size,
+frame end (AMQP 0-9-1, 4.2.3 and 4.2.6.1)."""
 _OURS_TO_SAY: Final = ("expiration", "user_id")
-"""The sender's become headers: a message that expires while it is parked is evidence, or work, lost; and with a user
-id other than our own it is refused (406, https://www.rabbitmq.com/docs/validated-user-id)."""
+"""The sender's become headers: a parked message must not expire, and a user id other than ours is refused (406,
+https://www.rabbitmq.com/docs/validated-user-id)."""
 
 
 def labelled(
@@ -48,12 +48,12 @@ def labelled(
     is_ours: bool = False,
     **others: str | None,
 ) -> Encoded:
-    """A copy with these headers added, in the place of any with the same names, and all of it in one frame of
-    `frame_max` bytes: properties cannot be split, and the broker closes a connection that sends a larger one (501).
+    """A copy with these headers added, replacing any of the same names, that fits into one frame of `frame_max` bytes:
+    properties cannot be split, and the broker closes a connection that sends a larger frame (501).
 
-    What the broker has recorded, and what has our names although it was not us who published it (`is_ours`), is kept
-    under other names: `queues.WAS`. Delays of `queue` are not worth a record. `others` are other properties to be
-    added; those of `_OURS_TO_SAY` have no other source.
+    The broker's own headers, and headers with our names unless we published the message (`is_ours`), are kept under
+    other names: `queues.WAS`. Delays of `queue` are not recorded. `others`: other properties to add; those of
+    `_OURS_TO_SAY` have no other source.
     """
     parts = {name: part for name, part in split(properties.raw).items() if name not in _OURS_TO_SAY}
     parts |= {name: short(text.encode()) for name, text in others.items() if text}
@@ -63,11 +63,11 @@ def labelled(
 
 
 def fit(ours: Mapping[str, Any], theirs: Sequence[Field], room: int) -> tuple[dict[str, Any], list[Field]]:
-    """What of our headers, and of the sender's, fits into so many bytes.
+    """The headers, ours and the sender's, that fit into so many bytes.
 
-    The sender's are part of the work, so they stay as long as there is room for them beside the few of ours that are
-    essential; then the largest goes first, and is named in `x-workq-dropped`. What is left is ours, by importance; a
-    text that does not fit is cut.
+    The sender's are part of the work, so they take precedence over all but our essential ones; if they do not fit, the
+    largest is dropped first, and named in `x-workq-dropped`. The rest of the room is for ours, by importance; a text
+    that does not fit is cut.
     """
     if _size(ours) + _total(theirs) <= room:
         return dict(ours), list(theirs)
@@ -75,7 +75,7 @@ def fit(ours: Mapping[str, Any], theirs: Sequence[Field], room: int) -> tuple[di
     if queues.ERROR in ours:
         chosen[queues.ERROR] = clip_start(ours[queues.ERROR], _ERROR_LEAST)
     if queues.PROPERTIES in ours:
-        # All that the sender sent is in there; its headers are copies, of those that can be read.
+        # It holds everything the sender sent; its headers are copies of the readable ones.
         chosen[queues.PROPERTIES] = ours[queues.PROPERTIES][: room * 4 // 5 - _size(chosen) - 64]
     kept = list(theirs)
     if (left := room - _size(chosen)) < _total(kept):
@@ -96,7 +96,7 @@ def fit(ours: Mapping[str, Any], theirs: Sequence[Field], room: int) -> tuple[di
 
 
 def _smallest(fields: Sequence[Field], room: int) -> tuple[list[Field], list[Field]]:
-    """Those that fit when the largest go first, as they came; and those that went."""
+    """Those that fit when the largest are dropped first, in order; and the dropped ones."""
     total, gone = _total(fields), list[int]()
     for at in sorted(range(len(fields)), key=lambda at: -fields[at].size):
         if total <= room:
@@ -108,7 +108,7 @@ def _smallest(fields: Sequence[Field], room: int) -> tuple[list[Field], list[Fie
 
 
 def _cut(name: str, value: Any, excess: int) -> str | bytes | None:
-    """The value without so many bytes; None when that leaves nothing worthwhile."""
+    """The value cut by so many bytes; None when too little would remain."""
     if not isinstance(value, str | bytes):
         return None
     size = len(value if isinstance(value, bytes) else value.encode("utf-8", "replace")) - excess
@@ -122,8 +122,8 @@ def _cut(name: str, value: Any, excess: int) -> str | bytes | None:
 def _kept(
     table: bytes, properties: Properties, headers: Mapping[str, Any], queue: str, is_ours: bool
 ) -> Iterator[Field]:
-    """What stays of the headers that it came with, under the name that they have from here. Of undecodable properties
-    only what pika can decode, so that whoever reads the dead letter does not fall over the rest in turn."""
+    """The original headers to keep, under their new names. Of undecodable properties only what pika can decode, so that
+    readers of the dead letter do not fail on it in turn."""
     has_only_waited = queues.waited_only((properties.headers or {}).get("x-death"), queue)
     for field in (field for field, _ in readable(table)) if isinstance(properties, Remains) else fields(table):
         name = field.text

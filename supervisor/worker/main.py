@@ -1,4 +1,4 @@
-"""A worker's story: begin, connect; take, run, settle, note; until told to leave."""
+"""A worker's life: begin, connect; take a message, run, settle; until it must exit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _EXIT_CODES = {Cause.BROKER: EXIT_BROKER, Cause.LOCAL: EXIT_BROKER, Cause.CONFIG
 
 @dataclass(slots=True)
 class Birth:
-    """What a worker is born with."""
+    """What a worker inherits."""
 
     parent: int
     settings: Settings
@@ -63,14 +63,14 @@ class Birth:
 
 def live(birth: Birth) -> NoReturn:
     """A worker's whole life. Ends the process."""
-    # What needs no slot is done before there is one.
+    # Everything that needs no slot comes first.
     proctitle.name("workq-spare")
     aftermath.arm()
     settings = birth.settings
     sink = logs.inherit("worker", lambda line: _record(birth.link, line))
     received = birth.link.receive()
     if received is None or not isinstance(received[0], Begin):
-        os._exit(EXIT_DONE)  # the supervisor is gone, or did not want this worker after all
+        os._exit(EXIT_DONE)  # the supervisor is gone, or does not want this worker
     page = received[0].page
     slot = slot_of(page)
     prctl.follow(birth.parent)
@@ -87,7 +87,7 @@ def live(birth: Birth) -> NoReturn:
             streams.complain(f"{closed}\n")
             os._exit(EXIT_CONFIG)
         aftermath.arm()
-        # What has run may have set up logging in its own way; lines must stay whole.
+        # The handler's code may have configured logging itself; lines must stay whole.
         sink = configure_logs("worker", settings, birth.link, birth.board.fd, birth.log_fd, slot)
     worker = Worker(birth, received[0], pen, sink, handler)
     end = worker.run()
@@ -98,7 +98,7 @@ def live(birth: Birth) -> NoReturn:
 
 
 def _set_up(handler: Handler | None, birth: Birth) -> Handler:
-    """Ready to be run. Ends the process when it cannot be."""
+    """The handler, set up. Ends the process if that fails."""
     is_loaded = handler is not None
     try:
         handler = handler or load(birth.settings.handler, birth.settings.app_dir)
@@ -111,7 +111,7 @@ def _set_up(handler: Handler | None, birth: Birth) -> Handler:
 
 
 def _tear_down(handler: Handler) -> None:
-    """As long as it may take: the supervisor waits for the grace."""
+    """May take any time: the supervisor waits for the grace."""
     if (failed := handler.tear_down()) is not None:
         because = f"the tear-down of the handler raised {failed.error}; the worker exits anyway"
         logs.get_logger().warning("handler.teardown_failed", because=because, exception=failed.traceback)
@@ -133,15 +133,15 @@ def configure_logs(
 
 
 def _record(link: Link, line: bytes) -> None:
-    """Have the parent write a long line. Raises BlockingIOError when it does not take it; the sink counts that."""
+    """Send the parent a long line to write. Raises BlockingIOError if it does not take it; the sink counts that."""
     if not link.send_record(Record(line.decode())):
         raise BlockingIOError("the supervisor takes no log lines")
 
 
 def _exit(code: int) -> NoReturn:
-    """Leave, running what handlers registered with atexit; threads they left behind are not waited for."""
+    """Exit, running atexit functions; threads left behind are not waited for."""
     try:
-        # Executors before all else, as the interpreter itself does it: atexit waits for the processes of theirs.
+        # Executors first, as the interpreter does: atexit waits for their processes.
         for function in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
             function()
         atexit._run_exitfuncs()
@@ -173,7 +173,7 @@ class Worker:
         self._tracing: Tracing | None = None
 
     def run(self) -> Gone:
-        """Consume until there is a reason not to, and return it."""
+        """Consume until there is a reason to stop, and return it."""
         consumer = self._consumer
         consumer.watch(self._link.fileno(), self._hear)
         self._be_a_process()
@@ -200,13 +200,13 @@ class Worker:
     # ------------------------------------------------------------------------------------------------ one task
 
     def _serve(self, delivery: Delivery) -> None:
-        """Note it, run it, settle it, count it."""
+        """Note, run, settle and count it."""
         pen, settling = self._pen, self.settling
-        # The sender can write that header, too, and so give up tries of its own.
+        # A sender can set that header too, which only costs it retries.
         attempt = min(delivery.attempt, self._tries)
         if delivery.redelivered:
             pen.count("redelivered")
-        # A fresh copy is not marked as redelivered, and an earlier holder may still run it.
+        # A fresh copy is not marked redelivered, but an earlier holder may still run it.
         if delivery.redelivered or delivery.put_back:
             verdict = self._ask(delivery)
             if verdict is None:
@@ -253,10 +253,10 @@ class Worker:
         settling.settle(delivery, attempt, outcome, begun)
 
     def _ask(self, delivery: Delivery) -> Verdict | None:
-        """This message was somebody's before: may it run? Only the supervisor knows who died of it. Raises Gone.
+        """Ask whether a redelivered message may run: only the supervisor knows which workers died of it. Raises Gone.
 
-        The answer waits until an earlier run of the message in this supervisor has ended. None when asked to leave
-        meanwhile: the message is handed back.
+        The answer comes when no other worker runs the message any more. None: asked to exit meanwhile, so the message
+        is returned.
         """
         pen, checksum = self._pen, delivery.checksum
         key = queues.key(delivery.name, checksum)
@@ -265,7 +265,7 @@ class Worker:
             delivery.is_named,
             delivery.tag,
             delivery.attempt,
-            True,  # a fresh copy, too: it is not the new message that ends what `policy.parkings` remembers of its key
+            True,  # also a fresh copy, which `policy.parkings` must not take for a new message
             delivery.trace_id,
             checksum,
             Phase.ASKING,
@@ -279,7 +279,7 @@ class Worker:
         return verdict
 
     def _open_tracing(self) -> Tracing | None:
-        """Spans, when they are wanted. Whatever is wrong with them, the work goes on."""
+        """Spans, if wanted. Errors in them must not stop the work."""
         if not trace.is_wanted(os.environ):
             return None
         try:
@@ -287,7 +287,7 @@ class Worker:
 
             return tracing.Tracing(self._settings.queue, self._name, self._consumer.endpoint)
         except ImportError:
-            return None  # the nursery has said so, once
+            return None  # the nursery has logged it, once
         except Exception as error:  # noqa: BLE001 - OpenTelemetry's, or an exporter's: nobody knows what they raise
             self._log.warning("tracing.off", because=f"no spans are sent: {error}")
             return None
@@ -295,12 +295,12 @@ class Worker:
     # ------------------------------------------------------------------------------------------------- the link
 
     def _be_a_process(self) -> None:
-        """Hear SIGTERM as a request to leave, and go on in no process that a handler forks."""
+        """Treat SIGTERM as a request to exit, and do not continue in processes that a handler forks."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # The loop resumes its poll after a signal (PEP 475); a byte in a pipe is noticed.
+        # A poll resumes after a signal (PEP 475), but a byte in a pipe ends it.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: what a handler executes would inherit that
+        signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: programs exec'd by a handler would inherit that
         _refuse_breakpoints()
         self._run = forked.contain(self._run)
         self._consumer.watch(reader, lambda: self._signalled(os.read(reader, 64)))
@@ -313,7 +313,6 @@ class Worker:
             self._consumer.leave(Cause.DRAINED, "SIGTERM was sent to the worker itself")
 
     def _hear(self) -> None:
-        """Read what orders there are."""
         while True:
             try:
                 received = self._link.receive(wait=False)
@@ -343,8 +342,7 @@ class Worker:
 
 
 def _refuse_breakpoints() -> None:
-    """`breakpoint()` would read from /dev/null, and the task would fail with a BdbQuit. $PYTHONBREAKPOINT may name
-    another debugger, or none (0), as it does everywhere."""
+    """`breakpoint()` would read from /dev/null, and the task fail with BdbQuit. $PYTHONBREAKPOINT still works."""
     if sys.breakpointhook is not sys.__breakpointhook__ or os.environ.get("PYTHONBREAKPOINT"):
         return
 
@@ -355,7 +353,7 @@ def _refuse_breakpoints() -> None:
 
 
 def _resident() -> int:
-    """Bytes, as the supervisor sees them; 0 when the kernel does not tell. See proc_pid_statm(5)."""
+    """Resident bytes, as the supervisor measures them (proc_pid_statm(5)); 0 when not available."""
     try:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * mmap.PAGESIZE
     except (OSError, ValueError, IndexError):

@@ -1,12 +1,12 @@
 """The nursery: import the handler, fork workers, nothing else.
 
-A process of its own, single-threaded, so that forking is safe and the handler is imported once however many workers
-come and go. It forks twice: the one in the middle leaves at once, and its child, the worker, falls to the nearest
-subreaper (PR_SET_CHILD_SUBREAPER, prctl(2)), which is the supervisor. So workers are the supervisor's own children, and
-the nursery's death is nobody's.
+A separate, single-threaded process, so that forking is safe and the handler is imported once for all workers. It forks
+twice: the intermediate process exits immediately, and its child, the worker, is reparented to the nearest subreaper
+(PR_SET_CHILD_SUBREAPER, prctl(2)), which is the supervisor. So workers are the supervisor's own children, and do not
+depend on the nursery.
 
-    python -P -m supervisor.worker.nursery LINK SCOREBOARD LOG     three inherited descriptors; everything else comes
-    by the link. Or a fork of the supervisor that calls `main` (supervisor.parent.nursery)
+    python -P -m supervisor.worker.nursery LINK SCOREBOARD LOG     three inherited descriptors; the rest comes by the
+    link. Or a fork of the supervisor that calls `main` (supervisor.parent.nursery)
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     aftermath.arm()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # and not what a sitecustomize has put there
+        if isinstance(stream, io.TextIOWrapper):  # not one that a sitecustomize has installed
             stream.reconfigure(line_buffering=True)
     settings = Settings.from_wire(order.settings)
     configure_logs("nursery", settings, link, board_fd, log_fd)
-    rehearse()  # before there is anything of the handler's: it may change what it finds
+    rehearse()  # before the handler, which may change it
     if trace.is_wanted(os.environ):
         _prepare_tracing()
     begun = now()
@@ -88,13 +88,13 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
         if len(threads) > 1:
             link.send(Threaded(threads[1:]))
             return EXIT_DONE
-        # The import may have set up logging in its own way; workers' lines must stay whole.
+        # The import may have configured logging itself; workers' lines must stay whole.
         configure_logs("nursery", settings, link, board_fd, log_fd)
         inherited = shared.found(before)
         if said := "; ".join(filter(None, (undone.said, shared.sentence(inherited) if inherited else ""))):
             because = f"the import of {settings.handler} has changed its process: {said}"
             logs.get_logger().warning("handler.side_effects", because=because)
-    # What is alive now is alive for good: workers share its pages as long as the collector does not write to them.
+    # These objects stay alive: workers share their pages as long as the collector does not write to them.
     gc.collect()
     gc.freeze()
     link.send(Loaded(now() - begun, order.preload))
@@ -112,7 +112,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
 
 @functools.cache
 def rehearse() -> None:
-    """Once for all workers, and before this process is forked, if it is."""
+    """Once for all workers, before any fork."""
     try:
         rehearsal.perform()
     except OSError:
@@ -120,7 +120,7 @@ def rehearse() -> None:
 
 
 def _prepare_tracing() -> None:
-    """Import for all workers what spans need."""
+    """Import what spans need, for all workers."""
     try:
         from supervisor.worker import tracing
 
@@ -129,7 +129,7 @@ def _prepare_tracing() -> None:
         because = f"OpenTelemetry's variables ask for spans: pip install 'workq-supervise[otel]' ({error})"
         logs.get_logger().warning("tracing.off", because=because)
     except tracing.CannotExport:
-        pass  # each worker says so
+        pass  # each worker logs it
 
 
 def _serve(link: Link, birth: Callable[[Link], Birth]) -> None:
@@ -138,7 +138,7 @@ def _serve(link: Link, birth: Callable[[Link], Birth]) -> None:
         order, fds = received
         assert isinstance(order, Fork)
         if len(fds) != 2:
-            # The kernel drops those that this process has no room for (unix(7), MSG_CTRUNC).
+            # The kernel drops descriptors beyond this process's limit (unix(7), MSG_CTRUNC).
             for fd in fds:
                 os.close(fd)
             link.send(ForkFailed(order.ticket, "the nursery has no descriptor left for it", errno.EMFILE))
@@ -156,10 +156,7 @@ def _serve(link: Link, birth: Callable[[Link], Birth]) -> None:
 
 
 def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
-    """Fork a grandchild that runs `child`, and is an orphan, so the subreaper's, when this returns its pid.
-
-    Raises OSError when there can be no further process.
-    """
+    """Fork a grandchild that runs `child`; it is a child of the subreaper when this returns its pid. Raises OSError."""
     note[:_PID_BYTES] = bytes(_PID_BYTES)
     middle = originals.fork()
     if middle == 0:
@@ -180,7 +177,7 @@ def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
 
 
 def _become(link: Link, birth: Callable[[Link], Birth], worker_fd: int, output_fd: int) -> NoReturn:
-    """The new process: let go of what is the nursery's, take what is the worker's, and live."""
+    """The new process: close the nursery's descriptors, set up the worker's, and run it."""
     try:
         link.close()
         os.setsid()

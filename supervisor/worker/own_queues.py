@@ -12,24 +12,23 @@ from supervisor.settings import Settings
 
 
 class OwnQueues:
-    """By the consuming connection, since it is there: the one that publishes is opened when something has failed, and
-    by then a new queue would be too young (`queues.SETTLES_IN`). What cannot be declared is `refused`, and tried again
-    when it is needed."""
+    """Uses the consuming connection: the publishing one is opened only after a failure, when a new queue would be too
+    young (`queues.SETTLES_IN`). A queue that cannot be declared is `refused`, and retried when needed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._undeclared: set[str] = set()
         self.declared: set[str] = set()
-        """Those that are there."""
+        """Those that exist."""
         self.refused = ""
-        """Why another is not."""
+        """Why another cannot be declared."""
 
     @property
     def is_answered(self) -> bool:
         return not self._undeclared
 
     def declare(self, connection: Connection, endpoint: Endpoint | None) -> None:
-        """Begin to; another node may have been asked before."""
+        """Start; another node may have been asked before."""
         steps = retry.steps(self._settings.retries, self._settings.retry_delay)
         wanted = queues.ours(self._settings.queue, steps)
         self._undeclared = {declaration["queue"] for declaration in wanted}
@@ -43,8 +42,8 @@ class OwnQueues:
                 failed(error)
 
     def give_up(self, patience: float) -> None:
-        """The broker has not answered within so many seconds: a queue whose node is away keeps it from answering for
-        longer, and whoever consumes does not need it yet."""
+        """The broker has not answered within so many seconds, perhaps because a queue's node is down. To consume, these
+        queues are not needed yet."""
         if self._undeclared:
             names = ", ".join(sorted(self._undeclared))
             self.refused = f"the broker has not answered within {patience:.0f} s whether it has {names}"

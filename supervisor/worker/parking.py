@@ -1,9 +1,9 @@
-"""Parking: put a message into another queue, have that confirmed; only then may the original be acknowledged.
+"""Parking: publish a message to another queue, confirmed; only then may the original be acknowledged.
 
-A dead letter stays where it is put; a failed task comes back from its delay queue by itself.
+A dead letter stays in its queue; a failed task comes back from its delay queue by itself.
 
-On a second connection, opened when first needed: a broker under a memory or disk alarm stops reading from a connection
-that publishes, and with it that connection's acknowledgements (https://www.rabbitmq.com/docs/alarms).
+Uses a second connection, opened when first needed: a broker under a memory or disk alarm stops reading from connections
+that publish, and so their acknowledgements (https://www.rabbitmq.com/docs/alarms).
 """
 
 from __future__ import annotations
@@ -25,41 +25,39 @@ if TYPE_CHECKING:
     from supervisor.worker.delivery import Delivery
 
 CONFIRM_TIMEOUT = 60.0
-"""Seconds to wait for the confirm. A broker under an alarm may need them; the message stays unacknowledged
-meanwhile."""
+"""Seconds to wait for the confirm, as for a broker under an alarm; meanwhile the message stays unacked."""
 
 
 class Parking:
-    """Where messages go that shall not run now. Closed with the process; reconnects by itself."""
+    """Publishes messages that must not run now. Reconnects by itself; closed with the process."""
 
     def __init__(
         self, settings: Settings, name: str, blocked: Callable[[], None], *, has_queues: bool, burst: str
     ) -> None:
-        """`blocked` is called when the broker takes no messages for now (an alarm). `has_queues` as in `Begin`. `burst`
-        names the supervisor that waits for what is delayed; empty: none does."""
+        """`blocked` is called when the broker blocks publishing (an alarm). `has_queues` as in `Begin`. `burst`: the
+        supervisor that waits for delayed messages; empty: none does."""
         self._burst = burst
         self._settings = settings
         self._name = name
         self._dead: Publisher | None = None
         self._safe_at: dict[str, float] = {}
-        """By queue, of those that are known to be there: when it may be published to, monotonic seconds."""
+        """By queue known to exist: when it may be published to, monotonic seconds."""
         self._refusing: set[str] = set()
-        """Queues that have refused a message since they last took one."""
+        """Queues that have refused a message since they last accepted one."""
         self._has_queues = has_queues
         self._blocked = blocked
         self._signs = True
 
     def learn(self, declared: Iterable[str]) -> None:
-        """These queues are there, and nobody knows for how long."""
+        """These queues exist, for an unknown time."""
         self._safe_at.update(dict.fromkeys(declared, now() + queues.SETTLES_IN))
 
     def park(self, delivery: Delivery, settlement: DeadLetter) -> None:
         """Publish the message as it came, with our headers added, to the dead-letter queue, and wait for the confirm.
 
-        A message may be larger than the broker takes by now: 16 MiB from 4.0 on, and it was published before. Then it
-        is put there in parts, each with all the headers: `workq dead show --body` puts them together. (Left in its
-        queue and passed over it would be held by a worker, unacknowledged, until the broker loses patience with that;
-        and each such return brings a quorum queue nearer to dropping it.)
+        A message from before an upgrade may be larger than the broker now accepts (16 MiB from 4.0 on). It is then
+        published in parts, each with all headers, which `workq dead show --body` joins. (Skipped, it would stay unacked
+        until the acknowledgement timeout; and each such return brings a quorum queue nearer to dropping it.)
 
         Raises PublishError: it is not known to be there, so the original must not be acknowledged.
         """
@@ -97,16 +95,15 @@ class Parking:
             part = copy.copy(delivery)
             part.body = body[number * limit : (number + 1) * limit]
             about = {queues.PART: number + 1, queues.PARTS: count, queues.PART_OF: delivery.name}
-            # One name for all of them: a digest would be another for each.
+            # One name for all parts: digests would differ.
             name = None if delivery.properties.message_id else delivery.name
             self._publish(part, headers | about, declaration, message_id=name)
 
     def have_return(self, delivery: Delivery, settlement: Later | Afresh) -> None:
-        """Publish the message as it came where it comes back from, and wait for the confirm: to a delay queue, with the
-        number of its next try; or to the end of its own queue, where the broker counts its returns from the start (and
-        one that expires begins its time anew).
+        """Publish the message as it came, and wait for the confirm: to a delay queue, with the number of its next try;
+        or to the end of its own queue, where the broker counts its returns from 0 (and a TTL starts again).
 
-        Raises PublishError, as `park` does; Refused for one that is larger than the broker takes by now.
+        Raises PublishError, as `park` does; Refused if it is larger than the broker now accepts.
         """
         queue, expiration = self._settings.queue, delivery.properties.expiration
         if isinstance(settlement, Later):
@@ -115,9 +112,9 @@ class Parking:
                 headers[queues.DEFERRED] = delivery.deferred + settlement.is_deferred
             if self._burst:
                 headers[queues.BURST] = self._burst
-            # The queue's own time to live is not enough. A quorum queue can be published to some milliseconds before it
-            # has its arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): what another worker puts
-            # there meanwhile would never expire, and at the head it would hold back all behind it, for ever.
+            # The queue's own TTL is not enough. A quorum queue accepts messages some milliseconds before it has its
+            # arguments (rabbit_quorum_queue:start_cluster/1 of 3.10 sets them last): such a message would never expire,
+            # and would block all messages behind it.
             declaration, expiration = queues.delayed(queue, settlement.ms), str(settlement.ms)
         else:
             headers = {queues.PUT_BACK: delivery.put_back + 1, queues.ATTEMPT: delivery.attempt}
@@ -128,7 +125,7 @@ class Parking:
         except Refused as error:
             if not self._signs or "user_id" not in error.reason:
                 raise
-            # The broker knows us by another name than the URL's (OAuth 2).
+            # The broker's name for us differs from the URL's (OAuth 2).
             self._signs = False
             self._publish(delivery, headers, declaration, expiration=expiration)
 
@@ -148,8 +145,8 @@ class Parking:
         if (copies := (delivery.properties.headers or {}).get("CC")) is not None:
             headers[queues.COPIES] = copies
         publisher, queue = self._open(), declaration["queue"]
-        publisher.connect()  # what fits into a frame is agreed upon then
-        # Our signature, while a message waits to come back: the broker refuses it from whoever has another login.
+        publisher.connect()  # which negotiates the frame size
+        # Our signature on delayed messages: the broker refuses a user id other than the publisher's login.
         properties = labelled(
             delivery.properties,
             headers,
@@ -165,11 +162,11 @@ class Parking:
             publisher.publish(delivery.body, properties=properties, routing_key=queue, timeout=CONFIRM_TIMEOUT)
         except (Unroutable, Refused) as error:
             if isinstance(error, Unroutable):
-                # Somebody has deleted it since it was declared.
+                # It was deleted after it was declared.
                 del self._safe_at[queue]
             elif error.trouble is None and queue not in self._refusing:
-                # Perhaps another worker has just declared it again: without a leader yet, a queue refuses. Once, so
-                # that one that is full is not waited for each time.
+                # Perhaps another worker has just declared it again: a queue without a leader refuses. Retried once, so
+                # as not to wait each time for a full one.
                 self._refusing.add(queue)
                 self.learn([queue])
             else:
@@ -179,15 +176,15 @@ class Parking:
         self._refusing.discard(queue)
 
     def _is_ours(self, delivery: Delivery) -> bool:
-        """Whether it has come back from a delay queue into which one of us put it, so that its `x-workq-*` headers are
-        ours. Anybody can write such headers, into a delay queue, too; but nobody our user id, unless he has our
-        login (https://www.rabbitmq.com/docs/validated-user-id)."""
+        """Whether it came back from a delay queue in which a worker of ours had put it, so that its `x-workq-*` headers
+        are ours. Anybody can set such headers; our user id needs our login
+        (https://www.rabbitmq.com/docs/validated-user-id)."""
         properties = delivery.properties
         has_tried = queues.ATTEMPT in (properties.headers or {})
         return has_tried and properties.user_id in {endpoint.user for endpoint in self._settings.url}
 
     def _first_seen(self, delivery: Delivery, ours: Mapping[str, object]) -> str:
-        """When this message first went wrong: as it says itself, else as the supervisor says, else now."""
+        """When this message first failed: from its header, else from the supervisor, else now."""
         own = delivery.properties.headers if self._is_ours(delivery) else None
         for headers in (own or {}, ours):
             if isinstance(seen := headers.get(queues.FIRST_SEEN), str):
@@ -195,13 +192,13 @@ class Parking:
         return logs.utc()
 
     def _await_safe(self, publisher: Publisher, declaration: queues.Declaration) -> None:
-        """Have the queue there, and old enough that what it confirms survives the broker's end."""
+        """Make sure that the queue exists, and is old enough for its confirmed messages to survive a broker crash."""
         queue = declaration["queue"]
         if queue not in self._safe_at:
             is_new = publisher.declare(declaration, timeout=CONFIRM_TIMEOUT)
             is_safe = not self._settings.declare or (self._has_queues and not is_new)
             self._safe_at[queue] = now() + (0.0 if is_safe else queues.SETTLES_IN)
-        # The heartbeat thread serves the consuming connection meanwhile, as during a long confirm.
+        # Meanwhile the heartbeat thread serves the consuming connection.
         time.sleep(max(0.0, self._safe_at[queue] - now()))
 
     def _open(self) -> Publisher:

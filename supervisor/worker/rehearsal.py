@@ -1,8 +1,8 @@
-"""A worker's life, lived before there is a worker: it connects, does a task, is asked to leave and leaves. Supervisor
-and broker are played here, the latter on the worker's own loop.
+"""A rehearsal of a worker's life before the fork: it connects, runs a task, drains and exits. Supervisor and broker are
+simulated, the latter on the worker's own loop.
 
-What Python and pika learn from that is learned once, before the fork: caches are full, and code has adapted to what it
-works on (PEP 659). Otherwise each worker learns it anew, in pages of its own: docs/decisions/0022.
+So caches are filled and code is specialised (PEP 659) once, before the fork; else each worker does it, in private
+memory: docs/decisions/0022.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from supervisor.worker.main import Birth, Worker
 from supervisor.worker.task import Task
 
 TIMES: Final = 10
-"""Python adapts what has run eight times."""
+"""Python specialises code after eight runs."""
 PATIENCE: Final = 0.5
-"""Seconds for what takes two milliseconds."""
+"""Seconds; it takes two milliseconds."""
 
 _QUEUE: Final = "rehearsal"
 
 
 def perform() -> None:
-    """Live that life some times. Raises OSError where there is no loopback to live it by."""
-    codecs.lookup("idna")  # getaddrinfo() encodes with it what is no address
+    """Raises OSError where there is no loopback."""
+    codecs.lookup("idna")  # getaddrinfo() encodes host names with it
     with ExitStack() as undo:
         board = Scoreboard.create()
         undo.callback(os.close, board.fd)
@@ -66,13 +66,13 @@ def _play(door: socket.socket, here: Endpoint, supervisor: Link, link: Link, boa
 
 
 class _Understudy(Worker):
-    """A worker without a process of its own."""
+    """A worker without its own process."""
 
     def play(self, door: socket.socket) -> None:
         self._tells_starts = self.settling.tells_tasks = False
         host = _Host(self._consumer, door)
         self._consumer.watch(door.fileno(), host.accept)
-        # A loopback that drops packets is no reason to start late.
+        # Do not start late because of a loopback that drops packets.
         self._consumer.after(PATIENCE, lambda: self._consumer.leave(Cause.BROKER, "the loopback is silent"))
         with closing(host):
             end = self.run()
@@ -90,7 +90,7 @@ class _Understudy(Worker):
 
 
 class _Host:
-    """Where the broker's part is played: at the end of a real socket."""
+    """The simulated broker, at the end of a real socket."""
 
     def __init__(self, consumer: Consumer, door: socket.socket) -> None:
         self._consumer = consumer
@@ -103,7 +103,7 @@ class _Host:
         self._consumer.watch(self._line.fileno(), self._hear)
 
     def close(self) -> None:
-        """Of a worker that has left, nothing more is heard: not even that it has hung up."""
+        """Ignores a worker that has exited, its hang-up included."""
         self._line.close()
 
     def _hear(self) -> None:

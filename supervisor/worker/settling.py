@@ -1,5 +1,4 @@
-"""What became of a task, settled with the broker: acknowledged, or parked elsewhere and then acknowledged; counted,
-logged."""
+"""Settles a task's outcome with the broker: acknowledge, or park elsewhere and then acknowledge; count and log it."""
 
 from __future__ import annotations
 
@@ -45,17 +44,17 @@ PARK_AGAIN_AT_MOST: Final = 30.0
 """Seconds between two tries to park a message."""
 
 HELD_UP_AFTER: Final = 5.0
-"""Seconds after which a message that is being parked is said to be held up, whether or not anything has failed."""
+"""Seconds after which a message that is being parked is reported as held up, even without an error."""
 
 BECAUSE_MAX: Final = 1024
 EVIDENCE_MAX: Final = 4 * 1024
-"""Bytes of a dead letter's story that the supervisor is told; all of it is in the dead letter's headers."""
+"""Bytes of a dead letter's reason sent to the supervisor; its headers have all of it."""
 
 _UNFORESEEN: Final = "parking failed unexpectedly: the worker exits, and another one gets the message"
 
 
 class Settling:
-    """Settles one task after the other. After the last that `--max-tasks` allows it has the consumer leave."""
+    """Settles one task after the other. After the last one of `--max-tasks` it makes the consumer exit."""
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class Settling:
         consumer: Consumer,
         hear: Callable[[], None],
     ) -> None:
-        """`name` is the connection's; `hear` reads the orders that wait on the link."""
+        """`name`: the connection's; `hear` reads the orders on the link."""
         self._settings = settings
         self._link = link
         self._pen = pen
@@ -80,23 +79,23 @@ class Settling:
         self.parking = Parking(settings, name, lambda: self._hold_up(""), has_queues=begin.has_queues, burst=burst)
         self._patience = Patience(settings.retries, settings.retry_delay)
         self._held_up: str | None = None
-        """Why the message in hand cannot be parked, as the supervisor was told; empty: an alarm."""
+        """Why the message in flight cannot be parked, as reported to the supervisor; empty: an alarm."""
         self._moved: tuple[int, DeadLetter | Later] | None = None
-        """The delivery tag of the message that was parked last, and where it is."""
+        """The delivery tag and settlement of the message parked last."""
         self._remaining = _tasks_to_run(settings.max_tasks, slot_of(begin.page))
         self.is_unsettled = False
-        """A task came to its end, and the broker cannot be told."""
+        """A task finished, but could not be settled."""
         self._log: Any = logs.get_logger()
-        # Asked once: to put together what nobody wants to read costs more than anything else between two tasks.
+        # Asked once: building a line that is not logged costs more than anything else between two tasks.
         self.tells_tasks = logs.tells("info")
 
     def put_away(self, delivery: Delivery, attempt: int, outcome: Outcome) -> None:
-        """Settle what is not run. Raises Gone."""
+        """Settle a message that is not run. Raises Gone."""
         self._pen.phase(Phase.PARKING)
         self.settle(delivery, attempt, outcome, now())
 
     def acknowledge_parked(self, delivery: Delivery) -> None:
-        """It lies in another queue already, and only its acknowledgement was lost. Raises Gone."""
+        """It is parked already, and only its acknowledgement was lost. Raises Gone."""
         self._note_moved(delivery)
         self._acknowledge(delivery)
         self._count_returned(delivery)
@@ -107,7 +106,7 @@ class Settling:
         )
 
     def settle(self, delivery: Delivery, attempt: int, outcome: Outcome, begun: float) -> None:
-        """Tell the broker; log and count what it was told. `begun` in monotonic seconds. Raises Gone."""
+        """Settle with the broker; log and count it. `begun` in monotonic seconds. Raises Gone."""
         seconds = now() - begun
         settlement = settle(outcome, attempt, self._patience)
         if self._remaining is not None:
@@ -115,7 +114,7 @@ class Settling:
             if self._remaining == 0:
                 self._consumer.leave(Cause.MAX_TASKS, f"--max-tasks {self._settings.max_tasks} reached")
         if isinstance(outcome, _FAILED):
-            # Now, and not with the settlement, for which it may wait as long as the broker takes nothing.
+            # Now, not with the settlement, which may wait as long as the broker blocks publishing.
             self._pen.count("failed")
             error = outcome.error if isinstance(outcome, Raised) else outcome.why
             said = {"exception": outcome.traceback} if outcome.traceback else {}
@@ -142,7 +141,7 @@ class Settling:
             if self.tells_tasks:
                 logs.tell("info", "task.succeeded", _about(delivery, attempt, seconds))
         elif isinstance(settlement, Afresh):
-            self._pen.phase(Phase.IDLE)  # it will be counted when it has come to an end
+            self._pen.phase(Phase.IDLE)  # its copy will be counted
             self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because)
         else:
             self._count_parked(delivery, attempt, settlement, seconds)
@@ -153,12 +152,12 @@ class Settling:
     def _count_parked(
         self, delivery: Delivery, attempt: int, settlement: DeadLetter | Later, seconds: float, but: str = ""
     ) -> None:
-        """A message that lies in another queue now."""
+        """Count and log a message that is parked."""
         self._pen.settled(settlement.counter, seconds)
         self._log.warning(settlement.event, **_about(delivery, attempt, seconds), because=settlement.because + but)
 
     def _tell_broker(self, delivery: Delivery, attempt: int, settlement: Settlement, outcome: Outcome) -> Settlement:
-        """Returns what was possible. Raises Gone, and PublishError."""
+        """Returns the settlement that was possible. Raises Gone, and PublishError."""
         self._consumer.catch_up()
         if not isinstance(settlement, Acknowledge):
             settlement = self._put_elsewhere(delivery, attempt, settlement, outcome)
@@ -171,13 +170,13 @@ class Settling:
         return settlement
 
     def _note_moved(self, delivery: Delivery) -> None:
-        """Before the acknowledgement, which may be lost. Messages without an id may be alike and many: see
-        `policy.parkings`."""
+        """Called before the acknowledgement, which may be lost. Not for messages without an id, which may be identical:
+        see `policy.parkings`."""
         if delivery.properties.message_id:
             self._pen.move(delivery.name.encode(), delivery.tag, delivery.step, delivery.checksum)
 
     def _count_returned(self, delivery: Delivery) -> None:
-        """A task that this supervisor had put into a delay queue is settled: it is not out any more."""
+        """A task that this supervisor had delayed is settled."""
         if self._burst and (delivery.properties.headers or {}).get(queues.BURST) == self._burst:
             self._pen.count("returned")
 
@@ -195,7 +194,7 @@ class Settling:
     def _put_elsewhere(
         self, delivery: Delivery, attempt: int, settlement: DeadLetter | Later | Afresh, outcome: Outcome
     ) -> DeadLetter | Later | Afresh:
-        """Among the dead letters, in a delay queue, or at the end of its own. Returns which. Raises Gone, and
+        """Park it in the dead-letter queue, a delay queue, or its own. Returns the settlement used. Raises Gone, and
         PublishError."""
         if self._consumer.gone is not None:
             raise self._consumer.gone
@@ -216,24 +215,22 @@ class Settling:
                 return returning
         letter = settlement
         self._park(delivery, attempt, lambda: self.parking.park(delivery, letter))
-        # For the live page alone, so not worth a wait. Before the ack: should that get lost, there it lies all the
-        # same.
+        # Only for the live page, so do not wait. Before the ack: if that is lost, the letter is parked all the same.
         self._link.send(_parked(delivery, attempt, letter), wait=False)
         return letter
 
     def _park(self, delivery: Delivery, attempt: int, park: Callable[[], None]) -> None:
-        """Park until it is confirmed. Raises PublishError only when there is no time to try again, or no sense: what
-        this process has not got, another may have.
+        """Park until it is confirmed. Raises PublishError only when there is no time for a retry, or no use: another
+        process may have the resource that this one lacks.
 
-        The message stays in hand, unacknowledged, meanwhile: giving it back would run its handler again at once, and
-        again.
+        Meanwhile the message stays unacked: requeued, its handler would run again immediately, and again.
         """
         about = {"message_id": delivery.name, "attempt": attempt, **delivery.trace}
         delay = PARK_AGAIN_AFTER
         timer = self._consumer.after(HELD_UP_AFTER, self._take_long)
         while True:
             try:
-                # It may take as long as the broker's alarms last: the consuming connection is looked after meanwhile.
+                # It may take as long as the broker's alarm: the heartbeat thread serves the consuming connection.
                 with self._consumer.unattended:
                     park()
                 timer.callback = None
@@ -247,7 +244,7 @@ class Settling:
                 because = f"{error}; the message stays in flight, retried in {delay:g} s"
                 self._log.error("task.parking_failed", **about, because=because)
             except Exception as error:
-                # Neither the broker's nor the message's: died of it, the message would be blamed.
+                # Not the message's fault, which would be blamed if the worker died of this.
                 trace = "".join(traceback.format_exception(error))
                 self._log.error("task.parking_failed", **about, because=_UNFORESEEN, exception=trace)
                 raise Gone(Cause.LOCAL, f"parking failed: {type(error).__name__}: {error}", Kind.LOCAL) from error
@@ -255,12 +252,12 @@ class Settling:
             delay = min(2 * delay, PARK_AGAIN_AT_MOST)
 
     def _take_long(self) -> None:
-        """Called from the heartbeat thread, mostly."""
+        """Usually called from the heartbeat thread."""
         if self._held_up is None:
             self._hold_up(f"the broker has confirmed nothing for {HELD_UP_AFTER:g} s")
 
     def _hold_up(self, because: str | None) -> None:
-        """The message in hand cannot be parked, and why; or (None) is parked. For /readyz and metrics."""
+        """For /readyz and metrics: why the message in flight cannot be parked; None: it is."""
         if because != self._held_up:
             self._held_up = because
             self._link.send(ParkingBlocked(because is not None, because or ""))
@@ -271,8 +268,8 @@ def _kind(error: PublishError) -> Kind:
 
 
 def _supervisor() -> str:
-    """A name that no two supervisors share, and none with one that ran before it: host, pid, and when it began (ticks
-    since boot, proc_pid_stat(5)). Empty when the kernel does not tell."""
+    """A unique name of this supervisor: host, pid, and start time (ticks since boot, proc_pid_stat(5)). Empty when that
+    is not available."""
     pid = os.getppid()
     try:
         began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -306,8 +303,7 @@ def _parked(delivery: Delivery, attempt: int, settlement: DeadLetter) -> Parked:
 
 
 def _tasks_to_run(limit: int | None, slot: int) -> int | None:
-    """`--max-tasks` less up to a tenth, different from slot to slot: workers that began together do not leave
-    together."""
+    """`--max-tasks` less up to a tenth, by slot: workers that began together do not exit together."""
     if limit is None:
         return None
     return max(1, limit - limit * (slot % 8) // 80)

@@ -1,16 +1,15 @@
-"""What the import of a handler has opened that its forks would share, and must not.
+"""What a handler's import has opened that forks would share, and must not.
 
-A fork copies descriptors, not what is behind them. A connection is one stream of bytes: two workers that use it read
-each other's answers. Shared likewise, and a finding:
+A fork copies descriptors, not what they refer to. A connection is one stream of bytes: two workers that use it read
+each other's answers. Findings:
 
-    connected stream sockets    TCP with or without TLS, a unix socket's client: databases, caches, HTTP sessions, AMQP
+    connected stream sockets    TCP, TLS or unix: databases, caches, HTTP sessions, AMQP
     SQLite databases            "Do not open an SQLite database connection, then fork" (sqlite.org/howtocorrupt.html)
-    epoll sets                  an event loop: each worker is woken by what happens to the sockets of the others
+    epoll sets                  an event loop: each worker is woken by events on the others' sockets
 
-No finding, since nothing of one worker ends up with another: sockets that listen, or have no peer yet; datagrams, each
-of them whole (syslog, statsd); both ends of a pair in this process (an event loop's own wakeup); files, which a log
-appends to, and whose offset is shared as it is in any shell; pipes, whose other ends are here too, or belong to a child
-that is reported on its own.
+Harmless, so no finding: sockets that listen, or have no peer yet; datagrams (syslog, statsd); both ends of a pair in
+this process (an event loop's own wakeup); files, appended to by logs; pipes, whose other ends are here too, or belong
+to a child that is reported separately.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _SOCKET: Final = "socket:["
 _EPOLL: Final = "anon_inode:[eventpoll]"
 _SQLITE: Final = b"SQLite format 3\0"
 _MOST: Final = 8
-"""That are named."""
+"""Named in the message."""
 
 
 def opened() -> Descriptors:
-    """What this process has open."""
+    """The open descriptors."""
     found = {}
     try:
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
@@ -42,14 +41,14 @@ def opened() -> Descriptors:
             except OSError:
                 pass  # the listing's own
     except OSError:
-        pass  # no /proc: nothing can be told
+        pass  # no /proc
     return found
 
 
 def found(before: Descriptors) -> list[str]:
-    """In words, what forks would share of all that has been opened since `before`. Asks the kernel only, and neither
-    opens nor closes a file: to close one gives up the locks that this process has on it (fcntl_locking(2))."""
-    # By both: a number may be another descriptor's by now.
+    """In words, what forks would share of everything opened since `before`. Neither opens nor closes a file: closing
+    one drops this process's locks on it (fcntl_locking(2))."""
+    # By both: the number may have been reused.
     new = {fd: what for fd, what in sorted(opened().items()) if before.get(fd) != what}
     peers = {fd: ends for fd, what in new.items() if what.startswith(_SOCKET) and (ends := _ends(fd)) is not None}
     pairs = set(peers.values())
@@ -69,7 +68,7 @@ def found(before: Descriptors) -> list[str]:
 
 
 def sentence(words: list[str]) -> str:
-    """What is wrong with it, and the way out."""
+    """The problem, and the way out."""
     more = f" and {len(words) - _MOST} more" if len(words) > _MOST else ""
     return (
         f"it opened {', '.join(words[:_MOST])}{more}, which all workers would share: one reads the answers meant "
@@ -78,9 +77,9 @@ def sentence(words: list[str]) -> str:
 
 
 def _ends(fd: int) -> tuple[Any, Any] | None:
-    """The addresses of a connected stream, its own first."""
+    """The addresses of a connected stream, the local one first."""
     try:
-        # The C type: a module may have put a proxy's client, or a green one, in the place of the class.
+        # The C type: a module may have replaced the class, by a proxy's client or a green one.
         end = originals.socket_type(fileno=fd)
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""A consumer's subscription: it takes the queue as it is, or declares it, and consumes."""
+"""A consumer's subscription: take the queue as it is, or declare it, and consume."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from supervisor.vocabulary import Cause, Kind
 from supervisor.worker.gone import Gone
 
 _EVERYBODY: Final = {"x-priority": 0}
-"""What basic.consume is sent in any case. It is every consumer's priority (https://www.rabbitmq.com/docs/consumer-priority)
-and changes nothing; but a stream refuses it (406), and would otherwise let us consume what comes from now on, and
-acknowledge it without end. AMQP 0-9-1 has no way to ask for a queue's type."""
+"""Always sent with basic.consume. The default priority (https://www.rabbitmq.com/docs/consumer-priority) changes
+nothing, but a stream refuses it (406); without it a stream would let us consume new messages, and never remove them.
+AMQP 0-9-1 has no way to ask for a queue's type."""
 _OF_TYPE: Final = re.compile(r"of queue type rabbit_(\w+)_queue")
 
 
 class Subscription:
-    """Begun on each connection that is tried; `channel` is the one that consumes."""
+    """Started on each connection that is tried; `channel` is the consuming one."""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class Subscription:
         cancelled: Callable[[Gone], None],
         lost: Callable[[BaseException], None],
     ) -> None:
-        """`name` is the consumer tag. `cancelled` is called when the broker ends it, `lost` when it refuses it or the
-        connection is gone."""
+        """`name`: the consumer tag. `cancelled` is called when the broker cancels it, `lost` when the broker refuses it
+        or the connection is lost."""
         self._settings = settings
         self._name = name
         self._delivered = delivered
@@ -46,19 +46,19 @@ class Subscription:
         self.channel: Channel | None = None
         self.is_active = False
         self.has_declared: bool | None = None
-        """Whether the queue was declared because there was none; None when it was declared as a comparison."""
+        """Whether the queue was missing and declared; None when it was declared for comparison."""
         self.prefetch = settings.prefetch
-        """Messages that the broker gives it at once."""
+        """The prefetch count."""
 
     def begin(self, connection: Connection, channel: Channel, version: str) -> None:
-        """Ask for all that it takes, by this new channel. `version` is the broker's, as `Consumer.version`."""
+        """Send all requests, on this new channel. `version` as `Consumer.version`."""
         self._version = version
         self._arguments = advice.consumer_arguments(version, self._settings)
         self._has_begun = self.is_active = False
         self._take(connection, channel, self._attempts())
 
     def end(self, answered: Callable[[Any], None]) -> None:
-        """Cancel it. To be called while it is active."""
+        """Call only while it is active."""
         assert self.channel is not None
         self.is_active = False
         self.channel.basic_cancel(self._name, callback=answered)
@@ -68,8 +68,8 @@ class Subscription:
         return queues.attempts(queues.declaration(settings.queue, settings.queue_type), settings.declare)
 
     def _take(self, connection: Connection, channel: Channel, attempts: Sequence[queues.Declaration]) -> None:
-        """Take the queue, or declare it, and consume. If the broker refuses, it closes the channel and ignores the
-        requests behind; then the next attempt is made on another channel."""
+        """Take the queue, or declare it, and consume. On refusal the broker closes the channel and ignores the requests
+        behind; the next attempt uses another channel."""
         wanted = attempts[0]
         self.channel = channel
         channel.add_on_cancel_callback(self._broker_cancelled)
@@ -87,20 +87,20 @@ class Subscription:
             self._consume(channel)
 
     def _closed(self, connection: Connection, reason: BaseException, others: Sequence[queues.Declaration]) -> None:
-        """The broker has refused a request, or the connection is gone."""
+        """The broker has refused a request, or the connection is lost."""
         if connection.is_closed or self._has_begun:
             self._lost(reason)
         elif others and amqp.is_missing(reason):
             self._take(connection, connection.channel(), others)
         elif self._arguments and advice.ARGUMENT in str(reason):
-            # Only a quorum queue takes the argument.
+            # Only a quorum queue accepts the argument.
             self._arguments = {}
             self._take(connection, connection.channel(), self._attempts())
         else:
             self._lost(reason)
 
     def _consume(self, channel: Channel) -> None:
-        # What is prefetched and not run before `--max-tasks` is reached goes back, for nothing.
+        # Do not prefetch messages that `--max-tasks` would return unrun.
         channel.basic_qos(min(self.prefetch, self._settings.max_tasks or self.prefetch))
         channel.basic_consume(
             self._settings.queue, self._delivered, self._name, self._arguments | _EVERYBODY, self._consuming
@@ -110,10 +110,10 @@ class Subscription:
         self._has_begun = self.is_active = True
 
     def _ask_type(self, connection: Connection, consuming: Channel) -> None:
-        """Consume when it is known which type the queue is of, which decides how many messages a worker has at once.
+        """Consume once the queue's type is known, on which the prefetch count depends.
 
-        There is no question for it that needs no permission beyond ours, but a refusal that says it: only streams are
-        consumed from an offset, and they refuse `_EVERYBODY`.
+        A refusal shows it, without further permissions: only streams are consumed from an offset, and they refuse
+        `_EVERYBODY`.
         """
 
         def told(_: Channel, reason: BaseException) -> None:
@@ -126,8 +126,8 @@ class Subscription:
         channel.basic_consume(self._settings.queue, lambda *_: None, "", _EVERYBODY | {"x-stream-offset": "next"})
 
     def _broker_cancelled(self, _: Any) -> None:
-        # The queue was deleted, its node went away, or (4.3) an acknowledgement came too late. There is no way back on
-        # this channel: leave.
+        # The queue was deleted, its node went down, or (4.3) an acknowledgement came too late. The channel cannot
+        # recover.
         self.is_active = False
         question = f"was queue {self._settings.queue!r} deleted or moved"
         for name, ms in self._arguments.items():

@@ -1,10 +1,10 @@
 """A span for each task, by OpenTelemetry: the extra `otel`.
 
-The only file that knows OpenTelemetry, and imported only when `trace.is_wanted`. Everything about exporting is set by
-OpenTelemetry's own variables; docs/decisions/0018-logs-and-traces.md tells which count, and what the spans say.
+The only file that imports OpenTelemetry, itself imported only when `trace.is_wanted`. Exporting is configured by
+OpenTelemetry's own variables: docs/decisions/0018-logs-and-traces.md has the supported ones, and the spans' content.
 
-Made anew in each worker, after the fork: an exporter's thread does not survive it. What takes time is the import
-(about a second), so the nursery does that once, for all workers (`prepare`).
+Set up in each worker, after the fork, which an exporter's thread does not survive. The import takes about a second, so
+the nursery does it once for all workers (`prepare`).
 """
 
 from __future__ import annotations
@@ -30,34 +30,33 @@ if TYPE_CHECKING:
     from supervisor.worker.delivery import Delivery
 
 FLUSH_TIMEOUT: Final = 2.0
-"""Seconds that a worker which leaves waits for the collector to take its last spans. OpenTelemetry's own patience is
-30 s."""
+"""Seconds that a worker waits at exit for the collector to take its last spans; OpenTelemetry's default is 30."""
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
-"""The version of the semantic conventions that the attributes below are from."""
+"""The version of the semantic conventions of the attributes below."""
 
 _EXPORTERS: Final = "opentelemetry_traces_exporter"
-"""The entry point group in which packages register their exporters."""
+"""The entry point group of exporters."""
 _PROTOCOLS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
 class CannotExport(Exception):
-    """No spans can be sent. Its text says why, and what to do."""
+    """No spans can be sent. Its text has the reason and the remedy."""
 
 
 def prepare() -> None:
-    """Import, before the fork, whatever the workers will need. Raises CannotExport."""
+    """Import, before the fork, what workers will need. Raises CannotExport."""
     for exporter in _wanted(os.environ):
         _load(exporter)
     try:
-        # The OTLP/HTTP exporter imports this only when one is made: 0.3 s that each worker would need.
+        # The OTLP/HTTP exporter imports this only in its constructor: 0.3 s in each worker.
         importlib.import_module("requests")
     except ImportError:
-        pass  # then the exporter is another one, and does without
+        pass  # another exporter, which does not need it
 
 
 class Tracing:
-    """What a worker tells OpenTelemetry: `begin` before the handler, `end` after it. Neither raises."""
+    """Call `begin` before the handler, `end` after it. Neither raises."""
 
     def __init__(self, queue: str, client: str, broker: Endpoint) -> None:
         """`client` is the connection's name. Raises CannotExport."""
@@ -99,7 +98,7 @@ class Tracing:
             pass
 
     def end(self, outcome: Outcome) -> None:
-        """The handler has come to its end."""
+        """The handler has finished."""
         span, self._span = self._span, None
         token, self._token = self._token, None
         try:
@@ -134,7 +133,7 @@ def _destination(exchange: str, routing_key: str, queue: str) -> str:
 
 
 def _carrier(headers: Mapping[Any, Any] | None) -> dict[str, str]:
-    """The headers that the propagators (OTEL_PROPAGATORS) will ask for, as text."""
+    """The headers that the propagators (OTEL_PROPAGATORS) read, as text."""
     carrier = {}
     for name in propagate.get_global_textmap().fields if headers else ():
         value = (headers or {}).get(name)
@@ -171,10 +170,10 @@ def _fail(span: trace.Span, kind: str, why: str) -> None:
 
 
 def _open_provider() -> None:
-    """Set up exporting in this process, unless the handler's module has. Raises CannotExport."""
+    """Set up exporting, unless the handler's module has. Raises CannotExport."""
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return
-    # By ourselves at exit: the provider's own way waits for a dead collector for half a minute.
+    # Not the provider's own atexit function, which waits half a minute for a dead collector.
     provider = TracerProvider(shutdown_on_exit=False)
     for exporter in _wanted(os.environ):
         kind = _load(exporter)
@@ -193,11 +192,11 @@ def _flush(provider: TracerProvider) -> None:
 
 
 def _wanted(environ: Mapping[str, str]) -> Iterator[EntryPoint]:
-    """The exporters that the variables ask for. Raises CannotExport."""
+    """The exporters named by the variables. Raises CannotExport."""
     for wish in (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(","):
         name = wish.strip()
         if name == "otlp":
-            # The specification's default; the SDK for Python would take gRPC, with its threads and its 10 MB.
+            # The specification's default; the Python SDK would use gRPC, with its threads and its 10 MB.
             asked = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
             name = _PROTOCOLS.get((asked or "http/protobuf").strip(), "")
             if not name:
