@@ -1,6 +1,6 @@
-"""What goes over a link: a *report* goes up, from worker or nursery to parent; an *order* goes down.
+"""Messages on a link: *reports* from worker or nursery to parent, *orders* from parent to them.
 
-A report's annotations are what the parent lets through (see `frames`), so whatever it keeps is bounded here.
+The parent checks reports by these annotations (see `frames`), so they bound whatever it keeps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from supervisor.vocabulary import Cause, Kind
 # ------------------------------------------------------------------------------------------------ reports: up a link
 
 Text = Annotated[str, 255]
-"""A short one: 255 characters at most, and so for the others."""
+"""255 characters at most; likewise the others."""
 Line = Annotated[str, 1024]
 Page = Annotated[str, 32 * 1024]
 Pid = Annotated[int, 2**31 - 1]
@@ -21,7 +21,7 @@ Pid = Annotated[int, 2**31 - 1]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The nursery: the handler is imported (or, without preload, will be by each worker). Fork away."""
+    """The nursery: the handler is imported (or, without preload, each worker will import it). Ready to fork."""
 
     seconds: float
     preloaded: bool
@@ -29,8 +29,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Threaded:
-    """The nursery: the import left threads behind, or replaced what forks and waits (gevent does), and forking after it
-    would be unsafe. Start me again without preload."""
+    """The nursery: the import left threads running, or replaced functions that fork or wait (as gevent does), so
+    forking would be unsafe. Start it again without preload."""
 
     threads: list[Text]
     replaced: list[Text] = field(default_factory=list)
@@ -44,14 +44,14 @@ class LoadFailed:
     error: Page
     traceback: Page
     is_passing: bool = False
-    """The reason may be gone by itself: a database that refuses, a file that is not there yet (`policy.passing`)."""
+    """Transient: a database that refuses, a file that does not exist yet (`policy.passing`)."""
     is_set_up: bool = False
-    """It was loaded, and could not be set up."""
+    """It was loaded, but could not be set up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """The nursery: a worker exists, and is the supervisor's own child by now."""
+    """The nursery: a worker exists, and is now the supervisor's own child."""
 
     ticket: int
     pid: Pid
@@ -59,17 +59,17 @@ class Forked:
 
 @dataclass(frozen=True, slots=True)
 class ForkFailed:
-    """The nursery: fork(2) said no."""
+    """The nursery: fork(2) failed."""
 
     ticket: int
     error: Line
     errno: int = 0
-    """What the kernel said; 0 when something else is wrong."""
+    """The kernel's; 0 for another error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connecting:
-    """A worker: booted, the handler is at hand; now it is the broker's turn."""
+    """A worker: the handler is ready; connecting to the broker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,13 @@ class Ready:
     version: Text = ""
     """RabbitMQ's: `3.10.8`; empty when it does not say."""
     has_declared: bool | None = None
-    """Whether there was no queue before; None when the broker compared it with what was asked for, and does not
-    tell."""
+    """Whether the queue was missing; None when the broker only compared the declaration."""
     refused: str = ""
-    """Why a queue for retries or dead letters cannot be declared, if so."""
+    """Why a queue for retries or dead letters cannot be declared."""
     prefetch: int = 0
-    """Messages that it takes at once; 0: not known."""
+    """The prefetch count; 0: not known."""
     resident: int = 0
-    """Bytes that it takes before its first task; 0: not known."""
+    """Resident bytes before the first task; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,35 +95,34 @@ class Suspect:
 
     key: Line
     delivery_count: int = 0
-    """`x-delivery-count`: how often a quorum queue has had it back."""
+    """`x-delivery-count`: a quorum queue's count of returns."""
     put_back: int = 0
-    """How often it was put back fresh: the count began again each time."""
+    """How often it was put back fresh, which resets the count."""
     name: Line = ""
     step: int = 1
-    """Which copy of the message it is: see `Delivery.step`."""
+    """As `Delivery.step`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """A worker, asked: what a passive declare said about the queue."""
+    """A worker's answer: the result of a passive declare."""
 
     ready: int
     consumers: int
     delayed: int | None = None
-    """What waits in our delay queues; None: that was not asked."""
+    """Messages in our delay queues; None: not asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadDepth:
-    """A worker, asked: how many messages lie in the dead-letter queue. One that does not exist has none."""
+    """A worker's answer: the length of the dead-letter queue, 0 if it does not exist."""
 
     ready: int
 
 
 @dataclass(frozen=True, slots=True)
 class Nature:
-    """A worker, asked: what the broker's refusal of a declaration that nobody means says about the queue. Users that
-    may not declare it are told nothing."""
+    """A worker's answer: what kind of queue it is. None is sent if our user may not declare it."""
 
     is_single: bool
     """It has a single active consumer."""
@@ -132,7 +130,7 @@ class Nature:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A worker: the broker has confirmed that this message lies in the dead-letter queue."""
+    """A worker: the broker has confirmed that this message is in the dead-letter queue."""
 
     message_id: Line
     """As `workq dead` names it: the message id, else the digest."""
@@ -143,43 +141,43 @@ class Parked:
     at: Text
     """When, for people: UTC, ISO 8601."""
     cause: Text = ""
-    """What the last of its victims died of."""
+    """The cause of the last worker's death."""
     crashes: int = 0
     evidence: Annotated[str, 4 * 1024] = ""
-    """What the victims left behind, or the traceback; the end of it."""
+    """The end of the dead workers' output, or of the traceback."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParkingBlocked:
-    """A worker: the message in hand cannot be parked yet, so it takes no other; or, it is parked now."""
+    """A worker: the message in flight cannot be parked yet, so it takes no other; or it is parked now."""
 
     is_blocked: bool
     because: str = ""
-    """Empty: the broker has a memory or disk alarm, and takes no messages."""
+    """Empty: the broker has a memory or disk alarm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker: the broker has gone, or sent it away, while a handler runs. It leaves when that has come to its end."""
+    """A worker: the connection or consumer is lost while a handler runs. It exits when the handler has finished."""
 
     detail: Page
     kind: Kind | Literal[""]
     finished: int = 0
-    """Filled in by the parent: tasks that this worker has brought to an end so far."""
+    """Set by the parent: tasks finished by this worker so far."""
     silence: float = 0.0
     """As in `Leaving`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """A worker's last words: it leaves of its own will, and why."""
+    """A worker's last words: why it exits."""
 
     cause: Cause
     detail: Page = ""
     kind: Kind | Literal[""] = ""
-    """Where the broker is the cause."""
+    """If the broker is the cause."""
     is_unsettled: bool = False
-    """A task came to its end, and the broker could not be told."""
+    """A task finished, but could not be settled."""
     silence: float = 0.0
     """Seconds without a byte before the connection ended by itself; 0: it had been silent for longer before."""
 
@@ -194,7 +192,7 @@ class Record:
 PoolReport = (
     Connecting | Ready | Suspect | Depth | DeadDepth | Nature | Parked | ParkingBlocked | Lost | Leaving | LoadFailed
 )
-"""Of a worker's, what the pool is told."""
+"""A worker's reports that go to the pool."""
 WorkerReport = PoolReport | Record
 NurseryReport = Loaded | Threaded | LoadFailed | Forked | ForkFailed | Record
 
@@ -204,7 +202,7 @@ NurseryReport = Loaded | Threaded | LoadFailed | Forked | ForkFailed | Record
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """To the nursery: the settings, by the socket so that no secret is in argv or environ."""
+    """To the nursery: the settings. Not by argv or environ, which show secrets."""
 
     settings: dict[str, Any]
     preload: bool
@@ -217,39 +215,38 @@ class Fork:
     """To the nursery, with two descriptors: the worker's end of its link, and the pipe for its stdout and stderr."""
 
     ticket: int
-    """A number that no two births share."""
+    """A unique number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """To a worker: you are my child, and known, and this is your page. Until then it waits."""
+    """To a worker, which waits for it: it is watched, and this is its page."""
 
     page: int
     has_queues: bool = False
-    """Another worker has declared the queues for retries and dead letters, long enough ago that they are safe to
-    use."""
+    """Another worker declared the queues for retries and dead letters long enough ago for them to be safe to use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """To a worker: take nothing more, finish what is in hand, leave."""
+    """To a worker: take nothing more, finish the task in flight, exit."""
 
     finish: bool = False
-    """Also run what was already delivered but not begun (`--burst`); else it is handed back."""
+    """Also run what was delivered but not begun (`--burst`); else it is requeued."""
     cause: str = Cause.DRAINED
-    """What the worker shall give as the cause of its leaving."""
+    """The cause for the worker to report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """To a worker: tell me the queue's Depth."""
+    """To a worker: report the queue's Depth."""
 
     dead: bool = False
-    """And that of the dead-letter queue: DeadDepth."""
+    """And the dead-letter queue's: DeadDepth."""
     nature: bool = False
     """And what kind of queue it is: Nature."""
     delays: bool = False
-    """And, before, how many tasks wait in our delay queues."""
+    """And, first, the number of tasks in our delay queues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +261,9 @@ class Verdict:
     first_seen: str = ""
     name: str = ""
     fresh: bool = False
-    """Not run, and not quarantined: the message is replaced by a copy that the broker has not counted yet."""
+    """Neither run nor quarantined: replace the message by a copy with count 0."""
     is_parked: bool = False
-    """It lies in another queue already: acknowledge it, and nothing else."""
+    """It is parked already: only acknowledge it."""
 
 
 Order = Load | Fork | Begin | Drain | Measure | Verdict

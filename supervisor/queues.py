@@ -18,51 +18,51 @@ EVIDENCE: Final = "x-workq-evidence"
 HOST: Final = "x-workq-host"
 FIRST_SEEN: Final = "x-workq-first-seen"
 QUEUE: Final = "x-workq-queue"
-"""The queue that a dead letter came from."""
+"""A dead letter's original queue."""
 EXPIRATION: Final = "x-workq-expiration"
 USER_ID: Final = "x-workq-user-id"
-"""Properties of the original that a parked message cannot keep as properties."""
+"""The original's properties, which a parked message cannot keep as properties."""
 PROPERTIES: Final = "x-workq-properties"
 """The raw bytes of properties that could not be decoded: flags and values, as in AMQP's content header."""
 COPIES: Final = "x-workq-cc"
-"""The original's `CC`, which is an order to the broker and has been carried out."""
+"""The original's `CC`, which the broker has already obeyed."""
 DROPPED: Final = "x-workq-dropped"
-"""Headers of the sender's for which there was no room beside ours, by name and size."""
+"""The sender's headers that had to be dropped for room, by name and size."""
 OURS: Final = "x-workq-"
-"""How the names of our headers begin."""
+"""The prefix of our headers."""
 WAS: Final = "x-workq-was-"
-"""Put before the name of a header that must not be obeyed where the message goes next; evidence, read by nobody. The
-broker's record of what it did with the message, and headers that have our names and are not known to be ours."""
+"""Prefix for headers kept as evidence only, so that they are not obeyed in the next queue: the broker's record of what
+it did with the message, and headers with our names that are not known to be ours."""
 RECORDS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
-"""How the names of the broker's record begin (https://www.rabbitmq.com/docs/dlx#effects). RabbitMQ before 4.0 believes
-it of any sender, and drops a message that a delay would bring back to a queue named there, as a cycle."""
+"""Prefixes of the broker's record (https://www.rabbitmq.com/docs/dlx#effects). RabbitMQ before 4.0 believes it from any
+sender, and drops, as a cycle, a message that would come back from a delay to a queue named in it."""
 PART: Final = "x-workq-part"
-"""Of a dead letter whose body is larger than the broker takes by now: which part of it this is, from 1 ..."""
+"""Of a dead letter whose body is larger than the broker now accepts: the number of this part, from 1 ..."""
 PARTS: Final = "x-workq-parts"
 """... of how many ..."""
 PART_OF: Final = "x-workq-part-of"
 """... and of which message: its id or digest."""
 BURST: Final = "x-workq-burst"
-"""Which supervisor, of those that run with `--burst`, has put the message into a delay queue and waits for it."""
+"""The supervisor with `--burst` that has delayed the message and waits for it."""
 DEFERRED: Final = "x-workq-deferred"
-"""How often its handler has raised `Unavailable`: no try is counted for that."""
+"""How often its handler has raised `Unavailable`, which is not counted as a try."""
 PUT_BACK: Final = "x-workq-put-back"
-"""How often the message was put back fresh, because the broker had nearly counted it out."""
+"""How often the message was put back fresh, near the broker's delivery limit."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
     PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF, PUT_BACK, BURST, DEFERRED,
 )  # fmt: skip
 """Every header of ours."""
 SETTLES_IN: Final = 1.5
-"""Seconds after which a queue that was just declared is safe to use. A quorum queue is there before its Raft cluster
-has a leader (what is published meanwhile is refused), and before the node has written down that it exists: a broker
-that is killed in its first second has forgotten the queue, and every confirmed message in it (docs/decisions/0019)."""
+"""Seconds after which a newly declared queue is safe to use. A quorum queue exists before its Raft cluster has a leader
+(until then it refuses messages), and before the node has recorded it on disk: a broker that is killed within the first
+second loses the queue, with every confirmed message (docs/decisions/0019)."""
 
 SHORT_MOST: Final = 255
 """Bytes of a short string: a name, an id, a routing key (AMQP 0-9-1, 4.2.5.3)."""
 
 NO_TYPE: Final = "workq-check"
-"""A queue type that no broker has: to declare a queue with it never succeeds, and the refusal tells what it is."""
+"""A queue type that no broker has: declaring it never succeeds, and the refusal shows the actual type."""
 SINGLE: Final = "x-single-active-consumer"
 
 QueueType = Literal["default", "quorum", "classic"]
@@ -79,12 +79,13 @@ class Declaration(TypedDict):
 
 
 def dead(queue: str) -> str:
-    """Where a queue's dead letters and quarantined messages lie."""
+    """The queue for dead letters and quarantined messages."""
     return f"{queue}.dead"
 
 
 def delay(queue: str, ms: int) -> str:
-    """Where messages wait `ms` milliseconds. It never expires (https://www.rabbitmq.com/docs/ttl#queue-ttl)."""
+    """The queue where messages wait `ms` milliseconds. It never expires
+    (https://www.rabbitmq.com/docs/ttl#queue-ttl)."""
     return f"{queue}.delay.{ms}"
 
 
@@ -94,20 +95,20 @@ LADDER: Final = (
     60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000,
     3_600_000, 7_200_000, 21_600_000, 43_200_000, 86_400_000,
 )  # fmt: skip
-"""Milliseconds, from 100 ms to a day: there is a delay queue for each, and every delay is rounded up to one. RabbitMQ
-expires messages at a queue's head only, so mixed delays in one queue would block each other
+"""Milliseconds: each has its delay queue, and every delay is rounded up to one. RabbitMQ expires messages only at the
+head of a queue, so different delays in one queue would block each other
 (https://www.rabbitmq.com/docs/ttl#per-message-ttl-caveats)."""
 
 
 def step(seconds: float) -> int:
-    """The ladder's step for this delay, milliseconds: the next one up; a day at most."""
+    """This delay rounded up to a step of the ladder, milliseconds; a day at most."""
     at = bisect.bisect_left(LADDER, seconds * 1000.0)
     return LADDER[min(at, len(LADDER) - 1)]
 
 
 def arguments(queue_type: str) -> dict[str, str] | None:
-    """What a declaration says beyond `durable`: the type, or with `default` nothing, so that a producer that declares a
-    plain durable queue agrees with us in either order of start; else it would fail with 406
+    """A declaration's arguments: the type, or nothing for `default`. So a producer that declares a plain durable queue
+    agrees with us, whoever starts first; else it would fail with 406
     (https://www.rabbitmq.com/docs/queues#property-equivalence). Raises ValueError for another type."""
     if queue_type not in TYPES:
         raise ValueError(f"queue type {queue_type!r} is none of {', '.join(TYPES)}")
@@ -121,14 +122,14 @@ def digest(identity: bytes, routing_key: str) -> str:
 
 
 def key(name: str, checksum: int) -> str:
-    """A task across its deliveries, for the ledger alone: its name and the CRC-32 of its body, since senders give one
-    id to different bodies; 0 adds nothing. CRC-32 reads 1 MB in 0.3 ms where BLAKE2b takes 1.5; Adler-32 is weak for
-    short texts, and hash() is another one in each nursery."""
+    """Identifies a task across deliveries, for the ledger: its name and the CRC-32 of its body, since senders reuse
+    ids; 0 adds nothing. CRC-32 takes 0.3 ms for 1 MB, BLAKE2b 1.5; Adler-32 is weak for short texts, and hash() differs
+    in each nursery."""
     return f"{name} {checksum:08x}" if checksum else name
 
 
 def check_short(what: str, text: str | bytes) -> None:
-    """Raises ValueError for what is no short string (AMQP 0-9-1, 4.2.5.3): more than 255 bytes, or no UTF-8."""
+    """Raises ValueError unless it is a short string (AMQP 0-9-1, 4.2.5.3): UTF-8, at most 255 bytes."""
     try:
         size = len(text.encode() if isinstance(text, str) else text)
     except UnicodeEncodeError:
@@ -147,10 +148,10 @@ def declaration(queue: str, queue_type: str = "default") -> Declaration:
 
 
 def delayed(queue: str, ms: int) -> Declaration:
-    """The delay queue of so many milliseconds: what expires in it goes back to `queue` by the default exchange.
+    """The delay queue of `ms` milliseconds: expired messages go back to `queue` by the default exchange.
 
-    Without `x-expires`, by which it would go with what is in it (seen on 3.10.8 and 4.3.6). Always a quorum queue,
-    because that alone dead-letters at least once: when a broker starts, messages expire before `queue` has a leader
+    Without `x-expires`, which would delete it with its messages (seen on 3.10.8 and 4.3.6). Always a quorum queue, the
+    only type that dead-letters at least once: when a broker starts, messages expire before `queue` has a leader
     (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering).
     """
     arguments = {
@@ -165,7 +166,7 @@ def delayed(queue: str, ms: int) -> Declaration:
 
 
 def waited_only(deaths: object, queue: str) -> bool:
-    """Whether this value of `x-death` records nothing but our own delays between tries of `queue`: no news."""
+    """Whether this value of `x-death` records only our own delays between tries of `queue`."""
     prefix = delay(queue, 0)[:-1]
     return isinstance(deaths, list) and all(
         isinstance(death, dict) and str(death.get("queue", "")).startswith(prefix) for death in deaths
@@ -173,12 +174,12 @@ def waited_only(deaths: object, queue: str) -> bool:
 
 
 def demoted(name: bytes) -> bytes:
-    """The name under which a header is kept as evidence: as much of it as fits."""
+    """The name under which a header is kept as evidence, cut to fit."""
     return name if name.startswith(WAS.encode()) else (WAS.encode() + name)[:255]
 
 
 def ours(queue: str, steps: Iterable[int]) -> list[Declaration]:
-    """What we declare beside `queue`: for its dead letters, and for each step of the delays between tries."""
+    """Our other queues for `queue`: for dead letters, and for each delay between tries."""
     return [declaration(dead(queue)), *(delayed(queue, ms) for ms in steps)]
 
 
@@ -188,8 +189,8 @@ def inquiry(queue: str) -> Declaration:
 
 
 def attempts(wanted: Declaration, declare: bool = True) -> tuple[Declaration, ...]:
-    """What to send, in order; each but the first only after the one before it met 404. Without arguments a queue that
-    exists is taken as it is; with arguments the broker compares, and a mismatch (406) is an error of settings."""
+    """The declarations to try, each after a 404 for the one before. Without arguments an existing queue is used as it
+    is; with arguments the broker compares, and a mismatch (406) is a configuration error."""
     if not declare:
         return (inquiry(wanted["queue"]),)
     if wanted["arguments"]:
@@ -203,8 +204,8 @@ _DIFFERENCE: Final = re.compile(
 
 
 def difference(text: str) -> tuple[str, Any] | None:
-    """What a queue has where a declaration has something else, from the text of a 406 (the same on 3.10, 4.0 and 4.3):
-    name and value, None where it has nothing, of the first difference in the broker's order. None for another text."""
+    """The first difference between a queue and a declaration, from the text of a 406 (the same on 3.10, 4.0 and 4.3):
+    the queue's name and value (None: it has none) of an argument. None for another text."""
     found = _DIFFERENCE.search(text)
     if found is None:
         return None

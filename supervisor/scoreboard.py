@@ -1,14 +1,14 @@
-"""The scoreboard: shared memory in which each worker writes what it does, before it does it. (Apache httpd's word.)
+"""The scoreboard: shared memory in which each worker writes what it does, before it does it. (Apache httpd's term.)
 
-Two pages of 4 KiB for each slot, of which a worker has one (see `vocabulary.SLOTS`). A worker's *pen* writes with plain
-stores, about a microsecond a task. No lock: each page has one writer, and a reader that catches it in the middle of a
-note sees the phase change last. The memory outlives its writer.
+Each slot has two pages of 4 KiB, a worker one of them (see `vocabulary.SLOTS`). A worker's *pen* writes with plain
+stores, about a microsecond a task. No lock: each page has one writer, which writes the phase last. The memory outlives
+its writer.
 
-A worker maps its own page alone; by the descriptor, which it keeps for the lock below, a handler can write anywhere. So
-the file's size is sealed, and what is read is bounded: an instant is one of this supervisor's life, a total never goes
-backwards.
+A worker maps only its own page, but a handler can write anywhere through the descriptor, which is kept for the lock
+below. So the file's size is sealed, and values are checked when read: times lie within this supervisor's life, totals
+never go backwards.
 
-The beginning of the file is the log's: its lock, and the rest of a line that is only begun (`logs.Sink`).
+The beginning of the file belongs to the log: its lock, and the rest of an unfinished line (`logs.Sink`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BOUNDS: Final = (
 _PAGE: Final = 4096
 _HEADER: Final = LOG_SPACE
 
-# What is in hand: phase last in time, though first in place.
+# The message in flight. The phase is written last.
 _PHASE: Final = struct.Struct("<B")
 _PHASE_AT: Final = 0
 _CALL_AT: Final = 1
@@ -69,7 +69,7 @@ _COUNTERS_AT: Final = 512
 _BUCKETS_AT: Final = 1024
 _BUCKETS: Final = struct.Struct(f"={len(BOUNDS) + 1}Q")
 
-# What was put into another queue, confirmed, and then acknowledged perhaps: the latest few.
+# The latest messages that were parked, confirmed, and perhaps acknowledged.
 _MOVED: Final = struct.Struct("<QIIH")  # delivery tag, attempt, checksum of the body, length of name (written last)
 _MOVED_AT: Final = 1536
 _MOVED_SIZE: Final = 280
@@ -77,14 +77,14 @@ _MOVED_ROOM: Final = 8
 
 
 class Scoreboard:
-    """The whole file. Made by the parent, inherited by descriptor."""
+    """The whole file. Created by the parent, inherited as a descriptor."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._made = now()
         self._tallies: defaultdict[int, Tally] = defaultdict(Tally)
         self._looking = threading.Lock()
-        """Held from reading a page to adding it up: threads that look at once would add in another order."""
+        """Held from reading a page to adding it up: concurrent readers would add in another order."""
 
     @cached_property
     def _map(self) -> mmap.mmap:
@@ -92,11 +92,11 @@ class Scoreboard:
 
     @classmethod
     def create(cls) -> Scoreboard:
-        """A new one, all zero, in anonymous memory (memfd_create(2))."""
+        """A new one, zeroed, in anonymous memory (memfd_create(2))."""
         fd = os.memfd_create("workq-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, _HEADER + PAGES * _PAGE)
-            # Whoever reads or writes a mapped page that was cut off dies of SIGBUS.
+            # Access to a mapped page beyond the end of the file is a SIGBUS.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             board = cls(fd)
             board._map  # noqa: B018 - now, while a refusal of it is an error at the start
@@ -132,20 +132,20 @@ class Scoreboard:
     def _counts(self, number: int, page: bytes) -> Counts:
         *numbers, seconds, due = _COUNTERS.unpack_from(page, _COUNTERS_AT)
         numbers += _BUCKETS.unpack_from(page, _BUCKETS_AT)
-        # What a worker on the slot's other page has left in a delay queue is the slot's to wait for, too.
+        # Tasks delayed by a worker on the slot's other page count too.
         others = _BEAT.unpack_from(self._map, _start(other_page(number)) + _DUE_AT)[0]
         latest = now() + _DUE_MOST
         due = max(due if 0 <= due <= latest else 0.0, others if 0 <= others <= latest else 0.0)
         return self._tallies[number].look(_NAMES, tuple(numbers), seconds, due)
 
     def away(self, pages: Iterable[int]) -> Away:
-        """What the workers that ever wrote on these pages have put into delay queues, and had back."""
+        """What all workers of these pages have put into delay queues, and settled since."""
         counts = [self.read(page).counts for page in pages]
         out = sum(each.delayed for each in counts) - sum(each.returned for each in counts)
         return Away(max(0, out), max((each.due for each in counts), default=0.0))
 
     def _instant(self, noted: float) -> float:
-        """When something was, in monotonic seconds: now, for what cannot be."""
+        """A time, monotonic seconds; now, if it is impossible."""
         present = now()
         return noted if self._made <= noted <= present else present
 
@@ -164,12 +164,12 @@ class Scoreboard:
         )
 
     def last(self, number: int) -> InHand | None:
-        """The last message that the worker of this page had in hand, whatever became of it."""
+        """The last message of this page's worker, settled or not."""
         hand = self._hand(self._map[_start(number) : _start(number) + _PAGE], Phase.VACANT)
         return hand if hand.delivery_tag else None
 
     def moved(self, number: int) -> tuple[Moved, ...]:
-        """What the worker of this page has put into other queues lately."""
+        """The messages that this page's worker parked recently."""
         page = self._map[_start(number) : _start(number) + _PAGE]
         last = self._hand(page, Phase.VACANT).delivery_tag
         found = []
@@ -184,11 +184,11 @@ class Scoreboard:
         return self._map[_start(page) + _PHASE_AT] == Phase.IDLE
 
     def call(self, page: int) -> None:
-        """Tell the worker that an order waits on its link, in a place that costs nothing to look at."""
+        """Flag that an order waits on the worker's link; the flag costs nothing to check."""
         self._map[_start(page) + _CALL_AT] = 1
 
     def vacate(self, page: int) -> None:
-        """The worker of this page is gone: nothing is in hand any more. The totals stay."""
+        """The worker of this page is gone: nothing is in flight. The totals stay."""
         start = _start(page)
         _PHASE.pack_into(self._map, start + _PHASE_AT, Phase.VACANT)
         _PID.pack_into(self._map, start + _PID_AT, 0)
@@ -198,7 +198,7 @@ class Scoreboard:
 
 
 class Pen:
-    """One worker's hand on its page. Every method is a few plain stores; none can fail."""
+    """Writes one page. Every method is a few plain stores; none can fail."""
 
     # Numbers are stored through these casts, each by one aligned move. struct.pack_into() zeroes its target first and
     # then fills it byte by byte: a SIGKILL, or a reader, in between finds a total of nought.
@@ -216,14 +216,14 @@ class Pen:
         self.phase(Phase.BOOTING)
 
     def is_called(self) -> bool:
-        """Whether the parent has left an order to go."""
+        """Whether the parent has ordered a drain."""
         return self._page[_CALL_AT] != 0
 
     def phase(self, phase: Phase) -> None:
         self._page[_PHASE_AT] = phase
 
     def beat(self) -> None:
-        """The loop turns: said at least every few seconds while idle."""
+        """Note that the loop turns, at least every few seconds while idle."""
         self._floats[_BEAT_AT // 8] = now()
 
     def take(
@@ -251,7 +251,7 @@ class Pen:
         return since
 
     def move(self, name: bytes, tag: int, attempt: int, checksum: int) -> None:
-        """Note that the message lies in another queue, before it is acknowledged."""
+        """Note that the message is parked, before it is acknowledged."""
         at = _MOVED_AT + self._moved % _MOVED_ROOM * _MOVED_SIZE
         self._moved += 1
         name = name[:_NAME_MAX]
@@ -266,11 +266,11 @@ class Pen:
             _MOVED.pack_into(self._page, at, 0, 0, 0, 0)
 
     def returned(self) -> None:
-        """The handler came to its end; now the outcome is to be settled with the broker."""
+        """The handler has finished; the outcome is not settled yet."""
         self._page[_PHASE_AT] = Phase.SETTLING
 
     def settled(self, counter: str, seconds: float) -> None:
-        """Count the outcome, and put the message down, in this order: a worker killed in between is seen settling."""
+        """Count the outcome, then clear the message: a worker killed in between is seen settling."""
         page = self._page
         self.count(counter)
         self._add(_BUCKETS_AT // 8 + bisect.bisect_left(BOUNDS, seconds), 1)
@@ -278,7 +278,7 @@ class Pen:
         page[_PHASE_AT] = Phase.IDLE
 
     def owe(self, due: float) -> None:
-        """A task of ours waits in a delay queue until then (monotonic seconds)."""
+        """A task of ours is in a delay queue until then, monotonic seconds."""
         self.count("delayed")
         self._floats[_DUE_AT // 8] = max(due, self._floats[_DUE_AT // 8])
 

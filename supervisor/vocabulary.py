@@ -5,14 +5,14 @@
     worker                   one broker connection, one life
     slot                     a place for one worker, 0..N-1
     page                     a worker's place on the scoreboard; a slot has two
-    orphan                   a worker whose connection is gone while its handler runs on
+    orphan                   a worker whose connection is lost while its handler runs on
     task                     what a message asks for
-    delivery                 the message in hand
+    delivery                 one delivery of a message to a worker
     name                     what people call a task: the message id, else a digest of body and routing key
     key                      what the ledger calls it: the name and a checksum of the body, since ids are not unique
 
-What the processes say to each other is in `messages`; what the pool is told, and what it wants done, in `policy.events`
-and `policy.actions`. This module imports nothing of ours and nothing heavy.
+Messages between processes are in `messages`; the pool's input and output in `policy.events` and `policy.actions`. This
+module imports nothing of ours and nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from typing import Final
 # --------------------------------------------------------------------------------------------------- exit codes
 
 EXIT_DONE: Final = 0
-"""Asked to leave, everything settled."""
+"""Stopped on request, everything settled."""
 EXIT_KILLED: Final = 1
-"""Asked to leave, and something had to be killed; or the pool gave up."""
+"""Stopped on request, but something had to be killed; or the pool gave up."""
 EXIT_USAGE: Final = 2
 """The command line cannot be read."""
 EXIT_SOFTWARE: Final = 70
-"""A worker's or a nursery's: an error that nobody foresaw (EX_SOFTWARE, sysexits.h). Its traceback is the last that it
-writes, and so in the evidence."""
+"""A worker's or a nursery's: an unexpected error (EX_SOFTWARE, sysexits.h). It writes the traceback last, so that the
+evidence has it."""
 EXIT_BROKER: Final = 75
-"""A worker's, and with `--burst` the supervisor's: the broker is away or sent it away, or something local is exhausted;
-trying again makes sense (EX_TEMPFAIL, sysexits.h)."""
+"""A worker's, and with `--burst` the supervisor's: the broker is down or closed the connection, or a local resource is
+exhausted; a retry makes sense (EX_TEMPFAIL, sysexits.h)."""
 EXIT_CONFIG: Final = 78
 """Restarting will not help (EX_CONFIG, sysexits.h)."""
 
 # ------------------------------------------------------------------------------------------------ slots and pages
 
 LOG_SPACE: Final = 36 * 1024
-"""Bytes at the beginning of the scoreboard's file that are not the scoreboard's but the log's (`logs.Sink`)."""
+"""Bytes at the beginning of the scoreboard's file that belong to the log (`logs.Sink`)."""
 SLOTS: Final = 1024
-"""Slots at most. Each has two pages of the scoreboard, `slot` and `slot + SLOTS`: an orphan keeps the one it writes to,
-and its stand-in takes the other. Events and actions name a worker by its page."""
+"""Slots at most. Each has two pages of the scoreboard, `slot` and `slot + SLOTS`: an orphan keeps its page, and its
+replacement takes the other. Events and actions name a worker by its page."""
 
 
 def slot_of(page: int) -> int:
@@ -60,7 +60,7 @@ def other_page(page: int) -> int:
 
 
 class Phase(IntEnum):
-    """What a worker's page of the scoreboard says it is doing."""
+    """What a worker is doing, from its page of the scoreboard."""
 
     VACANT = 0
     BOOTING = 1
@@ -68,25 +68,25 @@ class Phase(IntEnum):
     IDLE = 3
     BUSY = 4
     SETTLING = 5
-    """The handler has returned; whether the broker will know is not certain yet."""
+    """The handler has returned; the outcome is not settled yet."""
     LEAVING = 6
     PARKING = 7
-    """A message that is not run is being put away: too large, unreadable, or condemned."""
+    """A message is parked without being run: too large, unreadable, or condemned."""
     ASKING = 8
-    """A message that has been delivered before waits for the supervisor's verdict."""
+    """A redelivered message waits for the supervisor's verdict."""
 
 
 class Cause(StrEnum):
-    """Why a worker left, when it said so itself or when the supervisor decided it. Signals and exit codes name
+    """Why a worker exited, by its own report or the supervisor's decision. Signals and exit codes stand for
     themselves."""
 
     DRAINED = "drained"
     BROKER = "broker"
     NOT_CONSUMING = "not consuming"
-    """It believed that it consumes, and the broker gave it nothing."""
+    """It believed that it consumed, but got no messages."""
     CONFIG = "config"
     LOCAL = "local"
-    """Its own machine had no descriptor, memory or thread left for it."""
+    """The machine had no descriptor, memory or thread left."""
     HANDLER = "handler cannot be loaded"
     MAX_TASKS = "max_tasks"
     MEMORY = "memory"
@@ -96,7 +96,7 @@ class Cause(StrEnum):
     GRACE = "grace"
     OOM = "OOM"
     PROTOCOL = "protocol"
-    """It sent what no worker sends: its handler has written to its link."""
+    """It sent an invalid message: its handler has written to its link."""
 
 
 class Kind(StrEnum):
@@ -129,7 +129,7 @@ class Kind(StrEnum):
     BLOCKED = "blocked"
     SETTINGS = "settings"
     LOCAL = "local"
-    """Nothing is wrong with the broker: this process has no descriptor, memory or thread left."""
+    """Not the broker: this process has no descriptor, memory or thread left."""
     OTHER = "other"
 
 
@@ -143,11 +143,11 @@ class InHand:
     attempt: int
     redelivered: bool
     since: float
-    """Monotonic seconds at which the handler was started."""
+    """When the handler was started, monotonic seconds."""
     settling: bool = False
     """The handler had returned; the acknowledgement may or may not have reached the broker."""
     trace_id: str = ""
-    """Of the trace that the message belongs to; empty when its sender named none."""
+    """Of the message's trace; empty if the sender named none."""
 
     @property
     def name(self) -> str:
@@ -157,18 +157,18 @@ class InHand:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A message that a worker has put into another queue, confirmed. Whether its acknowledgement has reached the broker
-    is known only when the broker has sent more messages than may be unacknowledged at a time."""
+    """A message that a worker has parked, confirmed. Whether the broker has its acknowledgement is certain only after
+    more deliveries than may be unacked at a time."""
 
     key: str
     attempt: int
     later: int
-    """Messages that the worker has been given since."""
+    """Deliveries to the worker since."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """How many tasks ended which way. The one list of the ways: see `OUTCOMES`."""
+    """Tasks by outcome. The one list of outcomes: see `OUTCOMES`."""
 
     succeeded: int = 0
     failed: int = 0
@@ -181,17 +181,17 @@ class Outcomes:
 
 
 OUTCOMES: Final = tuple(each.name for each in fields(Outcomes))
-"""In this order scoreboard, totals, /status, the page, metrics and `workq top` have them."""
+"""The order in scoreboard, totals, /status, the page, metrics and `workq top`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts(Outcomes):
-    """One slot's cumulative totals. They outlive the workers that made them."""
+    """One slot's cumulative totals, which outlive its workers."""
 
     busy_seconds: float = 0.0
     log_lines_dropped: int = 0
     buckets: tuple[int, ...] = ()
-    """Tasks by duration, one count for each bound of `scoreboard.BOUNDS` and one for what is longer; not cumulative."""
+    """Tasks by duration, one count for each bound of `scoreboard.BOUNDS` and one for longer ones; not cumulative."""
     due: float = 0.0
     """Monotonic seconds until which a task may wait in a delay queue; 0 when none ever did."""
     delayed: int = 0
@@ -201,22 +201,22 @@ class Counts(Outcomes):
 
     @property
     def finished(self) -> int:
-        """Tasks whose handler came to an end, well or not."""
+        """Tasks whose handler finished, with or without success."""
         return self.succeeded + self.failed + self.deferred
 
     @property
     def settled(self) -> int:
-        """A number that grows with every message that leaves a worker's hand."""
+        """Grows with every settled message."""
         return self.finished + self.quarantined + self.dead_lettered + self.unsettled
 
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """Tasks that this supervisor's workers have put into delay queues, and have not settled since."""
+    """Tasks that this supervisor's workers have delayed, and not settled since."""
 
     tasks: int = 0
     due: float = 0.0
-    """Monotonic seconds at which the last of all that ever were is due; 0 when none ever was."""
+    """When the last one ever delayed is due, monotonic seconds; 0: none ever was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +228,11 @@ class Reading:
     phase: Phase
     hand: InHand | None
     beat: float
-    """Monotonic seconds at which the worker's loop last turned."""
+    """When the worker's loop last turned, monotonic seconds."""
     counts: Counts
     rss: int = 0
     """Resident bytes; 0 when unknown."""
     is_stopped: bool = False
-    """By SIGSTOP or a debugger; looked at only when the loop has not turned for a while."""
+    """By SIGSTOP or a debugger; checked only when the loop is stuck."""
     key: str = ""
-    """Of the message that it has, whether its handler has begun or not; empty when it has none."""
+    """Of its message, whether the handler has begun or not; empty when it has none."""

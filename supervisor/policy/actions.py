@@ -1,4 +1,4 @@
-"""What the pool wants done. Each *action* says `because`, for the log."""
+"""The pool's output. Each *action* has its reason, `because`, for the log."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class StartNursery:
 
 @dataclass(frozen=True, slots=True)
 class StopNursery:
-    """End the nursery of a generation, and hear no more of it; its workers are not its children and live on."""
+    """Kill a generation's nursery, and ignore it from then on; its workers are not its children and run on."""
 
     generation: int
     because: str
     stack: bool = False
-    """SIGABRT first, so that faulthandler tells where it hangs."""
+    """SIGABRT first, so that faulthandler writes where it hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Nothing to do but to log."""
+    """Only log."""
 
     event: str
     level: str
@@ -61,7 +61,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Everyone is gone: exit with this code."""
+    """Every worker is gone: exit with this code."""
 
     code: int
     because: str

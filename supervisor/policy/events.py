@@ -1,4 +1,4 @@
-"""What the pool is told. An *event* is something that happened."""
+"""The pool's input."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from supervisor.vocabulary import Away, InHand, Moved, Reading
 
 
 class Wish(StrEnum):
-    """What somebody asked the supervisor for, by a signal or the control socket."""
+    """A request to the supervisor, by a signal or the control socket."""
 
     STOP = "stop"
-    """Leave; asked a second time: at once."""
+    """Drain and exit; the second time: exit now."""
     DRAIN = "drain"
-    """Leave; asked again, or in the middle of it: go on leaving."""
+    """Drain and exit; repeated: no change."""
     RELOAD = "reload"
     SCALE = "scale"
     GROW = "one worker more"
@@ -27,13 +27,13 @@ class Wish(StrEnum):
 class Asked:
     wish: Wish
     by: str
-    """Who asked, for the log: `SIGTERM`."""
+    """The origin, for the log: `SIGTERM`."""
     workers: int = 0
     """With SCALE: how many."""
     settings: Any = None
-    """With RELOAD: the `Settings` read anew (a type that this module does not know); None for those there are."""
+    """With RELOAD: the new `Settings` (a type that this module may not import); None: unchanged."""
     problem: str = ""
-    """With RELOAD: why the settings cannot be used."""
+    """With RELOAD: why the settings are invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class NurseryGone:
     generation: int
     cause: str
     output: str = ""
-    """The last of what it wrote to stdout and stderr."""
+    """The end of its stdout and stderr."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,15 @@ class WorkerSaid:
     page: int
     report: PoolReport
     holders: tuple[int, ...] = ()
-    """With Suspect: the other pages that show this message. A worker there may be dying of it, or run it on without a
-    connection, or have put it elsewhere and not know that its acknowledgement was lost."""
+    """With Suspect: the other pages with this message. A worker there may be dying of it, or run it without a
+    connection, or have parked it without knowing that its acknowledgement was lost."""
     moved: tuple[Moved, ...] = ()
-    """With Leaving: what its page says; so far as it is not known to be acknowledged."""
+    """With Leaving: messages on its page not known to be acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Garbled:
-    """What a worker has sent is no report of ours; nothing more is heard of it."""
+    """A worker has sent an invalid message; its link is read no more."""
 
     page: int
     because: str
@@ -93,7 +93,7 @@ class Garbled:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A worker is gone: the kernel's word, the worker's last words, and what the scoreboard held."""
+    """A worker exited: the kernel's status, the worker's last words, and what the scoreboard held."""
 
     page: int
     pid: int
@@ -102,15 +102,15 @@ class Exited:
     hand: InHand | None
     said: Leaving | LoadFailed | None
     finished: int
-    """Tasks that this worker brought to an end in its life."""
+    """Tasks finished by this worker."""
     output: str = ""
-    """The last of what it wrote to stdout and stderr."""
+    """The end of its stdout and stderr."""
     at: str = ""
     """When, for people: UTC, ISO 8601."""
     moved: tuple[Moved, ...] = ()
-    """What its page says."""
+    """From its page."""
     last: InHand | None = None
-    """The last message that it had, whatever became of that."""
+    """Its last message, settled or not."""
 
 
 @dataclass(frozen=True, slots=True)
