@@ -13,26 +13,25 @@ from pathlib import Path
 from typing import Final
 
 EXPENDABLE: Final = 500
-"""Added to oom_score_adj: a process counts as if it used half of the allowed memory more (proc(5))."""
+"""Added to oom_score_adj: counts like using half of the allowed memory more (proc(5))."""
 UNCLAIMED_FOR: Final = 10.0
-"""Seconds that a kill waits for the death it belongs to. One that nobody claims was a handler's child."""
+"""Seconds for which a kill may be matched with a death. An unmatched one was a handler's child."""
 
 _V1: Final = "memory.oom_control"
 _V2: Final = "memory.events"
 
 
 def make_expendable(pid: int) -> None:
-    """Have the OOM killer prefer this process, and what it will fork. Raising needs no privilege."""
+    """Make the OOM killer prefer this process and its children. Raising the score needs no privilege."""
     path = Path(f"/proc/{pid}/oom_score_adj")
     try:
         path.write_text(str(min(1000, int(path.read_text()) + EXPENDABLE)))
     except OSError:
-        pass  # it is dead already, or /proc is not to be written: nothing that would be worth a failure
+        pass  # it is dead, or /proc is read-only: not worth a failure
 
 
 class OomKills:
-    """How many of this cgroup the OOM killer took. `look` now and then: an old kill is not the cause of a later
-    death."""
+    """OOM kills in this cgroup. Call `look` regularly: an old kill must not explain a later death."""
 
     def __init__(self, counter: Path | None) -> None:
         self._counter = counter
@@ -40,17 +39,17 @@ class OomKills:
         self._unclaimed: deque[float] = deque()
 
     def look(self, now: float) -> None:
-        """See what is new, and forget what is old."""
+        """Note new kills, and forget old ones."""
         count = self._read()
         if count is not None:
-            # Those from before the first look are nobody's.
+            # Kills before the first look do not count.
             self._unclaimed.extend([now] * (count - (count if self._seen is None else self._seen)))
             self._seen = count
         while self._unclaimed and self._unclaimed[0] < now - UNCLAIMED_FOR:
             self._unclaimed.popleft()
 
     def claim(self, now: float) -> bool:
-        """Whether a death by SIGKILL, just seen, was one of them."""
+        """Whether a death by SIGKILL just now was one of them."""
         self.look(now)
         if not self._unclaimed:
             return False
@@ -58,7 +57,7 @@ class OomKills:
         return True
 
     def _read(self) -> int | None:
-        """None when the kernel does not tell just now."""
+        """None when it cannot be read."""
         if self._counter is None:
             return None
         try:
@@ -68,7 +67,7 @@ class OomKills:
 
 
 def find_counter(proc: Path = Path("/proc/self")) -> Path | None:
-    """The file that counts the OOM kills of this process's memory cgroup, if there is one."""
+    """The file with the OOM kill counter of this process's memory cgroup, if any."""
     for directory, _, is_v2 in _own(proc, "memory"):
         counter = directory / (_V2 if is_v2 else _V1)
         try:
@@ -80,7 +79,7 @@ def find_counter(proc: Path = Path("/proc/self")) -> Path | None:
 
 
 def full_of_processes() -> tuple[Path, int] | None:
-    """The cgroup of this process, or above it, that has all the processes it may have, and how many."""
+    """The cgroup of this process, or above it, that has reached its limit of processes, and the limit."""
     for directory, _ in _upwards(Path("/proc/self"), "pids"):
         try:
             most = (directory / "pids.max").read_text().strip()
@@ -92,7 +91,7 @@ def full_of_processes() -> tuple[Path, int] | None:
 
 
 def cpu_quota(proc: Path = Path("/proc/self")) -> float | None:
-    """CPUs that this process may keep busy, by the smallest quota of its cgroup and those above; None: no quota."""
+    """CPUs, by the smallest quota of this process's cgroup and those above; None: no quota."""
     quotas = (_quota(directory, is_v2) for directory, is_v2 in _upwards(proc, "cpu"))
     return min((quota for quota in quotas if quota is not None), default=None)
 
@@ -110,7 +109,7 @@ def _quota(directory: Path, is_v2: bool) -> float | None:
 
 
 def _upwards(proc: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """The same, and those above them, up to where the hierarchy is mounted."""
+    """These and the cgroups above, up to the mount point."""
     for own, top, is_v2 in _own(proc, controller):
         for directory in (own, *own.parents):
             yield directory, is_v2
@@ -119,7 +118,7 @@ def _upwards(proc: Path, controller: str) -> Iterator[tuple[Path, bool]]:
 
 
 def _own(proc: Path, controller: str) -> Iterator[tuple[Path, Path, bool]]:
-    """For each of its cgroups with this controller: directory, mount point, and whether it is cgroup v2."""
+    """For each cgroup with this controller: directory, mount point, and whether it is cgroup v2."""
     try:
         memberships = (proc / "cgroup").read_text().splitlines()
         mounts = (proc / "mountinfo").read_text().splitlines()
@@ -147,7 +146,7 @@ def _mounted(mounts: list[str], filesystem: str, option: str) -> list[tuple[str,
 
 
 def _below(directory: str, root: str, path: str) -> Path:
-    """Where a cgroup is found: a mount may show only a part of the tree, as in a container with the host's names."""
+    """The directory of a cgroup. A mount may show only a part of the tree, as in a container with the host's names."""
     if root != "/" and (path == root or path.startswith(root + "/")):
         path = path[len(root) :]
     return Path(directory) / path.lstrip("/")

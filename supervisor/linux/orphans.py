@@ -1,8 +1,8 @@
-"""What a dead worker leaves behind: whose is it, and its end.
+"""Finds and kills the processes that a dead worker leaves behind.
 
-The kernel gives every orphan to the supervisor (PR_SET_CHILD_SUBREAPER), a live worker's daemon as well. So the parent
-marks each worker by prlimit(2), and all that it starts inherits the mark, across fork, exec and setsid: its soft
-RLIMIT_LOCKS, which nothing has looked at since Linux 2.4.25 (getrlimit(2)). What it cannot do: docs/decisions/0009.
+The kernel gives every orphan to the supervisor (PR_SET_CHILD_SUBREAPER), also a live worker's daemon. So the parent
+marks each worker by prlimit(2), and its descendants inherit the mark, across fork, exec and setsid: the soft
+RLIMIT_LOCKS, unused since Linux 2.4.25 (getrlimit(2)). Its limits: docs/decisions/0009.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _RLIMIT_LOCKS: Final = 10  # asm-generic/resource.h, on every architecture; Pyth
 _PID_BITS: Final = 24
 """More than any pid has: PID_MAX_LIMIT is 2^22 (proc(5), pid_max)."""
 _OURS: Final = secrets.randbits(38) << _PID_BITS
-"""So that a mark is this supervisor's: a handler may run another one, and an operator may have set the limit."""
+"""Makes a mark this supervisor's: a handler may run another one, and an operator may have set the limit."""
 _CHILDREN_ARE_LISTED: Final = Path(f"/proc/self/task/{os.getpid()}/children").exists()
-"""Where the kernel has CONFIG_PROC_CHILDREN, as those of all distributions do."""
+"""Needs CONFIG_PROC_CHILDREN, which distributions enable."""
 
 
 def mark(worker: int) -> None:
-    """Have all that this process starts be known as its own; without prlimit(2) only its process group is found."""
+    """Mark this process and its future descendants; without prlimit(2) only its process group is found."""
     try:
         _, hard = resource.prlimit(worker, _RLIMIT_LOCKS)
         resource.prlimit(worker, _RLIMIT_LOCKS, (_OURS | worker, hard))
@@ -34,7 +34,7 @@ def mark(worker: int) -> None:
 
 
 def owner(pid: int) -> int | None:
-    """The worker that this process, perhaps a zombie, is or descends from; None: nobody's, or gone."""
+    """The worker that this process, perhaps a zombie, is or descends from; None: none, or gone."""
     try:
         soft, _ = resource.prlimit(pid, _RLIMIT_LOCKS)
     except OSError:
@@ -43,10 +43,10 @@ def owner(pid: int) -> int | None:
 
 
 def kill(living: Collection[int]) -> None:
-    """SIGKILL what descends from workers that are not among the living: 50 us when there is nothing. Raises OSError."""
+    """SIGKILL descendants of dead workers; takes 50 us when there are none. Raises OSError."""
     for child in children(os.getpid()):
         worker = owner(child)
-        # A worker that is a zombie still, or not reaped yet, is none of its own leftovers.
+        # A worker that is not reaped yet is not its own leftover.
         if worker is not None and worker != child and worker not in living:
             _kill_tree(child)
 
@@ -69,7 +69,7 @@ def children(pid: int) -> list[int]:
             with open(f"/proc/{pid}/task/{tid}/children", "rb") as listed:  # noqa: PTH123
                 found += map(int, listed.read().split())
     except (FileNotFoundError, ProcessLookupError):
-        pass  # it, or a thread of it, ended meanwhile: then they are ours by now, or another thread's
+        pass  # it, or a thread of it, has ended: its children are ours by now, or another thread's
     return found
 
 

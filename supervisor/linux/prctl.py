@@ -1,4 +1,4 @@
-"""prctl(2): die with one's parent, and be the parent of whoever loses theirs."""
+"""prctl(2): die with the parent, and adopt orphans."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def follow(parent: int) -> None:
-    """Have the kernel SIGKILL this process when `parent`, its parent now, ends. Does not return when that has happened
-    already, which the kernel would not notice: hence the look at getppid(). Raises OSError."""
+    """Have the kernel SIGKILL this process when `parent` exits. Exits if that has already happened, which the kernel
+    would not notice: hence getppid(). Raises OSError."""
     if _LIBC.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
@@ -23,7 +23,7 @@ def follow(parent: int) -> None:
 
 
 def adopt(orphans: bool) -> None:
-    """Be, or be no more, the parent of every orphan below this process. Raises OSError."""
+    """Become, or stop being, the child subreaper. Raises OSError."""
     if _LIBC.prctl(_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 

@@ -1,7 +1,7 @@
 """What ps shows of this process: no URLs, and a name.
 
-Every user can read the command line (/proc/PID/cmdline), our own processes the environment (/proc/PID/environ): windows
-on the process's stack (proc(5)), where a URL is blotted out once Python has copied it. A file is never shown
+Every user can read the command line (/proc/PID/cmdline), our own processes the environment (/proc/PID/environ). Both
+are on the process's stack (proc(5)), where a URL is overwritten once Python has copied it. A file is never shown
 (--url-file).
 """
 
@@ -24,32 +24,32 @@ _FIRST_AFTER_NAME: Final = 3
 
 
 def name(text: str) -> None:
-    """Be called this by ps, top and pkill, with and without -f."""
+    """Set the name in ps, top and pkill, with and without -f."""
     window = _window(_ARG_START, _ARG_END)
     if window is not None:
-        # As far as there is room. The last byte stays zero: else the kernel takes the environment for more of it
+        # As far as it fits. The last byte stays zero: else the kernel takes the environment for more of it
         # (fs/proc/base.c, get_mm_cmdline).
         start, end = window
         ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
     try:
         Path("/proc/self/comm").write_text(text)  # the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)
     except OSError:
-        pass  # a comfort: no process is worse for its lack
+        pass  # a convenience only
 
 
 @functools.cache
 def _window(first: int, last: int) -> tuple[int, int] | None:
-    """What these fields of /proc/self/stat say, the same in what this process forks; None where they are not told."""
+    """These fields of /proc/self/stat, the same in forks; None if not readable."""
     try:
         fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
-        return None  # no /proc, and nothing to be seen in it
+        return None  # no /proc, so nothing to hide
     start, end = (int(fields[number - _FIRST_AFTER_NAME]) for number in (first, last))
-    return (start, end) if 0 < start < end else None  # a sandbox does not tell
+    return (start, end) if 0 < start < end else None  # hidden by a sandbox
 
 
 def hide_removed_variables() -> None:
-    """Write zeros over variables that were removed: unsetenv(3) only forgets where they are."""
+    """Overwrite removed variables with zeros: unsetenv(3) leaves them in memory."""
     window = _window(_ENV_START, _ENV_END)
     if window is None:
         return
@@ -61,7 +61,7 @@ def hide_removed_variables() -> None:
 
 
 def hide_urls() -> None:
-    """Write stars over user and password of AMQP URLs in arguments and environment. os.environ and sys.argv stay."""
+    """Overwrite user and password of AMQP URLs in arguments and environment; os.environ and sys.argv stay."""
     window = _window(_ARG_START, _ENV_END)
     if window is None:
         return

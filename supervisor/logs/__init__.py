@@ -1,7 +1,8 @@
-"""Logging, set up the same way in every process: one record a line, whole, never blocking, never costing the parent.
+"""Logging, set up the same way in every process: each record one whole line, without blocking, at no cost to the
+parent.
 
-Every process writes its own lines to one inherited descriptor, under a record lock that they share (`Sink`). User
-code's lines take the same way (`configure`). Reasons, and what was tried: docs/decisions/0005-logs.md.
+Every process writes its own lines to one inherited descriptor, under a shared record lock (`Sink`). User code's lines
+go the same way (`configure`). Reasons and alternatives: docs/decisions/0005-logs.md.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict
 
 MAX_TRACEBACK: Final = 8 * 1024
-"""Characters of a rendered exception; its end is kept, where the error is."""
+"""Characters of a rendered exception; the end is kept."""
 _MAX_KEY: Final = 256
 _MIN_VALUE: Final = 64
 _MAX_DEPTH: Final = 20
@@ -30,16 +30,16 @@ _MAX_DEPTH: Final = 20
 _encode: Final = json.JSONEncoder(
     ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=lambda v: as_text(v)
 ).encode
-"""ASCII, so that U+2028, U+0085 and the C1 controls break neither a line nor a terminal."""
+"""ASCII, so that U+2028, U+0085 and C1 controls cannot break a line or a terminal."""
 
 
 def utc() -> str:
-    """This instant for people: `2026-11-23T13:40:51.629Z`."""
+    """Now: `2026-11-23T13:40:51.629Z`."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def as_text(value: object) -> str:
-    """What JSON cannot carry, as a string; never raises."""
+    """A value that JSON does not have, as a string; never raises."""
     try:
         if isinstance(value, bytes | bytearray | memoryview):
             text = bytes(value).decode("utf-8", "backslashreplace")
@@ -49,7 +49,7 @@ def as_text(value: object) -> str:
             text = str(value)
         else:
             text = repr(value)
-        return str.__str__(text)  # TypeError when a subclass's isoformat made something else
+        return str.__str__(text)  # TypeError when a subclass's isoformat returns something else
     except Exception:  # noqa: BLE001 - a user's __repr__ may raise anything
         return f"<{type(value).__name__}, and its repr fails>"
 
@@ -60,14 +60,14 @@ def _clean(text: str) -> str:
 
 
 def _plain(value: object, depth: int = 0) -> Any:
-    """The same value out of nothing but what strict JSON can carry; never raises."""
+    """The value in types of strict JSON; never raises."""
     try:
         if value is None or value is True or value is False:
             return value
         if isinstance(value, str):
             return _clean(value)
         if isinstance(value, int):
-            return int(repr(int(value)))  # ValueError for those too long to be printed (sys.set_int_max_str_digits)
+            return int(repr(int(value)))  # ValueError for too many digits (sys.set_int_max_str_digits)
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else repr(float(value))
         if depth < _MAX_DEPTH and isinstance(value, dict):
@@ -93,7 +93,7 @@ def as_json(record: dict[str, Any]) -> str:
 
 
 def _fitted(record: dict[str, Any]) -> dict[str, Any]:
-    """A plain record with its longest values cut, evenly, until it fits; and when there are too many fields, fewer."""
+    """A plain record with its longest values cut evenly until it fits; with too many fields, some are dropped."""
     room = MAX_LINE - _MIN_VALUE
     least = 0
     sizes: dict[str, int] = {}
@@ -117,7 +117,7 @@ def _fitted(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _level(sizes: Iterable[int], room: int) -> int:
-    """The greatest size to which all may be cut so that they fill no more than the room."""
+    """The largest limit for each size that makes all fit into the room."""
     left = sorted(sizes)
     for index, size in enumerate(left):
         share = room // (len(left) - index)
@@ -128,7 +128,7 @@ def _level(sizes: Iterable[int], room: int) -> int:
 
 
 def _cut(text: str, most: int, *, end: bool = False) -> str:
-    """As much of the beginning, or of the end, as takes up `most` characters of JSON together with the mark."""
+    """As much of the beginning, or of the end, as fits into `most` characters of JSON together with the mark."""
     if len(text) <= most and len(_encode(text)) <= most:
         return text
     mark = f"…[{len(text)} chars]"
@@ -143,12 +143,12 @@ def _cut(text: str, most: int, *, end: bool = False) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escape what moves a cursor, hides text or turns its direction: all that str.isprintable denies."""
+    """Escape what moves a cursor, hides text or changes its direction: everything not str.isprintable."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _indented(text: str) -> str:
-    """A traceback keeps its lines, each indented so that none can pass for a record."""
+    """A traceback keeps its lines, indented so that none looks like a record."""
     return "\n".join("    " + _printable(line) for line in text.split("\n"))
 
 
@@ -159,7 +159,7 @@ def for_console(colors: bool) -> Callable[[dict[str, Any]], str]:
 
     def line(record: dict[str, Any]) -> str:
         fields = cast("dict[str, Any]", json.loads(as_json(record)))
-        # Whoever looks at a terminal knows the day and the queue, and tells a worker by its slot.
+        # At a terminal the day and the queue are known, and the slot identifies a worker.
         fields["timestamp"] = str(fields["timestamp"])[11:23]
         for name in ("queue", "role"):
             fields.pop(name, None)

@@ -1,4 +1,5 @@
-"""`configure`, once in each process: from then on all that it logs, by structlog or by `logging`, is lines."""
+"""`configure`, once in each process: from then on all that it logs, by structlog or by `logging`, goes through
+`Sink`."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ _ALIASES: Final = {"warn": "warning", "exception": "error", "fatal": "critical",
 
 
 class _Pipeline:
-    """The last structlog processor of this process: makes the line, writes it, and raises DropEvent, as structlog's
-    LogCapture does. Loggers keep the processors that they were made with, so there is one of these for good, and a
-    worker's `configure` reaches the loggers that the nursery's import made."""
+    """The last structlog processor: renders and writes the line, and raises DropEvent, as structlog's LogCapture does.
+    Loggers keep the processors that they were created with, so there is one object for good: a worker's `configure`
+    reaches the loggers that the nursery's import created."""
 
     def __init__(self) -> None:
         self.sink: Sink | None = None
@@ -57,11 +58,11 @@ class _Pipeline:
             **self.identity,
             **fields,
         }
-        self.sink.write(self.render(record).encode()[: MAX_LINE - 1] + b"\n")  # only a console's can be longer
+        self.sink.write(self.render(record).encode()[: MAX_LINE - 1] + b"\n")  # only console lines can be longer
 
 
 class _Name:
-    """What our bound loggers wrap: the name given to structlog.get_logger, if any."""
+    """Wrapped by our bound loggers; has the name given to structlog.get_logger, if any."""
 
     def __init__(self, *args: object) -> None:
         self.name = str(args[0]) if args else ""
@@ -75,7 +76,7 @@ class _Name:
 
 
 class _Bridge(logging.Handler):
-    """The standard library's records, by the same way."""
+    """Sends the standard library's records the same way."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -104,7 +105,7 @@ _CHAIN: Final[list[Any]] = [structlog.contextvars.merge_contextvars, _PIPELINE]
 
 
 def _after_fork() -> None:
-    # Another thread may have held these in the parent; and a child of a handler's is not its worker.
+    # Another thread of the parent may have held these; and a handler's child is not its worker.
     for sink in list(SINKS):
         sink.renew()
     if _PIPELINE.identity:
@@ -115,7 +116,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def is_line(text: str) -> bool:
-    """Whether another process's line can be written as if it were ours: in JSON, one whole object of strict JSON."""
+    """Whether another process's line can be written like our own: if JSON, one whole object of strict JSON."""
     if len(text) > MAX_LINE or not text.endswith("\n"):
         return False
     if _PIPELINE.render is not as_json:
@@ -175,7 +176,7 @@ def configure(
     _PIPELINE.identity = identity
     _PIPELINE.reserved = frozenset(identity) | {"timestamp", "level", "event"}
     if role == "supervisor":
-        # No user's code logs there, and in an event about a worker `slot` and `pid` are that worker's.
+        # No user code logs there, and in an event about a worker `slot` and `pid` are that worker's.
         _PIPELINE.reserved -= {"pid"}
     _PIPELINE.render = as_json if format == "json" else for_console(os.isatty(fd) and not os.environ.get("NO_COLOR"))
     _PIPELINE.wrapper = structlog.make_filtering_bound_logger(floor)
@@ -191,7 +192,7 @@ def configure(
 
 
 def inherit(role: str, on_long: Callable[[bytes], object]) -> Sink:
-    """`configure` for a fork of a process that has called it: another role, and another way for long lines."""
+    """`configure` again in a fork, with another role and another way for long lines."""
     sink = _PIPELINE.sink
     assert sink is not None
     sink.hand_over(on_long)
@@ -200,21 +201,21 @@ def inherit(role: str, on_long: Callable[[bytes], object]) -> Sink:
 
 
 def close() -> None:
-    """Give back what `configure` opened: before it is called again, or all descriptors are closed."""
+    """Close what `configure` opened, before it is called again, or before all descriptors are closed."""
     former, _PIPELINE.sink = _PIPELINE.sink, None
     if former is not None:
         former.close()
 
 
 def sit(slot: int) -> None:
-    """Have every line from now on tell this worker's slot, which it did not know when it called `configure`."""
+    """Add this worker's slot, unknown at `configure`, to every line from now on."""
     queue = _PIPELINE.identity.pop("queue")
     _PIPELINE.identity |= {"slot": slot, "queue": queue}
     _PIPELINE.reserved |= {"slot"}
 
 
 def set_level(level: str) -> None:
-    """Change the lowest level that is written. Get loggers anew: they leave out what was below the former level."""
+    """Change the lowest level that is written. Get new loggers afterwards: old ones keep the old level."""
     _PIPELINE.floor = _LEVELS[level.lower()]
     _PIPELINE.wrapper = structlog.make_filtering_bound_logger(_PIPELINE.floor)
     _configure_logging(_PIPELINE.floor)
@@ -224,24 +225,24 @@ def _configure_logging(floor: int) -> None:
     root = logging.getLogger()
     _BRIDGE.setLevel(floor)
     if _BRIDGE not in root.handlers:
-        root.addHandler(_BRIDGE)  # beside the user's own, if there are any: taking those away is not ours to do
+        root.addHandler(_BRIDGE)  # beside the user's own, which stay
     root.setLevel(floor)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs each failed attempt several times; we report causes
     logging.captureWarnings(True)
 
 
 def tells(level: str) -> bool:
-    """Whether events of this level are written at all."""
+    """Whether events of this level are written."""
     return _LEVELS[level] >= _PIPELINE.floor
 
 
 def tell(level: str, event: str, fields: EventDict) -> None:
-    """As by a logger of `get_logger`, but faster: for what comes with every task. The caller has asked `tells`."""
+    """Like a logger of `get_logger`, but faster, for per-task events. The caller has checked `tells`."""
     structlog.contextvars.merge_contextvars(None, "", fields)
     fields["event"] = event
     _PIPELINE.emit(level, fields)
 
 
 def get_logger(**fields: Any) -> FilteringBoundLogger:
-    """A logger bound to these fields that a user's structlog.configure cannot divert: for this project's own events."""
+    """A logger bound to these fields, unaffected by a user's structlog.configure: for our own events."""
     return cast("FilteringBoundLogger", _PIPELINE.wrapper(_Name(), _CHAIN, fields))

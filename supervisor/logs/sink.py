@@ -20,9 +20,9 @@ MAX_LINE: Final = 32 * 1024
 ATOMIC: Final = 4096
 """PIPE_BUF on Linux: a write of so many bytes to a pipe is never mixed with another, nor cut (pipe(7))."""
 SHORT_PATIENCE: Final = 0.2
-"""Seconds that a short line waits for a reader that does not read."""
+"""Seconds that a short line waits for a reader."""
 LONG_PATIENCE: Final = 1.0
-"""Seconds that a long line waits for the reader, and that a short line waits for a long one to be finished."""
+"""Seconds that a long line waits for the reader, and a short line for a long one to be finished."""
 _GONE: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 # In the lock's file, behind the byte that is locked.
@@ -42,17 +42,17 @@ def open_lock() -> int:
 
 
 class Sink:
-    """Never raises, never waits for long: drops lines, and counts them in `dropped`.
+    """Never raises, never blocks for long: drops lines, and counts them in `dropped`.
 
     `fd` is where lines go; `lock_fd` is a file that all the processes have inherited (`open_lock`). Its first byte is
     the lock: shared for a short line, which is one atomic write, exclusive for a longer one. Thus a worker that is
     stopped between lock and unlock holds up no other's short lines. The kernel unlocks when a holder dies (fcntl(2)).
 
-    A line that cannot be finished is left in that file: the next process that writes puts the rest before its own line.
-    Where the writer died in the middle of a write to a file the rest is lost, and a newline comes first.
+    The rest of an unfinished line is left in that file: the next writer puts it before its own line. If the writer died
+    during a write to a file, the rest is lost, and a newline comes first.
 
-    `on_long`, when given, takes lines longer than `ATOMIC` bytes, without any lock held: only the parent, which is not
-    killed in mid-line, writes in pieces. The constructor raises OSError when `lock_fd` cannot be locked.
+    `on_long`, when given, takes lines longer than `ATOMIC` bytes, with no lock held: only the parent, which is not
+    killed mid-line, writes in pieces. The constructor raises OSError when `lock_fd` cannot be locked.
     """
 
     _writing: bool
@@ -70,7 +70,7 @@ class Sink:
         SINKS.add(self)
 
     def write(self, line: bytes) -> bool:
-        """Write one line, its newline included. False when it is lost; one that is only begun will be finished."""
+        """Write one line, its newline included. False when it is lost; an unfinished one will be finished later."""
         if len(line) > ATOMIC and self._on_long is not None:
             try:
                 self._on_long(line)
@@ -83,7 +83,7 @@ class Sink:
             return False
         try:
             if self._writing:
-                # A signal handler, or a destructor, that logs while this thread writes. Waiting would be for ever.
+                # A signal handler, or a destructor, logs while this thread writes: waiting would deadlock.
                 self._later.append(line)
                 return True
             self._writing = True
@@ -98,7 +98,7 @@ class Sink:
             self._mine.release()
 
     def close(self) -> None:
-        """Give back what this object opened itself; `fd` and `lock_fd` are the caller's."""
+        """Close what this object opened itself; `fd` and `lock_fd` are the caller's."""
         if self._back >= 0:
             os.close(self._back)
             self._back = -1
@@ -108,16 +108,16 @@ class Sink:
             self.renew()
 
     def hand_over(self, on_long: Callable[[bytes], object]) -> None:
-        """Be another process's, which has lost no line yet."""
+        """Reset the state after a fork."""
         self.dropped = 0
         self._on_long = on_long
 
     def renew(self) -> None:
-        """Begin with nothing under way: at first, and in a forked child, whose parent's other threads are not there."""
-        # POSIX record locks belong to a process, so its threads need a lock of their own. Re-entrant: see `write`.
+        """New locks: at first, and in a forked child, which does not have the parent's other threads."""
+        # POSIX record locks belong to a process, so its threads need another lock. Re-entrant: see `write`.
         self._mine = originals.RLock()
         self._shut: set[int] = set()
-        # A poll object that a thread of the parent was using refuses to be used by the child, for ever.
+        # A poll object in use by a thread of the parent at the fork is unusable in the child.
         self._poll = originals.poll()
         self._poll.register(self._out, select.POLLOUT)
         self._writing = False
@@ -132,7 +132,7 @@ class Sink:
                 owed = b""
                 if not self._is_whole():
                     if not long:
-                        # The shared lock first: two processes that keep it would wait for each other.
+                        # Release the shared lock first: two processes that keep it would wait for each other.
                         self._unlock()
                         self._lock(fcntl.LOCK_EX)
                     owed = self._owed()
@@ -140,14 +140,14 @@ class Sink:
             finally:
                 self._unlock()
         except OSError as error:
-            # Timed out, EPIPE, ENOSPC, EIO, EBADF: the same to a line that nobody can have.
+            # Timed out, EPIPE, ENOSPC, EIO, EBADF: the line is lost.
             self._stalled = isinstance(error, TimeoutError)
             self.dropped += 1
             return False
         return True
 
     def _lock(self, kind: int) -> None:
-        # Not F_SETLKW: it waits for ever for a holder that was stopped by SIGSTOP or the freezer.
+        # Not F_SETLKW, which waits without limit for a holder stopped by SIGSTOP or the freezer.
         try:
             fcntl.lockf(self._lock_fd, kind | fcntl.LOCK_NB, 1)
         except (BlockingIOError, PermissionError):
@@ -172,16 +172,16 @@ class Sink:
         fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1)
 
     def _is_whole(self) -> bool:
-        """Whether the log ends with a whole line, as far as a shared lock shows: another may be writing to a file."""
+        """Whether the log ends with a whole line, as far as a shared lock shows: others may be writing to a file."""
         return os.pread(self._lock_fd, 4, _OWED_AT) in _NOTHING and (self._back < 0 or self._last() in _ENDED)
 
     def _owed(self) -> bytes:
-        """What comes before the next line. Under the exclusive lock."""
+        """What must come before the next line. Call under the exclusive lock."""
         length, end = _OWED.unpack(os.pread(self._lock_fd, _OWED.size, _OWED_AT).ljust(_OWED.size, b"\0"))
         if length:
             if length <= MAX_LINE and end == self._end():
                 return os.pread(self._lock_fd, length, _REST_AT)
-            # Its beginning is gone, with what somebody has removed to make room; or somebody else has written since.
+            # The file was truncated with its beginning, or something else has written since.
             self._owe(b"")
             self.dropped += 1
         return b"" if self._last() in _ENDED else b"\n"
@@ -192,7 +192,7 @@ class Sink:
         os.pwrite(self._lock_fd, _OWED.pack(len(rest), self._end() if rest else 0), _OWED_AT)
 
     def _last(self) -> bytes:
-        """The last byte of a file; nothing of an empty one, or of what is no file, or may not be read."""
+        """The last byte of a file; empty for an empty or unreadable file, or anything else."""
         try:
             return os.pread(self._back, 1, max(0, os.lseek(self._back, 0, os.SEEK_END) - 1))
         except OSError:
@@ -203,11 +203,11 @@ class Sink:
         return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
     def _put(self, owed: bytes, line: bytes, limit: float) -> None:
-        """Write both; what is left of the one that is begun is owed then. Raises OSError when the line is lost."""
+        """Write both, and save the rest of an unfinished one. Raises OSError when the line is lost."""
         data = owed + line
         done = 0
         deadline = now() + limit
-        # Where something is owed, another process has waited already.
+        # If something is owed, another process has waited already.
         patience = 0.0 if self._stalled or owed else limit
         try:
             while done < len(data):
@@ -218,7 +218,7 @@ class Sink:
             is_begun = done > len(owed)
             rest = data[done:] if is_begun else owed[done:]
             if is_gone and len(rest) > 1:
-                # Of a fifo another reader may come. It gets what is in there still, and that is not all.
+                # A fifo may get another reader, which would get the incomplete rest.
                 rest = b"\n"
                 self.dropped += not is_begun
             if rest != owed:
@@ -232,7 +232,7 @@ class Sink:
         self._stalled = False
 
     def _put_next(self, piece: bytes, patience: float) -> int:
-        """Poll before each piece, so that neither a full pipe blocks nor a closed one sends SIGPIPE."""
+        """Poll before each piece, so that a full pipe does not block, and a closed one sends no SIGPIPE."""
         ready = self._poll.poll(patience * 1000)
         if not ready:
             raise TimeoutError
@@ -243,11 +243,11 @@ class Sink:
         except BlockingIOError:
             if not patience:
                 raise TimeoutError from None
-            return 0  # somebody else filled it since the poll
+            return 0  # another process filled it after the poll
 
 
 def _readable(fd: int) -> int:
-    """A descriptor to read what is in a log that is a file, or -1. The one given may be for writing only."""
+    """A readable descriptor of a log that is a file, or -1. `fd` may be write-only."""
     try:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -257,8 +257,9 @@ def _readable(fd: int) -> int:
 
 
 def _reopened(fd: int) -> int:
-    """A description of our own for a pipe or a terminal, with O_NONBLOCK, since the user's shell shares that of `fd`
-    (proc(5), /proc/PID/fd). Else `fd`: a file's offset is shared on purpose, a socket has no other (ENXIO)."""
+    """A new open file description of a pipe or terminal, with O_NONBLOCK, as the user's shell shares that of `fd`
+    (proc(5), /proc/PID/fd). Else `fd`: a file's offset is shared on purpose, and a socket cannot be reopened
+    (ENXIO)."""
     try:
         if stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd):
             return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

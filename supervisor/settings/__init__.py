@@ -1,5 +1,4 @@
-"""What the operator asked for. `parsers` turn text into values. Workers import this package, so it is light: no
-click."""
+"""The settings. `parsers` turn text into values. Workers import this package, so it is light: no click."""
 
 from __future__ import annotations
 

@@ -17,19 +17,19 @@ Command = Callable[..., Any]
 
 
 def parameter(option: Option, help: str, *, hidden: bool = False) -> click.Option:
-    """For a command that takes options from a list."""
+    """Adds options from a list to a command."""
     return click.Option(_names(option), **_attributes(option, help), hidden=hidden)
 
 
 def declared(helps: Mapping[str, str], command: Command) -> Command:
-    """The command with these options, in this order: their names in the table, and what the help says of them."""
+    """The command with these options, in this order: names in the table, and their help."""
     for name, help in reversed(list(helps.items())):
         command = click.option(*_names(OPTIONS[name]), **_attributes(OPTIONS[name], help))(command)
     return command
 
 
 def _names(option: Option) -> list[str]:
-    # Both ways round, so that the command line can overrule the environment in either direction.
+    # Both forms, so that the command line can override the environment either way.
     word = option.flag.removeprefix("--")
     return [option.flag if option.metavar else f"--{word}/--no-{word}", option.name]
 
@@ -40,13 +40,13 @@ def _attributes(option: Option, help: str) -> dict[str, Any]:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of click's values those that somebody gave."""
+    """The values that were given."""
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
 @contextmanager
 def reported(command: str, nothing: str) -> Iterator[None]:
-    """Settings that cannot be used end the process, with a line for each problem. `nothing` says what was not done."""
+    """Exits on invalid settings, with a line for each problem. `nothing`: what was not done."""
     try:
         yield
     except SettingsError as error:

@@ -45,7 +45,7 @@ class Option:
     """What the help calls the value; empty for an on/off option."""
     parse: Parser
     default: str
-    """As one would write it; `Settings` gets its defaults by parsing this. Empty: none."""
+    """As text; `Settings` gets its defaults by parsing it. Empty: none."""
     help: str
     secret: bool = False
     """Values are never quoted."""
@@ -53,7 +53,7 @@ class Option:
     """May stand in the TOML file."""
     repeatable: bool = False
     reloadable: bool = True
-    """A reload may change it; of the others the running supervisor has made something that stays."""
+    """A reload may change it; the others are fixed at start."""
 
     @property
     def flag(self) -> str:
@@ -191,7 +191,7 @@ OPTIONS: Final[Mapping[str, Option]] = {option.name: option for option in _TABLE
 
 
 def _default(name: str) -> Any:
-    # A factory: the CPU count and the working directory are read when Settings are made, not when this is imported.
+    # A factory: the CPU count and the working directory are read when Settings are made, not at import.
     return field(default_factory=lambda: OPTIONS[name].parse(OPTIONS[name].default))
 
 
@@ -204,7 +204,7 @@ class Settings:
     url: tuple[Endpoint, ...] = _default("url")
     """The nodes of one broker, at least one."""
     url_open: str = ""
-    """The file that they came from, where everybody on this machine can read it."""
+    """The file that they came from, if other users can read it."""
     url_mode: str = ""
     """Its mode then: `0644`."""
     queue: str = _default("queue")
@@ -229,15 +229,15 @@ class Settings:
     max_body: int = _default("max_body")
     health: Address | None = _default("health")  # noqa: RUF009 (a Field, not a value)
     health_explicit: bool = False
-    """Whether somebody asked for this address, or it is only the default."""
+    """Given, not the default."""
     health_host: tuple[str, ...] = _default("health_host")
-    """Names by which the health port may be asked, beside those that are always right."""
+    """Further host names that the health port answers to."""
     ready_when: str = _default("ready_when")
-    """`consuming`, or `subscribed`: a pool that stands by is ready, too."""
+    """`consuming`, or `subscribed`: a standby is ready too."""
     control: str | None = None
-    """Where the control socket is to be, absolute."""
+    """The control socket's absolute path."""
     control_explicit: bool = False
-    """Whether somebody asked for this path, or it is only the default."""
+    """Given, not the default."""
     log_format: str = _default("log_format")
     log_level: str = _default("log_level")
     app_dir: str = _default("app_dir")
@@ -249,7 +249,7 @@ class Settings:
 
     @property
     def exposure(self) -> str:
-        """What is wrong with the file that holds the password, in words; empty: nothing."""
+        """Why the file with the password is exposed, in words; empty: it is not."""
         if not self.url_open:
             return ""
         return f"{self.url_open} has mode {self.url_mode}: every user here can read the broker's password in it"
@@ -272,6 +272,6 @@ class Settings:
 
 
 def unreloadable(former: Settings, settings: Settings) -> list[str]:
-    """The names of the options that differ, and that a reload cannot change."""
+    """The options that differ, but cannot be changed by a reload."""
     fixed = (option.name for option in OPTIONS.values() if not option.reloadable)
     return [name for name in fixed if getattr(former, name) != getattr(settings, name)]

@@ -1,4 +1,4 @@
-"""Parsers: text, or any TOML value, -> the setting. Raise ValueError saying what was expected, and quote nothing."""
+"""Parsers from text, or any TOML value, to the setting. Raise ValueError with what was expected, quoting nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORKERS_MOST: Final = 1024
 """As many as the scoreboard has pages."""
 AUTO: Final = "auto"
 SOCKET_PATH_MOST: Final = 107
-"""Bytes of a unix socket's path; with its NUL it fills the 108 of sockaddr_un (unix(7))."""
+"""Bytes of a unix socket's path: 108 in sockaddr_un (unix(7)), less a NUL."""
 _YEAR: Final = 8760 * 3600.0
 
 Parser = Callable[[object], Any]
@@ -37,12 +37,12 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """How many workers there may be, both ends included."""
+    """The number of workers, both ends included."""
 
     least: int
     most: int
     by: str = field(default="given", compare=False)
-    """What the number comes from; with `auto`, which limit on CPUs it is."""
+    """The origin of the number; with `auto`, the limit on CPUs."""
 
     @property
     def is_fixed(self) -> bool:
@@ -67,7 +67,7 @@ def parse_duration(value: object) -> float:
     if match is None:
         raise ValueError("a duration such as 500ms, 30s, 5m or 2h")
     number, unit = float(match[1]), match[2] or "s"
-    # Divided, not multiplied by 0.001, so that 500ms is the float nearest to half a second.
+    # Divided, not multiplied by 0.001, so that 500ms is exactly half a second.
     seconds = number / 1000 if unit == "ms" else number * _SECONDS[unit]
     if seconds > _YEAR:
         raise ValueError("a duration of at most 8760h")
@@ -148,15 +148,15 @@ def flag(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Cpus:
-    """What this process may use: containers, CPUAffinity= and CPUQuota= narrow it."""
+    """The CPUs that this process may use, limited by containers, CPUAffinity= and CPUQuota=."""
 
     affinity: int
     quota: float | None
-    """CPUs' worth of time that its cgroup gets; None: no limit."""
+    """CPU time of its cgroup, in CPUs; None: no limit."""
 
     @property
     def workers(self) -> int:
-        """One for each. A part of a CPU counts as one: what is left of a quota is worth a worker."""
+        """One for each; a fraction counts as one."""
         return min(self.affinity, WORKERS_MOST, self.affinity if self.quota is None else math.ceil(self.quota))
 
     @property
@@ -165,11 +165,11 @@ class Cpus:
 
     @property
     def is_quota(self) -> bool:
-        """Whether the quota rules, or else the affinity."""
+        """Whether the quota is the limit, not the affinity."""
         return self.quota is not None and self.quota < self.affinity
 
     def __str__(self) -> str:
-        """What `auto` goes by."""
+        """The reason for the number, for the log."""
         if self.is_quota:
             return f"auto: the cgroup's CPU quota of {self.quota:g}"
         return f"auto: {self.affinity} CPU{'s' if self.affinity > 1 else ''} by affinity"
@@ -188,7 +188,7 @@ def workers(value: object) -> Span:
     try:
         low = whole(least)
         if is_range and most.strip() == "auto":
-            # Not an error on a machine with fewer CPUs: one file shall do for large hosts and small ones.
+            # Not an error on a machine with fewer CPUs: one file should work on large and small hosts.
             cpus = usable_cpus()
             return Span(low, max(low, cpus.workers), str(cpus))
         high = whole(most) if is_range else low
@@ -200,8 +200,8 @@ def workers(value: object) -> Span:
 
 
 def heartbeat(value: object) -> float:
-    # Connection.Tune carries whole seconds in 16 bits, and 0 would switch heartbeats off (AMQP 0-9-1, 1.4.2.6): then
-    # nobody notices a peer that vanished without a word.
+    # Connection.Tune has whole seconds in 16 bits, and 0 would disable heartbeats (AMQP 0-9-1, 1.4.2.6): then a peer
+    # that vanished is never noticed.
     try:
         seconds = math.ceil(parse_duration(value)) if parse_duration(value) >= 1 else 0
     except ValueError:
@@ -230,7 +230,7 @@ def queue(value: object) -> str:
     if not value.isprintable():
         raise ValueError("a queue name in UTF-8 without control characters")
     if "://" in value:
-        # RabbitMQ would take it. It is a URL in the wrong place, and the queue's name is in every log line.
+        # RabbitMQ would accept it. But it is a URL in the wrong place, and every log line has the queue's name.
         raise ValueError("a queue name, not a URL")
     return value
 
@@ -248,7 +248,7 @@ def address(value: object) -> Address:
 
 
 def host_names(value: object) -> tuple[str, ...]:
-    """Text with one name or several, or a list of such texts."""
+    """Text with one or more names, or a list of such texts."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ValueError("a host name or a list of host names")
@@ -265,7 +265,7 @@ def directory(value: object) -> str:
     try:
         return str(place.absolute())
     except FileNotFoundError:
-        # It can still be looked at as `.`, and has no name any more.
+        # It still exists as `.`, but has no path.
         raise ValueError("a directory that exists; the working directory has been deleted") from None
 
 
@@ -281,7 +281,7 @@ def _socket(value: object) -> str:
     if not holds(place.parent.is_dir):
         raise ValueError("a path for a socket, in a directory that exists")
     if holds(place.exists) and not holds(place.is_socket):
-        # Whatever it is, it is not to be replaced by a socket.
+        # Never replace another file by a socket.
         raise ValueError("a path for a socket, where no other file exists")
     return str(place)
 
@@ -293,7 +293,7 @@ def path(value: object) -> Path:
 
 
 def holds(test: Callable[[], bool]) -> bool:
-    """`test`, or False where the path cannot even be looked at: pathlib lets EACCES and ENAMETOOLONG through."""
+    """`test`, or False for an OSError: pathlib lets EACCES and ENAMETOOLONG through."""
     try:
         return test()
     except OSError:
@@ -301,7 +301,7 @@ def holds(test: Callable[[], bool]) -> bool:
 
 
 def urls(value: object) -> tuple[Endpoint, ...]:
-    """One or several, or a list of such texts. A comma separates only before a URL: passwords have commas, too."""
+    """One or more URLs, or a list of such texts. A comma separates only before a URL: passwords may have commas."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError("a URL or a list of URLs")

@@ -1,4 +1,4 @@
-"""Where settings come from. Light, since workers import it: tomllib and the like are imported where they are needed."""
+"""The sources of settings. Light, since workers import it: tomllib and the like are imported where needed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from supervisor.settings.options import ENVIRONMENT_PREFIX, OPTIONS, Settings
 from supervisor.settings.parsers import AUTO, Address
 
 CREDENTIAL: Final = "amqp-url"
-"""The name under which systemd's LoadCredential= is expected to hold the URL."""
+"""The name of the URL's credential in systemd's LoadCredential=."""
 UNITS: Final = Path("/etc/workq")
 """Where the unit workq-supervise@NAME has NAME.toml and NAME.amqp-url."""
 UNITS_RUN: Final = Path("/run/workq")
-"""Where it has its control socket, in a directory of its own."""
+"""Where it has its control socket."""
 
 _OTHERS_VARIABLES: Final = ("rabbitmq_", "test_")
 """`WORKQ_RABBITMQ_HOME` and the like are read elsewhere and never a misspelt option."""
 _SHOWN: Final = 60
-"""Characters of a refused value that a report quotes."""
+"""Characters quoted of a refused value."""
 
 
 class SettingsError(Exception):
-    """The settings cannot be used. Carries every problem, one line each; none of them quotes a URL."""
+    """Invalid settings. `problems` has a line for each; none quotes a URL."""
 
     def __init__(self, problems: list[str], *, handler_missing: bool = False) -> None:
         super().__init__("; ".join(problems))
@@ -42,7 +42,7 @@ class SettingsError(Exception):
 class _Given:
     value: object
     source: str
-    """The name of the place where to correct it."""
+    """Where to correct it."""
 
 
 _Layer = dict[str, _Given]
@@ -51,20 +51,20 @@ CommandLine = Mapping[str, str | tuple[str, ...] | bool]
 
 
 class _Layers:
-    """What command line, environment and file hold, and what is wrong with the sources themselves."""
+    """The values from command line, environment and file, and what is wrong with the sources themselves."""
 
     def __init__(self, command_line: CommandLine, environ: Mapping[str, str]) -> None:
         self.unknown: list[str] = []
-        """Names that nobody knows, each a problem."""
+        """A problem for each unknown name."""
         self.unread: list[str] = []
-        """Why the file, or the unit, is not read; empty when it is, or there is none."""
+        """Why the file or the unit cannot be read; empty: it can, or there is none."""
         given = {name: _Given(value, OPTIONS[name].flag) for name, value in command_line.items() if name != "unit"}
         self.in_order = [given]
-        """The one that counts most first."""
+        """In order of precedence."""
         self.credential: _Given | None = None
-        """Where the URL is when no source has it."""
+        """The URL's file if no source has it."""
         self.runtime = ""
-        """The directory for what is there while a supervisor runs; empty where there is none."""
+        """$RUNTIME_DIRECTORY; empty when unset."""
         if "unit" in command_line:
             self._look_at_unit(str(command_line["unit"]), given)
             return
@@ -76,17 +76,17 @@ class _Layers:
         self.runtime = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
 
     def given(self, name: str) -> _Given | None:
-        """What counts."""
+        """The value in effect."""
         return next((source[name] for source in self.in_order if name in source), None)
 
     def read(self, names: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
-        """These settings, and every problem."""
+        """These settings, and all problems."""
         values: dict[str, Any] = {}
         problems = [*self.unknown, *self.unread]
         for option in map(OPTIONS.__getitem__, names):
             given = self.given(option.name)
             if given is None and option.default:
-                # Checked as well: `.` may be a directory that has been removed.
+                # Defaults are checked too: `.` may be a directory that has been removed.
                 given = _Given(option.default, f"{option.flag} (the default)")
             try:
                 if option.name == "url":
@@ -98,7 +98,7 @@ class _Layers:
         return values, problems
 
     def _look_at_unit(self, unit: str, given: _Layer) -> None:
-        """The variables of whoever asks are not the unit's: one that names another queue would win over its file."""
+        """Ignores the caller's variables, which are not the unit's: one for another queue would override its file."""
         name = _instance(unit)
         if "config" in given:
             self.unread = ["--unit and --config: give only one"]
@@ -110,7 +110,7 @@ class _Layers:
             self.runtime = str(UNITS_RUN / name)
 
     def _from_environment(self, environ: Mapping[str, str]) -> _Layer:
-        """Foreign `WORKQ_*` variables are left alone, since the prefix is not ours alone; near misses are problems."""
+        """Ignores unknown `WORKQ_*` variables, as others use the prefix too, but reports near misses."""
         given: _Layer = {}
         for variable, text in sorted(environ.items()):
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
@@ -141,7 +141,7 @@ class _Layers:
         return given
 
     def _urls(self) -> dict[str, Any]:
-        """`url` and `url_file` are two ways to say one thing: the first source that has either decides."""
+        """`url` and `url_file` are alternatives: the first source that has either decides."""
         for source in self.in_order:
             url, file = source.get("url"), source.get("url_file")
             if url and file:
@@ -156,8 +156,8 @@ class _Layers:
 
 
 def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, str]) -> Settings:
-    """Command line over environment over file over default; a variable that is set and empty counts as not set. Raises
-    SettingsError with every problem; of an option given in several places only the value that counts is checked."""
+    """Command line over environment over file over default; an empty variable counts as unset. Raises SettingsError
+    with all problems; of an option given several times only the value in effect is checked."""
     sources = _Layers(command_line if handler is None else {**command_line, "handler": handler}, environ)
     values, problems = sources.read(name for name in OPTIONS if name not in ("url_file", "config"))
     values["health_explicit"] = sources.given("health") is not None
@@ -170,7 +170,7 @@ def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, s
         if find_spec("watchfiles") is None:
             problems.append("reload: needs watchfiles: pip install 'workq-supervise[reload]'")
 
-    # When the file cannot be read, it may be the one that names the handler.
+    # A file that cannot be read may name the handler.
     missing = not sources.unread and sources.given("handler") is None
     if missing:
         problems.append("no handler: give MODULE:FUNCTION, WORKQ_HANDLER, or handler in the file")
@@ -180,8 +180,8 @@ def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, s
 
 
 def read(names: Sequence[str], command_line: CommandLine, environ: Mapping[str, str]) -> dict[str, Any]:
-    """These settings by name, from where `load` finds them; with `unit` in the command line, from that unit's. Raises
-    SettingsError, also for unknown names: a misspelt `queue` would have a command act on another one."""
+    """These settings by name, from the sources of `load`; with `unit` in the command line, from the unit's. Raises
+    SettingsError, also for unknown names: with a misspelt `queue` a command would act on another one."""
     values, problems = _Layers(command_line, environ).read(names)
     if problems:
         raise SettingsError(problems)
@@ -190,13 +190,13 @@ def read(names: Sequence[str], command_line: CommandLine, environ: Mapping[str, 
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """Where a running supervisor may be found."""
+    """Where to find a running supervisor."""
 
     queue: str
     control: str | None
     health: Address | None
     explicit: frozenset[str]
-    """Which of the three somebody named."""
+    """Those of the three that were given."""
 
 
 def locate(
@@ -204,13 +204,13 @@ def locate(
     environ: Mapping[str, str],
     names: tuple[str, ...] = ("queue", "control", "health"),
 ) -> Whereabouts:
-    """Where that supervisor would be; what `names` leaves out has its default. Raises SettingsError."""
+    """Where that supervisor would be; settings not in `names` have their default. Raises SettingsError."""
     sources = _Layers(command_line, environ)
     values: dict[str, Any] = {}
     problems = list(sources.unread)
     named = {name: given for name in names if (given := sources.given(name)) is not None}
     for name in ("queue", "control", "health"):
-        # A socket that is not there, or not for us, is found out by trying it.
+        # Whether a socket exists and admits us, only connecting shows.
         parse = _anywhere if name == "control" else OPTIONS[name].parse
         try:
             values[name] = _parsed(named.get(name) or _Given(OPTIONS[name].default, OPTIONS[name].flag), parse)
@@ -228,7 +228,7 @@ def _anywhere(value: object) -> str | None:
 
 
 def _default_control(queue: str, runtime: str, environ: Mapping[str, str]) -> str | None:
-    """Unchecked: binding it says what is wrong."""
+    """Unchecked: binding it will raise."""
     if runtime:
         return str(Path(runtime).absolute() / "workq.sock")
     if user := environ.get("XDG_RUNTIME_DIR"):
@@ -243,7 +243,7 @@ def _instance(unit: str) -> str:
 
 
 def has_settings(unit: str) -> bool:
-    """Whether this is a unit of ours, with settings where those have them."""
+    """Whether this is a unit of ours, with its settings in the usual place."""
     return parsers.holds((UNITS / f"{_instance(unit)}.toml").exists)
 
 
@@ -260,7 +260,7 @@ def _parsed(given: _Given, parse: parsers.Parser, secret: bool = False) -> Any:
 
 
 def _document(config: _Given) -> tuple[str, dict[str, Any]]:
-    """The TOML file's name, and what it holds. Raises SettingsError."""
+    """The TOML file's name and content. Raises SettingsError."""
     import tomllib
 
     path = _parsed(config, parsers.path)
@@ -269,7 +269,7 @@ def _document(config: _Given) -> tuple[str, dict[str, Any]]:
     except OSError as error:
         raise _unreadable(config, error) from None
     except ValueError as error:
-        # Only the place: tomllib quotes characters and keys, and the broken line may be the one with the password.
+        # Only the position: tomllib quotes characters and keys, and the broken line may have the password.
         place = re.search(r"at line \d+, column \d+|at end of document", str(error))
         raise SettingsError([f"{path.name}: not valid TOML {place[0] if place else '(is it UTF-8?)'}"]) from None
 
@@ -289,7 +289,7 @@ def _unreadable(given: _Given, error: OSError) -> SettingsError:
 
 
 def _mode_for_all(path: Path) -> str:
-    """The mode of a file that others can read: by its own, and those of the directories above it. Else empty."""
+    """The mode of a file that other users can read, by its own mode and those of the directories above; else empty."""
     try:
         real = path.resolve()
         mode = real.stat().st_mode
@@ -297,7 +297,7 @@ def _mode_for_all(path: Path) -> str:
         is_passable = all(directory.stat().st_mode & stat.S_IXOTH for directory in real.parents)
         return f"{stat.S_IMODE(mode):04o}" if is_open and is_passable else ""
     except OSError:
-        return ""  # it has been read, so this is no name in the file system: /dev/fd/3
+        return ""  # it was read, so this is not in the file system: /dev/fd/3
 
 
 def _read_urls(path: Path) -> tuple[Endpoint, ...]:
@@ -311,7 +311,7 @@ def _read_urls(path: Path) -> tuple[Endpoint, ...]:
 
 
 def _shown(value: object) -> str:
-    """A refused value, for a report. A URL in the wrong place (`--queue "$URL"`) is not shown there either."""
+    """A refused value, for a report. A URL in the wrong place (`--queue "$URL"`) is not shown."""
     text = repr(value)
     if "://" in text or "@" in text:
         return "something like a URL (not shown)"
