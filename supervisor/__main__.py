@@ -1,7 +1,7 @@
-"""`workq-supervise`, and `python -m supervisor`: signals wait until there is a loop to obey them.
+"""`workq-supervise`, and `python -m supervisor`: block signals until the loop can handle them.
 
-Imports take most of the first 0.2 s, in which a SIGHUP would end the process, and for PID 1 of a container the kernel
-would drop a SIGTERM. So nothing is imported before they are blocked; `Wakeups` lets them through.
+Imports take most of the first 0.2 s, in which a SIGHUP would kill the process, and the kernel would drop a SIGTERM to
+PID 1 of a container. So signals are blocked before anything is imported; `Wakeups` unblocks them.
 """
 
 from __future__ import annotations

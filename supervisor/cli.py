@@ -1,7 +1,7 @@
-"""`workq-supervise`: the command line, the environment and the file become Settings, and the supervisor runs on them.
+"""`workq-supervise`: read Settings from command line, environment and file, and run the supervisor.
 
-click hands on plain strings: `settings.load` checks them together with the environment and the file, so that one report
-names everything that is wrong.
+click passes on plain strings: `settings.load` checks them with the environment and the file, so that one report has
+every problem.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Exit codes:
 
 
 class _Supervise(click.Command):
-    """A command whose help lists the options under the headings of the table."""
+    """Lists the options under the headings of the table."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         lines = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
@@ -84,14 +84,14 @@ def _supervise(**values: Any) -> None:
     command_line = given(values)
     settings = _settings(handler, command_line)
     try:
-        # Imported late: a usage error or --help need not pay for the supervisor.
+        # Imported late: a usage error or --help does not need the supervisor.
         from supervisor.parent.main import run
     except OSError as error:
         click.echo(f"{NAME}: the supervisor cannot start: {error.filename}: {error.strerror}", err=True)
         sys.exit(EXIT_KILLED)
 
     def reread() -> Settings:
-        """For a reload: the directory and the files anew; command line and environment are what they were."""
+        """For a reload: read the directory and the files again; command line and environment are unchanged."""
         if started_in is not None:
             _enter(started_in)
         return load(handler, command_line, os.environ)
@@ -100,8 +100,8 @@ def _supervise(**values: Any) -> None:
 
 
 def _directory_by_name(environ: Mapping[str, str]) -> str | None:
-    """The working directory's name in $PWD (POSIX, pwd(1)), which may be a link (/srv/app/current): the kernel knows
-    only where it led. None where that is not this directory."""
+    """The working directory as in $PWD (POSIX, pwd(1)), which may be a symbolic link (/srv/app/current): the kernel
+    knows only its target. None if $PWD is not this directory."""
     name = environ.get("PWD", "")
     try:
         return name if name.startswith("/") and Path(name).samefile(os.curdir) else None
@@ -110,7 +110,7 @@ def _directory_by_name(environ: Mapping[str, str]) -> str | None:
 
 
 def _enter(directory: str) -> None:
-    """Where a link leads now: code, settings and files of one release. Raises SettingsError."""
+    """Follow the link again, so that code, settings and files are of one release. Raises SettingsError."""
     try:
         os.chdir(directory)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Where a broker is and who we are to it: one AMQP URL, taken apart.
+"""One AMQP URL, parsed: where the broker is, and the login.
 
-Parsed here because pika and urllib quote parts of the password when they refuse a URL: in `amqp://user:secret`, with
-the host forgotten, `secret` is "not a valid port". Here every refusal is a fixed sentence that quotes nothing.
+Parsed here because pika and urllib quote parts of the password when they refuse a URL: in `amqp://user:secret`, without
+a host, `secret` is "not a valid port". Here every refusal is a fixed sentence that quotes nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Endpoint:
     password: str = field(default="guest", repr=False)
     tls: bool = False
     query: tuple[tuple[str, str], ...] = ()
-    """What follows the `?`, with `amqps` only: `cafile`, `certfile`, `keyfile` (paths of PEM files), `server_name`."""
+    """After the `?`, with `amqps` only: `cafile`, `certfile`, `keyfile` (paths of PEM files), `server_name`."""
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
@@ -62,7 +62,7 @@ class Endpoint:
             raise ValueError("the URL does not begin with amqp:// or amqps://")
         path, query = match["path"] or "", match["query"] or ""
         if "@" in path or "@" in query:
-            # Either a password with a raw / or ? in it, or a name with a raw @: guessing would show half a password.
+            # Either a password with a raw / or ?, or a name with a raw @: a guess might show half a password.
             raise ValueError(f"the URL has an @ after the host; {_ENCODE}")
         tls = match["scheme"].lower() == "amqps"
         user, password, host, port = _authority(match["authority"], 5671 if tls else 5672)
@@ -187,6 +187,6 @@ def _decoded(text: str) -> str:
     try:
         return unquote_to_bytes(text).decode()
     except ValueError:
-        # Not raised from here: the UnicodeError, which holds the text, would travel along as __context__.
+        # Raised outside: the UnicodeError, which has the text, would be the __context__.
         pass
     raise ValueError("the URL is not UTF-8 after percent-decoding")

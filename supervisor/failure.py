@@ -1,4 +1,4 @@
-"""An exception as text, in at most about 100 ms and bounded memory; in brief where that needs it."""
+"""An exception as text, within about 100 ms and bounded memory; abbreviated if necessary."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from supervisor.redaction import clip_end, clip_start
 
 _EXCEPTIONS_MOST: Final = 64
 _FRAMES_MOST: Final = 1200
-"""Of all exceptions together: one that met the usual recursion limit is rendered in full."""
+"""Of all exceptions together; enough for one that met the usual recursion limit."""
 _TEXT_MOST: Final = 64 * 1024
-"""Characters that exceptions say, all together. More than is kept of any rendering."""
+"""Characters of all messages together; more than is kept of any rendering."""
 _BRIEF_CHAIN: Final = 4
 _BRIEF_FRAMES: Final = 20
 _ROUND: Final = range(_BRIEF_FRAMES)
@@ -20,7 +20,7 @@ _BRIEF_MEMBERS: Final = 3
 _BRIEF_START: Final = 1024
 _BRIEF_END: Final = 1024
 _STEPS_MOST: Final = 2_000_000
-"""Frames that are counted, some 50 ns each."""
+"""Frames counted, some 50 ns each."""
 _CAUSED: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
 _DURING: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
@@ -39,14 +39,14 @@ def rendered(error: BaseException, start: TracebackType | None) -> str:
 
 
 def kind(error: BaseException) -> str:
-    """Its class, as a traceback names it."""
+    """Its class, as in a traceback."""
     cls = type(error)
     has_module = cls.__module__ not in ("builtins", "__main__")
     return f"{cls.__module__}.{cls.__qualname__}" if has_module else cls.__qualname__
 
 
 def _is_modest(error: BaseException) -> bool:
-    """Whether it may be rendered as it is."""
+    """Whether it can be rendered in full."""
     pending, seen = [error], set[int]()
     frames = text = 0
     while pending:
@@ -99,8 +99,8 @@ def _in_brief(error: BaseException, start: TracebackType | None) -> str:
 
 
 def _frames(begin: TracebackType | None, most: int) -> tuple[str, int]:
-    """The last of these frames, at least `_BRIEF_FRAMES` and at most twice as many; and how many were counted."""
-    # Once through, with a mark that stays behind: a second pass to the place takes as long as the first.
+    """The last of these frames, `_BRIEF_FRAMES` to twice as many; and how many were counted."""
+    # One pass, with a mark that lags behind: a second pass would take as long again.
     shown = mark = step = begin
     rounds = 0
     while step is not None and rounds * _BRIEF_FRAMES < most:

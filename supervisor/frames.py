@@ -1,18 +1,18 @@
-"""A message as bytes, and back.
+"""Messages as bytes, and back.
 
-JSON: pickle would let a handler run code in the parent. A child believes what its parent sends. The parent believes
-nothing, since a handler may write to the link as well: `read` checks reports by the annotations in `messages`:
+JSON, as pickle would let a handler run code in the parent. A child trusts its parent. The parent trusts nothing, since
+a handler may write to the link too: `read` checks reports by the annotations in `messages`:
 
-| annotation | what is let through |
+| annotation | accepted |
 |---|---|
 | `int` | 0 to 2^63 - 1; `Annotated[int, N]`: N at most |
 | `float` | a finite number, not below 0 |
-| `str` | text that can be encoded; `Annotated[str, N]`: no more than its first N bytes are kept, redacted |
-| `list[X]` | each an X; no more than the first 1,000 are kept |
+| `str` | encodable text; `Annotated[str, N]`: cut to N bytes, redacted |
+| `list[X]` | each an X; cut to 1,000 |
 | an enum, `Literal` | one of its values |
 | `X | Y` | either |
 
-Too long is cut, not refused: an error's text may be of any length, and its sender is innocent.
+Too long is cut, not refused: an error's text may be of any length.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from supervisor.redaction import clip_start
 MAX_BYTES: Final = 160 * 1024
 """Below the default send buffer (212,992 bytes, socket(7)), above every bounded field."""
 RECORD: Final = b'["Record",'
-"""How a log line begins; nothing else does."""
+"""The start of every log line, and of nothing else."""
 
 _KINDS: Final[dict[str, type[Any]]] = {
     kind.__name__: kind
@@ -49,7 +49,7 @@ Check = Callable[[Any], Any]
 
 
 class BadFrame(Exception):
-    """What came is no message of ours. Its text says what is wrong, and quotes nothing of it."""
+    """An invalid message. Its text has the reason, and quotes nothing."""
 
 
 def write(message: object) -> bytes:
@@ -58,7 +58,7 @@ def write(message: object) -> bytes:
     fields = {name: getattr(message, name) for name in _FIELDS[kind]}
     text = _encode([kind.__name__, fields])
     if "\\ud" in text:
-        # Perhaps a lone surrogate, from a path that is not UTF-8 in an error's text: the parent refuses those.
+        # Perhaps a lone surrogate, from a non-UTF-8 path in an error's text, which the parent would refuse.
         fields = {name: _whole(value) if isinstance(value, str) else value for name, value in fields.items()}
         text = _encode([kind.__name__, fields])
     data = text.encode()
@@ -74,7 +74,7 @@ def believe(data: bytes) -> Any:
 
 
 def read(data: bytes, kinds: frozenset[type[Any]]) -> Any:
-    """A message that has to be one of these. Raises BadFrame."""
+    """A message of one of these kinds. Raises BadFrame."""
     try:
         document = json.loads(data.decode())
     except (ValueError, RecursionError):
@@ -158,7 +158,7 @@ def _text(most: int) -> Check:
             value.encode()
         except UnicodeEncodeError:
             _refuse("contains a lone surrogate")
-        # A password that the cut severs is not known for one by whoever logs it.
+        # Redacts first: a password cut in two would not be recognised later.
         return value if len(value) <= most else clip_start(value, most)
 
     return check

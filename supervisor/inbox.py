@@ -1,13 +1,13 @@
-"""A task's effects in a database once, however often the task runs: the inbox pattern.
+"""A task's effects in a database happen once, however often the task runs: the inbox pattern.
 
     def charge(task):
         with psycopg.connect(URL) as connection, supervisor.once(connection, task) as first:
             if first:
                 connection.execute("INSERT INTO charges ...")
 
-A row (queue, message id) goes into the table `workq_once` in the transaction in which the handler does its work: both
-are committed, or neither is. A worker that dies after the commit and before its acknowledgement has the task run again,
-and this time `first` is False. What is outside that transaction (an e-mail, a call of another service) happens again.
+A row (queue, message id) goes into the table `workq_once` in the handler's own transaction: both are committed, or
+neither. After a worker's death between commit and acknowledgement the task runs again, and `first` is False. Effects
+outside the transaction (an e-mail, a call to another service) happen again.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _MARKS: Final = {
     "numeric": (":1", ":2", ":3"),
     "numeric_dollar": ("$1", "$2", "$3"),
 }
-"""How a driver marks parameters that come as a sequence, by its `paramstyle` (PEP 249). Drivers of `pyformat` take `%s`
-with a sequence, too: psycopg, psycopg2, PyMySQL and mysqlclient say so."""
+"""Placeholders by a driver's `paramstyle` (PEP 249). `pyformat` drivers also take `%s` with a sequence: psycopg,
+psycopg2, PyMySQL and mysqlclient document it."""
 
 
 class Connection(Protocol):
@@ -54,23 +54,23 @@ class Connection(Protocol):
 
 @contextmanager
 def once(connection: Connection, task: Task, key: str | None = None) -> Iterator[bool]:
-    """Whether this task is here for the first time, and a note of it in the connection's current transaction.
+    """Whether this task runs for the first time; notes it in the connection's current transaction.
 
-    It neither commits nor rolls back: the handler does, as it would without. `key` (up to 255 characters) stands for
-    the message id, where messages have none or one id means several tasks.
+    Neither commits nor rolls back: that is left to the handler. `key` (up to 255 characters) replaces the message id,
+    if messages have none or share one.
 
-    When two runs of one task meet, one waits for the other's transaction, and may then raise the driver's
-    IntegrityError: the task has failed, and its next try finds the note.
+    When two runs of one task overlap, one waits for the other's transaction, and may then raise the driver's
+    IntegrityError: that task fails, and its retry finds the note.
 
-    Raises ValueError when there is neither an id nor a key, and when the connection commits each statement by itself
-    (autocommit): the note would be there, and the work might not.
+    Raises ValueError without id and key, and when the connection commits each statement by itself (autocommit): then
+    the note could be committed without the work.
     """
     name = key if key is not None else task.message_id
     if not name:
         raise ValueError(
             "the message has no id to be remembered by: publish it with a message_id, or give once() a key"
         )
-    # Before anything is written: a note that is committed by itself would have the work skipped when it is tried again.
+    # Before anything is written: with a note committed by itself, a retry would skip the work.
     if _commits_each(connection):
         raise ValueError(
             "the connection commits each statement by itself (autocommit), so the note would be there without the "
@@ -89,7 +89,7 @@ def once(connection: Connection, task: Task, key: str | None = None) -> Iterator
 
 
 def _paramstyle(connection: Connection) -> str:
-    """Of the driver that made the connection: the first module on the way up that says."""
+    """The driver's: from the first module, upwards from the connection's, that has one."""
     for cls in type(connection).__mro__:
         package = cls.__module__
         while package:
@@ -100,8 +100,8 @@ def _paramstyle(connection: Connection) -> str:
 
 
 def _commits_each(connection: Any) -> bool:
-    """Whether each statement is committed by itself. PEP 249 says that connections do not; drivers offer it, and say so
-    each in its own way. One that does not say is believed."""
+    """Whether each statement is committed by itself. PEP 249 has no such mode; each driver that does shows it in its
+    own way. Without such a sign, it is off."""
     if hasattr(connection, "isolation_level") and hasattr(connection, "in_transaction"):  # sqlite3
         if connection.in_transaction:
             return False
@@ -115,5 +115,5 @@ def _commits_each(connection: Any) -> bool:
 
 
 def _utc() -> str:
-    """To the second: SQLite has no type for a time, and compares texts."""
+    """To the second: SQLite has no time type, and compares texts."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,4 +1,4 @@
-"""structlog without rich, which it imports for tracebacks in colour: 4 MB of every process and 30 ms of every start."""
+"""structlog without rich, which it imports for coloured tracebacks: 4 MB in every process and 30 ms at every start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without(module: str) -> Iterator[None]:
-    """Meanwhile, importing this module raises ImportError; one that is imported already stays."""
+    """Inside, importing this module raises ImportError unless it is imported already."""
     if module in sys.modules:
         yield
         return

@@ -1,7 +1,6 @@
-"""A link: the socket between the parent and one other process, for the rare things (`messages`, by `frames`).
+"""A link: the socket between the parent and one other process, for infrequent messages (`messages`, `frames`).
 
-SOCK_SEQPACKET keeps message boundaries (unix(7)): a message arrives whole or not at all, also when its sender is
-killed.
+SOCK_SEQPACKET keeps message boundaries (unix(7)): a message arrives whole or not at all, even if its sender is killed.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from supervisor.frames import MAX_BYTES, BadFrame
 _TO_SEND, _TO_RECEIVE, _AT_ONCE, _CUT, _LOST = map(
     int, (socket.MSG_NOSIGNAL, socket.MSG_CMSG_CLOEXEC, socket.MSG_DONTWAIT, socket.MSG_TRUNC, socket.MSG_CTRUNC)
 )
-"""As plain numbers: an enum's are put together by a page of Python each time."""
+"""Plain numbers: combining enum flags runs Python code each time."""
 _INT: Final = array.array("i").itemsize
 _ROOM_FOR_TWO: Final = socket.CMSG_SPACE(2 * _INT)
-"""What a nursery is sent with a Fork."""
+"""Sent to a nursery with a Fork."""
 _ROOM_FOR_ALL: Final = socket.CMSG_SPACE(253 * _INT)
 """Descriptors in one message at most (SCM_MAX_FD, unix(7))."""
 _NO_LINGER: Final = struct.pack("ii", 0, 0)
 
 
 class Link:
-    """One end of the pair. Not thread-safe for receiving; sending is one system call and may come from any thread."""
+    """One end. Only one thread may receive; sending is one system call, from any thread."""
 
     __slots__ = ("_socket",)
 
@@ -45,7 +44,7 @@ class Link:
 
     @classmethod
     def of(cls, fd: int) -> Link:
-        """The end that this process inherited as descriptor `fd`."""
+        """The end inherited as descriptor `fd`."""
         return cls(socket.socket(fileno=fd))
 
     def fileno(self) -> int:
@@ -69,7 +68,7 @@ class Link:
         return True
 
     def send_record(self, message: object) -> bool:
-        """Send one message; when the other side is behind, wait for it, but for a second at most."""
+        """Send one message; if the buffer is full, wait for a second at most."""
         if self.send(message, wait=False):
             return True
         originals.select([], [self._socket], [], 1.0)
@@ -85,8 +84,8 @@ class Link:
         return (frames.believe(data), fds) if data else None
 
     def hear(self) -> bytes | None:
-        """What a child has sent, as it came: `frames.read` makes a message of it. None at the end of the file. Never
-        waits. Raises BlockingIOError when nothing is there, and BadFrame when it is none of ours by its form."""
+        """A child's next message as bytes, for `frames.read`. None at the end of the file. Never waits. Raises
+        BlockingIOError when there is none, and BadFrame for an invalid form."""
         received = self._receive(_ROOM_FOR_ALL, _AT_ONCE)
         if received is None:
             return None
@@ -104,8 +103,8 @@ class Link:
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(MAX_BYTES, room, _TO_RECEIVE | flags)
         except ConnectionResetError:
-            # The other side has closed without reading all that we had sent. The kernel tells that first, and once
-            # (unix_release_sock() in net/unix/af_unix.c); what the other side had said is still there.
+            # The other side closed without reading everything. The kernel reports that first, and once
+            # (unix_release_sock() in net/unix/af_unix.c); its messages can still be read.
             return self._receive(room, flags)
         except ConnectionError:
             return None
@@ -116,15 +115,15 @@ class Link:
         return data, list(fds), flags
 
     def _is_over(self) -> bool:
-        """Whether nothing came because nothing can come any more. A message without a byte looks the same."""
+        """Whether the other side has closed. An empty message looks the same."""
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
 
 def _close(fds: Iterable[int]) -> None:
-    """Close what was sent along. Not left to the kernel, which closes what there is no room for: if that is the last
-    descriptor of a connection that lingers (SO_LINGER, socket(7)), it is this process that waits."""
+    """Close descriptors sent along. Not left to the kernel, which would close them without room: if one is the last of
+    a connection that lingers (SO_LINGER, socket(7)), this process would block."""
     for fd in fds:
         try:
             sock = socket.socket(fileno=fd)
@@ -137,4 +136,4 @@ def _close(fds: Iterable[int]) -> None:
                 with sock:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         except OSError:
-            pass  # closed all the same: close(2) reports what was lost of its content
+            pass  # closed anyway: close(2) reports lost data

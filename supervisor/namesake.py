@@ -1,5 +1,5 @@
-"""supervisord's distribution, `supervisor`, installs a package of the same name as ours: in one environment the later
-one overwrites `supervisor/__init__.py`, and uninstalling takes it along. All else works without that file."""
+"""supervisord's distribution, `supervisor`, installs a package of the same name: in one environment the later one
+overwrites `supervisor/__init__.py`, and uninstalling removes it. Everything else works without that file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LOST: Final = "`from supervisor import Retry` fails in a handler, `from workq i
 
 
 class Clash(NamedTuple):
-    """What is wrong with the installation, and the line that fixes it."""
+    """The problem with the installation, and its fix."""
 
     what: str
     fix: str
 
 
 def clash() -> Clash | None:
-    """None when the package is ours alone. Looks at our own directory only: what Python imports has been decided."""
+    """None when the package is ours alone. Looks only at the directory that Python has imported."""
     other = _other(Path(__file__).parents[1])
     # Looked up, not imported: a room that imports the package would know all rooms. Theirs is empty.
     is_ours = hasattr(sys.modules["supervisor"], "__version__")
@@ -40,6 +40,6 @@ def clash() -> Clash | None:
 
 
 def _other(site: Path) -> str:
-    """The name and version of the other distribution; empty: it is not there."""
-    names = (path.name for path in site.glob("supervisor-*"))  # nothing where the directory cannot be read
+    """The name and version of the other distribution; empty: not installed."""
+    names = (path.name for path in site.glob("supervisor-*"))  # empty if the directory cannot be read
     return next((f"supervisor {found[1]}" for name in names if (found := _DISTRIBUTION.fullmatch(name))), "")

@@ -1,5 +1,5 @@
-"""Functions of the standard library, taken before any handler is imported: gevent and eventlet replace them by green
-ones, whose threads run only when another pauses, and a worker's own has to run while a handler computes."""
+"""Functions of the standard library, saved before any handler is imported: gevent and eventlet replace them by green
+ones, whose threads run only when another yields, but a worker's own thread must run while a handler computes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _WATCHED: Final = (
 
 
 def replaced() -> list[str]:
-    """What the import has replaced, so that a fork, or a wait for one, is not what it was."""
+    """What the import has replaced of the functions that fork or wait."""
     found = [f"{module.__name__}.{name}" for module, name, true in _WATCHED if getattr(module, name, None) is not true]
-    # Some replace the socket by something harmless (a proxy's client): by its module it is told apart.
+    # Some replace the socket harmlessly (a proxy's client): its module tells.
     if f"{socket.socket.__module__}.".startswith(_GREEN):
         found.append("socket.socket")
     return found

@@ -1,4 +1,4 @@
-"""The names that users import, loaded when first used: by the package, and by `workq` (`alias/workq.py`)."""
+"""The public names, loaded lazily: by the package, and by `workq` (`alias/workq.py`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HOMES: Final = {
 
 
 def load(module: str, name: str) -> Any:
-    """What a module's `__getattr__` (PEP 562) returns. Raises AttributeError, which names that module."""
+    """For a module's `__getattr__` (PEP 562). Raises AttributeError for that module."""
     if (home := _HOMES.get(name)) is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     module_at_home = import_module(home)

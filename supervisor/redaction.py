@@ -1,5 +1,5 @@
-"""A broker's password in a text: taken out, wherever the text is cut. Redact first, then cut: a cut that severs
-`amqp://user:pass` from its `@` hides that it is a URL. Where the cut came first, the torn end must be named."""
+"""Removes broker passwords from text. Redact first, then cut: a cut between `amqp://user:pass` and its `@` hides that
+it is a URL. If the cut came first, say which end is torn."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Final
 SCHEME: Final = re.compile(r"(amqps?://)", re.IGNORECASE)
 _REDACTED: Final = re.compile(r"[\w.~%-]*:\*\*\*")
 _AHEAD: Final = 4096
-"""Characters behind a cut that are looked at: a URL that begins before it ends within them, or is dropped."""
+"""Characters searched after a cut: a URL that begins before the cut must end within them, or is dropped."""
 
 
 def redact(text: str, *, begins_torn: bool = False, ends_torn: bool = False) -> str:
     """`amqp://user:password@host` -> `amqp://***@host`, everywhere in the text.
 
-    Everything up to the last `@` of the line goes, for a password may hold an unescaped `/`, `@` or blank.
-    `begins_torn`: something was cut off before it, so the first line is treated as the rest of a URL. `ends_torn`:
-    something was cut off behind it, so what follows the last scheme of the last line is dropped.
+    Everything up to the last `@` of the line is removed, as a password may have an unescaped `/`, `@` or blank.
+    `begins_torn`: the start was cut off, so the first line may be the rest of a URL. `ends_torn`: the end was cut off,
+    so everything after the last scheme of the last line is dropped.
     """
     if not begins_torn and "://" not in text:
         return text
@@ -31,10 +31,10 @@ def redact(text: str, *, begins_torn: bool = False, ends_torn: bool = False) -> 
 
 
 def _bare(tail: str) -> str:
-    """What follows a scheme, without the user and the password."""
+    """The text after a scheme, without user and password."""
     line, newline, others = tail.partition("\n")
     at = line.rfind("@")
-    # An Endpoint's own text is redacted already, and shows the user on purpose.
+    # An Endpoint's text is redacted already, and shows the user on purpose.
     is_clean = at < 0 or _REDACTED.fullmatch(line[:at])
     return tail if is_clean else f"***{line[at:]}{newline}{others}"
 
@@ -50,5 +50,5 @@ def clip_end(text: str, limit: int) -> str:
     """The end of `text`, `limit` bytes of UTF-8 at most, redacted. Costs no more for a longer text."""
     kept = text[-limit:] if limit else ""
     shown = redact(kept, begins_torn=len(kept) < len(text)).encode("utf-8", "replace")
-    # Bytes may be more than the characters: then this is a second cut, of a text that is redacted.
+    # There may be more bytes than characters: then cut again, in the redacted text.
     return shown[-limit:].decode("utf-8", "ignore") if limit else ""

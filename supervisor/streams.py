@@ -1,4 +1,4 @@
-"""Standard streams that a handler may replace or close. Descriptor 2 is what the supervisor reads as evidence."""
+"""Standard streams, which a handler may replace or close. The supervisor reads descriptor 2 as evidence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from supervisor import failure
 
 
 def flush() -> None:
-    """Hand to the kernel what was printed, as far as that can be done. Raises nothing."""
+    """Flush printed output as far as possible. Raises nothing."""
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
             stream.flush()  # type: ignore[union-attr]
@@ -18,7 +18,7 @@ def flush() -> None:
 
 
 def complain(text: str) -> None:
-    """Write to standard error's descriptor, whatever `sys.stderr` is by now. Raises nothing."""
+    """Write to descriptor 2, whatever `sys.stderr` is. Raises nothing."""
     left = text.encode("utf-8", "backslashreplace")
     try:
         while left:
@@ -28,12 +28,12 @@ def complain(text: str) -> None:
 
 
 def complain_of(error: BaseException) -> None:
-    """Write its traceback likewise. Raises nothing, whatever the error's class does."""
+    """Write its traceback to descriptor 2. Raises nothing, whatever the error's class does."""
     complain(failure.rendered(error, error.__traceback__))
 
 
 def occupy() -> None:
-    """Occupy all three numbers, so that nothing opened later is taken for a stream. Raises OSError."""
+    """Open missing ones of the three, so that no later descriptor becomes a standard stream. Raises OSError."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)

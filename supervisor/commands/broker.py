@@ -64,7 +64,7 @@ def serve(place: Path, port: int | None, *, keep: bool) -> None:
 
 
 def announce(node: LocalNode, *, keep: bool) -> None:
-    """The only place that prints a password: the default user's, which everybody knows and only loopback accepts."""
+    """The only place that prints a password: the default user's, public and accepted on loopback only."""
     click.echo(f"RabbitMQ {node.version} is ready (pid {node.pid}): {node.url}")
     click.echo(
         f"Its data: {node.directory} ({'kept' if keep else 'removed at the end'}). Ctrl-C ends it. In another terminal:"

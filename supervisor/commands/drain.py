@@ -1,4 +1,4 @@
-"""`workq drain`: finish what is in hand and leave; waits until the supervisor is gone."""
+"""`workq drain`: finish the tasks in flight and stop; waits until the supervisor has exited."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def drain(find: running.Finder, timeout: float | None) -> None:
 
 
 def _pidfd(pid: int | None) -> int | None:
-    """Its end is the supervisor's; None where its process is not to be seen, as from another container."""
+    """Readable when the supervisor exits; None if its process is not visible, as from another container."""
     try:
         return os.pidfd_open(pid) if pid is not None else None
     except OSError:

@@ -22,16 +22,16 @@ from typing import Final, Self
 from supervisor.clock import now
 
 INSTALLED: Final = Path("/usr/lib/rabbitmq/lib")
-"""Where the packages of Debian, Ubuntu and rabbitmq.com put `rabbitmq_server-VERSION`."""
+"""Parent of `rabbitmq_server-VERSION` in the packages of Debian, Ubuntu and rabbitmq.com."""
 
 INSTALL: Final = "apt-get install --no-install-recommends rabbitmq-server"
 
 ALWAYS: Final = ("rabbit", "rabbitmq_prelaunch", "cuttlefish", "getopt", "systemd", "jsx", "thoas", "enough")
-"""What a node needs of its plugin directory. Cuttlefish's own needs are not in its list of applications."""
+"""Applications that a node needs. Cuttlefish does not list its own dependencies."""
 
 PORTS: Final = range(10240, 32768)
-"""Below the kernel's ephemeral ports (ip(7), ip_local_port_range): a client that keeps trying to reach a dead node on
-an ephemeral port ends up connected to itself, and holds the port that the node wants back."""
+"""Below the ephemeral ports (ip(7), ip_local_port_range): a client that keeps connecting to a dead node on an ephemeral
+port ends up connected to itself, and holds the node's port."""
 
 STOP_SECONDS: Final = 30.0
 
@@ -43,17 +43,17 @@ VM: Final = (
 
 
 class NodeError(RuntimeError):
-    """The node cannot be found, started or talked to; the message says what to do."""
+    """The node cannot be found, started or reached; the message has the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A RabbitMQ server that can be run: this system's, or that of another system which is unpacked somewhere."""
+    """A RabbitMQ server: this system's, or one in another system's unpacked file tree."""
 
     home: Path
     """`rabbitmq_server-VERSION`, as found from here."""
     usr: Path | None = None
-    """The other system's /usr, with the Erlang that this RabbitMQ was made for; None: this system's."""
+    """The other system's /usr, with its Erlang; None: this system's."""
 
     @property
     def version(self) -> str:
@@ -321,7 +321,7 @@ def bindable(port: int) -> bool:
 
 
 def answers(port: int) -> bool:
-    """Does a broker answer AMQP? An open port is not enough: it opens before the broker serves."""
+    """Whether a broker answers AMQP: its port opens before it serves."""
     try:
         with socket.create_connection(("127.0.0.1", port), 1.0) as client:
             client.settimeout(2.0)
@@ -332,8 +332,8 @@ def answers(port: int) -> bool:
 
 
 def find_installation() -> Installation:
-    """The newest RabbitMQ installed, unless `$WORKQ_RABBITMQ_HOME` names a `rabbitmq_server-VERSION`, or a directory in
-    which another Debian is unpacked (`scripts/rabbitmq`). Raises NodeError."""
+    """The newest RabbitMQ installed, or the one at `$WORKQ_RABBITMQ_HOME`: a `rabbitmq_server-VERSION`, or an unpacked
+    Debian (`scripts/rabbitmq`). Raises NodeError."""
     chosen = os.environ.get("WORKQ_RABBITMQ_HOME")
     root = Path(chosen or "/").resolve()
     installed = root / INSTALLED.relative_to("/")
@@ -362,7 +362,7 @@ def applications(home: Path) -> dict[str, Path]:
 
 
 def needed(available: dict[str, Path], wanted: Sequence[str]) -> list[Path]:
-    """`wanted` and all that they build on, as far as it is in the plugin directory; the rest is Erlang's own."""
+    """`wanted` and their dependencies in the plugin directory; the others are part of Erlang."""
     chosen: dict[str, Path] = {}
     open_ends = list(wanted)
     while open_ends:
@@ -378,8 +378,8 @@ def needed(available: dict[str, Path], wanted: Sequence[str]) -> list[Path]:
 
 def trimmed(installation: Installation, home: Path, plugins: Sequence[str]) -> Path:
     """Make `home` an installation with only the needed plugins, by symbolic links, and return it: with 10 instead of 70
-    a node boots in half the time. RabbitMQ's scripts do not quote the path of their own directory, and ERL_LIBS splits
-    at colons: where the path would not survive that, the whole installation serves."""
+    a node boots in half the time. RabbitMQ's scripts do not quote their own directory, and ERL_LIBS splits at colons:
+    for paths that would break there, use the whole installation."""
     original = installation.home
     available = applications(original)
     if "rabbit" not in available or not re.fullmatch(r"[\w./+,=@-]+", str(home), re.ASCII):

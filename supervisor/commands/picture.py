@@ -1,6 +1,6 @@
-"""What /status says, for people: rich's texts and tables, for `workq status` and `workq top`.
+"""/status as rich texts and tables, for `workq status` and `workq top`.
 
-Message ids and reasons are somebody else's text: they come here only through `plain`.
+Message ids and reasons are foreign text, and pass through `plain`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ALWAYS: Final = ("succeeded", "failed")
 
 
 def head(document: dict[str, Any]) -> list[Text]:
-    """The supervisor as a whole: a line for each thing that there is to say."""
+    """The supervisor as a whole, line by line."""
     queue, scale, state = document["queue"], document["scale"], str(document["state"])
     wanted = f"{scale['wanted']} workers"
     if scale["least"] != scale["most"]:
@@ -55,7 +55,7 @@ def workers(document: dict[str, Any], first: int = 0, count: int | None = None, 
         ("slot", 4), ("pid", 7), ("state", -10), ("in hand", 0), ("for", 6), ("done", 7), ("fail", 5), ("rst", 4),
         ("mem", 5), ("last exit", 0),
     ):  # fmt: skip
-        # Figures to the right, words to the left; what has no width shares what is left.
+        # Figures right, words left; columns without a width share the rest.
         justify: JustifyMethod = "right" if width > 0 else "left"
         ratio = 1 if fit and not width else None
         table.add_column(name, justify=justify, width=abs(width) or None, ratio=ratio, no_wrap=True)
@@ -87,7 +87,7 @@ def decision(entry: dict[str, Any]) -> Text:
 
 
 def in_hand(document: dict[str, Any]) -> list[str]:
-    """Each message in somebody's hand, in words."""
+    """A line for each message in flight."""
     return [
         f"worker {worker['slot']} (pid {worker['pid']}) has {plain(worker['message_id'])} in hand, for "
         f"{duration(worker['busy_seconds'])}"

@@ -1,4 +1,4 @@
-"""`workq reload`: new code and new settings, one worker at a time; waits for how it ends."""
+"""`workq reload`: new code and new settings, one worker at a time; waits for the result."""
 
 from __future__ import annotations
 

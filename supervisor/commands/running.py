@@ -1,4 +1,4 @@
-"""A running supervisor: where it is, and a word with it, by its control socket or, to look, its health port."""
+"""Finds a running supervisor and talks to it, by its control socket or, read-only, its health port."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class VerbError(click.ClickException):
 
 
 class NoAnswer(VerbError):
-    """Nobody answers."""
+    """No answer."""
 
     exit_code = codes.UNAVAILABLE
 
 
 class Forbidden(VerbError):
-    """The socket is somebody else's."""
+    """The socket is another user's."""
 
     exit_code = codes.NO_PERMISSION
 
@@ -65,7 +65,7 @@ class Nowhere(VerbError):
 
 
 class Running:
-    """One supervisor, at one address. Every call is a connection of its own."""
+    """One supervisor, at one address. Every call makes a new connection."""
 
     def __init__(self, address: str | Address) -> None:
         self.address = address
@@ -76,7 +76,7 @@ class Running:
         return isinstance(self.address, str)
 
     def status(self, timeout: float = PATIENCE) -> dict[str, Any]:
-        """What /status says. Raises NoAnswer and Forbidden."""
+        """The document at /status. Raises NoAnswer and Forbidden."""
         _, document = self._ask("GET", "/status", None, timeout)
         if not {"workers", "totals", "recent", "queue", "scale"} <= document.keys():
             raise NoAnswer(f"what answers at {self.address} is not workq-supervise, or another version")
@@ -88,7 +88,7 @@ class Running:
         return {"ok": status == 200, "because": "no reason was given", "said": []} | document
 
     def pid(self) -> int | None:
-        """The supervisor's, by the kernel's word; None when not to be seen from here. Raises NoAnswer and Forbidden."""
+        """The supervisor's, from the kernel; None if not visible from here. Raises NoAnswer and Forbidden."""
         connection = self._connect(PATIENCE)
         try:
             assert connection.sock is not None
@@ -157,7 +157,7 @@ class _Unix(http.client.HTTPConnection):
         try:
             self.sock.connect(self._path)
         except BlockingIOError:
-            # Its backlog is full: nobody has accepted for a long time (unix(7)).
+            # Its backlog is full: no accept for a long time (unix(7)).
             raise TimeoutError from None
 
 
@@ -174,7 +174,7 @@ def _whose(path: str) -> str:
 
 
 def options(*, changing: bool) -> Callable[[Command], Command]:
-    """The options that say where the supervisor is; the command gets a `find` that looks for it."""
+    """Adds the options that locate the supervisor; the command gets a `find`."""
     helps = {name: words for name, words in _WAYS.items() if not (changing and name == "health")}
 
     def decorate(command: Command) -> Command:
@@ -189,7 +189,7 @@ def options(*, changing: bool) -> Callable[[Command], Command]:
 
 
 def timeout(help: str) -> Callable[[Command], Command]:
-    """The option --timeout of a command that waits; it gets seconds."""
+    """Adds --timeout to a command that waits; the command gets seconds."""
 
     def parse(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
         try:
@@ -202,7 +202,7 @@ def timeout(help: str) -> Callable[[Command], Command]:
 
 @contextmanager
 def interruptible(meanwhile: str) -> Iterator[None]:
-    """Ctrl-C ends the waiting alone; `meanwhile` says so."""
+    """Ctrl-C only ends the waiting, as `meanwhile` says."""
     try:
         yield
     except KeyboardInterrupt:
@@ -211,7 +211,7 @@ def interruptible(meanwhile: str) -> Iterator[None]:
 
 
 def _find(named: dict[str, str], *, changing: bool) -> Running:
-    """The supervisor that is meant. Raises NoAnswer, Forbidden and Nowhere."""
+    """The supervisor that the options locate. Raises NoAnswer, Forbidden and Nowhere."""
     if "control" in named and "health" in named:
         raise click.UsageError("--control and --health: give only one.")
     try:
@@ -256,7 +256,7 @@ def _nobody(tried: list[VerbError], changing: bool) -> VerbError:
 
 
 def _sockets() -> list[str]:
-    """Control sockets in the usual places, to be named in an error: of systemd's units, and of this user's."""
+    """Control sockets of systemd units and of this user, for an error message."""
     user = os.environ.get("XDG_RUNTIME_DIR", "")
     found = [*sorted(Path("/run").glob("*/workq.sock")), *sorted(Path("/run/workq").glob("*/workq.sock"))]
     found += sorted(Path(user).glob("workq-*.sock") if user else [])

@@ -1,4 +1,4 @@
-"""`workq scale N`: so many workers, from now on."""
+"""`workq scale N`: set the number of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a command finds its settings: where workq-supervise with the same sources finds them, or those of a unit."""
+"""A command's settings: from the sources of workq-supervise, or a unit's."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _UNIT: Final = (
 
 
 class Sources:
-    """What the command line says of the settings, and what all sources together say."""
+    """The settings on the command line, and those of all sources together."""
 
     def __init__(self, names: Sequence[str], command_line: dict[str, Any]) -> None:
         self._names = names
         self._command_line = given(command_line)
 
     def read(self) -> dict[str, Any]:
-        """The settings by name. Where they are wrong the process ends: by 2 for the command line, else by 78."""
+        """The settings by name. Exits if they are invalid: with 2 for the command line, else with 78."""
         command = click.get_current_context().command_path
         with reported(command, "nothing was done"):
             try:
@@ -37,13 +37,13 @@ class Sources:
                 raise
 
     def place(self) -> tuple[list[Endpoint], str]:
-        """The broker's nodes, and the queue. Ends the process as `read` does."""
+        """The broker's nodes, and the queue. Exits as `read` does."""
         found = self.read()
         return list(found["url"]), found["queue"]
 
 
 def options(*names: str) -> Callable[[Command], Command]:
-    """Options for these settings; the command gets them as `sources`. The handler has none: a command asks for it in
+    """Adds options for these settings; the command gets `sources`. None for the handler, which each command takes in
     its own way."""
     named = (each for name in names for each in ((name, "url_file") if name == "url" else (name,)) if name != "handler")
     taken = (*named, "config")
@@ -60,5 +60,5 @@ def options(*names: str) -> Callable[[Command], Command]:
 
 
 def unit(command: Command) -> Command:
-    """The option --unit."""
+    """Adds --unit."""
     return click.option("--unit", metavar="NAME", help=_UNIT)(command)

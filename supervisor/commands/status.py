@@ -1,4 +1,4 @@
-"""`workq status`: what a running supervisor and its workers do, once."""
+"""`workq status`: show a running supervisor and its workers, once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from supervisor.commands import picture, running
 
 _WIDE: Final = 500
-"""Columns where there is no terminal to fit into."""
+"""Columns without a terminal."""
 _DECISIONS: Final = 5
 
 
@@ -30,7 +30,7 @@ def status(find: running.Finder, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     if not console.is_terminal:
-        # For a file, or for grep: nothing is to be shortened.
+        # For a file, or for grep: shorten nothing.
         console = Console(highlight=False, width=_WIDE)
     for line in picture.head(document):
         console.print(line)

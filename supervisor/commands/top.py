@@ -1,4 +1,4 @@
-"""`workq top`: a running supervisor on the whole screen, by rich's `Live`, with a few keys to steer it."""
+"""`workq top`: a running supervisor, full screen by rich's `Live`, with keys to control it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from supervisor.commands.plain import plain
 
 EVERY: Final = 1.0
 ANSWER_WITHIN: Final = 1.0
-"""Seconds. Keys wait for it as well."""
+"""Seconds; keys wait for it too."""
 RATE_OVER: Final = 10.0
 """Seconds over which the rate is averaged."""
 TREND_OVER: Final = 30
-"""Looks at the queue's depth that the little curve shows."""
+"""Measurements of the queue's depth in the sparkline."""
 SAID_FOR: Final = 6.0
 """Seconds for which the answer to a key is shown."""
 _DECISIONS: Final = 6
@@ -117,7 +117,7 @@ class Screen:
         self.document, self.trouble = document, ""
         done = document["totals"]["succeeded"] + document["totals"]["failed"]
         if self._done and done < self._done[-1][1]:
-            self._done.clear()  # another supervisor by now
+            self._done.clear()  # another supervisor now
         self._done.append((now(), done))
         while self._done[-1][0] - self._done[0][0] > RATE_OVER:
             self._done.popleft()
@@ -163,14 +163,14 @@ class Screen:
     # -------------------------------------------------------------------------------------------------- drawing
 
     def draw(self, width: int, height: int) -> RenderableType:
-        """The picture for a terminal of this size: head, workers, decisions, and a line for keys at the bottom."""
+        """The screen for this size: head, workers, decisions, and a line of keys at the bottom."""
         if not self.document:
             return Group(*_cropped([Text(self._lost())]))
         head = [*([Text(self._lost(), "bold red")] if self.trouble else []), *picture.head(self.document)]
         head.append(self._pace(width))
         every = len(self.document["workers"])
         room = height - len(head) - 2  # but the workers' header and the keys
-        # Workers come first; what room they leave, or half of it, is for the latest decisions.
+        # Workers first; the rest of the screen, or half of it, shows the latest decisions.
         count = max(0, min(_DECISIONS, max(room - every, room // 3)))
         decisions = self.document["recent"][-count:] if count else []
         self.page = max(1, room - len(decisions))
@@ -221,7 +221,7 @@ def _curve(values: deque[int]) -> str:
 
 
 def _split(typed: str) -> Iterator[str]:
-    """The keys in what a terminal has sent: an escape sequence is one."""
+    """The keys in a terminal's input; an escape sequence is one key."""
     while typed:
         sequence = next((each for each in _KEYS if each.startswith("\x1b") and typed.startswith(each)), typed[0])
         yield sequence
@@ -233,11 +233,11 @@ def _split(typed: str) -> Iterator[str]:
 
 @contextmanager
 def _single_keys(fd: int) -> Iterator[None]:
-    """Keys come one by one and are not shown; Ctrl-C still interrupts, Ctrl-Z is a key like others."""
+    """Read keys one by one, without echo; Ctrl-C still interrupts, Ctrl-Z does not stop."""
     before = termios.tcgetattr(fd)
     tty.setcbreak(fd, termios.TCSADRAIN)
     raw = termios.tcgetattr(fd)
-    raw[6][termios.VSUSP] = b"\0"  # a stop would leave the shell with our screen and settings
+    raw[6][termios.VSUSP] = b"\0"  # a stop would leave our screen and settings to the shell
     termios.tcsetattr(fd, termios.TCSADRAIN, raw)
     try:
         yield
@@ -250,7 +250,7 @@ def _single_keys(fd: int) -> Iterator[None]:
 
 @contextmanager
 def _dying_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this like any exception, so that what is to be restored is."""
+    """Turn SIGTERM and SIGHUP into an exception, so that the terminal is restored."""
 
     def leave(number: int, _frame: object) -> NoReturn:
         sys.exit(128 + number)

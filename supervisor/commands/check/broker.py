@@ -1,8 +1,7 @@
-"""What `workq check` finds about the broker: facts in, findings out. Pure.
+"""`workq check`'s findings about the broker, from facts. Pure.
 
-An unknown fact is None, and leads to a finding that says so. Each fix is one line for a shell. Those that set a policy
-set one and the same, with every key that is wanted: a queue obeys one policy only
-(https://www.rabbitmq.com/docs/policies).
+An unknown fact is None, and a finding says so. Each fix is one shell line. Fixes by policy all set the same policy,
+with every key that is needed: a queue obeys only one (https://www.rabbitmq.com/docs/policies).
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from supervisor.settings import Settings
 from supervisor.vocabulary import Kind
 
 CHANNELS: Final = 2
-"""A worker's: one that consumes, one that asks for the queue's depth."""
+"""Of a worker: one to consume, one to ask for the queue's depth."""
 CONNECTIONS: Final = 2
-"""A worker's: one that consumes, and one that parks messages once there is one to park."""
+"""Of a worker: one to consume, and one to park messages."""
 
 _SUPPORT_ENDED: Final = {
     (3, 10): "2022-09",
@@ -34,11 +33,11 @@ _SUPPORT_ENDED: Final = {
     (4, 0): "2025-04",
     (4, 1): "2026-01",
 }
-"""https://endoflife.date/rabbitmq. Series that are not listed are not judged."""
+"""https://endoflife.date/rabbitmq. Other series are not judged."""
 
 
 def examine(broker: Broker, settings: Settings) -> list[Finding]:
-    """Everything that is to be said about the broker."""
+    """All findings about the broker."""
     findings = [*_nodes(broker.nodes)]
     if broker.queue is not None:
         node, queue = BrokerCase(broker, broker.queue, settings), QueueCase(broker, broker.queue, settings)
@@ -65,7 +64,7 @@ def _nodes(nodes: Sequence[Node]) -> Iterator[Finding]:
     someone = any(node.kind is None for node in nodes)
     for node in nodes:
         if node.kind is not None:
-            # One node of a cluster that is down is what a cluster is for; a login it refuses is not.
+            # A cluster may have a node that is down, but no node should refuse the login.
             away = someone and node.kind in _AWAY
             level = Level.WARNING if away else Level.PROBLEM
             yield Finding(level, "broker", node.reason, _node_fix(node))
@@ -152,7 +151,7 @@ class BrokerCase(Case):
 
     def alarms(self) -> Iterator[Finding]:
         managed, blocked = self.broker.managed, self.broker.blocked
-        # What the API says of alarms is some seconds old; it counts where AMQP does not tell, and names the node.
+        # The API's alarms are some seconds old: used if AMQP does not show them, and for the node's name.
         alarms = managed.alarms if managed else None
         if blocked == "" or (blocked is None and alarms == ()):
             yield ok("alarms", "none: the broker takes messages")
@@ -222,7 +221,7 @@ class BrokerCase(Case):
         return self.policy_line()
 
     def permissions(self) -> Iterator[Finding]:
-        """What the workers will do, and the broker would refuse."""
+        """Permissions that workers need, but do not have."""
         queue, settings, refusals = self.queue, self.settings, self.broker.refusals
         declares = settings.declare and (queue.exists is False or settings.queue_type != "default")
         dead, delay = queues.dead(queue.name), delay_of(settings)

@@ -1,4 +1,4 @@
-"""One queue of one broker that let us in: what is known of it, and the lines that change it."""
+"""One queue on a reachable broker: what is known of it, and the lines that change it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from supervisor.settings import Settings
 from supervisor.vocabulary import Kind
 
 HALF_AN_HOUR: Final = 1_800_000
-"""Milliseconds: RabbitMQ's `consumer_timeout` where nobody has changed it."""
+"""Milliseconds: RabbitMQ's default `consumer_timeout`."""
 
 NEVER: Final = 2**31 - 1
-"""Milliseconds, 24 days: as good as none, and what every version accepts."""
+"""Milliseconds, 24 days: practically none, and accepted by every version."""
 
 
 class Case:
@@ -33,14 +33,14 @@ class Case:
         self.wanted = self.wanted_keys()
 
     def value(self, argument: str) -> Any:
-        """An argument of the queue's, or what a policy says in its stead."""
+        """A queue argument, or the policy's value for it."""
         value = self.queue.arguments.get(argument)
         if value is None and self.broker.managed:
             value = self.broker.managed.rule.effective.get(argument.removeprefix("x-"))
         return value
 
     def wanted_keys(self) -> dict[str, Any]:
-        """Every key that this queue's policy should have, for one reason or another."""
+        """All keys that this queue's policy should have."""
         wanted: dict[str, Any] = {}
         if self.queue.type == "quorum" and not self.has_exchange():
             limit = self.delivery_limit()
@@ -63,7 +63,7 @@ class Case:
         return self.value("x-dead-letter-exchange") is not None
 
     def delivery_limit(self) -> int | None:
-        """None: none, or none that is known."""
+        """None: none, or not known."""
         limit: Any = self.broker.managed.delivery_limit if self.broker.managed else None
         if limit is None:
             limit = self.value("x-delivery-limit")
@@ -75,7 +75,7 @@ class Case:
         return has_limit(self.node.version)
 
     def needed(self) -> int:
-        """Milliseconds that a message may have to stay unacknowledged, without any margin."""
+        """Milliseconds that a message may stay unacked, without margin."""
         settings = self.settings
         if settings.task_timeout is None:
             return advice.NO_LIMIT
@@ -106,11 +106,11 @@ class Case:
         return f"{line}  # a queue obeys one policy: if it has one, add the keys there (rabbitmqctl list_policies)"
 
     def anew(self) -> str:
-        """Arguments cannot be changed: the queue goes, if it is empty and unused, and workers declare it anew."""
+        """Arguments cannot be changed: delete the queue, if it is empty and unused, and workers declare it again."""
         name = self.queue.name
         if self.queue.type != "quorum":
             return "rabbitmqctl " + shlex.join(("delete_queue", "-p", self.vhost, name, "--if-empty", "--if-unused"))
-        # A quorum queue knows neither flag; its counts lag by seconds, so its producers had better be stopped.
+        # A quorum queue supports neither flag, and its counts lag by seconds, so stop its producers first.
         listing = shlex.join(("list_queues", "-s", "-p", self.vhost, "name", "messages", "consumers"))
         row = f"printf '%s\\t0\\t0' {shlex.quote(name)}"
         delete = shlex.join(("delete_queue", "-p", self.vhost, name))
@@ -133,7 +133,7 @@ class Case:
 
 
 def _binary(text: str) -> str:
-    """An Erlang binary that no character can break out of."""
+    """An Erlang binary, safe for any text."""
     if re.fullmatch(r"[\w./-]*", text, re.ASCII):
         return f'<<"{text}">>'
     return f"<<{','.join(map(str, text.encode()))}>>"
@@ -150,7 +150,7 @@ def delays_of(settings: Settings) -> list[str]:
 
 
 def spelled(ms: int) -> str:
-    """Milliseconds, for people."""
+    """Milliseconds, in readable units."""
     for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
         if ms >= 2 * length or ms == length:
             return f"{ms / length:g} {unit}" if ms % length == 0 else f"{ms / length:.1f} {unit}"

@@ -1,8 +1,6 @@
-"""`workq check`: looks at broker, queue and machine, changes nothing, and says what is wrong and the line that fixes
-it.
+"""`workq check`: looks at broker, queue and machine, changes nothing, and prints problems with the lines that fix them.
 
-The facts come from `probe` (AMQP), `management` and `surroundings`; what they mean is decided in `broker`, `queue` and
-`machine`.
+The facts come from `probe` (AMQP), `management` and `surroundings`; `broker`, `queue` and `machine` judge them.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from supervisor.settings import OPTIONS, Option, Settings, SettingsError, has_se
 from supervisor.settings.command_line import given, parameter, reported
 
 _NOBODY: Final = "workq:check"
-"""Stands for the handler where none is named: it is not imported."""
+"""In place of a handler when none is given; it is not imported."""
 _COLOURS: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 _SILENT: Final = frozenset(
     {
@@ -41,7 +39,7 @@ _SILENT: Final = frozenset(
         "preload", "control", "health_host", "reload",
     }
 )  # fmt: skip
-"""Taken, so that the command line of workq-supervise can be checked as it is; nothing is said about them."""
+"""Accepted but not checked, so that a command line of workq-supervise works here."""
 
 _HELP: Final = """\
 Check broker, queue and machine for workq-supervise. Changes, declares and consumes nothing. Each finding comes with
@@ -94,7 +92,7 @@ def _check(
 
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settings, bool]:
-    """The settings, and whether they name a handler; it may be left out here."""
+    """The settings, and whether they have a handler, which is optional here."""
     with reported("workq check", "nothing was checked"):
         try:
             return load(handler, command_line, os.environ), True
@@ -108,7 +106,7 @@ def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settin
 
 
 def examine_broker(settings: Settings, api: str | None = None, rabbitmqctl: str | None = None) -> list[Finding]:
-    """Ask the broker all that there is to ask. `api`: where its management API is; None: where it usually is; `off`."""
+    """Ask the broker everything. `api`: URL of the management API, `off`, or None for the usual one."""
     nodes = look_at_nodes(settings.url, settings.heartbeat)
     broker = Broker(nodes)
     findings = []
@@ -162,7 +160,7 @@ def _print(findings: Sequence[Finding], settings: Settings, verbose: bool) -> No
         level = click.style(f"{finding.level:7}", fg=_COLOURS[finding.level], bold=finding.level is Level.PROBLEM)
         click.echo(f"{level}  {finding.subject:{width}}  {plain(finding.what)}")
         if finding.fix:
-            # Nothing after it and no frame around it: it is there to be copied.
+            # Nothing after it and no frame around it, so that it can be copied.
             click.echo(f"         {click.style(plain(finding.fix), bold=True)}")
     counts = Counter(finding.level for finding in findings)
     said = [f"{counts[level]} {level if level is Level.OK or counts[level] == 1 else level + 's'}" for level in order]

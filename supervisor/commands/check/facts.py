@@ -1,4 +1,4 @@
-"""What `workq check` has found out, as values: nodes, queues, policies. And what it says of them: findings."""
+"""`workq check`'s facts (nodes, queues, policies) and findings, as values."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from supervisor.vocabulary import Kind
 class Level(StrEnum):
     OK = "ok"
     NOTE = "note"
-    """Worth knowing; nothing has to be done."""
+    """No action needed."""
     WARNING = "warning"
-    """Works, and will hurt some day."""
+    """Works, but will cause trouble some day."""
     PROBLEM = "problem"
     """Does not work, or loses messages."""
 
@@ -29,11 +29,11 @@ class Finding:
     what: str
     """One line. No secret."""
     fix: str = ""
-    """One line for a shell that mends it, or shows more where there is no such line; empty where nothing is to do."""
+    """A shell line that fixes it, or else shows more; empty: nothing to do."""
 
 
 FORGETS: Final = "a node that is killed forgets recent acknowledgements, and those tasks run again"
-"""Of a classic queue: docs/reliability.md has the measurement."""
+"""Of a classic queue; measured in docs/reliability.md."""
 
 
 def ok(subject: str, what: str) -> Finding:
@@ -54,27 +54,27 @@ def problem(subject: str, what: str, fix: str = "") -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one of the nodes of `--url` said to a connection."""
+    """The result of connecting to one of the nodes of `--url`."""
 
     endpoint: Endpoint
     kind: Kind | None = None
-    """What is wrong; None: it let us in."""
+    """What is wrong; None: connected."""
     reason: str = ""
     product: str = ""
     version: str = ""
     heartbeat: int | None = None
     """Seconds, as agreed."""
     channel_max: int | None = None
-    """0: as many as one likes."""
+    """0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What could be seen of a queue without touching it."""
+    """A queue, as seen without changing it."""
 
     name: str
     exists: bool | None = None
-    """None: it cannot be looked at, see `reason`."""
+    """None: not visible, see `reason`."""
     kind: Kind | None = None
     reason: str = ""
     ready: int = 0
@@ -83,12 +83,12 @@ class Queue:
     durable: bool | None = None
     auto_delete: bool | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Those that could be read. AMQP alone never shows `x-delivery-limit`: brokers do not compare it."""
+    """Those that are visible. AMQP never shows `x-delivery-limit`, which brokers do not compare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The policy that the queue obeys, or will when it is declared."""
+    """The queue's policy, or the one it will have when declared."""
 
     name: str
     priority: int
@@ -97,12 +97,12 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What policies say to a queue."""
+    """The policies of a queue."""
 
     policy: Policy | None = None
-    """None: it obeys none."""
+    """None: no policy."""
     operator: Mapping[str, Any] = field(default_factory=dict)
-    """The operator policy's definition; its word counts more."""
+    """The operator policy's definition, which takes precedence."""
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -111,45 +111,45 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Managed:
-    """What only the management API tells."""
+    """Known only from the management API."""
 
     url: str
     rule: Rule
     delivery_limit: int | None = None
-    """As the broker itself reckons it; None where it does not say (before 4.0)."""
+    """From the broker; None if it does not show it (before 4.0)."""
     alarms: tuple[str, ...] | None = None
-    """`memory on rabbit@a`; None: not ours to see."""
+    """`memory on rabbit@a`; None: not visible to us."""
     vhost_connections: int | None = None
     user_connections: int | None = None
-    """Limits; None or below 0: there is none."""
+    """Limits; None or below 0: none."""
     others: Mapping[str, Rule] = field(default_factory=dict)
-    """By name: the queues for dead letters and for tasks that wait for another try, whether they exist yet or not."""
+    """By name: the dead-letter and delay queues, whether they exist yet or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """All that could be found out."""
+    """All facts."""
 
     nodes: Sequence[Node]
     queue: Queue | None = None
-    """None: no node let us in."""
+    """None: no connection to any node."""
     dead: Queue | None = None
     delays: Sequence[Queue] = ()
-    """Asked for only where we must not declare them."""
+    """Filled only with --no-declare."""
     refusals: Mapping[str, str | None] = field(default_factory=dict)
-    """What was tried (`configure jobs`, `read jobs`, `write`) -> the broker's no; empty: it may; None: not known."""
+    """Permission (`configure jobs`, `read jobs`, `write`) -> the broker's refusal; empty: granted; None: not known."""
     blocked: str | None = None
-    """Why the broker takes no messages for now; empty: it takes them; None: not known."""
+    """Why the broker blocks publishing; empty: it does not; None: not known."""
     managed: Managed | None = None
     unmanaged: str = ""
     """Why there is no management API."""
     unmanaged_fix: str = ""
     consumer_timeout: int | None = None
-    """The node's, milliseconds, when rabbitmqctl was asked; 0: it has none."""
+    """The node's, milliseconds, from rabbitmqctl; 0: none."""
 
     @property
     def node(self) -> Node | None:
-        """The one that was asked everything."""
+        """The node that was asked everything."""
         return next((node for node in self.nodes if node.kind is None), None)
 
     @property
