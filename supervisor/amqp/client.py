@@ -16,7 +16,7 @@ from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 
 CLOSING: Final = 2.0
-"""Seconds that a polite goodbye may take."""
+"""Seconds for closing the connection properly."""
 
 
 class Unreachable(Exception):
@@ -116,14 +116,14 @@ class BrokerClient:
         channel.add_on_close_callback(lambda _, error: self.end(error))
 
     def close(self) -> None:
-        """Say goodbye if that can be done quickly; let go in any case."""
+        """Close the connection: properly if that is quick, in any case."""
         if self.error is None and self.connection.is_open:
             self.connection.close()
             self.pump(lambda: False, now() + CLOSING)
         self.drop()
 
     def drop(self) -> None:
-        """Let go of the connection at once, without a word to the broker, which may not be listening any more."""
+        """Close at once, without connection.close: the broker may no longer read."""
         self.connection.drop()
         self._loop.close()
 

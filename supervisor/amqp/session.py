@@ -99,7 +99,7 @@ class Session(BrokerClient):
         return len(self.pending) < before
 
     def close(self) -> None:
-        """Say goodbye if that can be done quickly and nothing is in flight; let go in any case."""
+        """Close the connection: properly if that is quick and nothing is in flight, in any case."""
         if self.pending:
             self.drop()
         else:

@@ -1,4 +1,4 @@
-"""The broker's part in a rehearsal: what RabbitMQ answers to somebody who does nothing wrong, and one delivery."""
+"""The simulated broker of a rehearsal: RabbitMQ's answers to correct requests, and one delivery."""
 
 from __future__ import annotations
 

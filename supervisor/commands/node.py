@@ -206,7 +206,7 @@ class LocalNode:
     # ------------------------------------------------------------------------------------------------- inside
 
     def _lock_directory(self) -> None:
-        """Two nodes on one directory would ruin its data, and without epmd nobody else would notice."""
+        """Two nodes on one directory would corrupt its data, and without epmd nothing else prevents that."""
         self.directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.directory / "lock", os.O_CREAT | os.O_WRONLY, 0o644)
         try:
@@ -285,7 +285,7 @@ class Port:
     """A TCP port on loopback that no other Port on this machine has: claimed by an abstract socket's name (unix(7))."""
 
     def __init__(self, number: int | None = None) -> None:
-        """`number`: this very port, whoever has it; default: a free one. Raises NodeError when there is none."""
+        """`number`: this port, even if taken; default: a free one. Raises NodeError when there is none."""
         self.number = self._free() if number is None else number
 
     def _free(self) -> int:
@@ -303,7 +303,7 @@ class Port:
         raise NodeError(f"no free port on 127.0.0.1 between {PORTS.start} and {PORTS.stop - 1}: choose one")
 
     def check(self) -> None:
-        """Raises NodeError when somebody listens there."""
+        """Raises NodeError when the port is in use."""
         if not bindable(self.number):
             raise NodeError(
                 f"port {self.number} on 127.0.0.1 cannot be had: stop what listens there, or choose another port"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 def is_ours(host: str, own_name: str, names: Iterable[str]) -> bool:
-    """`host` as the header has it. A request without one, which no browser sends, is for whoever gets it."""
+    """`host`: the header's value. A request without one, which no browser sends, is accepted."""
     name = _without_port(host.strip()).lower().removesuffix(".")
     if not name or _is_address(name):
         return True

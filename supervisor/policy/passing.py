@@ -1,25 +1,25 @@
-"""Does an import fail for a reason that may be gone by itself (`--boot-retry`)?
+"""Did an import fail for a transient reason (`--boot-retry`)?
 
-An exception is judged by what it is, not by what it says. From the outermost inwards, along `__cause__` and
-`__context__`, the first that is known decides; a group is of code when one of its members is, else passing when one is.
+An exception is judged by its class, not its text. From the outermost inwards, along `__cause__` and `__context__`, the
+first known one decides; a group is of code if one of its members is, else passing if one is.
 
 | what is raised | judged | why |
 |---|---|---|
 | SyntaxError, ImportError, NameError, TypeError, ... | of code | the same code raises it again, see `_OF_CODE` |
-| OSError: refused, reset, timed out, no such file, ... | passing | it tells of the surroundings now, see `_ERRNOS` |
+| OSError: refused, reset, timed out, no such file, ... | passing | it is about the environment now, see `_ERRNOS` |
 | socket.gaierror: a name without an address | passing | DNS may come later than we do |
 | TLS: the peer has closed | passing | it restarts; a certificate is not known |
 | OperationalError, of any database driver | passing | PEP 249: not "under the control of the programmer" |
-| ConnectionError, AutoReconnect, Unavailable, ... | passing | clients call it so that use no OSError, see `_NAMES` |
-| `sys.exit(75)` | passing | EX_TEMPFAIL, sysexits.h: any code can say it so |
-| "Multiple exceptions: [Errno 111] ..." | as its errnos | asyncio's, it has no errno itself |
-| ValueError, KeyError, other sys.exit(), EACCES, ... | not known | what led to it decides, else it ends the start |
+| ConnectionError, AutoReconnect, Unavailable, ... | passing | names used by client libraries, see `_NAMES` |
+| `sys.exit(75)` | passing | EX_TEMPFAIL, sysexits.h: for any code |
+| "Multiple exceptions: [Errno 111] ..." | as its errnos | asyncio's, without an errno of its own |
+| ValueError, KeyError, other sys.exit(), EACCES, ... | not known | its cause decides, else the start fails |
 
-Of code is so also in `except ConnectionError:`, for that branch is wrong. Classes are known by the last part of their
-name, or of one that they are derived from: nothing has to be imported for that, and a library may move them.
+An error of code decides also inside `except ConnectionError:`, since that branch is wrong. Classes are recognised by
+the last part of their name, or a base class's: nothing is imported for that, and a library may move them.
 
-What cannot be told from it: a file that is missing for good is a file that is not there yet; a wrong password of a
-database is an OperationalError, and may be mended over there; an HTTP status (503) stands in no class.
+Limits: a file that will never exist looks like one that does not exist yet; a wrong database password is an
+OperationalError, and may be fixed in the database; an HTTP status (503) shows in no class.
 """
 
 from __future__ import annotations
@@ -76,23 +76,23 @@ _OTHER_NUMBERS: Final = frozenset({"SSLError", "gaierror", "herror"})
 """Classes whose errno is a number of another kind."""
 _TEMPORARY: Final = 75
 _SEVERAL: Final = "Multiple exceptions: [Errno "
-"""How asyncio begins, when none of a name's addresses could be reached."""
+"""The start of asyncio's text when none of a name's addresses could be reached."""
 DEEPEST: Final = 16
-"""Exceptions that are looked at, one within the other."""
+"""Nested exceptions looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chained:
     names: tuple[str, ...]
-    """Its class and those that it is derived from, as `module.name`."""
+    """Its class and base classes, as `module.name`."""
     number: int | None = None
     """An OSError's errno, a SystemExit's code."""
     text: str = ""
-    """How what it says begins."""
+    """The start of its text."""
     members: tuple[Chained, ...] = ()
     """Of an exception group."""
     cause: Chained | None = None
-    """The one that led to it."""
+    """Its cause or context."""
 
 
 class _Judged(Enum):
@@ -102,7 +102,7 @@ class _Judged(Enum):
 
 
 def is_passing(raised: Chained) -> bool:
-    """Whether the import that raised this may succeed if it is tried again."""
+    """Whether the import that raised this may succeed on a retry."""
     return _judge(raised) is _Judged.PASSING
 
 

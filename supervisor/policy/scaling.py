@@ -1,22 +1,22 @@
 """How many workers does the backlog call for? (`--workers MIN..MAX`)
 
-Up fast, down slowly. The pool tells of every sample, and asks at every look at the queue's depth:
+Up fast, down slowly. The pool reports every sample, and asks at every look at the queue's depth:
 
-| what is seen | what follows |
+| seen | decision |
 |---|---|
-| at two looks in a row a backlog worth a wait of `WAIT`, and everybody consumes and is at work | as many workers as
-  take in what arrives and drain the rest within `DRAIN_WITHIN`, at the rate just measured; at most twice as many as
-  now, and one more for each message |
-| the same, and the last growth has hardly raised the rate | none for `HOLD`, longer each time: the limit is elsewhere |
+| at two looks in a row a backlog worth `WAIT` seconds, while all consume and are at work | enough workers for the
+  arrivals, and to drain the rest within `DRAIN_WITHIN`, at the rate just measured; at most twice as many as now, and
+  one more for each message |
+| the same, but the last growth hardly raised the rate | none for `HOLD`, longer each time: the limit is elsewhere |
 | no backlog for a while, and fewer would be busy for less than `LOAD` of their time | a quarter fewer, one at least |
-| somebody else has changed the number | it stands for `MANUAL` |
+| an operator has changed the number | no change for `MANUAL` |
 
-A growth soon after a shrink means that the shrink was a mistake: the next one waits twice as long, so a load on the
-edge between two numbers is answered ever more rarely. Figures are trusted less the fewer tasks they come from (by a
-standard deviation, as if arrivals were Poisson's).
+A growth soon after a shrink means that the shrink was a mistake: the next one waits twice as long, so a load between
+two numbers causes ever fewer changes. Figures from few tasks are trusted less (by a standard deviation, as if arrivals
+were Poisson-distributed).
 
-The time between two tasks (acknowledging, waiting for the next) counts as well: with tasks of a millisecond it is most
-of the time. It is measured while there is a backlog, when no worker waits for messages.
+The time between two tasks (acknowledging, waiting for the next) counts too: for tasks of a millisecond it is most of
+the time. It is measured during a backlog, when no worker waits for messages.
 """
 
 from __future__ import annotations
@@ -31,50 +31,50 @@ from supervisor.settings import Span
 from supervisor.vocabulary import Phase, Reading
 
 LOOK_EVERY: Final = 2.0
-"""Seconds between two looks at the queue while the number of workers may change."""
+"""Seconds between two looks at the queue's depth when scaling."""
 GAP: Final = 4 * LOOK_EVERY
-"""Seconds without a look after which what was seen before it says nothing about now."""
+"""Seconds without a look after which earlier ones are ignored."""
 WAIT: Final = LOOK_EVERY
-"""Seconds for which a message may wait. A backlog that is gone sooner is chance, or what keeps short tasks coming."""
+"""Seconds for which a message may wait. A smaller backlog is chance, or normal for short tasks."""
 DRAIN_WITHIN: Final = 10.0
-"""Seconds in which a backlog should be gone; also the longest stretch over which a rate is measured."""
+"""Seconds in which to drain a backlog; also the longest time over which a rate is measured."""
 LOAD: Final = 0.7
-"""The share of their time for which workers are busy at most when some have been let go."""
+"""The share of their time for which workers may be busy after a shrink."""
 WINDOW: Final = 30.0
 """Seconds over which the load is averaged, at least."""
 WINDOW_MOST: Final = 300.0
 TASKS_IN_WINDOW: Final = 5
-"""The window is as long as this many tasks are, if they are long."""
+"""The window is at least as long as this many tasks."""
 PATIENCE: Final = 30.0
-"""Seconds from the last pressure or growth to the first shrink; doubled by each shrink that proved a mistake."""
+"""Seconds from the last pressure or growth to the first shrink; doubled by each mistaken shrink."""
 PATIENCE_MOST: Final = 960.0
 REGRET: Final = 300.0
-"""Seconds after a shrink within which a growth says that it was a mistake."""
+"""Seconds after a shrink within which a growth shows that it was a mistake."""
 STEP_EVERY: Final = 10.0
 """Seconds between two shrinks."""
 MANUAL: Final = 300.0
-"""Seconds for which a number stands that an operator has chosen."""
+"""Seconds for which an operator's number is kept."""
 FEW: Final = 20
-"""Tasks below which a rate says nothing."""
+"""Tasks; a rate from fewer means nothing."""
 ENOUGH: Final = 50
-"""Tasks after which the rate after a growth is believed; they are waited for, up to `DRAIN_WITHIN`."""
+"""Tasks to wait for, up to `DRAIN_WITHIN`, before judging a growth by the new rate."""
 FUTILE: Final = 0.2
-"""A growth is, when it has brought less than this share of what it should have: twice the workers, twice the rate."""
+"""A growth is futile when it brings less than this share of the expected: twice the workers, twice the rate."""
 JUDGED: Final = 1.5
-"""Growth by less than this factor is not judged: chance would decide."""
+"""A growth by less than this factor is not judged, because of chance."""
 HOLD: Final = 120.0
 """Seconds without growth after a futile one; four times as long each time."""
 HOLD_MOST: Final = 3600.0
 REMARK_EVERY: Final = 600.0
-"""Seconds before it is said again that the most is not enough."""
+"""Seconds before it is logged again that the maximum is not enough."""
 _OVERHEAD_MOST: Final = 0.05
-"""Seconds between two tasks that are believed; a backlog that comes and goes between two looks would seem like more."""
+"""Seconds; more between two tasks is a backlog that came and went between two looks."""
 _CONSUMING: Final = frozenset(Phase) - {Phase.VACANT, Phase.BOOTING, Phase.CONNECTING, Phase.LEAVING}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """So many workers are wanted. The number there is already: nothing to do, but something to tell the operator."""
+    """The number of workers wanted; if unchanged, only a remark for the operator."""
 
     wanted: int
     because: str
@@ -82,19 +82,19 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """The totals at one look; only differences mean anything."""
+    """The totals at one look; only differences matter."""
 
     at: float
     """When the workers were sampled."""
     finished: int
     work: float
-    """Seconds that workers had something in hand, summed over them."""
+    """Seconds with a task in flight, summed over the workers."""
     ready: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Rate:
-    """What the pool got done while nobody waited for messages."""
+    """What the pool finished while no worker waited for messages."""
 
     workers: int
     tasks: int
@@ -118,18 +118,18 @@ class Scaling:
         self._span = span
         self._wanted = span.least
         self._seen: dict[int, tuple[int, float]] = {}
-        """By slot: what its page said last. While it is empty it is not sampled, yet its totals go on."""
+        """By page, the last totals. An empty slot is not sampled, but its totals continue."""
         self._finished = 0
         self._work = 0.0
         self._in_hand = 0
         self._sampled_at = -math.inf
         self._consuming: set[int] = set()
         self._at_work: set[int] = set()
-        """Who had something in hand, or finished something, since the last look."""
+        """Pages with a task in flight, or a finished one, since the last look."""
         self._looked_at = -math.inf
         self._history: deque[_Mark] = deque()
         self._pressure: deque[_Mark] = deque()
-        """The looks in a row with a backlog and everybody at work."""
+        """The looks in a row with a backlog and all workers at work."""
         self._pressed_at = -math.inf
         self._shrunk_at = -math.inf
         self._may_regret = False
@@ -154,7 +154,7 @@ class Scaling:
             finished_before, work_before = self._seen.get(reading.page, (0, 0.0))
             self._seen[reading.page] = finished, work
             self._finished += max(0, finished - finished_before)
-            # Less than before where a worker was killed, whose last task never came to an end and is not counted.
+            # Less than before if a worker was killed, whose last task is not counted.
             self._work += max(0.0, work - work_before)
             if reading.hand is not None or finished > finished_before:
                 self._at_work.add(reading.page)
@@ -162,7 +162,7 @@ class Scaling:
             self._pressure.clear()
 
     def look(self, depth: Depth, wanted: int, now: float) -> Decision | None:
-        """What follows from this look at the queue, with so many workers wanted as yet."""
+        """The decision after this look at the queue; `wanted`: the current number."""
         if self._span.is_fixed or (self._history and self._sampled_at <= self._history[-1].at):
             return None  # nothing to decide, or nothing new to decide by
         if now - self._looked_at > GAP:
@@ -216,7 +216,7 @@ class Scaling:
         return {slot for slot in self._consuming if slot < self._wanted}
 
     def _is_full(self) -> bool:
-        """Whether everybody who is wanted has come. Until then more of them would be asked for again and again."""
+        """Whether all wanted workers consume. Until then, growth would be requested again and again."""
         return len(self._seated()) >= _nearly(self._wanted)
 
     def _measure(self) -> _Rate:
@@ -244,7 +244,7 @@ class Scaling:
                 return None
             self._remarked_at = now
             return Decision(wanted, f"{backlog}, and --workers {self._span} allows no more")
-        # A growth after one that was futile is an attempt, and a smaller one.
+        # After a futile growth, try a smaller one.
         needed = min(needed, most, math.ceil(wanted * (JUDGED if self._holds else 2)))
         is_to_judge = rate.tasks >= FEW and needed >= JUDGED * rate.workers
         self._before_growth = rate if is_to_judge else None
@@ -258,7 +258,7 @@ class Scaling:
     def _needed(self, depth: Depth, rate: _Rate) -> int:
         if not rate.tasks:
             return 2 * self._wanted
-        # Others that consume from this queue see the same backlog, and shall not each provide for all of it.
+        # Other supervisors of this queue see the same backlog; each provides for its share.
         share = depth.ready * rate.workers / max(rate.workers, depth.consumers)
         came = rate.arrivals * rate.seconds
         arrivals = (came - math.sqrt(came)) / rate.seconds
@@ -316,7 +316,7 @@ class Scaling:
 
 
 def _nearly(workers: int) -> int:
-    """All, and of many a few less: one that is being replaced shall not keep hundreds from helping."""
+    """All, or a few less of many: one that is being replaced must not block hundreds."""
     return workers - workers // 8
 
 

@@ -1,4 +1,4 @@
-"""What `workq check` finds about the machine: limits, systemd, the handler, the health port. Pure."""
+"""`workq check`'s findings about the machine: limits, systemd, the handler, the health port. Pure."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Health:
     """Who listens where the supervisor wants to."""
 
     error: str = ""
-    """Why the address cannot be had; empty: it can."""
+    """Why the address cannot be bound; empty: it can."""
     supervisor: str = ""
     """One of ours answers there, and says that it is in this state."""
     trouble: str = ""
@@ -83,7 +83,7 @@ class Host:
 
 
 def examine(host: Host, settings: Settings) -> list[Finding]:
-    """Everything that is to be said about the machine."""
+    """All findings about the machine."""
     return [
         *([warning("installation", *host.clash)] if host.clash else []),
         *_handler(host, settings),

@@ -1,4 +1,4 @@
-"""What only the management API and rabbitmqctl tell of a broker. Nothing is changed."""
+"""Facts about a broker that only the management API and rabbitmqctl show. Changes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST: Final = 8 * 1024**2
 PORTS: Final = {"http": 15672, "https": 15671}
 
 Unavailable = tuple[str, str]
-"""Why not, and the line that mends it."""
+"""The reason, and the line that fixes it."""
 
 
 class BadStatus(Exception):

@@ -1,18 +1,18 @@
-"""Ask a broker by AMQP, and change nothing: no queue is declared, no message taken, nothing is left behind.
+"""Facts about a broker, by AMQP. Changes nothing: no queue is declared, no message taken.
 
-AMQP 0-9-1 has few questions, and many refusals that say why. So most of this asks for something that cannot be had, and
-reads the no:
+AMQP 0-9-1 has few queries, but refusals that give a reason. So most of this requests something impossible, and reads
+the refusal:
 
-| question | asked by | the answer |
+| question | request | answer |
 |---|---|---|
 | is there a queue, how long is it? | a passive declaration | 404, or the counts |
-| its type, its arguments? | declaring it with a type that there is not | 406 names a difference; adopted, asked again |
-| may we declare it? | the same | 403, or another no: permissions are looked at first |
-| may we consume it? | consuming with a priority that is no number | 403, or another no |
-| may we publish? an alarm? | publishing, `mandatory`, to no queue | 403, connection.blocked, or it comes back |
+| its type, its arguments? | declare it with an unknown type | 406 names a difference; adopt it, ask again |
+| may we declare it? | the same | 403, or another refusal: permissions are checked first |
+| may we consume it? | consume with a priority that is not a number | 403, or another refusal |
+| may we publish? an alarm? | publish, `mandatory`, to no queue | 403, connection.blocked, or it is returned |
 
-A type that does not exist is refused whether the queue exists or not, so the declaration cannot succeed even when the
-queue is deleted in between. Every no is a line in the broker's log (`channel exception`).
+An unknown type is refused whether the queue exists or not, so the declaration cannot succeed even if the queue is
+deleted meanwhile. Every refusal is a line in the broker's log (`channel exception`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is to be said about the queue, those for retries and dead letters included. Pure."""
+"""`workq check`'s findings about the queue, and those for retries and dead letters. Pure."""
 
 from __future__ import annotations
 

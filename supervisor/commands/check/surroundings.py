@@ -1,4 +1,4 @@
-"""What this machine is like, for `workq check`: reads, and one import in a process of its own."""
+"""Facts about this machine, for `workq check`: by reading, and by one import in another process."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _is_private(gid: int, uid: int) -> bool:
 
 
 def import_handler(settings: Settings) -> Imported:
-    """Import it as the nursery would, and let go of it."""
+    """Import it as the nursery would, in another process."""
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-c", _IMPORT, settings.handler, settings.app_dir, str(writer)]
     # What the nursery does not get either.

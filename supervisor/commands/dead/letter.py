@@ -18,7 +18,7 @@ _RECORDS: Final = tuple(name.encode() for name in queues.RECORDS)
 
 
 class Letter:
-    """One dead letter in hand."""
+    """One dead letter."""
 
     def __init__(self, tag: int, raw: bytes, body: bytes, queue: str) -> None:
         """`queue` is the one whose dead letters these are, for one that does not say where it came from."""

@@ -1,9 +1,9 @@
-"""The dead letters of a queue: looked at without consuming them, published again, deleted.
+"""The dead letters of a queue: read without consuming them, published again, deleted.
 
-AMQP 0-9-1 has no browsing. Whoever wants to see a message has to take it, and it comes back when it is not
-acknowledged. So a *sweep* takes what was ready when it began, in windows; what is done with is acknowledged, and all
-else stays unacknowledged, out of the way, until the end, where it is handed back to its old place. Whatever interrupts
-a sweep, the broker hands back in its stead. docs/decisions/0008 has the alternatives, and what a quorum queue counts.
+AMQP 0-9-1 has no browsing: to see a message, take it, and it is requeued unless acknowledged. So a *sweep* takes what
+was ready when it began, in windows. Messages that are done with are acknowledged; the others stay unacked until the
+end, when they go back to their old place. If a sweep is interrupted, the broker requeues them. docs/decisions/0008 has
+the alternatives, and what a quorum queue counts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from supervisor.vocabulary import Kind
 _HEARTBEAT: Final = 60.0
 _CONNECTING: Final = 15.0
 _ANSWER: Final = 15.0
-"""Seconds the broker has for each answer."""
+"""Seconds for the broker to answer a request."""
 _LULL: Final = 0.2
 """Seconds without a delivery after which to ask whether any is left."""
 _STALL: Final = 10.0
@@ -37,14 +37,14 @@ _BREATH: Final = 5.0
 """Seconds for which a busy publisher may leave the other connection, and its heartbeats, unattended."""
 _CONFIRM: Final = 30.0
 _RETURNING: Final = 5.0
-"""Seconds to wait for the queue to count what was handed back; somebody else may take it at once."""
+"""Seconds to wait for the queue to count what was requeued, which other consumers may take at once."""
 _TURN: Final = 0.01
 _FIRST_WINDOW: Final = 4
 _BYTES: Final = 16 * 1024 * 1024
 """Bodies held at a time, roughly: a window ends with the message that exceeds it."""
 
 WORN: Final = 4
-"""Returns after which a dead letter is written anew instead of returned once more.
+"""Returns after which a dead letter is published again instead of returned once more.
 
 A quorum queue drops a message that has been returned more often than its delivery limit, which no client can read; 20
 unless told otherwise from RabbitMQ 4.0 on (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
@@ -52,7 +52,7 @@ unless told otherwise from RabbitMQ 4.0 on (https://www.rabbitmq.com/docs/quorum
 
 
 class CutOff(Exception):
-    """The connection or the queue went away in mid-sweep; the broker hands back what was in hand."""
+    """The connection or the queue was lost mid-sweep; the broker requeues the unacked dead letters."""
 
 
 # --------------------------------------------------------------------------------------------- one connection
@@ -112,11 +112,11 @@ class DeadQueue:
         self.endpoint = endpoints[0]
         """The node that we are connected to."""
         self.count: int | None = None
-        """How many were ready when we came; None when there is no such queue."""
+        """How many were ready at the start; None when there is no such queue."""
         self.holders = 0
-        """Who else consumes this queue: what they have in hand cannot be seen."""
+        """Other consumers of this queue, whose unacked messages cannot be seen."""
         self.warning = ""
-        """What an operator should know, at the end."""
+        """For the operator, at the end."""
         self._endpoints = endpoints
         self._link: _Reader | None = None
         self._publisher: Publisher | None = None
@@ -126,7 +126,7 @@ class DeadQueue:
         self._largest = 0
         self._cancelled = False
         self._open = 0
-        """Taken, and neither acknowledged nor handed back."""
+        """Taken, and neither acknowledged nor requeued."""
         self._ends: list[int] = []
         """The last delivery tag of what is kept of each window."""
 
@@ -236,7 +236,7 @@ class DeadQueue:
     # ----------------------------------------------------------------------------------------------- settling
 
     def acknowledge(self, letters: Sequence[Letter]) -> None:
-        """They are gone for good. Raises CutOff: then the broker may not hear of it, and hands them out again."""
+        """Delete them for good. Raises CutOff: then the broker may redeliver them."""
         link = self._alive()
         if not letters:
             return
@@ -255,7 +255,7 @@ class DeadQueue:
         self._ready(link)
 
     def keep(self, letters: Sequence[Letter]) -> None:
-        """They stay in the queue: unacknowledged until the sweep ends, or, when worn, written anew at once."""
+        """Keep them in the queue: unacked until the sweep ends, or, when worn, published again at once."""
         worn = [letter for letter in letters if letter.returns >= WORN]
         renewed = [(letter, properties) for letter in worn if (properties := anew(letter, self.endpoint.user))]
         if len(renewed) < len(worn):
@@ -273,7 +273,7 @@ class DeadQueue:
             self._ends.append(end)
 
     def hand_back(self) -> None:
-        """The end of a sweep: all that is still open goes back, to its old place. Raises CutOff."""
+        """The end of a sweep: requeue all that is still open, to its old place. Raises CutOff."""
         link = self._alive()
         back, self._open = self._open, 0
         if not back:
@@ -283,7 +283,7 @@ class DeadQueue:
         # queue does not count.
         for tag in (*self._ends, 0):
             link.channel.basic_nack(tag, multiple=True)
-        # The queue answers questions before it takes messages back; whoever looks after us shall find them.
+        # The queue answers before it has taken the messages back; later readers must find them.
         deadline = now() + _RETURNING
         while self._ready(link) < back and now() < deadline:
             link.pump(lambda: False, now() + _TURN)

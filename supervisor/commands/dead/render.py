@@ -1,5 +1,4 @@
-"""Dead letters for people: as a table, one by one, and in words. What a message says of itself is somebody else's
-text: it reaches a terminal only through `plain`."""
+"""Dead letters as a table, one by one, and in words. A message's own text is foreign, and passes through `plain`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Something done to dead letters, window by window, until it is done or somebody asks to stop."""
+"""Processes dead letters window by window, until done or interrupted."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def stoppable() -> Iterator[Stop]:
 
 
 def windows(letters: DeadQueue, stop: Stop, what: str, *, size: int, most: int | None = None) -> Iterator[list[Letter]]:
-    """Each window, until all are seen or somebody asks to stop; then what is still open is handed back."""
+    """Each window, until all are seen or it is interrupted; then the open ones are requeued."""
     for window in _progress(letters.windows(most, size=size), min(letters.count or 0, most or sys.maxsize), what):
         yield window
         if stop:
