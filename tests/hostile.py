@@ -71,22 +71,24 @@ def send_descriptors(count: int, order: dict[str, Any]) -> None:
     for: then the supervisor's is the last."""
     sock = link()
     fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(order.get("each", 4))]
-    supervisor = os.getppid()
+    supervisor, sent = os.getppid(), 0
     if order.get("linger"):
-        fds.append(lingering())
+        fds[-1:] = [lingering()]  # in place of one: the kernel takes 253 at a time
         os.kill(supervisor, signal.SIGSTOP)
     try:
         sock.setblocking(False)
         frame = order.get("frame", '["Connecting",{}]').encode("latin-1")
         for _n in range(count):
             sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+            sent += 1
     except OSError:
-        pass  # the link is full
+        pass  # the link is full, or takes no such frame
     finally:
+        if not sent:
+            os.kill(supervisor, signal.SIGCONT)  # it is for us to wait
         for fd in fds:
             os.close(fd)
-        if order.get("linger"):
-            os.kill(supervisor, signal.SIGCONT)
+        os.kill(supervisor, signal.SIGCONT)
 
 
 def lingering() -> int:
