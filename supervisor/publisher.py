@@ -3,21 +3,20 @@
     with Publisher("amqp://guest:guest@127.0.0.1:5672/%2F", "task_queue") as publisher:
         publisher.publish("resize 7.jpg")
 
-`publish` returns when the broker has confirmed the message, which for a durable queue means that it is on disk. It
-never returns otherwise. Each way for it to fail is a PublishError of its own, for they call for different things, and
-nothing of pika's comes through; ValueError says that a message or a header is nothing that AMQP can carry:
+`publish` returns when the broker has confirmed the message: for a durable queue, when it is on disk. Otherwise it
+raises a PublishError; there is one for each thing to do next. ValueError: AMQP cannot carry the message or a header.
 
-    Unavailable   nothing was sent: the broker is away, or refuses us or our queue; or this process has no descriptor,
-                  memory or thread left to reach it with
-    Unroutable    the broker took the message and had nowhere to put it
-    Refused       the broker said no to the message itself
-    Unconfirmed   the connection was lost, or no word came in time: the message may or may not be there
-    Blocked       the broker accepts no publishing for now (memory or disk alarm); else like Unconfirmed
+    NotSent       the broker is down, or refuses the login or the queue; or this process has no descriptor, memory or
+                  thread left to connect
+    Unroutable    the broker returned the message: no queue takes it
+    Refused       the broker refused the message itself
+    Unconfirmed   the connection was lost, or no confirm came in time: the message may or may not be there
+    Blocked       the broker accepts no publishing (memory or disk alarm); otherwise like Unconfirmed
 
-Publishing an Unconfirmed message again may make a duplicate: no broker can tell. Keep its message id when you do.
+Publishing an Unconfirmed message again may make a duplicate: keep its message id.
 
 A Publisher is for one thread: it has no locks, and serves its connection, heartbeats included, only inside its methods.
-A broker therefore closes one that idles for long; the next call notices and connects again: nothing was in flight.
+The broker therefore closes one that idles for long; the next call connects again, and nothing was in flight.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.vocabulary import Kind
 
-__all__ = ["Blocked", "Options", "PublishError", "Publisher", "Refused", "Unavailable", "Unconfirmed", "Unroutable"]
+__all__ = ["Blocked", "NotSent", "Options", "PublishError", "Publisher", "Refused", "Unconfirmed", "Unroutable"]
 
 _BYTES_IN_FLIGHT: Final = 16 * 1024 * 1024
 """Bound of memory beside the window, which counts messages: large bodies fill this first."""
 _PRIORITY_MOST: Final = 255
 """An octet (AMQP 0-9-1, 4.2.6.1)."""
 _LULL: Final = 0.005
-"""Seconds after which the connection wants a look again. Messages are sent in one write then, and one must not wait for
-the next that a slow producer makes; looking after each costs a fast producer a third of its speed."""
+"""Seconds between looks at the connection. Messages wait for the next look to be sent in one write, and none may wait
+for a slow producer's next message; a look after each message costs a fast producer a third of its speed."""
 
 
 class Options(TypedDict, total=False):
@@ -93,7 +92,7 @@ class PublishError(Exception):
         """Sent and neither confirmed nor refused: they may or may not be there."""
 
 
-class Unavailable(PublishError):
+class NotSent(PublishError):
     """No connection, or no queue: `trouble` says why, and whether trying again makes sense. Nothing is in doubt."""
 
 
@@ -173,7 +172,7 @@ class Publisher:
         self.close()
 
     def connect(self) -> None:
-        """Connect now, and see that the queue is there. Raises Unavailable."""
+        """Connect now, and see that the queue is there. Raises NotSent."""
         self._ready(_Call(window=1, timeout=self._connect_timeout, note=_ignore))
 
     @property
@@ -189,7 +188,7 @@ class Publisher:
 
     def declare(self, declaration: queues.Declaration, *, timeout: float = 30.0) -> bool:
         """Declare a queue by this connection, and tell whether it is new, or may be. `timeout` in seconds. Raises
-        Unavailable."""
+        NotSent."""
         call = _Call(window=1, timeout=timeout, note=_ignore)
         session = self._ready(call)
         try:
@@ -199,7 +198,7 @@ class Publisher:
             trouble = amqp.explain(error, self.endpoint)
             if session.error is not None:
                 self._drop()
-            raise Unavailable(trouble.reason, trouble=trouble, sent=0, confirmed=0) from None
+            raise NotSent(trouble.reason, trouble=trouble, sent=0, confirmed=0) from None
 
     def publish(
         self,
@@ -312,7 +311,7 @@ class Publisher:
         try:
             self._session = reach(self._endpoints, begin, prepare)
         except Unreachable as error:
-            raise Unavailable(str(error), trouble=error.trouble, sent=call.sent, confirmed=call.confirmed) from None
+            raise NotSent(str(error), trouble=error.trouble, sent=call.sent, confirmed=call.confirmed) from None
         return self._session
 
     def _drop(self) -> None:
@@ -350,7 +349,7 @@ class Publisher:
             session.look()
 
     def _have_delay(self, session: Session, ms: int, call: _Call) -> None:
-        """Declare a delay queue, and wait until it is safe to use when it is new. Raises Unavailable."""
+        """Declare a delay queue, and wait until it is safe to use when it is new. Raises NotSent."""
         if self.declare(queues.delayed(self.queue, ms), timeout=call.timeout):
             session.pump(lambda: session.error is not None, now() + queues.SETTLES_IN)
         self._delays.add(ms)
@@ -413,7 +412,7 @@ class Publisher:
             return Refused(trouble.reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed, failed=pending)
         self._drop()
         reason = f"{trouble.reason}; {_doubt(len(pending))}" if pending else trouble.reason
-        kind = Unconfirmed if pending else Unavailable
+        kind = Unconfirmed if pending else NotSent
         return kind(reason, trouble=trouble, sent=call.sent, confirmed=call.confirmed, pending=pending)
 
     def _late(self, session: Session, call: _Call) -> PublishError:

@@ -14,7 +14,7 @@ from supervisor import queues
 from supervisor.clock import now
 from supervisor.commands import codes, message, sources
 from supervisor.commands.sources import Sources
-from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable
+from supervisor.publisher import Message, NotSent, Options, Publisher, PublishError
 from supervisor.settings import parse_duration
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
 
@@ -97,7 +97,7 @@ def _run(publisher: Publisher, source: Iterator[bytes | None], options: Options,
 
 
 def _exit_code(failure: PublishError) -> int:
-    if isinstance(failure, Unavailable) and failure.trouble is not None and not failure.confirmed:
+    if isinstance(failure, NotSent) and failure.trouble is not None and not failure.confirmed:
         return EXIT_CONFIG if failure.trouble.permanent else EXIT_BROKER
     return codes.INCOMPLETE
 

@@ -22,17 +22,17 @@ class Reject(Exception):
 
 
 class Retry(Exception):
-    """Raise it in a handler to have the message tried again later: it counts as a try, like an exception.
+    """Raise it in a handler to have the message retried later. It counts as a try, like an exception.
 
         raise supervisor.Retry(delay=30)
         raise supervisor.Retry("the other side is busy")
 
-    `delay` in seconds is rounded up to the ladder of delays (0.1 s to 24 h); without it, the wait is that after an
-    exception. Raises ValueError when it is not a number from 0.
+    `delay` in seconds is rounded up to `queues.LADDER` (0.1 s to 24 h); without it, the delay is that after an
+    exception. Raises ValueError if it is not a number from 0.
     """
 
     delay: float | None = None
-    """Of the class, too, for subclasses whose `__init__` does not call this one's."""
+    """A class attribute too, for subclasses whose `__init__` does not call this one."""
 
     def __init__(self, why: str = "", *, delay: float | None = None) -> None:
         super().__init__(why)
@@ -40,17 +40,16 @@ class Retry(Exception):
 
 
 class Unavailable(Exception):
-    """Raise it in a handler when something that it needs is away: it is not this message's fault, so no try is counted,
-    and the message is run again later.
+    """Raise it in a handler when something it needs is down. That is not the message's fault: no try is counted, and
+    the message is run again later.
 
         raise supervisor.Unavailable("database", retry_after=10)
 
-    `retry_after` in seconds is rounded up to the ladder of delays, as `Retry`'s `delay` is. Raises ValueError when it
-    is not a number from 0.
+    `retry_after` in seconds is rounded up to `queues.LADDER`. Raises ValueError if it is not a number from 0.
     """
 
     retry_after: float = 10.0
-    """Of the class, too: see `Retry`."""
+    """A class attribute too: see `Retry`."""
 
     def __init__(self, why: str = "", *, retry_after: float = 10.0) -> None:
         super().__init__(why)
@@ -58,8 +57,8 @@ class Unavailable(Exception):
 
 
 class SoftTimeout(Exception):
-    """Raised in a handler when its task has run for `--soft-timeout`: to clean up, or to come to an end. A task that
-    goes on all the same is left alone, until `--task-timeout`."""
+    """Raised in a handler, once, when its task has run for `--soft-timeout`: clean up, or finish. A task that goes on
+    is killed at `--task-timeout`."""
 
 
 class Task:

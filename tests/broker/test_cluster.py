@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from supervisor.commands.node import answers
-from supervisor.publisher import Publisher, PublishError, Refused, Unavailable
+from supervisor.publisher import NotSent, Publisher, PublishError, Refused
 from tests import amqp
 from tests.cluster import Cluster, NotPermitted, OtherHost
 from tests.node import PrivateNode
@@ -91,7 +91,7 @@ class Producer(threading.Thread):
         while True:
             try:
                 self._publisher.publish(self._weight(), message_id=name, timeout=5.0)
-            except (Unavailable, Refused):
+            except (NotSent, Refused):
                 self._enough.wait(0.05)
             except PublishError:
                 self.doubtful[name] += 1

@@ -16,7 +16,7 @@ from pika import frame, spec
 
 from supervisor import queues
 from supervisor.endpoint import Endpoint
-from supervisor.publisher import Publisher, PublishError, Unavailable, Unconfirmed
+from supervisor.publisher import NotSent, Publisher, PublishError, Unconfirmed
 from supervisor.settings import Settings
 from supervisor.vocabulary import Cause, Kind
 from supervisor.worker.consumer import SHORT, Consumer
@@ -238,7 +238,7 @@ def test_f106_a_listener_that_accepts_and_resets_at_once_is_a_lost_connection_an
         ends = Counter(consume(url, "any", lambda *_: None)[:2] for _ in range(200))
         assert set(ends) == {(Cause.BROKER, Kind.LOST)}
         for _ in range(100):
-            with Publisher(url, "any") as publisher, pytest.raises(Unavailable) as raised:
+            with Publisher(url, "any") as publisher, pytest.raises(NotSent) as raised:
                 publisher.connect()
             assert raised.value.trouble is not None
             assert (raised.value.trouble.kind, raised.value.trouble.permanent) == (Kind.LOST, False)
@@ -306,13 +306,13 @@ def test_f106_f107_a_broker_that_breaks_off_at_any_step_is_told_as_that_and_noth
         assert (end.cause, end.kind in (Kind.LOST, Kind.OPERATOR)) == (Cause.BROKER, True), end
         with Publisher(url, "any", connect_timeout=5.0) as publisher:
             for _ in range(2):
-                with pytest.raises((Unavailable, Unconfirmed)) as raised:
+                with pytest.raises((NotSent, Unconfirmed)) as raised:
                     publisher.publish(BODY, timeout=5.0)
                 assert raised.value.trouble is not None
                 assert raised.value.trouble.kind in (Kind.LOST, Kind.OPERATOR)
                 if not reset and length < len(LIFE):  # a reset may destroy a last word on its way
                     assert raised.value.trouble.reason == end.detail
-            with pytest.raises(Unavailable):
+            with pytest.raises(NotSent):
                 publisher.declare(queues.declaration("another"), timeout=5.0)
 
 
@@ -347,7 +347,7 @@ def test_f106_f107_nonsense_in_the_middle_ends_the_connection_like_any_loss(scri
         assert end.cause is Cause.BROKER
         assert end.detail and "\n" not in end.detail and "hunter2" not in end.detail
         with Publisher(url, "any", connect_timeout=5.0) as publisher:
-            with pytest.raises((Unavailable, Unconfirmed)) as raised:
+            with pytest.raises((NotSent, Unconfirmed)) as raised:
                 publisher.publish(BODY, timeout=5.0)
             assert raised.value.trouble is not None and not raised.value.trouble.permanent
             assert "\n" not in raised.value.reason and "hunter2" not in raised.value.reason

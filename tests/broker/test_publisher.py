@@ -20,10 +20,10 @@ from supervisor.amqp.errors import Kind, Trouble, explain
 from supervisor.endpoint import Endpoint
 from supervisor.publisher import (
     Blocked,
+    NotSent,
     Options,
     Publisher,
     Refused,
-    Unavailable,
     Unconfirmed,
     Unroutable,
 )
@@ -51,7 +51,7 @@ def keep_queues(node: PrivateNode) -> None:
 
 
 def trouble(url: str | Endpoint, queue: str = "q", **options: Any) -> Trouble:
-    with Publisher(url, queue, **options) as publisher, pytest.raises(Unavailable) as raised:
+    with Publisher(url, queue, **options) as publisher, pytest.raises(NotSent) as raised:
         publisher.publish("never sent")
     assert raised.value.trouble is not None
     assert "\n" not in raised.value.reason
@@ -432,7 +432,7 @@ def test_failed_connections_leave_no_descriptor_behind(unused_port: int) -> None
         mute = Publisher(f"amqp://127.0.0.1:{silent.getsockname()[1]}", connect_timeout=0.1)
         before = descriptors()
         for each in (publisher, mute, publisher, mute):
-            with pytest.raises(Unavailable):
+            with pytest.raises(NotSent):
                 each.connect()
         assert descriptors() == before
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.publisher import Blocked, Publisher, PublishError, Refused, Unavailable
+from supervisor.publisher import Blocked, NotSent, Publisher, PublishError, Refused
 from tests.chaos import tasks
 from tests.chaos.account import Run, Task
 
@@ -134,7 +134,7 @@ class Feeder(threading.Thread):
             self.tasks[name] = task  # before it is sent: a worker may be quicker than the confirm
             try:
                 publisher.publish(body, message_id=name, timeout=5.0)
-            except (Unavailable, Refused):
+            except (NotSent, Refused):
                 task = replace(task, publishes=task.publishes - 1)  # nothing was sent, or it was not taken
                 self._enough.wait(0.2)
             except (Blocked, PublishError):

@@ -22,7 +22,7 @@ CTL_TIMEOUT: Final = 30.0
 LARGEST: Final = 8 * 1024**2
 PORTS: Final = {"http": 15672, "https": 15671}
 
-Unavailable = tuple[str, str]
+Unanswered = tuple[str, str]
 """The reason, and the line that fixes it."""
 
 
@@ -53,7 +53,7 @@ def checked(url: str) -> str:
     return url.rstrip("/")
 
 
-def ask(url: str, endpoint: Endpoint, queue: str) -> Managed | Unavailable:
+def ask(url: str, endpoint: Endpoint, queue: str) -> Managed | Unanswered:
     """Everything about this queue, with the endpoint's own login."""
     enable = "rabbitmq-plugins enable rabbitmq_management"
     api = _Api(url, endpoint)

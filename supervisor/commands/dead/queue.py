@@ -22,7 +22,7 @@ from supervisor.amqp.properties import Encoded, Properties
 from supervisor.clock import now
 from supervisor.commands.dead.letter import Letter, anew
 from supervisor.endpoint import Endpoint
-from supervisor.publisher import Message, Options, Publisher, PublishError, Unavailable, Unroutable
+from supervisor.publisher import Message, NotSent, Options, Publisher, PublishError, Unroutable
 from supervisor.vocabulary import Kind
 
 _HEARTBEAT: Final = 60.0
@@ -294,7 +294,7 @@ class DeadQueue:
         """Open the connection that publishes, before anything is taken. Raises Unreachable."""
         try:
             self._publishing().connect()
-        except Unavailable as error:
+        except NotSent as error:
             if error.trouble is None:
                 raise
             raise Unreachable([error.trouble]) from None
