@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -110,38 +112,74 @@ def test_the_fixture_boots_a_broker_and_pytest_imports_nothing_of_ours_without_i
     assert "2 passed" in done.stdout
 
 
-@pytest.mark.parametrize("checker", ["mypy"])
-def test_a_type_checker_accepts_handlers_and_their_tests(checker: str, tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(
-        "from supervisor import Publisher, Reject, Retry, SoftTimeout, Task, Unavailable, once, testing\n"
-        "import sqlite3\n"
-        "class Resizer:\n"
-        "    def __enter__(self) -> 'Resizer':\n"
-        "        self.mails = Publisher('amqp://127.0.0.1', 'mails')\n"
-        "        return self\n"
-        "    def __exit__(self, *exc: object) -> None:\n"
-        "        self.mails.close()\n"
-        "    def __call__(self, task: Task) -> None:\n"
-        "        try:\n"
-        "            self.mails.publish(task.body, delay=30, priority=5)\n"
-        "        except SoftTimeout:\n"
-        "            raise Unavailable('mails', retry_after=3)\n"
-        "def resize(task: Task) -> None:\n"
-        "    if task.json()['width'] < 0:\n"
-        "        raise Reject('negative')\n"
-        "    raise Retry('busy', delay=1.5)\n"
-        "async def fetch(task: Task) -> None:\n"
-        "    with once(sqlite3.connect('x'), task) as first:\n"
-        "        task.log.info(task.text, first=first)\n"
-        "def test_resize() -> None:\n"
-        "    assert testing.run(resize, '{}', headers={'a': 1}, attempt=2) == testing.Retried(1.5)\n"
-        "    testing.run(Resizer, 'x')\n"
-        "    result = testing.run(fetch, testing.task('x', message_id='1'))\n"
-        "    if isinstance(result, testing.Failed):\n"
-        "        print(result.error.upper(), result.traceback)\n"
-    )
+TYPED = """
+from supervisor import Publisher, Reject, Retry, SoftTimeout, Task, Unavailable, once, testing
+import sqlite3
+
+class Resizer:
+    def __enter__(self) -> "Resizer":
+        self.mails = Publisher("amqp://127.0.0.1", "mails")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.mails.close()
+
+    def __call__(self, task: Task) -> None:
+        try:
+            self.mails.publish(task.body, delay=30, priority=5)
+        except SoftTimeout:
+            raise Unavailable("mails", retry_after=3)
+
+def resize(task: Task) -> None:
+    if task.json()["width"] < 0:
+        raise Reject("negative")
+    raise Retry("busy", delay=1.5)
+
+async def fetch(task: Task) -> None:
+    with once(sqlite3.connect("x"), task) as first:
+        task.log.info(task.text, first=first)
+
+def test_resize() -> None:
+    assert testing.run(resize, "{}", headers={"a": 1}, attempt=2) == testing.Retried(1.5)
+    testing.run(Resizer, "x")
+    result = testing.run(fetch, testing.task("x", message_id="1"))
+    if isinstance(result, testing.Failed):
+        print(result.error.upper(), result.traceback)
+"""
+
+
+def test_mypy_accepts_handlers_and_their_tests(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(TYPED)
     done = subprocess.run(
-        [sys.executable, "-m", checker, "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), "app.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), "app.py"],
         cwd=tmp_path, env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def pyright() -> Path:
+    """pyright as a wheel, with a node of its own: 60 MB to fetch, once; too many for everybody's environment."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workq-supervise"
+    cache.mkdir(parents=True, exist_ok=True)
+    program = cache / "pyright" / "bin" / "basedpyright"
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            venv.create(cache / "pyright", with_pip=True, clear=True)
+            pip = [cache / "pyright" / "bin" / "pip", "install", "--quiet", "basedpyright"]
+            done = subprocess.run(pip, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                program.unlink(missing_ok=True)
+                pytest.skip(f"pyright cannot be installed: {done.stderr.strip()[-200:]}")
+    return program
+
+
+@pytest.mark.timeout(300)
+def test_pyright_accepts_handlers_and_their_tests(pyright: Path, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(TYPED)
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    done = subprocess.run(
+        [pyright, "--pythonpath", sys.executable, "app.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
