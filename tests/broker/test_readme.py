@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from supervisor.commands.node import Port
 from tests import amqp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,12 +26,6 @@ URL = "amqp://guest:guest@127.0.0.1:5673/%2F"
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def adapted(text: str, url: str, directory: Path, port: int) -> str:
@@ -58,11 +52,11 @@ def test_the_five_minutes_work_as_written(
     broker_url: str, tmp_path: Path, environ: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     tour = tmp_path / "tour"
-    port = free_port()
+    port = Port()  # nobody else's while it is held
     commands = [block for block in blocks("sh") if not block.startswith(tuple(ELSEWHERE))]
     assert len(commands) == 8
-    script = "set -eu\n" + adapted("\n".join(commands), broker_url, tour, port)
-    environ["WORKQ_HEALTH"] = f"127.0.0.1:{port}"
+    script = "set -eu\n" + adapted("\n".join(commands), broker_url, tour, port.number)
+    environ["WORKQ_HEALTH"] = f"127.0.0.1:{port.number}"
     try:
         done = subprocess.run(
             ["bash", "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100, check=False
