@@ -586,12 +586,12 @@ def test_the_next_address_is_tried_when_one_takes_no_connection(monkeypatch: pyt
     loop.close()
 
 
-def test_a_name_that_is_none_and_a_port_where_nobody_listens_are_told_as_the_system_tells_them() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+def test_a_name_that_is_none_and_a_port_where_nobody_listens_are_told_as_the_system_tells_them(
+    unused_port: int,
+) -> None:
     for endpoint, kind in (
         (Endpoint("no-such-host.invalid"), socket.gaierror),
-        (Endpoint("127.0.0.1", port), ConnectionRefusedError),
+        (Endpoint("127.0.0.1", unused_port), ConnectionRefusedError),
     ):
         loop, ends = IOLoop(), list[BaseException]()
         connecting(endpoint, loop, ends)
