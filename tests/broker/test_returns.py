@@ -187,7 +187,7 @@ def test_f115_workers_that_leave_as_planned_return_nothing_that_the_broker_would
     with supervised("handlers:work", *options, url=broker_url, queue=quorum_queue, env=runs.env) as pool:
         eventually(lambda: settled(pool, len(names)), timeout=90)
         [told] = pool.named("queue.prefetch_reduced")
-        assert told["prefetch"] == 1 and "--prefetch 100 is used as 1" in told["because"]
+        assert told["prefetch"] == 1 and "--prefetch 100 is reduced to 1" in told["because"]
         assert not pool.named("task.put_back")
         assert pool.stop() == 0
     assert Counter(runs.lines("done")) == dict.fromkeys(names, 1)
