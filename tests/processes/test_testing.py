@@ -90,6 +90,11 @@ def test_both_names_lead_to_it() -> None:
     import workq
 
     assert workq.testing is supervisor.testing is testing
+    assert {"Task", "Retry", "Reject", "Unavailable", "SoftTimeout", "Publisher", "testing", "once"} < set(
+        workq.__all__
+    )
+    assert set(workq.__all__) == set(supervisor.__all__)
+    assert all(getattr(workq, name) is getattr(supervisor, name) for name in supervisor.__all__)
 
 
 def test_the_fixture_boots_a_broker_and_pytest_imports_nothing_of_ours_without_it(tmp_path: Path) -> None:
