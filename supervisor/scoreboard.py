@@ -50,8 +50,8 @@ _PID_AT: Final = 4
 _BEAT: Final = struct.Struct("=d")
 _BEAT_AT: Final = 8
 _HAND: Final = struct.Struct(
-    "<dQIIBBH"
-)  # since, delivery tag, attempt, checksum of the body, redelivered, what is known (the two below), length of name
+    "<dQIIIBBH"
+)  # since, delivery tag, attempt, step, checksum of the body, redelivered, what is known (two bits), length of name
 _IS_ID: Final = 1
 _IS_TRACED: Final = 2
 _HAND_AT: Final = 16
@@ -70,7 +70,7 @@ _BUCKETS_AT: Final = 1024
 _BUCKETS: Final = struct.Struct(f"={len(BOUNDS) + 1}Q")
 
 # The latest messages that were parked, confirmed, and perhaps acknowledged.
-_MOVED: Final = struct.Struct("<QIIH")  # delivery tag, attempt, checksum of the body, length of name (written last)
+_MOVED: Final = struct.Struct("<QIIH")  # delivery tag, step, checksum of the body, length of name (written last)
 _MOVED_AT: Final = 1536
 _MOVED_SIZE: Final = 280
 _MOVED_ROOM: Final = 8
@@ -150,7 +150,7 @@ class Scoreboard:
         return noted if self._made <= noted <= present else present
 
     def _hand(self, page: bytes, phase: Phase) -> InHand:
-        since, tag, attempt, checksum, redelivered, known, length = _HAND.unpack_from(page, _HAND_AT)
+        since, tag, attempt, step, checksum, redelivered, known, length = _HAND.unpack_from(page, _HAND_AT)
         name = page[_NAME_AT : _NAME_AT + min(length, _NAME_MAX)].decode("utf-8", "replace")
         return InHand(
             key=queues.key(name, checksum),
@@ -161,6 +161,7 @@ class Scoreboard:
             since=self._instant(since),
             settling=phase is Phase.SETTLING,
             trace_id=page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE].hex() if known & _IS_TRACED else "",
+            step=step,
         )
 
     def last(self, number: int) -> InHand | None:
@@ -174,10 +175,10 @@ class Scoreboard:
         last = self._hand(page, Phase.VACANT).delivery_tag
         found = []
         for at in range(_MOVED_AT, _MOVED_AT + _MOVED_ROOM * _MOVED_SIZE, _MOVED_SIZE):
-            tag, attempt, checksum, length = _MOVED.unpack_from(page, at)
+            tag, step, checksum, length = _MOVED.unpack_from(page, at)
             if length:
                 name = page[at + _MOVED.size : at + _MOVED.size + min(length, _NAME_MAX)].decode("utf-8", "replace")
-                found.append(Moved(queues.key(name, checksum), attempt, max(0, last - tag)))
+                found.append(Moved(queues.key(name, checksum), step, max(0, last - tag)))
         return tuple(found)
 
     def is_idle(self, page: int) -> bool:
@@ -236,6 +237,7 @@ class Pen:
         trace_id: str = "",
         checksum: int = 0,
         phase: Phase = Phase.BUSY,
+        step: int = 1,
     ) -> float:
         """Note the delivery before its handler, or the question about it, begins. Returns the instant noted."""
         since = now()
@@ -245,12 +247,12 @@ class Pen:
         if trace_id:
             known |= _IS_TRACED
             page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE] = bytes.fromhex(trace_id)
-        _HAND.pack_into(page, _HAND_AT, since, tag, attempt, checksum, redelivered, known, len(name))
+        _HAND.pack_into(page, _HAND_AT, since, tag, attempt, step, checksum, redelivered, known, len(name))
         page[_NAME_AT : _NAME_AT + len(name)] = name
         page[_PHASE_AT] = phase
         return since
 
-    def move(self, name: bytes, tag: int, attempt: int, checksum: int) -> None:
+    def move(self, name: bytes, tag: int, step: int, checksum: int) -> None:
         """Note that the message is parked, before it is acknowledged."""
         at = _MOVED_AT + self._moved % _MOVED_ROOM * _MOVED_SIZE
         self._moved += 1
@@ -258,7 +260,7 @@ class Pen:
         page = self._page
         _MOVED.pack_into(page, at, 0, 0, 0, 0)
         page[at + _MOVED.size : at + _MOVED.size + len(name)] = name
-        _MOVED.pack_into(page, at, tag, attempt, checksum, len(name))
+        _MOVED.pack_into(page, at, tag, step, checksum, len(name))
 
     def forget(self) -> None:
         """Every acknowledgement has arrived."""

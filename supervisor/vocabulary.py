@@ -148,6 +148,8 @@ class InHand:
     """The handler had returned; the acknowledgement may or may not have reached the broker."""
     trace_id: str = ""
     """Of the message's trace; empty if the sender named none."""
+    step: int = 1
+    """See `Moved`."""
 
     @property
     def name(self) -> str:
@@ -161,7 +163,8 @@ class Moved:
     more deliveries than may be unacked at a time."""
 
     key: str
-    attempt: int
+    step: int
+    """Which copy of the message: each retry and each deferral publishes the next one (`Delivery.step`)."""
     later: int
     """Deliveries to the worker since."""
 

@@ -385,7 +385,7 @@ class Processes:
             page
             for page in others
             if self._board.read(page).key == suspect.key
-            or any((moved.key, moved.attempt, moved.later) == latest for moved in self._board.moved(page))
+            or any((moved.key, moved.step, moved.later) == latest for moved in self._board.moved(page))
         )
 
     def _exited(self, worker: _Worker) -> Iterator[Event]:

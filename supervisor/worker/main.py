@@ -234,6 +234,7 @@ class Worker:
             delivery.redelivered,
             delivery.trace_id,
             delivery.checksum,
+            step=delivery.step,
         )
         self._task = task = Task(delivery, attempt, begun, self._settings.queue)
         if self._tells_starts:
@@ -269,6 +270,7 @@ class Worker:
             delivery.trace_id,
             checksum,
             Phase.ASKING,
+            delivery.step,
         )
         self._link.send(Suspect(key, delivery.delivery_count, delivery.put_back, delivery.name, delivery.step))
         while (verdict := self._verdicts.pop(key, None)) is None:

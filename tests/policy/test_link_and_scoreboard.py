@@ -117,15 +117,16 @@ def test_a_new_page_is_vacant(board: Scoreboard) -> None:
     is_id=st.booleans(),
     tag=st.integers(0, 2**64 - 1),
     attempt=st.integers(0, 2**32 - 1),
+    step=st.integers(0, 2**32 - 1),
     redelivered=st.booleans(),
 )
 def test_what_is_in_hand_reads_as_it_was_written(
-    board: Scoreboard, key: str, is_id: bool, tag: int, attempt: int, redelivered: bool
+    board: Scoreboard, key: str, is_id: bool, tag: int, attempt: int, step: int, redelivered: bool
 ) -> None:
     pen = board.pen(5)
     pen.open(4711)
-    since = pen.take(key.encode(), is_id, tag, attempt, redelivered)
-    expected = v.InHand(key, key if is_id else None, tag, attempt, redelivered, since)
+    since = pen.take(key.encode(), is_id, tag, attempt, redelivered, step=step)
+    expected = v.InHand(key, key if is_id else None, tag, attempt, redelivered, since, step=step)
     reading = board.read(5)
     assert (reading.pid, reading.phase, reading.hand) == (4711, v.Phase.BUSY, expected)
 

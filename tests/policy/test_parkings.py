@@ -16,8 +16,8 @@ def parkings(*moved: Moved, prefetch: int = 1, room: int = 10) -> Parkings:
     return known
 
 
-def had(key: str, attempt: int = 1, *, redelivered: bool = False) -> InHand:
-    return InHand(key, key, 9, attempt, redelivered, NOW)
+def had(key: str, step: int = 1, *, redelivered: bool = False) -> InHand:
+    return InHand(key, key, 9, 1, redelivered, NOW, step=step)
 
 
 def test_f109_what_was_parked_is_not_run_when_it_comes_back_once() -> None:
@@ -34,9 +34,9 @@ def test_f109_what_was_parked_twice_comes_back_twice() -> None:
     assert not known.claim("k", 1, NOW)
 
 
-@pytest.mark.parametrize(("key", "attempt"), [("k", 2), ("other", 1)])
-def test_f109_the_copy_and_every_other_message_run(key: str, attempt: int) -> None:
-    assert not parkings(Moved("k", 1, later=0)).claim(key, attempt, NOW)
+@pytest.mark.parametrize(("key", "step"), [("k", 2), ("other", 1)])
+def test_f109_the_copy_and_every_other_message_run(key: str, step: int) -> None:
+    assert not parkings(Moved("k", 1, later=0)).claim(key, step, NOW)
 
 
 @pytest.mark.parametrize(("later", "prefetch", "is_known"), [(0, 1, False), (1, 1, True), (4, 5, False), (5, 5, True)])
@@ -54,6 +54,16 @@ def test_f109_a_new_delivery_of_the_same_message_ends_it() -> None:
     known = parkings(Moved("k", 1, later=0))
     known.died([], had("k"))
     assert not known.claim("k", 1, NOW)
+
+
+def test_a_new_delivery_ends_the_parking_of_its_own_step_only() -> None:
+    """Deferred, a message keeps its attempt: it is known by its step."""
+    known = parkings(Moved("k", 2, later=0))
+    known.died([], had("k", 1))
+    assert known.claim("k", 2, NOW)
+    known.ended([Moved("k", 2, later=0)], 1, NOW)
+    known.died([], had("k", 2))
+    assert not known.claim("k", 2, NOW)
 
 
 def test_f109_the_worker_that_has_parked_it_does_not_end_it_by_its_own_death() -> None:
