@@ -47,7 +47,7 @@ def is_class(handler: Any) -> bool:
 
 
 def _class_refusal(name: str, cls: Any) -> str | None:
-    call = _static(cls, "__call__")
+    call = _method(cls, "__call__")
     if call is None:
         return (
             f"{name} is a class whose instances cannot be called: give it a method __call__(self, task), or name a "
@@ -56,18 +56,17 @@ def _class_refusal(name: str, cls: Any) -> str | None:
     if why := _arguments_refusal(cls):
         return f"{name} is a class, of which each worker makes one instance, and {why}"
     for enter, leave in (("__enter__", "__exit__"), ("__aenter__", "__aexit__")):
-        if (_static(cls, enter) is None) is not (_static(cls, leave) is None):
+        if (_method(cls, enter) is None) is not (_method(cls, leave) is None):
             return f"{name} has only one of {enter} and {leave}: a `with` needs both"
     if isinstance(call, FunctionType):
         call = functools.partial(call, None)  # as of an instance
     return _call_refusal(f"{name}.__call__", call)
 
 
-def _static(cls: Any, name: str) -> Any:
-    """A method of its instances, not necessarily a function; None when it has none."""
-    found = inspect.getattr_static(cls, name, None)
-    # `getattr` would find the metaclass's `__call__` where the instances have none.
-    return found if any(name in vars(each) for each in cls.__mro__) else None
+def _method(cls: Any, name: str) -> Any:
+    """A method of its instances, not necessarily a function; None when they have none. (`getattr` would find the
+    metaclass's.)"""
+    return next((vars(each)[name] for each in cls.__mro__ if name in vars(each)), None)
 
 
 def _arguments_refusal(cls: Any) -> str | None:
@@ -96,7 +95,9 @@ _INSTEAD: Final = "name a function that returns when the work is done"
 
 
 def is_async(handler: Any) -> bool:
-    """Whether a call certainly makes a coroutine; other calls may do so too."""
+    """Whether a call certainly makes a coroutine, of a class that of its instances; other calls may do so too."""
+    if is_class(handler):
+        handler = _method(handler, "__call__")
     return bool(_flags(handler) & (inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE))
 
 

@@ -6,11 +6,10 @@ A class is set up in the process that runs it: one instance, with its `with` aro
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor import failure
@@ -106,7 +105,7 @@ class Handler:
         self._loop = EventLoop()
         self._leave: Callable[[], Any] | None = None
         self.is_class = contract.is_class(found)
-        if contract.is_async(_static_call(found) if self.is_class else found):
+        if contract.is_async(found):
             self._loop.prepare()
 
     def set_up(self) -> None:
@@ -175,10 +174,6 @@ class Handler:
             return RETURNED
 
         return run
-
-
-def _static_call(cls: Any) -> Any:
-    return inspect.getattr_static(cls, "__call__")
 
 
 def _text(error: BaseException) -> tuple[str, str]:
@@ -261,10 +256,14 @@ def _traceback(error: BaseException, or_else: str | None = None) -> str:
             return or_else
         if error.__cause__ is None:
             start = error.__traceback__
-    last = start
-    while last is not None and last.tb_next is not None:
-        if isinstance(error, SoftTimeout) and last.tb_next.tb_frame.f_code.co_filename.startswith(_ROOM):
-            last.tb_next = None  # the signal's handler
-            break
-        last = last.tb_next
+    if isinstance(error, SoftTimeout):
+        _end_before_ours(start)
     return clip_end(failure.rendered(error, start), TRACEBACK_MAX)
+
+
+def _end_before_ours(last: TracebackType | None) -> None:
+    """Cut off the signal's handler, which has raised it."""
+    while last is not None and last.tb_next is not None:
+        if last.tb_next.tb_frame.f_code.co_filename.startswith(_ROOM):
+            last.tb_next = None
+        last = last.tb_next

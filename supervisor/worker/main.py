@@ -99,13 +99,12 @@ def live(birth: Birth) -> NoReturn:
 
 def _set_up(handler: Handler | None, birth: Birth) -> Handler:
     """The handler, set up. Ends the process if that fails."""
-    is_loaded = handler is not None
     try:
         handler = handler or load(birth.settings.handler, birth.settings.app_dir)
-        is_loaded = True
         handler.set_up()
     except CannotLoad as error:
-        birth.link.send(LoadFailed(error.error, error.traceback, error.is_passing, is_set_up=is_loaded))
+        is_set_up = handler is not None
+        birth.link.send(LoadFailed(error.error, error.traceback, error.is_passing, is_set_up))
         os._exit(EXIT_CONFIG)
     return handler
 
