@@ -115,6 +115,11 @@ def arguments(queue_type: str) -> dict[str, str] | None:
     return None if queue_type == "default" else {"x-queue-type": queue_type}
 
 
+def name(message_id: str | bytes | None, body: bytes, routing_key: str) -> str:
+    """Of a message: its id; without one in UTF-8, a digest."""
+    return message_id if message_id and isinstance(message_id, str) else digest(message_id or body, routing_key)
+
+
 def digest(identity: bytes, routing_key: str) -> str:
     """The name of a message without a usable id: the same bytes to the same queue are the same task."""
     key = routing_key.encode("utf-8", "replace")[:64]

@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import click
 
 from supervisor import logs
 from supervisor.clock import now
-from supervisor.policy.settle import Acknowledge, Outcome, Patience, Raised, RetryAsked, Returned, settle
+from supervisor.commands import codes
+from supervisor.policy.settle import Acknowledge, Outcome, Patience, Returned, settle
+from supervisor.settings.command_line import Command
 from supervisor.vocabulary import EXIT_CONFIG
 from supervisor.worker import handler
 from supervisor.worker.handler import CannotLoad, Handler
-from supervisor.worker.task import Reject, Retry, Task
+from supervisor.worker.task import Reject, Retry, Task, Unavailable
 
-__all__ = ["load", "run"]
+__all__ = ["SETTINGS", "options", "run"]
 
-
-def load(target: str, app_dir: str, queue: str, *, pdb: bool) -> Handler:
-    """The handler; what it logs is for whoever watches, and with `pdb` what it raises can be debugged. Raises
-    click.ClickException when it cannot be loaded: exit code 78, as a supervisor's."""
-    logs.configure(role="worker", queue=queue, fd=2, lock_fd=logs.open_lock(), format="console", level="debug")
-    with _refused(target):
-        return Handler(target, handler.find(target, app_dir), _post_mortem if pdb else _ended)
+SETTINGS: Final = ("queue", "app_dir", "retries", "retry_delay", "soft_timeout")
+"""Of a supervisor's."""
 
 
-def run(handler: Handler, make: Callable[[], Task], times: int, patience: Patience, soft_timeout: float | None) -> bool:
-    """Run it so often, each time on a new task, and tell how it went. Whether it returned each time.
+def options(command: Command) -> Command:
+    """The options --times and --pdb."""
+    command = click.option("--pdb", is_flag=True, help="Debug where it raises.")(command)
+    times = click.option("--times", type=click.IntRange(min=1), default=1, metavar="N", help="Run it N times.")
+    return times(command)
 
-    What Ctrl-C raises is not caught: it ends the command.
+
+def run(target: str, settings: Mapping[str, Any], make: Callable[[], Task], times: int, *, pdb: bool) -> None:
+    """Run a handler so often, each time on a new task, and tell how it went. Leaves with exit code 1 unless it returned
+    each time, and with 78, as a supervisor does, when it cannot be loaded.
+
+    `settings` are those of `SETTINGS`. What the handler logs is shown. What Ctrl-C raises is not caught: it ends the
+    command.
     """
-    with _refused(handler.name):
-        handler.set_up()
+    queue, patience = settings["queue"], Patience(settings["retries"], settings["retry_delay"])
+    logs.configure(role="worker", queue=queue, fd=2, lock_fd=logs.open_lock(), format="console", level="debug")
     try:
-        return _run(handler.runner(soft_timeout), make, times, patience)
+        loaded = Handler(target, handler.find(target, settings["app_dir"]), _post_mortem if pdb else _ended)
+        loaded.set_up()
+    except CannotLoad as error:
+        click.echo(error.traceback, err=True, nl=False)
+        raise _Refused(f"{target} cannot be loaded: {error}") from None
+    try:
+        returned = _run(loaded.runner(settings["soft_timeout"]), make, times, patience)
     finally:
-        if (failed := handler.tear_down()) is not None:
+        if (failed := loaded.tear_down()) is not None:
             click.echo(f"{failed.traceback}the tear-down raised {failed.error}", err=True)
+    if returned < times:
+        sys.exit(codes.INCOMPLETE)
 
 
-def _run(call: Callable[[Task], Outcome], make: Callable[[], Task], times: int, patience: Patience) -> bool:
+def _run(call: Callable[[Task], Outcome], make: Callable[[], Task], times: int, patience: Patience) -> int:
+    """How often it returned."""
     returned, spent = 0, 0.0
     for number in range(1, times + 1):
         task = make()
@@ -49,14 +65,13 @@ def _run(call: Callable[[Task], Outcome], make: Callable[[], Task], times: int, 
         seconds = now() - begun
         spent += seconds
         returned += isinstance(outcome, Returned)
-        if isinstance(outcome, Raised | RetryAsked) and outcome.traceback:
-            click.echo(outcome.traceback.rstrip("\n"), err=True)
+        click.echo(getattr(outcome, "traceback", ""), err=True, nl=False)
         click.echo(
             f"{f'{number} of {times}: ' if times > 1 else ''}{_words(outcome, task, patience)} ({seconds:.3f} s)"
         )
     if times > 1:
         click.echo(f"{returned} of {times} succeeded, {spent / times:.3f} s each on average")
-    return returned == times
+    return returned
 
 
 def _words(outcome: Outcome, task: Task, patience: Patience) -> str:
@@ -71,16 +86,6 @@ class _Refused(click.ClickException):
     exit_code = EXIT_CONFIG
 
 
-@contextmanager
-def _refused(target: str) -> Iterator[None]:
-    try:
-        yield
-    except CannotLoad as error:
-        if error.traceback:
-            click.echo(error.traceback.rstrip("\n"), err=True)
-        raise _Refused(f"{target} cannot be loaded: {error}") from None
-
-
 def _ended(error: BaseException) -> Outcome:
     if isinstance(error, KeyboardInterrupt):
         raise error
@@ -88,7 +93,7 @@ def _ended(error: BaseException) -> Outcome:
 
 
 def _post_mortem(error: BaseException) -> Outcome:
-    if not isinstance(error, KeyboardInterrupt | Reject | Retry):
+    if not isinstance(error, KeyboardInterrupt | Reject | Retry | Unavailable):
         import pdb
 
         pdb.post_mortem(error.__traceback__)

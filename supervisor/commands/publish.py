@@ -15,7 +15,7 @@ from supervisor.clock import now
 from supervisor.commands import codes, message, sources
 from supervisor.commands.sources import Sources
 from supervisor.publisher import Message, NotSent, Options, Publisher, PublishError
-from supervisor.settings import parse_duration
+from supervisor.settings.command_line import seconds
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
 
 _CHUNK: Final = 65536
@@ -57,7 +57,7 @@ def publish(
         raise click.UsageError("- reads stdin and cannot be combined with other bodies.")
     if message_id is not None and (streaming or len(bodies) > 1):
         raise click.UsageError("--id needs a single BODY: messages cannot share an id.")
-    options = Options(headers=message.headers(pairs), delay=_seconds(delay), priority=priority)
+    options = Options(headers=message.headers(pairs), delay=_delay(delay), priority=priority)
     if message_id is not None:
         message.check_short("--id", "message id", message_id)
         options["message_id"] = message_id
@@ -102,14 +102,11 @@ def _exit_code(failure: PublishError) -> int:
     return codes.INCOMPLETE
 
 
-def _seconds(delay: str | None) -> float:
-    try:
-        seconds = parse_duration(delay) if delay is not None else 0.0
-    except ValueError as error:
-        raise click.UsageError(f"--delay: expected {error}") from None
-    if seconds > queues.LADDER[-1] / 1000:
+def _delay(value: str | None) -> float:
+    delay = seconds("--delay", value) or 0.0
+    if delay > queues.LADDER[-1] / 1000:
         raise click.UsageError("--delay: a message can wait for 24h at most.")
-    return seconds
+    return delay
 
 
 class _Count:

@@ -20,8 +20,8 @@ import click
 
 from supervisor.commands import codes, sources
 from supervisor.commands.plain import plain
-from supervisor.settings import Address, SettingsError, Whereabouts, locate, parse_duration
-from supervisor.settings.command_line import Command, declared, given
+from supervisor.settings import Address, SettingsError, Whereabouts, locate
+from supervisor.settings.command_line import Command, declared, given, seconds
 from supervisor.vocabulary import EXIT_CONFIG
 
 PATIENCE: Final = 10.0
@@ -191,13 +191,7 @@ def options(*, changing: bool) -> Callable[[Command], Command]:
 def timeout(help: str) -> Callable[[Command], Command]:
     """Adds --timeout to a command that waits; the command gets seconds."""
 
-    def parse(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-        try:
-            return parse_duration(value) if value is not None else None
-        except ValueError as error:
-            raise click.UsageError(f"--timeout: expected {error}") from None
-
-    return click.option("--timeout", metavar="D", help=help, callback=parse)
+    return click.option("--timeout", metavar="D", help=help, callback=lambda _, __, value: seconds("--timeout", value))
 
 
 @contextmanager

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from typing import BinaryIO
 
 import click
 
 from supervisor import testing
-from supervisor.commands import codes, foreground, message, sources
+from supervisor.commands import foreground, message, sources
 from supervisor.commands.sources import Sources
-from supervisor.policy.settle import Patience
 
 __all__ = ["try_"]
 
 
 @click.command("try")
-@sources.options("app_dir", "queue", "retries", "retry_delay", "soft_timeout")
+@sources.options(*foreground.SETTINGS)
 @click.option("--header", "pairs", multiple=True, metavar="K=V", help="A header of the message; may be repeated.")
 @click.option("--id", "message_id", metavar="ID", help="The message id. None otherwise.")
 @click.option("--attempt", type=click.IntRange(min=1), default=1, show_default=True, help="Which try it is.")
 @click.option("--file", type=click.File("rb"), metavar="PATH", help="The body is this file; - is standard input.")
-@click.option("--times", type=click.IntRange(min=1), default=1, metavar="N", help="Run it N times.")
-@click.option("--pdb", is_flag=True, help="Debug where it raises.")
+@foreground.options
 @click.argument("handler", metavar="MODULE:FUNCTION")
 @click.argument("body", required=False)
 def try_(
@@ -45,12 +42,8 @@ def try_(
         raise click.UsageError("one body is needed: BODY, or --file PATH.")
     settings = sources.read()
     content = file.read() if file is not None else (body or "").encode("utf-8", "surrogateescape")
-    loaded = foreground.load(handler, settings["app_dir"], settings["queue"], pdb=pdb)
     made = testing.Message(headers=message.headers(pairs) or {}, attempt=attempt, queue=settings["queue"])
     if message_id is not None:
         message.check_short("--id", "message id", message_id)
         made["message_id"] = message_id
-    patience = Patience(settings["retries"], settings["retry_delay"])
-    done = foreground.run(loaded, lambda: testing.task(content, **made), times, patience, settings["soft_timeout"])
-    if not done:
-        sys.exit(codes.INCOMPLETE)
+    foreground.run(handler, settings, lambda: testing.task(content, **made), times, pdb=pdb)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from supervisor.settings.options import OPTIONS, Option
+from supervisor.settings.parsers import parse_duration
 from supervisor.settings.sources import SettingsError
 from supervisor.vocabulary import EXIT_CONFIG
 
@@ -42,6 +43,14 @@ def _attributes(option: Option, help: str) -> dict[str, Any]:
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that were given."""
     return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def seconds(flag: str, value: str | None) -> float | None:
+    """An option that is a duration. Raises click.UsageError."""
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise click.UsageError(f"{flag}: expected {error}") from None
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def task(body: str | bytes = b"", **message: Unpack[Message]) -> Task:
         content_type=message.get("content_type"),
         delivery_mode=2,
     )  # type: ignore[no-untyped-call]
-    name = message.get("message_id") or queues.digest(body, routing_key)
+    name = queues.name(message.get("message_id"), body, routing_key)
     delivery = Delivery(1, routing_key, message.get("redelivered", attempt > 1), properties, body, name)
     return Task(delivery, attempt, now(), queue)
 

@@ -329,9 +329,6 @@ class Consumer:
         routing_key = method.routing_key
         if type(routing_key) is bytes:  # as pika gives a short string that is not UTF-8
             routing_key = routing_key.decode("utf-8", "backslashreplace")
-        name = properties.message_id
-        if not name or type(name) is bytes:
-            name = queues.digest(name or body, routing_key)
         self._stash.append(
             Delivery(
                 method.delivery_tag,
@@ -339,7 +336,7 @@ class Consumer:
                 method.redelivered,
                 properties,
                 body,
-                name,
+                queues.name(properties.message_id, body, routing_key),
                 method.exchange,
                 trace.trace_id(properties.headers),
             )

@@ -11,7 +11,7 @@ from tests.terminal import terminal
 
 CODE = """
 import asyncio
-from supervisor import Reject, Retry
+from supervisor import Reject, Retry, Unavailable
 
 def works(task):
     print("ran", task.text, task.headers, task.message_id, task.attempt, task.queue)
@@ -28,6 +28,9 @@ def asks(task):
 
 def rejects(task):
     raise Reject("no such customer")
+
+def lacks(task):
+    raise Unavailable("database", retry_after=10)
 
 def breaks(task):
     width = 12
@@ -121,3 +124,16 @@ def test_what_raised_can_be_debugged_where_it_did(app: str) -> None:
         shown.press("q\n")
         shown.see("^retried: ValueError: 12 is odd")
         assert shown.process.wait(60) == 1
+
+
+@pytest.mark.parametrize(
+    ("handler", "told"),
+    [
+        ("asks", "retried: busy; "),
+        ("rejects", "dead-lettered: no such "),
+        ("lacks", "deferred: database; not counted "),
+    ],
+)
+def test_what_a_handler_asks_for_is_nothing_to_debug(app: str, handler: str, told: str) -> None:
+    out, err = workq.run("try", f"app:{handler}", "x", "--app-dir", app, "--pdb", code=1)
+    assert out.startswith(told) and not err

@@ -27,7 +27,6 @@ from supervisor.commands.dead.queue import CutOff, DeadQueue
 from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
 from supervisor.endpoint import Endpoint
-from supervisor.policy.settle import Patience
 from supervisor.publisher import PublishError
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
 from supervisor.worker.delivery import Delivery
@@ -150,10 +149,9 @@ def drop(sources: Sources, everything: bool, yes: bool, identities: tuple[str, .
 
 
 @dead.command()
-@sources.options("url", "queue", "handler", "app_dir", "retries", "retry_delay", "soft_timeout")
+@sources.options("url", *foreground.SETTINGS, "handler")
 @click.option("--handler", metavar="MODULE:FUNCTION", help="The handler, if not the one of the settings.")
-@click.option("--times", type=click.IntRange(min=1), default=1, metavar="N", help="Run it N times.")
-@click.option("--pdb", is_flag=True, help="Debug where it raises.")
+@foreground.options
 @click.argument("identity", metavar="ID")
 def replay(sources: Sources, handler: str | None, times: int, pdb: bool, identity: str) -> None:
     """Run a handler here, in the foreground, on a dead letter as it was before it died.
@@ -179,10 +177,7 @@ def replay(sources: Sources, handler: str | None, times: int, pdb: bool, identit
     def make() -> Task:
         return Task(Delivery(1, found[0].queue, True, properties, found[0].body, found[0].id), 1, now(), found[0].queue)
 
-    loaded = foreground.load(handler, settings["app_dir"], settings["queue"], pdb=pdb)
-    patience = Patience(settings["retries"], settings["retry_delay"])
-    if not foreground.run(loaded, make, times, patience, settings["soft_timeout"]):
-        sys.exit(codes.INCOMPLETE)
+    foreground.run(handler, settings, make, times, pdb=pdb)
 
 
 def _write_parts(found: Sequence[Letter]) -> None:

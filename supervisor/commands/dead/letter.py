@@ -89,9 +89,7 @@ class Letter:
 
     def _identity(self) -> str:
         identity = self.part("message_id")
-        if isinstance(identity, str) and identity:
-            return identity
-        return queues.digest(identity if isinstance(identity, bytes) and identity else self.body, self.queue)
+        return queues.name(identity if isinstance(identity, str | bytes) else None, self.body, self.queue)
 
 
 def original(letter: Letter, user: str) -> Encoded:
