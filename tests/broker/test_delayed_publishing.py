@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from supervisor import Publisher, queues
+from supervisor.amqp.properties import BasicProperties
 from tests import amqp, workq
 from tests.supervision import Runs, eventually, supervised
 
@@ -61,8 +62,6 @@ def test_a_delayed_task_is_run_and_has_all_its_tries(broker_url: str, queue: str
 
 
 def test_its_own_expiration_is_kept_as_a_header(broker_url: str, queue: str) -> None:
-    from supervisor.amqp.properties import BasicProperties
-
     with Publisher(broker_url, queue) as publisher:
         given = BasicProperties(expiration="60000", message_id="one")  # type: ignore[no-untyped-call]
         publisher.publish("x", properties=given, delay=0.1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import amqp, handler_modules
-from tests.supervision import Runs, supervised
+from tests.supervision import Runs, eventually, supervised
 
 CODE = """
 import asyncio, contextlib, signal, time
@@ -134,8 +134,6 @@ def test_it_is_never_raised_but_in_the_handler_however_close_the_call(
         def ended() -> bool:
             totals = pool.status()["totals"]
             return bool(totals["succeeded"] + totals["dead_lettered"] == tasks)
-
-        from tests.supervision import eventually
 
         eventually(ended, timeout=60)
         failed = pool.named("task.failed")
