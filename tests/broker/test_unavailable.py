@@ -12,7 +12,7 @@ from tests.proxy import Proxy
 from tests.supervision import Runs, eventually, supervised
 
 CODE = """
-import os
+import os, time
 from handlers import note
 from supervisor import Unavailable
 
@@ -24,7 +24,15 @@ class DatabaseAway(Unavailable):
 
 def work(task):
     note("began", f"{task.message_id} {task.attempt}")
+    if task.text == "holds":
+        while os.path.exists(os.environ["TEST_AWAY"]):
+            time.sleep(0.01)
+        return
+    if "TEST_STUCK" in os.environ:
+        time.sleep(600)
     if os.path.exists(os.environ["TEST_AWAY"]):
+        if task.text == "long":
+            raise Unavailable("database", retry_after=5)
         if task.text == "class":
             raise DatabaseAway
         raise Unavailable("database", retry_after=0.1)
@@ -99,6 +107,37 @@ def test_a_copy_that_waits_is_not_taken_for_one_whose_acknowledgement_was_lost(
         away.unlink()
         runs.hear("done")
         eventually(lambda: amqp.depth(broker_url, queue) == 0 and amqp.unacked(node, queue) == 0)
+        assert pool.stop() == 0
+    assert runs.lines("done") == ["one"]
+
+
+def test_a_copy_that_comes_back_from_elsewhere_is_not_taken_for_the_original_that_was_deferred_here(
+    broker_url: str, node: LocalNode, queue: str, env: dict[str, str], runs: Runs, away: Path
+) -> None:
+    """Our worker loses its connection when it has deferred the message: nobody knows that its acknowledgement has
+    arrived. The copy goes to another supervisor, which is killed: it comes back redelivered, and is at its first try
+    still."""
+    amqp.publish(broker_url, queue, ["long"], ids=["one"])
+    with (
+        Proxy(node.port) as proxy,
+        supervised("app:work", "--workers", "1", url=proxy.url, queue=queue, env=env) as pool,
+    ):
+        pool.hear("task.deferred", message_id="one")
+        eventually(lambda: amqp.unacked(node, queue) == 0)
+        proxy.reset()
+        pool.hear("worker.ready", count=2)
+        amqp.publish(broker_url, queue, ["holds"], ids=["other"])
+        runs.hear("began", 2)
+        elsewhere = supervised(
+            "app:work", "--workers", "1", url=broker_url, queue=queue, env=env | {"TEST_STUCK": "yes"}
+        )
+        with elsewhere as other:
+            other.ready()
+            runs.hear("began", 3)
+            other.process.kill()
+            other.process.wait()
+        away.unlink()
+        pool.hear("task.succeeded", message_id="one")
         assert pool.stop() == 0
     assert runs.lines("done") == ["one"]
 

@@ -43,3 +43,9 @@ def test_what_is_no_count_counts_nothing(value: wire.Value) -> None:
     assert delivered(b"x-delivery-count", value).delivery_count == 0
     assert delivered(b"x-workq-put-back", value).put_back == 0
     assert delivered(b"x-workq-attempt", value).attempt == 1
+
+
+def test_retries_and_deferrals_are_the_steps_of_a_message() -> None:
+    both = wire.table({b"x-workq-attempt": (b"b", b"\3"), b"x-workq-deferred": (b"b", b"\4")})
+    delivery = Delivery(1, "q", True, decode(wire.properties(headers=both)), b"", "one")
+    assert (delivery.attempt, delivery.deferred, delivery.step) == (3, 4, 7)
