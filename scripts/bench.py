@@ -50,7 +50,7 @@ class Bench:
     what: str
     peers: int = 0
     """Rounds of the peers, where they are fewer: what they do takes long and hardly varies, or no target asks for it.
-    Bare pika, to which ours is compared, is none of them (`contenders.rounds_of`)."""
+    Bare pika and the C client, to which ours is compared, are none of them (`contenders.rounds_of`)."""
 
     def function(self) -> Callable[[Options], list[Row]]:
         module, _, name = self.where.partition(":")
@@ -62,6 +62,8 @@ BENCHES: Final[dict[str, Bench]] = {
     "rates": Bench("rates:rates", 4, 1, "CPU and time of a task that does nothing, or has 1 MB", peers=2),
     "curve": Bench("rates:curve", 2, 1, "tasks a second with 1, 2, 4 and 8 workers", peers=1),
     "recovery": Bench("recovery:recovery", 100, 10, "from the SIGKILL of a worker to the next finished task", peers=20),
+    "network": Bench("network:network", 20, 4, "over TLS, and with a broker that is 10 ms away"),
+    "modern": Bench("modern:modern", 4, 1, "a task that does nothing on a quorum queue, newest RabbitMQ"),
     "kills": Bench("kills:kills", 3, 1, "800 tasks of 50 ms while a worker is killed every 100 ms", peers=1),
     "short": Bench("short:short", 3, 1, "tasks of 10 ms, against what is possible", peers=1),
     "deadly": Bench("deadly:deadly", 1, 0, "how many workers one message kills, and whether the others are done"),

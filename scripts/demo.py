@@ -166,7 +166,7 @@ class Supervised:
             return {}
 
     def stop(self) -> int | None:
-        """Let the tasks in hand come to their end. The exit code; None when it had to be killed."""
+        """Let the tasks in flight come to their end. The exit code; None when it had to be killed."""
         self.process.terminate()
         try:
             return self.process.wait(30)
@@ -174,7 +174,7 @@ class Supervised:
             return None
 
     def end(self) -> None:
-        """At once, whatever it is doing, and whatever it has in hand."""
+        """At once, whatever it is doing, and whatever it has in flight."""
         for patience in (0.3, 5.0):  # the second SIGTERM means: now
             if self.alive:
                 self.process.terminate()
@@ -444,7 +444,7 @@ class Demo:
         if death.done:
             given += ", which finished it"
         return (
-            f"Worker {death.slot} (pid {death.pid}) was killed with SIGKILL while it had {death.message_id} in hand. "
+            f"Worker {death.slot} (pid {death.pid}) was killed with SIGKILL while it had {death.message_id} in flight. "
             f"The supervisor saw it after {death.ms(death.seen)}, "
             f"a new worker was consuming after {death.ms(death.ready)}; {given}."
         )

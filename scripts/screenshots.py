@@ -1,7 +1,8 @@
-"""The pictures for the README: a real pool at work, and what happens to it, in a real browser and on a real terminal.
+"""The pictures for the documents: real pools at work and what happens to them, in a real browser and a real terminal.
 
-Takes two minutes. Writes docs/images/page.png, page-dark.png and top.svg. The page's letters are those of the machine's
-own sans-serif font, or Inter's where that is installed (Debian's fonts-inter), as it was for those in the repository.
+Takes three minutes. Writes docs/images/page.png, page-dark.png, top.svg, ui.png (`screenshots ui`: only that).
+The pages' letters are those of the machine's own sans-serif font, or Inter's where that is installed (Debian's
+fonts-inter), as it was for page.png in the repository.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tests import amqp  # noqa: E402
 from tests.browser import Tab, chromium, installed  # noqa: E402
 from tests.supervision import Supervision, eventually, supervised  # noqa: E402
 from tests.terminal import Terminal, terminal  # noqa: E402
+from tests.ui import ui  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 QUEUE = "thumbnails"
@@ -95,6 +97,40 @@ def drawn(shown: Terminal) -> str:
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts of another host; the reader has one
 
 
+def take_ui(program: str, place: Path, node: LocalNode) -> None:
+    """The page of `workq ui`, with two supervisors, and what it has found in the dead-letter queue."""
+    sockets = [str(place / f"{name}.sock") for name in (QUEUE, "invoices")]
+    environ = {"PYTHONPATH": str(place)}
+    options = ("--retries", "0", "--control")
+    with (
+        supervised(
+            "images:resize", "--workers", "2..6", *options, sockets[0], url=node.url, queue=QUEUE, env=environ
+        ) as pool,
+        supervised(
+            "images:resize", "--workers", "2", *options, sockets[1], url=node.url, queue="invoices", env=environ
+        ),
+        ui("--control", sockets[0], "--control", sockets[1], WORKQ_URL=node.url) as page,
+        chromium(program, place / "chromium-ui") as browser,
+    ):
+        tab = Tab(browser, width=1240, height=1000)
+        tab.prefer(color_scheme="light", reduced_motion="reduce")
+        tab.go(page.url)
+        tab.sees(lambda tab: "running" in tab.text("#word"))
+        broken: list[tuple[str, dict[str, object]]] = [("scan-{}.png", {"is_broken": True, "seconds": 0.1})] * 2
+        publish(node.url, 10_418, [*broken, ("panorama-{}.tiff", {"is_deadly": True, "seconds": 0.3})])
+        for wave in range(45):
+            publish(node.url, 10_430 + 9 * wave, [("photo-{}.jpg", {})] * random.randint(4, 9))
+            time.sleep(1.0)
+        pool.hear("task.quarantined")
+        tab.run("$('look').click()")
+        tab.sees(lambda tab: len(tab.texts("#found .id")) == 3)
+        tab.run("document.querySelector('#found input').click()")
+        tab.run("scrollTo(0, 0)")
+        (IMAGES / "ui.png").write_bytes(tab.screenshot(whole=True))
+        print(f"{IMAGES / 'ui.png'}: {(IMAGES / 'ui.png').stat().st_size // 1024} KiB")
+        assert not tab.complaints, tab.complaints
+
+
 def main() -> None:
     random.seed(4)
     program = installed()
@@ -106,6 +142,9 @@ def main() -> None:
         options = ("--workers", "8", "--retries", "1", "--retry-delay", "1s", "--control", str(place / "workq.sock"))
         try:
             node.start()
+            take_ui(program, place, node)
+            if "ui" in sys.argv[1:]:
+                return
             with (
                 supervised("images:resize", *options, url=node.url, queue=QUEUE, env={"PYTHONPATH": name}) as pool,
                 chromium(program, place / "chromium") as browser,

@@ -7,6 +7,14 @@ PID 1 of a container. So signals are blocked before anything is imported; `Wakeu
 from __future__ import annotations
 
 import signal
+import sys
+
+from supervisor.linux import lacking
+
+if said := lacking("workq-supervise"):
+    # Before the signals, which Windows does not have.
+    sys.stderr.write(f"{said}\n")
+    sys.exit(78)  # EXIT_CONFIG: restarting does not help
 
 HELD = (
     signal.SIGTERM,

@@ -7,10 +7,12 @@ a host, `secret` is "not a valid port". Here every refusal is a fixed sentence t
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from ipaddress import IPv6Address
 from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes
+
+from supervisor.values import dataclass
 
 _URL: Final = re.compile(r"(?P<scheme>amqps?)://(?P<authority>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?", re.I)
 _AUTHORITY: Final = re.compile(r"(?:(?P<login>.*)@)?(?P<host>\[[^\[\]@]*\]|[^:@\[\]]*)(?P<port>:[^:@]*)?")

@@ -21,8 +21,8 @@ _TO_SEND, _TO_RECEIVE, _AT_ONCE, _CUT, _LOST = map(
 )
 """Plain numbers: combining enum flags runs Python code each time."""
 _INT: Final = array.array("i").itemsize
-_ROOM_FOR_TWO: Final = socket.CMSG_SPACE(2 * _INT)
-"""Sent to a nursery with a Fork."""
+_ROOM_FOR_FORK: Final = socket.CMSG_SPACE(3 * _INT)
+"""Sent to the zygote with a Fork; to a nursery, two."""
 _ROOM_FOR_ALL: Final = socket.CMSG_SPACE(253 * _INT)
 """Descriptors in one message at most (SCM_MAX_FD, unix(7))."""
 _NO_LINGER: Final = struct.pack("ii", 0, 0)
@@ -77,7 +77,7 @@ class Link:
     def receive(self, *, wait: bool = True) -> tuple[Any, list[int]] | None:
         """The parent's next message, with descriptors; None at the end of the file. Raises BlockingIOError when not
         waiting."""
-        received = self._receive(_ROOM_FOR_TWO, 0 if wait else _AT_ONCE)
+        received = self._receive(_ROOM_FOR_FORK, 0 if wait else _AT_ONCE)
         if received is None:
             return None
         data, fds, _ = received

@@ -5,10 +5,11 @@ The parent checks reports by these annotations (see `frames`), so they bound wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from supervisor.vocabulary import Cause, Kind
+from supervisor.values import dataclass
+from supervisor.vocabulary import Cause, Intake, Kind
 
 # ------------------------------------------------------------------------------------------------ reports: up a link
 
@@ -74,7 +75,7 @@ class Connecting:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A worker: the broker has confirmed the consumer."""
+    """A worker: the broker has confirmed the consumer, or would: it may take nothing yet (`Intake`)."""
 
     broker: Text
     version: Text = ""
@@ -135,7 +136,7 @@ class Parked:
     message_id: Line
     """As `workq dead` names it: the message id, else the digest."""
     reason: Text
-    """`exception`, `rejected`, `crash`, `too_large` or `undecodable`."""
+    """`exception`, `rejected`, `crash`, `operator`, `too_large` or `undecodable`."""
     because: Line
     attempt: int
     at: Text
@@ -225,6 +226,16 @@ class Begin:
     page: int
     has_queues: bool = False
     """Another worker declared the queues for retries and dead letters long enough ago for them to be safe to use."""
+    met: dict[str, str] = field(default_factory=dict)
+    """RabbitMQ's versions by address, of the brokers that workers have met: they take a handshake in one write."""
+    intake: str = Intake.ALL
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """To a worker: what it may take from now on."""
+
+    intake: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +275,8 @@ class Verdict:
     """Neither run nor quarantined: replace the message by a copy with count 0."""
     is_parked: bool = False
     """It is parked already: only acknowledge it."""
+    by: str = ""
+    """Who has asked for it to be dead-lettered; empty: nobody."""
 
 
-Order = Load | Fork | Begin | Drain | Measure | Verdict
+Order = Load | Fork | Begin | Admit | Drain | Measure | Verdict

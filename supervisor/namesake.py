@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 _DISTRIBUTION: Final = re.compile(r"supervisor-([0-9][\w.+!]*?)(?:-py[0-9.]+)?\.(?:dist|egg)-info")
 _OWN: Final = "give this one an environment of its own"
-_APART: Final = "python -m venv /opt/workq && /opt/workq/bin/pip install workq-supervise"
-_REINSTALL: Final = "pip install --force-reinstall --no-deps workq-supervise"
+_APART: Final = "python3 -m venv .venv && .venv/bin/pip install .  # in a clone"
+_REINSTALL: Final = "pip install --force-reinstall --no-deps .  # in a clone"
 _LOST: Final = "`from supervisor import Retry` fails in a handler, `from workq import Retry` works"
 
 

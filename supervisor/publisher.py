@@ -221,8 +221,9 @@ class Publisher:
         rounded up to a step of `queues.LADDER`, 24 hours at most. It waits in a delay queue; an `expiration` of its own
         is kept as the header x-workq-expiration, since that property is the delay meanwhile. `priority` (0 to 255) is
         for a queue with x-max-priority, or a quorum queue of RabbitMQ 4. `timeout` in seconds is for the broker's
-        answer; connecting has its own. Raises PublishError; ValueError for what AMQP has no room for, a delay that is
-        none or too long, or one with an exchange or routing key: it ends at the publisher's own queue.
+        answer; connecting has its own. Raises PublishError; TypeError for a body, delay or priority that is of another
+        type; ValueError for what AMQP has no room for, a delay that is none or too long, or one with an exchange or
+        routing key: it ends at the publisher's own queue.
         """
         options = Options(
             message_id=message_id,
@@ -322,12 +323,13 @@ class Publisher:
     # --------------------------------------------------------------------------------------------- sending
 
     def _send(self, call: _Call, body: bytes | str, options: Options) -> None:
-        data = body.encode() if isinstance(body, str) else body
+        data = queues.octets(body)
         properties = persistent(options.get("properties"), options.get("message_id"), options.get("headers") or {})
         routing_key, exchange = options.get("routing_key") or self.queue, options.get("exchange", "")
         if (priority := options.get("priority")) is not None:
-            if not 0 <= priority <= _PRIORITY_MOST:
-                raise ValueError(f"a priority is a number from 0 to {_PRIORITY_MOST}, and {priority} is given")
+            what = f"a priority is a number from 0 to {_PRIORITY_MOST}"
+            if not _is_within(priority, _PRIORITY_MOST, what):
+                raise ValueError(f"{what}, and {priority} is given")
             properties.priority = priority
         if delay := _delay(options):
             properties, routing_key = _waiting(properties, delay), queues.delay(self.queue, delay)
@@ -434,11 +436,20 @@ class Publisher:
 def _delay(options: Options) -> int:
     """Milliseconds, of the ladder; 0: none. Raises ValueError."""
     delay = options.get("delay", 0.0)
-    if not 0 <= delay <= queues.LADDER[-1] / 1000:
-        raise ValueError(f"a delay is a number of seconds from 0 to 86400 (24 h), and {delay} is given")
+    what = "a delay is a number of seconds from 0 to 86400 (24 h)"
+    if not _is_within(delay, queues.LADDER[-1] / 1000, what):
+        raise ValueError(f"{what}, and {delay} is given")
     if delay and (options.get("exchange") or options.get("routing_key")):
         raise ValueError("a delayed message comes to the publisher's own queue: give no exchange and no routing_key")
     return queues.step(delay) if delay else 0
+
+
+def _is_within(number: Any, most: float, what: str) -> bool:
+    """Raises TypeError for what is no number; `what` says what it should be."""
+    try:
+        return bool(0 <= number <= most)
+    except TypeError:
+        raise TypeError(f"{what}, and {number!r} is given") from None
 
 
 def _waiting(properties: BasicProperties, ms: int) -> BasicProperties:

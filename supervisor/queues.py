@@ -48,9 +48,12 @@ DEFERRED: Final = "x-workq-deferred"
 """How often its handler has raised `Unavailable`, which is not counted as a try."""
 PUT_BACK: Final = "x-workq-put-back"
 """How often the message was put back fresh, near the broker's delivery limit."""
+EDITED_FROM: Final = "x-workq-edited-from"
+"""Of a message that was requeued with another body: the old one."""
 HEADERS: Final = (
     ATTEMPT, REASON, ERROR, TRACEBACK, CRASHES, CAUSE, EVIDENCE, HOST, FIRST_SEEN, QUEUE, EXPIRATION, USER_ID,
     PROPERTIES, DROPPED, COPIES, PART, PARTS, PART_OF, PUT_BACK, BURST, DEFERRED,
+    EDITED_FROM,
 )  # fmt: skip
 """Every header of ours."""
 SETTLES_IN: Final = 1.5
@@ -131,6 +134,20 @@ def key(name: str, checksum: int) -> str:
     ids; 0 adds nothing. CRC-32 takes 0.3 ms for 1 MB, BLAKE2b 1.5; Adler-32 is weak for short texts, and hash() differs
     in each nursery."""
     return f"{name} {checksum:08x}" if checksum else name
+
+
+def octets(body: object) -> bytes:
+    """A body as it is sent. Raises TypeError."""
+    if isinstance(body, str):
+        return body.encode()
+    if isinstance(body, bytes):
+        return body
+    if isinstance(body, bytearray | memoryview):
+        return bytes(body)
+    what = type(body).__name__
+    raise TypeError(
+        f"a body is text or bytes, and a {what} is given: json.dumps() makes text of it, task.json() reads it"
+    )
 
 
 def check_short(what: str, text: str | bytes) -> None:

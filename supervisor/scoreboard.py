@@ -8,7 +8,8 @@ A worker maps only its own page, but a handler can write anywhere through the de
 below. So the file's size is sealed, and values are checked when read: times lie within this supervisor's life, totals
 never go backwards.
 
-The beginning of the file belongs to the log: its lock, and the rest of an unfinished line (`logs.Sink`).
+The beginning of the file belongs to the log: its lock, and the rest of an unfinished line (`logs.Sink`); the end to
+`--rate` (`bucket`).
 """
 
 from __future__ import annotations
@@ -18,28 +19,38 @@ import fcntl
 import mmap
 import os
 import struct
+import termios
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Final
 
-from supervisor import queues
+from supervisor import bucket, queues
 from supervisor.clock import now
 from supervisor.tally import Tally
-from supervisor.vocabulary import LOG_SPACE, OUTCOMES, SLOTS, Away, Counts, InHand, Moved, Phase, Reading, other_page
+from supervisor.vocabulary import (
+    BOUNDS,
+    LOG_SPACE,
+    OUTCOMES,
+    SLOTS,
+    Away,
+    Counts,
+    InHand,
+    Moved,
+    Phase,
+    Reading,
+    Trouble,
+    other_page,
+)
 
 PAGES: Final = 2 * SLOTS
 """The file is sparse: an unused page costs nothing."""
 
-BOUNDS: Final = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-    10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
-)  # fmt: skip
-"""Upper bounds of the duration histogram, seconds."""
-
 _PAGE: Final = 4096
 _HEADER: Final = LOG_SPACE
+_BUCKET_AT: Final = _HEADER + PAGES * _PAGE
+_SIZE: Final = _BUCKET_AT + bucket.SIZE
 
 # The message in flight. The phase is written last.
 _PHASE: Final = struct.Struct("<B")
@@ -60,6 +71,15 @@ _NAME_MAX: Final = 255  # AMQP 0-9-1: a message-id is a short string, 255 octets
 _TRACE_AT: Final = 304
 _TRACE_SIZE: Final = 16
 
+# Where in the worker's output its task begins: the supervisor notes how much it has read, the worker adds what is not.
+_READ_AT: Final = 320
+"""Bytes read of the output pipe, times two; odd while the supervisor is reading, and the number about to change."""
+_MARK_AT: Final = 328
+"""Bytes of output before the task, and one; 0: not known."""
+_UNREAD: Final = struct.Struct("i")
+_LOOKS: Final = 1_000
+"""At most this often the worker looks again while the supervisor is reading."""
+
 _DUE_MOST: Final = 366 * 86400.0
 """Seconds: later than any retry is due."""
 
@@ -75,6 +95,12 @@ _MOVED_AT: Final = 1536
 _MOVED_SIZE: Final = 280
 _MOVED_ROOM: Final = 8
 
+# The latest task that failed, for the breaker: when, seconds after which to try again (negative: not known), length of
+# what it failed by (written last).
+_TROUBLE: Final = struct.Struct("<ddH")
+_TROUBLE_AT: Final = _MOVED_AT + _MOVED_ROOM * _MOVED_SIZE
+_TROUBLE_MOST: Final = 200
+
 
 class Scoreboard:
     """The whole file. Created by the parent, inherited as a descriptor."""
@@ -88,14 +114,18 @@ class Scoreboard:
 
     @cached_property
     def _map(self) -> mmap.mmap:
-        return mmap.mmap(self.fd, _HEADER + PAGES * _PAGE)
+        return mmap.mmap(self.fd, _SIZE)
+
+    @cached_property
+    def _words(self) -> memoryview:
+        return memoryview(self._map).cast("Q")
 
     @classmethod
     def create(cls) -> Scoreboard:
         """A new one, zeroed, in anonymous memory (memfd_create(2))."""
         fd = os.memfd_create("workq-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, _HEADER + PAGES * _PAGE)
+            os.ftruncate(fd, _SIZE)
             # Access to a mapped page beyond the end of the file is a SIGBUS.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             board = cls(fd)
@@ -112,12 +142,16 @@ class Scoreboard:
         own = mmap.mmap(self.fd, before + _PAGE, offset=start - before)
         return Pen(memoryview(own)[before:])
 
+    def bucket(self, page: int) -> bucket.Bucket:
+        """The token bucket of `--rate`, for the worker of this page."""
+        return bucket.Bucket(self.fd, _BUCKET_AT, page)
+
     def read(self, number: int) -> Reading:
         """One page now. Of a live worker the fields may be a microsecond apart; of a dead one they are final."""
         with self._looking:
             page = self._map[_start(number) : _start(number) + _PAGE]
             counts = self._counts(number, page)
-        phase = Phase(page[_PHASE_AT]) if page[_PHASE_AT] <= max(Phase) else Phase.VACANT
+        phase = Phase(page[_PHASE_AT]) if page[_PHASE_AT] <= _LAST_PHASE else Phase.VACANT
         held = self._hand(page, phase) if phase in _HOLDING else None
         return Reading(
             page=number,
@@ -127,6 +161,7 @@ class Scoreboard:
             key=held.key if held else "",
             beat=self._instant(_BEAT.unpack_from(page, _BEAT_AT)[0]),
             counts=counts,
+            trouble=self._trouble(page),
         )
 
     def _counts(self, number: int, page: bytes) -> Counts:
@@ -140,7 +175,8 @@ class Scoreboard:
 
     def away(self, pages: Iterable[int]) -> Away:
         """What all workers of these pages have put into delay queues, and settled since."""
-        counts = [self.read(page).counts for page in pages]
+        with self._looking:
+            counts = [self._counts(each, self._map[_start(each) : _start(each) + _PAGE]) for each in pages]
         out = sum(each.delayed for each in counts) - sum(each.returned for each in counts)
         return Away(max(0, out), max((each.due for each in counts), default=0.0))
 
@@ -163,6 +199,14 @@ class Scoreboard:
             trace_id=page[_TRACE_AT : _TRACE_AT + _TRACE_SIZE].hex() if known & _IS_TRACED else "",
             step=step,
         )
+
+    def _trouble(self, page: bytes) -> Trouble | None:
+        at, retry_after, length = _TROUBLE.unpack_from(page, _TROUBLE_AT)
+        if not length:
+            return None
+        start = _TROUBLE_AT + _TROUBLE.size
+        what = page[start : start + min(length, _TROUBLE_MOST)].decode("utf-8", "replace")
+        return Trouble(self._instant(at), what, retry_after if 0 <= retry_after <= _DUE_MOST else None)
 
     def last(self, number: int) -> InHand | None:
         """The last message of this page's worker, settled or not."""
@@ -188,12 +232,22 @@ class Scoreboard:
         """Flag that an order waits on the worker's link; the flag costs nothing to check."""
         self._map[_start(page) + _CALL_AT] = 1
 
+    def note_read(self, page: int, count: int, *, is_reading: bool = False) -> None:
+        """Note, around every read, how many bytes of the worker's output are read so far."""
+        self._words[(_start(page) + _READ_AT) // 8] = count << 1 | is_reading
+
+    def mark(self, page: int) -> int | None:
+        """How much output there was before the worker's task; None: not known."""
+        mark = self._words[(_start(page) + _MARK_AT) // 8]
+        return mark - 1 if mark else None
+
     def vacate(self, page: int) -> None:
         """The worker of this page is gone: nothing is in flight. The totals stay."""
         start = _start(page)
         _PHASE.pack_into(self._map, start + _PHASE_AT, Phase.VACANT)
         _PID.pack_into(self._map, start + _PID_AT, 0)
         self._map[start + _CALL_AT] = 0
+        self._map[bucket.ticket(_BUCKET_AT, page)] = bytes(8)
         self._map[start + _HAND_AT : start + _HAND_AT + _HAND.size] = bytes(_HAND.size)
         self._map[start + _MOVED_AT : start + _MOVED_AT + _MOVED_ROOM * _MOVED_SIZE] = bytes(_MOVED_ROOM * _MOVED_SIZE)
 
@@ -217,8 +271,12 @@ class Pen:
         self.phase(Phase.BOOTING)
 
     def is_called(self) -> bool:
-        """Whether the parent has ordered a drain."""
+        """Whether the parent has sent an order that counts before the next acknowledgement."""
         return self._page[_CALL_AT] != 0
+
+    def heed(self) -> None:
+        """Clear that; then read the orders. In the other order one might be missed."""
+        self._page[_CALL_AT] = 0
 
     def phase(self, phase: Phase) -> None:
         self._page[_PHASE_AT] = phase
@@ -267,6 +325,30 @@ class Pen:
         for at in range(_MOVED_AT, _MOVED_AT + _MOVED_ROOM * _MOVED_SIZE, _MOVED_SIZE):
             _MOVED.pack_into(self._page, at, 0, 0, 0, 0)
 
+    def stumble(self, what: str, retry_after: float | None) -> None:
+        """Note by what the task failed; arguments as in `Trouble`."""
+        name = what.encode("utf-8", "replace")[:_TROUBLE_MOST]
+        page, start = self._page, _TROUBLE_AT + _TROUBLE.size
+        _TROUBLE.pack_into(page, _TROUBLE_AT, 0.0, 0.0, 0)
+        page[start : start + len(name)] = name
+        _TROUBLE.pack_into(page, _TROUBLE_AT, now(), -1.0 if retry_after is None else retry_after, len(name))
+
+    def mark(self, output_fd: int) -> None:
+        """Note where in the worker's output its next task begins. `output_fd`: the writing end."""
+        words = self._integers
+        for _ in range(_LOOKS):
+            read = words[_READ_AT // 8]
+            if not read & 1:
+                try:
+                    (unread,) = _UNREAD.unpack(fcntl.ioctl(output_fd, termios.FIONREAD, bytes(_UNREAD.size)))
+                except OSError:
+                    break  # a handler has closed it
+                if words[_READ_AT // 8] == read:
+                    words[_MARK_AT // 8] = (read >> 1) + unread + 1
+                    return
+            os.sched_yield()
+        words[_MARK_AT // 8] = 0
+
     def returned(self) -> None:
         """The handler has finished; the outcome is not settled yet."""
         self._page[_PHASE_AT] = Phase.SETTLING
@@ -300,6 +382,7 @@ _INDEX: Final = {name: _COUNTERS_AT // 8 + i for i, name in enumerate(_NAMES)}
 
 
 _BEGUN: Final = frozenset({Phase.BUSY, Phase.SETTLING})
+_LAST_PHASE: Final = max(Phase)
 _HOLDING: Final = _BEGUN | {Phase.ASKING}
 
 

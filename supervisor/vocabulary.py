@@ -17,9 +17,11 @@ module imports nothing of ours and nothing heavy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from enum import IntEnum, StrEnum
 from typing import Final
+
+from supervisor.values import dataclass
 
 # --------------------------------------------------------------------------------------------------- exit codes
 
@@ -74,6 +76,17 @@ class Phase(IntEnum):
     """A message is parked without being run: too large, unreadable, or condemned."""
     ASKING = 8
     """A redelivered message waits for the supervisor's verdict."""
+    WAITING = 9
+    """A message waits for the rate (`--rate`); nobody has begun with it."""
+
+
+class Intake(StrEnum):
+    """What a worker may take from the queue. Its task in flight and its connection do not depend on it."""
+
+    ALL = "all"
+    ONE = "one"
+    """One task to run, then nothing: it tries whether tasks succeed."""
+    NONE = "none"
 
 
 class Cause(StrEnum):
@@ -94,6 +107,8 @@ class Cause(StrEnum):
     HUNG = "hung"
     BOOT = "boot_timeout"
     GRACE = "grace"
+    OPERATOR = "operator"
+    """Somebody asked for it: `workq kill`."""
     OOM = "OOM"
     PROTOCOL = "protocol"
     """It sent an invalid message: its handler has written to its link."""
@@ -186,6 +201,12 @@ class Outcomes:
 OUTCOMES: Final = tuple(each.name for each in fields(Outcomes))
 """The order in scoreboard, totals, /status, the page, metrics and `workq top`."""
 
+BOUNDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
+)  # fmt: skip
+"""Upper bounds of the histogram of tasks by duration, seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Counts(Outcomes):
@@ -194,7 +215,7 @@ class Counts(Outcomes):
     busy_seconds: float = 0.0
     log_lines_dropped: int = 0
     buckets: tuple[int, ...] = ()
-    """Tasks by duration, one count for each bound of `scoreboard.BOUNDS` and one for longer ones; not cumulative."""
+    """Tasks by duration, one count for each of `BOUNDS` and one for longer ones; not cumulative."""
     due: float = 0.0
     """Monotonic seconds until which a task may wait in a delay queue; 0 when none ever did."""
     delayed: int = 0
@@ -223,6 +244,18 @@ class Away:
 
 
 @dataclass(frozen=True, slots=True)
+class Trouble:
+    """A task that failed."""
+
+    at: float
+    """Monotonic seconds."""
+    what: str
+    """The exception's class, or how the worker died."""
+    retry_after: float | None
+    """Seconds, if the handler raised `Unavailable`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """One page of the scoreboard at one instant."""
 
@@ -239,3 +272,5 @@ class Reading:
     """By SIGSTOP or a debugger; checked only when the loop is stuck."""
     key: str = ""
     """Of its message, whether the handler has begun or not; empty when it has none."""
+    trouble: Trouble | None = None
+    """The latest task that failed; noted only with `--breaker`."""

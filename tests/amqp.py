@@ -88,11 +88,22 @@ def unacked(node: PrivateNode, queue: str) -> int:
 
 
 def delete(node: PrivateNode, queue: str) -> None:
-    """Delete the queue and all whose names go on from its own with a dot: its dead letters, its delays."""
+    """Delete the queue and all whose names go on from its own with a dot: its dead letters, its delays.
+
+    A quorum queue that is deleted in its first milliseconds crashes its dead-letter worker, and that the supervisor of
+    all such workers, for good (https://github.com/rabbitmq/rabbitmq-server/issues/16652): no quorum queue with
+    at-least-once dead-lettering could be declared or deleted any more. So that one is started again.
+    """
+    revive = (
+        "case whereis(rabbit_fifo_dlx_sup) of undefined -> supervisor:restart_child(rabbit_sup, rabbit_fifo_dlx_sup); "
+        "_ -> alive end"
+    )
     node.eval(
-        '[rabbit_amqqueue:delete(Q, false, false, <<"test">>) || Q <- rabbit_amqqueue:list(<<"/">>), '
-        f"N <- [element(4, amqqueue:get_name(Q))], N =:= {binary(queue)} orelse "
-        f"string:prefix(N, {binary(queue + '.')}) =/= nomatch]"
+        f"{revive}, Types = [begin "
+        'rabbit_amqqueue:delete(Q, false, false, <<"test">>), amqqueue:get_type(Q) end '
+        f'|| Q <- rabbit_amqqueue:list(<<"/">>), N <- [element(4, amqqueue:get_name(Q))], N =:= {binary(queue)} orelse '
+        f"string:prefix(N, {binary(queue + '.')}) =/= nomatch], "
+        f"lists:member(rabbit_quorum_queue, Types) andalso begin timer:sleep(100), {revive} end"
     )
 
 

@@ -40,6 +40,32 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 """Puts the pipes where Chromium looks for them, wherever they were, and becomes Chromium."""
 
+FAINT = """(() => {
+    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const over = (colours) => {
+        canvas.clearRect(0, 0, 1, 1);
+        for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255)
+        .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
+    const grounds = (node) => node
+        ? [...grounds(node.parentElement), getComputedStyle(node).backgroundColor] : ["white"];
+    const faint = [];
+    for (const node of document.querySelectorAll("body *")) {
+        const own = [...node.childNodes].filter((child) => child.nodeType === 3);
+        const text = own.map((child) => child.data).join("").trim();
+        if (!text || ["SCRIPT", "NOSCRIPT"].includes(node.tagName) || !node.checkVisibility()) continue;
+        const behind = grounds(node);
+        const [one, other] = [over(behind), over([...behind, getComputedStyle(node).color])].map(light);
+        const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+        if (ratio < 4.5) faint.push(`${ratio.toFixed(2)} ${node.className} ${text}`);
+    }
+    return faint;
+})()"""
+"""What has less contrast to what is behind it than WCAG 2.2 asks for (1.4.3, level AA)."""
+
 
 def installed() -> str:
     """Chromium's path; Google's own browser will do. Skips the test where neither is to be had."""
@@ -151,6 +177,27 @@ class Tab:
         self._call("Page.navigate", url=url)
         eventually(lambda: self.run("document.readyState") == "complete" and self.run("location.href") == url)
         return self
+
+    def go(self, url: str) -> None:
+        """Open a URL that leads elsewhere."""
+        self._call("Page.navigate", url=url)
+
+    def key(self, name: str) -> None:
+        """Press and release a key: `Enter`, `Tab`, `ArrowDown`, `Escape`."""
+        codes = {"Enter": 13, "Tab": 9, "ArrowDown": 40, "Escape": 27}
+        about: dict[str, Any] = {"key": name, "code": name, "windowsVirtualKeyCode": codes[name]}
+        if name == "Enter":
+            about["text"] = "\r"
+        self._call("Input.dispatchKeyEvent", type="keyDown", **about)
+        self._call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def type(self, text: str) -> None:
+        """Put this in where the focus is, in place of what is selected."""
+        self._call("Input.insertText", text=text)
+
+    def cookies(self) -> list[dict[str, Any]]:
+        """Those of the page's URL."""
+        return list(self._call("Network.getCookies")["cookies"])
 
     def run(self, script: str) -> Any:
         """The value of an expression, evaluated in the page; a promise's when it is there."""

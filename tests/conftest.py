@@ -3,6 +3,7 @@ own for a test that kills it."""
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import pytest
 
 from supervisor.commands.node import NodeError, find_installation
 from tests import amqp
-from tests.node import PrivateNode
+from tests.browser import Chromium, Tab, chromium, installed
+from tests.node import PrivateNode, SpareNode
 from tests.supervision import Runs
 
 # A busy machine makes any example slow: that is no property of what is tested.
@@ -28,6 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
         "rabbitmq(at_least='4.3', below='4.0'): skip this test unless the nodes are of such a version. What a newer "
         "broker does otherwise needs a test of its own: see docs/testing.md",
     )
+
+
+def pytest_collection() -> None:
+    """What is collected stays: looking through it for garbage, again and again, takes a second in each process."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 def pytest_report_header() -> str:
@@ -94,15 +105,21 @@ def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path / "runs")
 
 
-@pytest.fixture
-def own_node(tmp_path: Path) -> Iterator[PrivateNode]:
-    """A running node of this test's own, to kill, stop and start at will."""
-    broker = PrivateNode(tmp_path / "own-node")
+@pytest.fixture(scope="session")
+def spare_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpareNode]:
+    spare = SpareNode(tmp_path_factory)
     try:
-        broker.start()
-        yield broker
+        yield spare
     finally:
-        broker.kill()
+        spare.kill()
+
+
+@pytest.fixture
+def own_node(spare_node: SpareNode) -> Iterator[PrivateNode]:
+    """A running node of this test's own, to kill, stop and start at will."""
+    broker = spare_node.wake()
+    yield broker
+    spare_node.rest()
 
 
 @pytest.fixture
@@ -111,3 +128,16 @@ def unused_port() -> Iterator[int]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with chromium(installed(), tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser: Chromium) -> Iterator[Tab]:
+    tab = Tab(browser)
+    yield tab
+    tab.close()

@@ -23,6 +23,10 @@ def work(task):
     note("done", task.message_id)
 
 
+def reported(event):
+    note("reported", event["event"])
+
+
 def spin(task):
     """The body is seconds to compute, in Python."""
     note("began", task.message_id)

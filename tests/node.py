@@ -1,11 +1,14 @@
-"""A RabbitMQ node for tests: a `LocalNode` that answers questions by Erlang's distribution."""
+"""RabbitMQ nodes for tests: a `LocalNode` that answers questions by Erlang's distribution, and one to use again."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import shutil
+import signal
 import subprocess
+
+import pytest
 
 from supervisor.clock import now
 from supervisor.commands.node import LocalNode, NodeError
@@ -74,3 +77,47 @@ class PrivateNode(LocalNode):
         while not self._call("-a", "init get_status").stdout.startswith("{started,"):
             if self.wait(0.03) or now() > deadline:
                 raise NodeError(f"{self!r} does not answer Erlang calls. The end of its output:\n{self._output()}")
+
+
+class SpareNode:
+    """The node that tests may kill and change, one after the other. It is emptied after each, and stands still until
+    the next: a boot costs six times the CPU, and an idle node takes some, too."""
+
+    def __init__(self, directories: pytest.TempPathFactory) -> None:
+        self._directories = directories
+        self._node: PrivateNode | None = None
+        self._settings = ""
+
+    def wake(self) -> PrivateNode:
+        """It runs, and is as if it had been booted."""
+        if self._node is not None:
+            try:
+                os.kill(self._node.pid, signal.SIGCONT)
+                self._node.eval("ok = rabbit:start()")
+            except NodeError:
+                self.kill()
+        if self._node is None:
+            self._node = PrivateNode(self._directories.mktemp("spare-node"))
+            self._node.start()
+            self._settings = self._node.eval("base64:encode(term_to_binary(application:get_all_env(rabbit)))")
+        return self._node
+
+    def rest(self) -> None:
+        """Take from it all that is kept, queues, users and policies, and what has been set while it ran."""
+        assert self._node is not None
+        try:
+            self._node.eval(
+                "ok = rabbit:stop(), "
+                "ok = case code:which(rabbit_db) of non_existing -> rabbit_mnesia:reset(); _ -> rabbit_db:reset() end, "
+                "[application:unset_env(rabbit, Key) || {Key, _} <- application:get_all_env(rabbit)], "
+                "[application:set_env(rabbit, Key, Value) || "
+                f"{{Key, Value}} <- binary_to_term(base64:decode({self._settings}))]"
+            )
+            os.kill(self._node.pid, signal.SIGSTOP)
+        except NodeError:
+            self.kill()
+
+    def kill(self) -> None:
+        if self._node is not None:
+            self._node.kill()
+            self._node = None

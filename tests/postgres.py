@@ -42,7 +42,8 @@ def running() -> Iterator[str]:
         server = subprocess.Popen(
             # Whatever becomes of the tests. After the change of user, which would forget it.
             [*demoted, "setpriv", "--pdeathsig", "KILL", programs / "postgres", "-D", data, "-k", directory,
-             "-c", "listen_addresses=", "-c", "fsync=off"],
+             "-c", "listen_addresses=", "-c", "fsync=off",
+             "-c", "dynamic_shared_memory_type=mmap"],  # in its directory: a killed server leaves it behind in /dev/shm
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=directory,
         )  # fmt: skip
         try:

@@ -40,22 +40,27 @@ class Supervision:
         env: dict[str, str] | None = None,
         inside: Sequence[str] = (),
     ) -> None:
+        program = str(Path(sys.executable).with_name("workq-supervise"))
+        command = [program, "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
+        self.start([*inside, *command, *options, handler], {**environ, "WORKQ_URL": url, **(env or {})}, queue)
+
+    def start(self, command: Sequence[str], env: dict[str, str], queue: str, cwd: Path | None = None) -> None:
+        """Run this, whose stderr is the log, and begin to read it."""
         self.queue = queue
         self.events: list[dict[str, Any]] = []
         self.invalid: list[str] = []
         self._changed = threading.Condition()
         self._reading = threading.Event()
         self._reading.set()
-        program = str(Path(sys.executable).with_name("workq-supervise"))
-        command = [program, "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
         self.process = subprocess.Popen(
             # Whatever becomes of the tests: their time limit ends them by os._exit.
-            ["setpriv", "--pdeathsig", "KILL", *inside, *command, *options, handler],
+            ["setpriv", "--pdeathsig", "KILL", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**environ, "WORKQ_URL": url, **(env or {})},
+            env=env,
+            cwd=cwd,
             start_new_session=True,
         )
         self.pid = self.process.pid
@@ -116,12 +121,18 @@ class Supervision:
     def hear(self, event: str, count: int = 1, timeout: float = PATIENCE, **fields: Any) -> dict[str, Any]:
         """Wait until `count` such lines have come; the last of them."""
         deadline = time.monotonic() + timeout
+        found: list[dict[str, Any]] = []
+        seen = 0
         with self._changed:
-            while len(found := self.named(event, **fields)) < count:
+            self._catch_up()
+            while True:
+                found += [line for line in self.events[seen:] if matches(line, event, fields)]
+                seen = len(self.events)
+                if len(found) >= count:
+                    return found[count - 1]
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     raise AssertionError(f"{len(found)} of {count} {event} {fields} came; the log:\n{self.log()}")
-        return found[count - 1]
 
     def log(self, last: int = 60) -> str:
         return "\n".join(json.dumps(line) for line in self.events[-last:]) + "".join(self.invalid)
@@ -219,26 +230,30 @@ def matches(line: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
 
 
 def retinue(pool: Supervision) -> dict[str, int]:
-    """The supervisor's children beside its workers, by name: `workq-nursery`, and `workq-spare`, which is awaited."""
+    """The supervisor's children beside its workers, by name: `workq-zygote`, `workq-nursery` and, which is awaited,
+    `workq-spare`."""
 
     def everybody() -> dict[str, int] | None:
         others = set(orphans.children(pool.pid)) - set(pool.pids())
         try:
             named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in others}
-        except FileNotFoundError:
-            return None  # an orphan, reaped just now
-        return named if named.keys() == {"workq-nursery", "workq-spare"} and len(others) == 2 else None
+        except (FileNotFoundError, ProcessLookupError):
+            return None  # an orphan, reaped before its name is opened or before it is read
+        return named if named.keys() == {"workq-nursery", "workq-spare", "workq-zygote"} and len(others) == 3 else None
 
     return dict(eventually(everybody))
 
 
 def eventually(happens: Callable[[], Any], timeout: float = PATIENCE) -> Any:
-    """Wait for what cannot be awaited: ask until the answer is true, and return it."""
+    """Wait for what cannot be awaited: ask until the answer is true, and return it. What takes long is asked less and
+    less often: many ask at once, of whom they wait for."""
     deadline = time.monotonic() + timeout
+    pause = 0.01
     while not (answer := happens()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(0.2, pause * 1.3)
     return answer
 
 

@@ -183,6 +183,8 @@ class Contender(ABC):
     """Somebody who can run the tasks."""
 
     name: str
+    reach: str | None = None
+    """The URL by which its workers reach the broker, where that is another way than ours."""
 
     @property
     def slug(self) -> str:
@@ -229,18 +231,19 @@ class Contender(ABC):
         self.prepare()
         place.mkdir(parents=True, exist_ok=True)
         mark = uuid4().hex
+        way = self.reach or url
         log = place / f"{self.slug}-{mark[:6]}.log"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(OTHERS)}
-        mine = {"BENCH_URL": url, "BENCH_QUEUE": self.queue(name), MARK: mark, "PYTHONPATH": str(SCRIPTS)}
+        mine = {"BENCH_URL": way, "BENCH_QUEUE": self.queue(name), MARK: mark, "PYTHONPATH": str(SCRIPTS)}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 # Should this process be killed, the pool follows (PR_SET_PDEATHSIG, prctl(2)). A session of its own:
                 # Ctrl-C is for this process, which then ends everything in order.
-                ["setpriv", "--pdeathsig", "TERM", *self.command(url, name, workers, place, options)],
+                ["setpriv", "--pdeathsig", "TERM", *self.command(way, name, workers, place, options)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**inherited, **mine, **self.environment(url), **env},
+                env={**inherited, **mine, **self.environment(way), **env},
                 cwd=place,
                 start_new_session=True,
             )
@@ -272,8 +275,9 @@ class BarePika(Contender):
     of ours; it tells which part of a difference is due to that.
     """
 
-    def __init__(self, forked: bool = False) -> None:
+    def __init__(self, forked: bool = False, reach: str | None = None) -> None:
         self._forked = forked
+        self.reach = reach
         self.name = "bare pika, forked" if forked else "bare pika"
 
     def version(self) -> str:
@@ -289,8 +293,9 @@ class BarePika(Contender):
 class Workq(Contender):
     """workq-supervise as it is installed here; its health listens on a port of its own choice."""
 
-    def __init__(self, level: str = "warning") -> None:
+    def __init__(self, level: str = "warning", reach: str | None = None) -> None:
         self._level = level
+        self.reach = reach
         self.name = "workq" if level == "warning" else f"workq {level}"
 
     def prepare(self) -> None:
@@ -529,8 +534,8 @@ def chosen(options: Options, *contenders: Contender) -> list[Contender]:
 
 
 def rounds_of(contender: Contender, options: Options) -> int:
-    """In how many rounds it takes part, or how often it is killed: ours, and bare pika, to which ours is compared, as
-    often as `options.rounds`; the others, whose figures are there to be seen beside it, `options.peer_rounds`."""
-    if isinstance(contender, Workq | BarePika):
+    """In how many rounds it takes part, or how often it is killed: ours, and those to which ours is compared, as often
+    as `options.rounds`; the others, whose figures are there to be seen beside it, `options.peer_rounds`."""
+    if isinstance(contender, Workq | BarePika | CClient):
         return options.rounds
     return min(options.rounds, options.peer_rounds or options.rounds)

@@ -11,16 +11,17 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from supervisor.clock import now
 
 from .contenders import Pool, Workq
-from .footprint import PATIENCE, REST, WARM, mib
+from .footprint import GENTLY, PATIENCE, REST, WARM, await_consumers, mib
 from .measure import cpu, median, private, pss
 from .progress import progress
 from .queues import channel, wait_depth
-from .row import BenchError, Options, Row
+from .row import Options, Row
 
 MANY: Final = 256
 CONSUMING: Final = 6.0
@@ -73,7 +74,7 @@ def _crowd(contender: Workq, options: Options, name: str, size: int, seconds: fl
         link.queue_declare(name, durable=True)
         began = now()
         with contender.running(options.node_url, name, size, place) as pool:
-            _await_consumers(pool, link, name, size, began)
+            await_consumers(pool, link, name, size, began)
             consuming = now() - began
             contender.publish(options.node_url, name, [b""] * (WARM * size))
             wait_depth(link, name, 0, PATIENCE)
@@ -96,28 +97,26 @@ def _crowd(contender: Workq, options: Options, name: str, size: int, seconds: fl
             return crowd
 
 
-def _kill_all(pool: Pool, link: Any, name: str, size: int) -> float:
+def killed_at_once(contender: Workq, url: str, place: Path, name: str, size: int) -> float:
+    """Seconds that a pool of this size takes until all consume again."""
+    with channel(url) as link:
+        link.queue_declare(name, durable=True)
+        with contender.running(url, name, size, place / name) as pool:
+            await_consumers(pool, link, name, size, now())
+            contender.publish(url, name, [b""] * (WARM * size))
+            wait_depth(link, name, 0, PATIENCE)
+            time.sleep(REST)
+            return _kill_all(pool, link, name, size, every=0.005)
+
+
+def _kill_all(pool: Pool, link: Any, name: str, size: int, every: float = GENTLY) -> float:
     """SIGKILL to all workers at once; seconds until as many others consume."""
     dead = set(pool.workers())
     killed = now()
     for pid in dead:
         os.kill(pid, signal.SIGKILL)
-    _await_consumers(pool, link, name, size, killed, dead)
+    await_consumers(pool, link, name, size, killed, dead, every)
     return now() - killed
-
-
-def _await_consumers(pool: Pool, link: Any, name: str, size: int, since: float, dead: set[int] | None = None) -> None:
-    """Until the broker counts so many consumers, and there are so many workers that are not `dead`. It is asked gently:
-    at this moment the processors have something else to do."""
-    while True:
-        if link.queue_declare(name, passive=True).method.consumer_count == size:
-            workers = pool.workers()
-            if len(workers) == size and not (dead and dead.intersection(workers)):
-                return
-        pool.demand_alive()
-        if now() - since > PATIENCE:
-            raise BenchError(f"not all of {size} workers consume after {PATIENCE:g} s; the log ends:\n{pool.tail()}")
-        time.sleep(0.05)
 
 
 def crowd_rows(crowds: Sequence[Crowd], data: Mapping[str, Any]) -> list[Row]:

@@ -7,22 +7,18 @@ minute. Needs no other environment than ours.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-import pika
-
-from supervisor import Publisher
-from supervisor.clock import now
-
+from .births import births
 from .contenders import BarePika, Workq
 from .footprint import mib, pool_pss
 from .measure import median, ms
+from .network import broker, recoveries, tls_rates
 from .rates import BARE, INFO, OURS, Rates, a_second, a_task, measure_rounds
-from .recovery import FINISHED, TASK, Shooting
-from .row import BenchError, Options, Row
+from .recovery import FINISHED, Shooting
+from .row import Options, Row
 
 CPU: Final = 1.6
 PACE: Final = 0.6
@@ -31,6 +27,10 @@ PARENT: Final = 0.05
 """CPU that the parent may need for a task, beyond what it needs at rest, by the CPU of bare pika for one."""
 RECOVERY: Final = 5.0
 """Times a fork, a connection and a task, that a recovery may take: 100 ms where those take 20 ms."""
+FAR: Final = 1.0
+"""The same at a round trip of 10 ms, by such a worker there, which waits for seven answers one after the other."""
+TLS: Final = 1.2
+"""CPU a task over TLS, by bare pika's."""
 MEMORY: Final = 1.0
 """The pool's, by that of as many bare pika processes; sharing pages is what makes it less."""
 SECONDS: Final = 2.0
@@ -44,7 +44,11 @@ def guard(options: Options) -> list[Row]:
     everybody = [BarePika(), Workq(), Workq("info")]
     measured = measure_rounds(options, everybody, seconds=SECONDS, rest=SECONDS)
     memory = {each.name: pool_pss(each, options, f"guard-pss-{each.slug}", 4) for each in (BarePika(), Workq())}
-    return [*rate_rows(measured), recovery_row(*_recovery(options)), memory_row(memory[OURS], memory[BARE])]
+    near = recovery_row(*_recovery(options))
+    with broker(options.place / "network") as there:
+        far = far_row(*recoveries(replace(options, node_url=there.url), there, there.far, KILLS))
+        over_tls = tls_rates(replace(options, node_url=there.url), there).ratio(OURS, BARE, a_task)
+    return [*rate_rows(measured), near, memory_row(memory[OURS], memory[BARE]), tls_row(over_tls), far]
 
 
 def rate_rows(measured: Rates) -> list[Row]:
@@ -72,6 +76,21 @@ def recovery_row(recoveries: Sequence[float], births: Sequence[float]) -> Row:
     )
 
 
+def far_row(recoveries: Sequence[float], births: Sequence[float]) -> Row:
+    """Both in seconds."""
+    ours, bare = median(recoveries), median(births)
+    return _row(
+        "the same at a round trip of 10 ms",
+        f"{ms(ours)}, {ours / bare:.2f}x that of a bare worker ({ms(bare)})",
+        f"at most {FAR:g}x",
+        ours <= FAR * bare,
+    )
+
+
+def tls_row(ratio: float) -> Row:
+    return _row("CPU per no-op task over TLS, 4 workers", f"{ratio:.2f}x bare pika", f"at most {TLS:g}x", ratio <= TLS)
+
+
 def memory_row(ours: float, bare: float) -> Row:
     """Both in bytes."""
     ratio = ours / bare
@@ -90,48 +109,7 @@ def _row(what: str, ours: str, bound: str, met: bool) -> Row:
 def _recovery(options: Options) -> tuple[list[float], list[float]]:
     place = options.place / "recovery"
     place.mkdir()
-    births = _births(options.node_url, BIRTHS)
+    bare = births(options.node_url, options.node_url, BIRTHS)
     kills = Shooting(Workq("info"), 1, options.node_url, "guard-recovery", place).run(KILLS)
-    births += _births(options.node_url, BIRTHS)
-    return [each.reached[FINISHED] for each in kills], births
-
-
-def _births(url: str, count: int) -> list[float]:
-    """Seconds from a fork until the child, which has all it needs imported, has connected and done a task of its own:
-    what a replacement has to do at least."""
-    queue = "guard-births"
-    with Publisher(url, queue) as publisher:
-        publisher.publish_many(("", {}) for _ in range(count))
-    return [_birth(url, queue) for _ in range(count)]
-
-
-def _birth(url: str, queue: str) -> float:
-    reader, writer = os.pipe()
-    began = now()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _first_task(url, queue)
-            os.write(writer, b".")
-        finally:
-            os._exit(0)
-    os.close(writer)
-    try:
-        done = os.read(reader, 1)
-        took = now() - began
-    finally:
-        os.close(reader)
-        os.waitpid(pid, 0)
-    if not done:
-        raise BenchError("a bare worker could not do a task: is the broker well?")
-    return took
-
-
-def _first_task(url: str, queue: str) -> None:
-    channel = pika.BlockingConnection(pika.URLParameters(url)).channel()
-    channel.basic_qos(prefetch_count=1)
-    for method, _, _ in channel.consume(queue):
-        time.sleep(TASK)
-        assert method is not None
-        channel.basic_ack(method.delivery_tag)
-        return
+    bare += births(options.node_url, options.node_url, BIRTHS)
+    return [each.reached[FINISHED] for each in kills], bare

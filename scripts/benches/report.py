@@ -206,7 +206,9 @@ def _machine(saved: Mapping[str, Any]) -> str:
 
 def _rounds(bench: Mapping[str, Any]) -> str:
     fewer = bench.get("peer_rounds")
-    return f"{bench['rounds']} (of peers other than bare pika {fewer})" if fewer else str(bench["rounds"])
+    return (
+        f"{bench['rounds']} (of peers other than bare pika and the C client {fewer})" if fewer else str(bench["rounds"])
+    )
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -187,7 +187,7 @@ def flat_memory_row(found: Soak) -> Row:
 def nothing_lost_row(found: Soak, total: int) -> Row:
     return Row(
         what=f"{total:,} tasks, {found.kills} kills",
-        ours=f"{found.lost} lost, {found.again} run twice, {found.dead} put aside",
+        ours=f"{found.lost} lost, {found.again} run twice, {found.dead} dead-lettered",
         target="nothing lost",
         met=found.lost == 0,
         reached=found.lost == 0,

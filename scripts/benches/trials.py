@@ -112,7 +112,7 @@ def attempt(
 
 
 def await_gates(pool: Pool, notes: Notes, workers: int) -> float:
-    """Until every worker has its first task in hand. Returns when the first of them got it."""
+    """Until every worker has its first task in flight. Returns when the first of them got it."""
     until = now() + PATIENCE
     seen: list[Note] = []
     while len({note.pid for note in seen}) < workers:
@@ -180,19 +180,25 @@ def share_row(
     others: Mapping[str, str],
     *,
     data: Mapping[str, Any],
-    reach: float | None = None,
+    behind: tuple[str, float, float] | None = None,
     note: str = "",
 ) -> Row:
-    """`shares` of their time by contender, the more the better; `others` have none, and why."""
+    """`shares` of their time by contender, the more the better; `others` have none, and why. `behind`: whom ours may be
+    behind, by how much, and the ambition: of what the broker and the machine leave to anybody, that one has most."""
     words = {**others, **{name: f"{share:.1%}" for name, share in shares.items()}}
     share = shares.get(ours, 0.0)
+    target, reach, must, ambition = "95 %", "", 0.95, 0.95
+    if behind and behind[0] in shares:
+        whom, most, wished = behind
+        must, ambition = shares[whom] - most, shares[whom] - wished
+        target, reach = f"{most * 100:g} points behind the {whom}", f"{wished * 100:g}"
     return Row(
         what=what,
         ours=words.pop(ours),
-        target="95 %",
-        reach=f"{reach:.0%}".replace("%", " %") if reach else "",
-        met=share >= 0.95,
-        reached=share >= (reach or 0.0),
+        target=target,
+        reach=reach,
+        met=share >= must,
+        reached=share >= ambition,
         peers=words,
         better=tuple(name for name, each in shares.items() if each > share),
         data=data,

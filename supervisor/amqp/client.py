@@ -63,8 +63,10 @@ class BrokerClient:
                 break
 
     def look(self) -> None:
-        """Send and receive what can be without waiting."""
+        """Send and receive what can be without waiting: a turn reads once, and the end may come behind heartbeats."""
         self.pump(lambda: False, now())
+        while self.error is None and self._loop.has_news():
+            self.pump(lambda: False, now())
 
     def expect(self, what: Callable[[], bool], timeout: float) -> None:
         """`pump` until something is the case. Raises what ended the connection, or TimeoutError."""

@@ -70,9 +70,10 @@ class Connection:
     """One connection to one broker. Connecting starts in the constructor.
 
     `on_greeted` is called when connection.start arrives; requests made in it are sent in one write with the rest of
-    the handshake. (Not earlier: a server that is no broker would be sent the password.) If the broker then proposes
-    lower limits than ours, we connect again within them, and `on_greeted` is called again. `on_closed` is called once,
-    at the end; `on_blocked`, which may be set, when the broker takes no messages for now.
+    the handshake. (Not earlier: a server that is no broker would be sent the password.) With `expected`, the version of
+    RabbitMQ that was met there before, all of this is sent at once, which saves a round trip. If it has another version
+    by now, or proposes lower limits than ours, we connect again, and `on_greeted` is called again. `on_closed` is
+    called once, at the end; `on_blocked`, which may be set, when the broker takes no messages for now.
 
     `heartbeat` in seconds, rounded up; 0 is off. Raises what `Stream` raises.
     """
@@ -86,6 +87,7 @@ class Connection:
         name: str,
         on_closed: Callable[[BaseException], None],
         on_greeted: Callable[[Connection], None] = _ignore,
+        expected: str = "",
         timeout: float = TIMEOUT,
     ) -> None:
         self.ioloop = ioloop
@@ -94,6 +96,7 @@ class Connection:
         self._name = name
         self._on_greeted = on_greeted
         self._on_closed = on_closed
+        self._expected = expected
         self._timeout = timeout
         self._limits = Limits()
         self._channels: dict[int, Channel] = {}
@@ -147,6 +150,14 @@ class Connection:
         return self._stream.has_written
 
     @property
+    def version(self) -> str:
+        """RabbitMQ's: `3.10.8`; as expected, until it says. Empty if unknown or another broker's."""
+        said = self.server_properties
+        if said is None:
+            return self._expected
+        return str(said.get("version", "")) if said.get("product") == "RabbitMQ" else ""
+
+    @property
     def silence(self) -> float:
         """Seconds since the last byte in either direction; 0 if the connection has survived a longer silence."""
         lasts = now() - self._touched
@@ -157,6 +168,10 @@ class Connection:
         """Whether the peer has sent something that is not the start of connection.start."""
         begun = b"".join(self._pieces)[: len(_START)]
         return self.server_properties is None and (self.bytes_received > 0 or not _START.startswith(begun))
+
+    @property
+    def has_free_channel(self) -> bool:
+        return len(self._channels) < self._limits.channels
 
     def channel(self, on_open_callback: Callable[[Channel], None] | None = None) -> Channel:
         """Open a channel. It can be used at once. Raises NoFreeChannels."""
@@ -209,7 +224,11 @@ class Connection:
 
     def _connected(self) -> None:
         self._is_connected = True
+        self.hold()
         self.write(frame.ProtocolHeader().marshal())
+        if self._expected:
+            self._introduce()
+        self.release()
 
     def _touch(self) -> None:
         """A byte is sent, or has arrived."""
@@ -306,6 +325,14 @@ class Connection:
         if _MECHANISM.encode() not in offered.split():
             self._end(exceptions.AuthenticationError(_MECHANISM))
             return
+        if not self._expected:
+            self._introduce()
+        elif self._expected != self.version:
+            self._expected = ""
+            self._connect_again()
+
+    def _introduce(self) -> None:
+        """Send our part of the handshake, and what `on_greeted` asks for."""
         login = "\0".join(("", self._endpoint.user, self._endpoint.password))
         said = {
             "platform": f"Python {platform.python_version()}",
@@ -324,14 +351,17 @@ class Connection:
         theirs = Limits(tune.channel_max or ours.channels, tune.frame_max or ours.frame)  # 0: there is none
         self._limits = Limits(*map(min, ours, theirs))
         if self._limits != ours:
-            self._stream.close()
-            self._channels = {}
-            self._held = None
-            self._begin()
+            self._connect_again()
             return
         self._is_tuned = True
         if self.heartbeat:
             self._timer = self.ioloop.call_later(self.heartbeat / 2, self._beat)
+
+    def _connect_again(self) -> None:
+        self._stream.close()
+        self._channels = {}
+        self._held = None
+        self._begin()
 
     def _beat(self) -> None:
         self._idle = 0 if self._has_heard else self._idle + 1

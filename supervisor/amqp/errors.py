@@ -6,12 +6,12 @@ import errno
 import re
 import socket
 import ssl
-from dataclasses import dataclass
 from typing import Any, Final
 
 from pika import exceptions
 
 from supervisor.endpoint import Endpoint
+from supervisor.values import dataclass
 from supervisor.vocabulary import Kind
 
 

@@ -9,11 +9,15 @@ import socket
 import weakref
 from collections import deque
 from collections.abc import Callable
-from select import EPOLLHUP, EPOLLIN, EPOLLOUT
-from typing import Any
+from typing import Any, Final
 
 from supervisor import originals
 from supervisor.clock import now
+
+EPOLLIN: Final = 1
+EPOLLOUT: Final = 4
+EPOLLHUP: Final = 16
+"""Linux's numbers (epoll_ctl(2)), for a publisher on macOS, too."""
 
 Found = list[tuple[Any, ...]]
 """What getaddrinfo(3) answers."""
@@ -57,13 +61,14 @@ class IOLoop:
 
     def __init__(self, *, shared: bool = False) -> None:
         """`shared` in the thread of a program, which other greenlets may share; a worker's loop has the true epoll."""
-        self._epoll: Any = _Select() if shared and not hasattr(select, "epoll") else originals.epoll()
+        has_none = not hasattr(select, "epoll")
+        self._epoll: Any = _Select() if has_none and (shared or originals.epoll is None) else originals.epoll()
         self._handlers: dict[int, Callable[[int, int], None]] = {}
         self._timers: list[Timer] = []
         self._callbacks: deque[Callable[[], Any]] = deque()
-        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.bell, self.cord = _bell()
         # A worker's loop lives as long as its process; who has several in one process closes none of them.
-        self._end = weakref.finalize(self, os.close, self.bell)
+        self._end = weakref.finalize(self, _close, {self.bell, self.cord})
         self.add_handler(self.bell, _rung, self.READ)
 
     def turn(self, patience: float) -> None:
@@ -119,18 +124,43 @@ class IOLoop:
         heapq.heappush(self._timers, timer)
         return timer
 
-    def add_callback(self, callback: Callable[[], Any], bell: int = -1) -> None:
-        """`bell`: a duplicate of the loop's, from a thread that may outlive the loop."""
+    def add_callback(self, callback: Callable[[], Any], cord: int = -1) -> None:
+        """`cord`: a duplicate of the loop's, from a thread that may outlive the loop."""
         self._callbacks.append(callback)
-        os.eventfd_write(self.bell if bell < 0 else bell, 1)
+        _ring(self.cord if cord < 0 else cord)
 
     def close(self) -> None:
         self._epoll.close()
         self._end()
 
 
+def _bell() -> tuple[int, int]:
+    """The end to wait for and the end to ring: an eventfd(2) is both, and macOS has none."""
+    if hasattr(os, "eventfd"):
+        bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return bell, bell
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    return reader, writer
+
+
+def _ring(cord: int) -> None:
+    if hasattr(os, "eventfd"):
+        os.eventfd_write(cord, 1)
+    else:
+        os.write(cord, b"\0")
+
+
 def _rung(bell: int, _: int) -> None:
-    os.eventfd_read(bell)
+    if hasattr(os, "eventfd"):
+        os.eventfd_read(bell)
+    else:
+        os.read(bell, 4096)
+
+
+def _close(fds: set[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def look_up(loop: IOLoop, host: str, port: int, on_done: Callable[[Found | Exception], None]) -> None:
@@ -142,21 +172,21 @@ def look_up(loop: IOLoop, host: str, port: int, on_done: Callable[[Found | Excep
     try:
         found = originals.getaddrinfo(*query, int(socket.AI_NUMERICHOST))
     except (OSError, UnicodeError):  # a name; or neither, as the look-up will say
-        bell = os.dup(loop.bell)
+        cord = os.dup(loop.cord)
         try:
-            originals.start_new_thread(_look_up, (loop, bell, query, on_done))
+            originals.start_new_thread(_look_up, (loop, cord, query, on_done))
         except BaseException:
-            os.close(bell)
+            os.close(cord)
             raise
     else:
         loop.call_later(0, lambda: on_done(found))
 
 
-def _look_up(loop: IOLoop, bell: int, query: tuple[Any, ...], on_done: Callable[[Found | Exception], None]) -> None:
+def _look_up(loop: IOLoop, cord: int, query: tuple[Any, ...], on_done: Callable[[Found | Exception], None]) -> None:
     found: Found | Exception
     try:
         found = originals.getaddrinfo(*query)
     except Exception as error:  # noqa: BLE001 - it must not get lost in this thread
         found = error
-    loop.add_callback(lambda: on_done(found), bell)
-    os.close(bell)
+    loop.add_callback(lambda: on_done(found), cord)
+    os.close(cord)

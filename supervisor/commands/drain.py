@@ -1,20 +1,22 @@
-"""`workq drain`: finish the tasks in flight and stop; waits until the supervisor has exited."""
+"""`workq drain`: finish the tasks in flight and stop; waits until the supervisor has exited, and tells how."""
 
 from __future__ import annotations
 
 import os
 import select
 import sys
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from supervisor.clock import now
 from supervisor.commands import codes, picture, running
 from supervisor.commands.plain import plain
+from supervisor.vocabulary import EXIT_KILLED
 
 _LOOK_EVERY: Final = 0.5
 _TELL_EVERY: Final = 5.0
+_ASK_EVERY: Final = 2.0
 
 
 @click.command()
@@ -24,17 +26,55 @@ def drain(find: running.Finder, timeout: float | None) -> None:
     """Finish the tasks in flight, then stop the supervisor.
 
     Waits until the supervisor has exited and prints the tasks that are still in flight. Workers that are still busy
-    after the supervisor's --grace are killed. To stop at once, send SIGTERM twice. Exit code: 0 exited, 1 not within
-    --timeout, 69 no answer, 77 no permission.
+    after the supervisor's --grace are killed, and their messages redelivered. To stop at once, send SIGTERM twice. Exit
+    code: 0 exited, everything finished; 1 exited, but something was killed or went wrong, as it says, or not exited
+    within --timeout; 69 no answer; 77 no permission.
     """
     supervisor = find()
     pidfd = _pidfd(supervisor.pid())
+    ending = Ending(supervisor)
+    ending.ask()  # now, while it certainly runs
     answer = supervisor.wish("/drain")
     if not answer["ok"]:
         raise running.VerbError(f"drain refused: {plain(answer['because'])}")
     click.echo("draining: finishing tasks in flight, taking no new ones")
     with running.interruptible("the drain continues"):
-        sys.exit(_follow(supervisor, pidfd, now() + timeout if timeout is not None else None))
+        sys.exit(_follow(supervisor, pidfd, ending, now() + timeout if timeout is not None else None))
+
+
+class Ending:
+    """Hears the supervisor's last status. Each request for it is answered after some seconds, so the next one is made
+    before that: there is always one."""
+
+    def __init__(self, supervisor: running.Running) -> None:
+        self._supervisor = supervisor
+        self._ends: list[running.End] = []
+        self._ask_at = 0.0
+        self._last: dict[str, Any] | None = None
+
+    def ask(self) -> None:
+        """Take what has been answered, and ask again if it is time."""
+        self._take()
+        if self._last is None and now() >= self._ask_at:
+            self._ask_at = now() + _ASK_EVERY
+            try:
+                self._ends.append(self._supervisor.end())
+            except running.NoAnswer:
+                pass  # it is gone, or has too many clients
+
+    def last(self) -> dict[str, Any] | None:
+        self._take()
+        return self._last
+
+    def _take(self) -> None:
+        for end in select.select(self._ends, [], [], 0)[0]:
+            self._ends.remove(end)
+            try:
+                document = end.document()
+            except running.NoAnswer:
+                continue
+            if "recent" in document and _stopped(document) is not None:
+                self._last = document
 
 
 def _pidfd(pid: int | None) -> int | None:
@@ -45,25 +85,49 @@ def _pidfd(pid: int | None) -> int | None:
         return None
 
 
-def _follow(supervisor: running.Running, pidfd: int | None, until: float | None) -> int:
+def _follow(supervisor: running.Running, pidfd: int | None, ending: Ending, until: float | None) -> int:
     told: list[str] = []
     tell_at = 0.0
     while True:
+        ending.ask()
         try:
-            in_hand = picture.in_hand(supervisor.status())
+            in_flight = picture.in_flight(supervisor.status())
         except running.NoAnswer:
-            in_hand = []
+            in_flight = []
             if pidfd is None:
                 break
-        names = [line.partition(", for")[0] for line in in_hand]
-        if in_hand and (names != told or now() >= tell_at):
+        names = [line.rpartition(" for ")[0] for line in in_flight]
+        if in_flight and (names != told or now() >= tell_at):
             told, tell_at = names, now() + _TELL_EVERY
-            for line in in_hand:
+            for line in in_flight:
                 click.echo(line)
         if until is not None and now() >= until:
             click.echo("workq: still running; not waiting any longer, the drain continues", err=True)
             return codes.INCOMPLETE
         if select.select([pidfd] if pidfd is not None else [], [], [], _LOOK_EVERY)[0]:
             break
-    click.echo("gone")
-    return 0
+    return _tell(ending.last())
+
+
+def _tell(last: dict[str, Any] | None) -> int:
+    """How the supervisor ended: `last` is its last status."""
+    if last is None:
+        click.echo("workq: gone, but not seen how: supervisor.stopped in its log has the exit code", err=True)
+        return codes.INCOMPLETE
+    stopped = _stopped(last)
+    assert stopped is not None
+    code = stopped["code"]
+    if not code:
+        click.echo("gone")
+        return 0
+    for each in last["recent"]:
+        if each["event"] == "worker.exited" and not each["planned"] and each["at"] >= last["since"]:
+            what = f" while it ran {plain(each['message_id'])}, which is redelivered" if each["message_id"] else ""
+            click.echo(f"worker {each['slot']} (pid {each['pid']}) ended by {plain(each['cause'])}{what}", err=True)
+    because = "not everything was finished" if code == EXIT_KILLED else plain(stopped["because"])
+    click.echo(f"workq: gone with exit code {code}: {because}", err=True)
+    return codes.INCOMPLETE
+
+
+def _stopped(document: dict[str, Any]) -> dict[str, Any] | None:
+    return next((each for each in reversed(document["recent"]) if each["event"] == "supervisor.stopped"), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -12,32 +12,27 @@ from supervisor import logs
 from supervisor.clock import now
 from supervisor.commands import codes
 from supervisor.policy.settle import Acknowledge, Outcome, Patience, Returned, settle
-from supervisor.settings.command_line import Command
+from supervisor.settings import parsers
 from supervisor.vocabulary import EXIT_CONFIG
 from supervisor.worker import handler
 from supervisor.worker.handler import CannotLoad, Handler
 from supervisor.worker.task import Reject, Retry, Task, Unavailable
 
-__all__ = ["SETTINGS", "options", "run"]
-
-SETTINGS: Final = ("queue", "app_dir", "retries", "retry_delay", "soft_timeout")
-"""Of a supervisor's."""
-
-
-def options(command: Command) -> Command:
-    """The options --times and --pdb."""
-    command = click.option("--pdb", is_flag=True, help="Debug where it raises.")(command)
-    times = click.option("--times", type=click.IntRange(min=1), default=1, metavar="N", help="Run it N times.")
-    return times(command)
+__all__ = ["run"]
 
 
 def run(target: str, settings: Mapping[str, Any], make: Callable[[], Task], times: int, *, pdb: bool) -> None:
     """Run a handler so often, each time on a new task, and tell how it went. Leaves with exit code 1 unless it returned
     each time, and with 78, as a supervisor does, when it cannot be loaded.
 
-    `settings` are those of `SETTINGS`. What the handler logs is shown. What Ctrl-C raises is not caught: it ends the
-    command.
+    `settings` are those of `attempts.SETTINGS`. What the handler logs is shown. What Ctrl-C raises is not caught, and
+    ends the command.
     """
+    try:
+        parsers.handler(target)
+    except ValueError as error:
+        hint = f": it names no function, write {target}:FUNCTION" if target.isidentifier() else ""
+        raise _Refused(f"nothing was run. The handler is {target!r}{hint}; expected {error}") from None
     queue, patience = settings["queue"], Patience(settings["retries"], settings["retry_delay"])
     logs.configure(role="worker", queue=queue, fd=2, lock_fd=logs.open_lock(), format="console", level="debug")
     try:

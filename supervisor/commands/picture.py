@@ -17,8 +17,8 @@ from supervisor.vocabulary import OUTCOMES
 
 COLOURS: Final = {
     "running": "green", "starting": "cyan", "connecting": "cyan", "degraded": "red", "draining": "yellow",
-    "stopped": "red", "busy": "green", "idle": "", "backoff": "red", "empty": "dim", "failed": "red",
-    "finished": "green",
+    "waiting": "yellow", "stopped": "red", "busy": "green", "idle": "", "backoff": "red", "empty": "dim",
+    "failed": "red", "finished": "green",
 }  # fmt: skip
 _ALWAYS: Final = ("succeeded", "failed")
 
@@ -43,8 +43,15 @@ def head(document: dict[str, Any]) -> list[Text]:
         lines.insert(2, _line("ready", Text(f"no: {plain(document['readiness'])}", "red")))
     elif document.get("trouble"):
         lines.insert(3, _line("trouble", Text(plain(document["trouble"]), "yellow")))
+    if document.get("rate"):
+        lines.append(_line("rate", _rate(document)))
+    breaker = document.get("breaker")
+    if breaker and breaker["state"] != "closed":
+        state = str(breaker["state"]).replace("_", "-")
+        lines.append(_line("breaker", Text(f"{state} for {_age(document, breaker['since'])}", "red")))
     if document["reload"]:
         lines.append(_line("reload", _reload(document)))
+        lines += _canary(document)
     return lines
 
 
@@ -52,7 +59,7 @@ def workers(document: dict[str, Any], first: int = 0, count: int | None = None, 
     """A row for each slot, or for `count` from index `first` on. `fit`: to the width of the terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=fit, header_style="bold")
     for name, width in (
-        ("slot", 4), ("pid", 7), ("state", -10), ("in hand", 0), ("for", 6), ("done", 7), ("fail", 5), ("rst", 4),
+        ("slot", 4), ("pid", 7), ("state", -10), ("in flight", 0), ("for", 6), ("done", 7), ("fail", 5), ("rst", 4),
         ("mem", 5), ("last exit", 0),
     ):  # fmt: skip
         # Figures right, words left; columns without a width share the rest.
@@ -86,10 +93,10 @@ def decision(entry: dict[str, Any]) -> Text:
     return Text.assemble((time, "dim"), f" {plain(str(entry['event']))}{slot}{cause}: ", (because, "dim"))
 
 
-def in_hand(document: dict[str, Any]) -> list[str]:
+def in_flight(document: dict[str, Any]) -> list[str]:
     """A line for each message in flight."""
     return [
-        f"worker {worker['slot']} (pid {worker['pid']}) has {plain(worker['message_id'])} in hand, for "
+        f"worker {worker['slot']} (pid {worker['pid']}) has been running {plain(worker['message_id'])} for "
         f"{duration(worker['busy_seconds'])}"
         for worker in document["workers"]
         if worker["message_id"] is not None
@@ -134,6 +141,11 @@ def _depth(queue: dict[str, Any]) -> str:
     return f"{queue['ready']:,} ready, {queue['consumers']} consumers"
 
 
+def _rate(document: dict[str, Any]) -> str:
+    waiting = sum(worker["state"] == "waiting" for worker in document["workers"])
+    return f"at most {plain(document['rate'])}; {waiting} workers wait for it"
+
+
 def _totals(totals: dict[str, Any]) -> str:
     said = [f"{totals[name]:,} {name.replace('_', '-')}" for name in OUTCOMES if totals[name] or name in _ALWAYS]
     return ", ".join([*said, f"{totals['worker_exits']:,} worker exits"])
@@ -148,6 +160,26 @@ def _reload(document: dict[str, Any]) -> Text:
     return Text.assemble(to, (state, COLOURS.get(state, "cyan")), when, error)
 
 
+def _canary(document: dict[str, Any]) -> list[Text]:
+    """Of one that runs: how much of the pool it has, for how long, and what both sides have done."""
+    reload = document["reload"]
+    canary = reload.get("canary")
+    if reload["state"] != "canary" or not canary or not canary["tasks"]:
+        return []
+    left = duration(max(0.0, -_seconds_since(document, canary["until"])))
+    share = f"{canary['workers']} of {document['scale']['wanted']} workers, {left} left: "
+    tasks = canary["tasks"]
+    return [
+        _line("canary", share + _tries(tasks["canary"])),
+        _line("others", _tries(tasks["stable"])),
+    ]
+
+
+def _tries(score: dict[str, Any]) -> str:
+    said = f"{number(score['tries'])} tries, {number(score['failed'])} failed, {number(score['crashes'])} crashes"
+    return said if score["mean_seconds"] is None else f"{said}, {score['mean_seconds']:.3g} s a task"
+
+
 def _exit(document: dict[str, Any], last: dict[str, Any] | None) -> Text:
     if last is None:
         return Text("")
@@ -158,8 +190,12 @@ def _exit(document: dict[str, Any], last: dict[str, Any] | None) -> Text:
 
 def _age(document: dict[str, Any], then: str) -> str:
     """How long ago, by the supervisor's own clock."""
-    seconds = (datetime.fromisoformat(document["now"]) - datetime.fromisoformat(then)).total_seconds()
-    return duration(max(0.0, seconds))
+    return duration(max(0.0, _seconds_since(document, then)))
+
+
+def _seconds_since(document: dict[str, Any], then: str) -> float:
+    """Negative: it is to come."""
+    return (datetime.fromisoformat(document["now"]) - datetime.fromisoformat(then)).total_seconds()
 
 
 def _local(timestamp: str) -> str:

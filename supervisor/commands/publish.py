@@ -13,6 +13,7 @@ import click
 from supervisor import queues
 from supervisor.clock import now
 from supervisor.commands import codes, message, sources
+from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
 from supervisor.publisher import Message, NotSent, Options, Publisher, PublishError
 from supervisor.settings.command_line import seconds
@@ -85,7 +86,7 @@ def _run(publisher: Publisher, source: Iterator[bytes | None], options: Options,
     sent = count.read if failure is None else failure.sent
     click.echo(
         f"published {sent}, confirmed {count.confirmed}, to {publisher.queue} on {publisher.endpoint}"
-        + (f" (id {count.last_id})" if count.confirmed == 1 else "")
+        + (f" (id {plain(count.last_id)})" if count.confirmed == 1 else "")
     )
     if failure is not None:
         click.echo(f"workq publish: {failure.reason}", err=True)

@@ -20,7 +20,7 @@ import click
 
 from supervisor.commands import codes, sources
 from supervisor.commands.plain import plain
-from supervisor.settings import Address, SettingsError, Whereabouts, locate
+from supervisor.settings import OPTIONS, Address, SettingsError, Whereabouts, locate
 from supervisor.settings.command_line import Command, declared, given, seconds
 from supervisor.vocabulary import EXIT_CONFIG
 
@@ -84,7 +84,7 @@ class Running:
 
     def wish(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask for a change; the answer has `ok` and `because`. Raises NoAnswer and Forbidden."""
-        status, document = self._ask("POST", path, body or {}, PATIENCE)
+        status, document = self._ask("POST", path, {"client": user()} | (body or {}), PATIENCE)
         return {"ok": status == 200, "because": "no reason was given", "said": []} | document
 
     def pid(self) -> int | None:
@@ -97,20 +97,38 @@ class Running:
         finally:
             connection.close()
 
+    def end(self) -> End:
+        """Ask for the document at /status when the supervisor has stopped. Raises NoAnswer and Forbidden."""
+        return End(self, self._request("GET", "/end", None, PATIENCE))
+
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> tuple[int, dict[str, Any]]:
+        return self.answer(self._request(method, path, body, timeout), timeout)
+
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout: float
+    ) -> http.client.HTTPConnection:
+        """The connection on which it is sent, and not answered yet."""
         connection = self._connect(timeout)
         try:
             payload = json.dumps(body) if body is not None else None
             connection.request(method, path, payload, {"Connection": "close"})
+        except TimeoutError:
+            connection.close()
+            raise self._silent(timeout) from None
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise NoAnswer(f"the supervisor at {self.address} hung up: {error}") from None
+        return connection
+
+    def answer(self, connection: http.client.HTTPConnection, timeout: float) -> tuple[int, dict[str, Any]]:
+        """The answer to the request on this connection, which it closes. Raises NoAnswer."""
+        try:
             answer = connection.getresponse()
             document = json.loads(answer.read())
             if not isinstance(document, dict):
                 raise TypeError
         except TimeoutError:
-            who = f"the supervisor at {self.address}"
-            raise NoAnswer(
-                f"{who} accepted the connection but did not answer within {timeout:g} s: is it stopped (SIGSTOP)?"
-            ) from None
+            raise self._silent(timeout) from None
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer(f"the supervisor at {self.address} hung up: {error}") from None
         except (TypeError, ValueError):
@@ -118,6 +136,12 @@ class Running:
         finally:
             connection.close()
         return answer.status, document
+
+    def _silent(self, timeout: float) -> NoAnswer:
+        who = f"the supervisor at {self.address}"
+        return NoAnswer(
+            f"{who} accepted the connection but did not answer within {timeout:g} s: is it stopped (SIGSTOP)?"
+        )
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         connection = (
@@ -144,6 +168,22 @@ class Running:
             case TimeoutError():
                 return NoAnswer(f"{self.address} does not answer within {timeout:g} s")
         return NoAnswer(f"{self.address}: {error.strerror or error}")
+
+
+class End:
+    """A request that is answered when the supervisor has stopped, or after some seconds. `select` tells when."""
+
+    def __init__(self, running: Running, connection: http.client.HTTPConnection) -> None:
+        self._running = running
+        self._connection = connection
+        self._fd: int = connection.sock.fileno()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def document(self) -> dict[str, Any]:
+        """As `Running.status`. Raises NoAnswer."""
+        return self._running.answer(self._connection, PATIENCE)[1]
 
 
 class _Unix(http.client.HTTPConnection):
@@ -173,17 +213,23 @@ def _whose(path: str) -> str:
 # -------------------------------------------------------------------------------------------------------- finding
 
 
-def options(*, changing: bool) -> Callable[[Command], Command]:
-    """Adds the options that locate the supervisor; the command gets a `find`."""
+def options(*, changing: bool, publishing: bool = False) -> Callable[[Command], Command]:
+    """Adds the options that locate the supervisor; the command gets a `find`. `publishing`: and those of its broker;
+    the command gets `sources` for them, and for the queue."""
+    broker = ("url", "url_file", "queue_type") if publishing else ()
     helps = {name: words for name, words in _WAYS.items() if not (changing and name == "health")}
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def run(*args: Any, **values: Any) -> Any:
             named = given({name: values.pop(name) for name in (*helps, "unit")})
+            if publishing:
+                shared = {name: named[name] for name in ("config", "queue", "unit") if name in named}
+                said = {name: values.pop(name) for name in broker}
+                values["sources"] = sources.Sources(("url", "queue", "queue_type"), shared | said)
             return command(*args, find=functools.partial(_find, named, changing=changing), **values)
 
-        return declared(helps, sources.unit(run))
+        return declared({**helps, **{name: OPTIONS[name].help for name in broker}}, sources.unit(run))
 
     return decorate
 
@@ -192,6 +238,21 @@ def timeout(help: str) -> Callable[[Command], Command]:
     """Adds --timeout to a command that waits; the command gets seconds."""
 
     return click.option("--timeout", metavar="D", help=help, callback=lambda _, __, value: seconds("--timeout", value))
+
+
+def report(answer: dict[str, Any]) -> None:
+    """Print the answer to a wish; exit with 1 if it was refused."""
+    click.echo(plain(answer["because"]), err=not answer["ok"])
+    if not answer["ok"]:
+        sys.exit(codes.INCOMPLETE)
+
+
+def user() -> str:
+    """Who runs this command, for the supervisor's log; whoever became root by sudo(8), before that."""
+    try:
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
 
 
 @contextmanager
@@ -242,16 +303,16 @@ def _nobody(tried: list[VerbError], changing: bool) -> VerbError:
         said = "no control socket configured (neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set)"
     else:
         said = "; ".join(trouble.message for trouble in tried)
-    others = _sockets()
+    others = [plain(path) for path in sockets()[:5]]
     found = f"; sockets found: {', '.join(others)}" if others else ""
     message = f"{said}; use --control PATH{hint}{found}"
     forbidden = [trouble for trouble in tried if isinstance(trouble, Forbidden)]
     return Forbidden(forbidden[0].message) if forbidden else NoAnswer(message)
 
 
-def _sockets() -> list[str]:
-    """Control sockets of systemd units and of this user, for an error message."""
+def sockets() -> list[str]:
+    """Control sockets of systemd units and of this user, other users' included."""
     user = os.environ.get("XDG_RUNTIME_DIR", "")
     found = [*sorted(Path("/run").glob("*/workq.sock")), *sorted(Path("/run/workq").glob("*/workq.sock"))]
     found += sorted(Path(user).glob("workq-*.sock") if user else [])
-    return [plain(str(path)) for path in found][:5]
+    return [str(path) for path in found]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from supervisor.commands import codes, running
-from supervisor.commands.plain import plain
+from supervisor.commands import running
 from supervisor.settings import WORKERS_MOST
 
 
@@ -20,7 +17,4 @@ def scale(find: running.Finder, workers: int) -> None:
     N must be within MIN..MAX if the supervisor scales. Surplus workers finish their tasks first. Exit code: 0 done,
     1 refused, 69 no answer, 77 no permission.
     """
-    answer = find().wish("/scale", {"workers": workers})
-    click.echo(plain(answer["because"]), err=not answer["ok"])
-    if not answer["ok"]:
-        sys.exit(codes.INCOMPLETE)
+    running.report(find().wish("/scale", {"workers": workers}))

@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from supervisor.endpoint import Endpoint
-from supervisor.settings import OPTIONS, SettingsError, read
+from supervisor.settings import OPTIONS, SettingsError, locate, read
 from supervisor.settings.command_line import Command, declared, given, reported
 
 _UNIT: Final = (
@@ -35,6 +35,13 @@ class Sources:
                 if all(problem.startswith("--") for problem in error.problems):
                     raise click.UsageError("\n".join(error.problems)) from None
                 raise
+
+    def control(self) -> str | None:
+        """The control socket that they name, by path or by unit. Exits as `read` does."""
+        with reported(click.get_current_context().command_path, "nothing was done"):
+            where = locate(self._command_line, os.environ)
+        is_named = "control" in where.explicit or "unit" in self._command_line
+        return where.control if is_named else None
 
     def place(self) -> tuple[list[Endpoint], str]:
         """The broker's nodes, and the queue. Exits as `read` does."""

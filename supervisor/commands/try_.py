@@ -7,19 +7,19 @@ from typing import BinaryIO
 import click
 
 from supervisor import testing
-from supervisor.commands import foreground, message, sources
+from supervisor.commands import attempts, foreground, message, sources
 from supervisor.commands.sources import Sources
 
 __all__ = ["try_"]
 
 
 @click.command("try")
-@sources.options(*foreground.SETTINGS)
+@sources.options(*attempts.SETTINGS)
 @click.option("--header", "pairs", multiple=True, metavar="K=V", help="A header of the message; may be repeated.")
 @click.option("--id", "message_id", metavar="ID", help="The message id. None otherwise.")
 @click.option("--attempt", type=click.IntRange(min=1), default=1, show_default=True, help="Which try it is.")
 @click.option("--file", type=click.File("rb"), metavar="PATH", help="The body is this file; - is standard input.")
-@foreground.options
+@attempts.options
 @click.argument("handler", metavar="MODULE:FUNCTION")
 @click.argument("body", required=False)
 def try_(

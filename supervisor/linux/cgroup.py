@@ -22,10 +22,10 @@ _V2: Final = "memory.events"
 
 
 def make_expendable(pid: int) -> None:
-    """Make the OOM killer prefer this process and its children. Raising the score needs no privilege."""
-    path = Path(f"/proc/{pid}/oom_score_adj")
+    """Make the OOM killer prefer this process and its children to ours. Raising the score needs no privilege."""
+    ours = Path("/proc/self/oom_score_adj")
     try:
-        path.write_text(str(min(1000, int(path.read_text()) + EXPENDABLE)))
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(min(1000, int(ours.read_text()) + EXPENDABLE)))
     except OSError:
         pass  # it is dead, or /proc is read-only: not worth a failure
 

@@ -33,6 +33,16 @@ def channel() -> Iterator[tuple[Link, int, Link, int]]:
         ours.pop_all()
 
 
+def read_output(output: Output, wait: Wait) -> Iterator[Event]:
+    """This turn's share of what a child prints, for `Wait.watch`."""
+    if not wait.is_late(output.fd):
+        if not output.read():
+            wait.forget(output.fd)
+        elif output.is_over_budget:
+            wait.pause(output.fd)
+    return iter(())
+
+
 @dataclass(slots=True, eq=False)
 class Child:
     pid: int
@@ -46,7 +56,7 @@ class Child:
         try:
             wait.watch(self.pidfd, exited)
             wait.watch(self.link, hear)
-            wait.watch(self.output.fd, partial(self._read_output, wait))
+            wait.watch(self.output.fd, partial(read_output, self.output, wait))
         except OSError:
             self.forget(wait)
             raise
@@ -64,14 +74,6 @@ class Child:
             wait.forget(self.link)
         elif self.hearing.is_over_budget:
             wait.pause(self.link)
-
-    def _read_output(self, wait: Wait) -> Iterator[Event]:
-        if not wait.is_late(self.output.fd):
-            if not self.output.read():
-                wait.forget(self.output.fd)
-            elif self.output.is_over_budget:
-                wait.pause(self.output.fd)
-        return iter(())
 
     def signal(self, number: int) -> bool:
         """Returns True; raises OSError."""

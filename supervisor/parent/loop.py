@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from supervisor import logs, namesake
 from supervisor.clock import now
-from supervisor.messages import Drain, Measure, Verdict
+from supervisor.messages import Admit, Begin, Drain, Measure, Parked, Verdict
 from supervisor.parent.control import Wishes
 from supervisor.parent.processes import Processes
 from supervisor.parent.signals import Wakeups, asked
 from supervisor.parent.snapshot import Snapshot
 from supervisor.policy import status
 from supervisor.policy.actions import Action, Leave, Say, Signal, Spawn, StartNursery, StopNursery, Tell
-from supervisor.policy.events import Asked, Event, Sampled, Wish
+from supervisor.policy.events import Asked, Event, Sampled, Wish, WorkerSaid
 from supervisor.policy.pool import Pool
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import OPTIONS, Settings, SettingsError, unreloadable
@@ -33,6 +33,7 @@ from supervisor.version import __version__
 from supervisor.vocabulary import Reading, slot_of
 
 if TYPE_CHECKING:
+    from supervisor.parent.reports import Reports
     from supervisor.parent.systemd import Systemd
 
 SAMPLE_EVERY: Final = 1.0
@@ -71,6 +72,8 @@ class Loop:
         self._processes.watch(wishes, wishes.take)
         self._log: Any = logs.get_logger()
         self._systemd = systemd
+        self._reports: Reports | None = None
+        self._take_report(settings)
         self._code = 0
         self._show()
 
@@ -87,6 +90,7 @@ class Loop:
             log_lines_dropped=self._sink.dropped,
             turned_at=self._turned_at,
             read=self._board.read,
+            reported=self._reports.counts if self._reports is not None else None,
         )
 
     def start(self) -> None:
@@ -121,22 +125,38 @@ class Loop:
                 sample_at = now() + SAMPLE_EVERY
                 self._perform(pool.handle(self._sample(), now()))
                 each_second()
+                if self._reports is not None:
+                    self._reports.tend()
             self._perform(pool.overdue(now()))
             self._show()
             if self._systemd is not None:
                 self._systemd.tell(self._snapshot.view, self._readings, self._turned_at, self._settings.grace)
         self._wakeups.ignore()
+        if self._reports is not None:
+            self._reports.finish()
         self._processes.close()
         return self._code
 
     def _handle(self, event: Event) -> None:
-        heard = self._with_settings(event) if isinstance(event, Asked) and event.wish is Wish.RELOAD else event
-        actions = self._pool.handle(heard, now())
-        self._perform(actions)
+        if isinstance(event, Asked) and event.target is not None:
+            with self._processes.still(event.target.text) as readings:
+                target = dataclasses.replace(event.target, readings=readings)
+                actions = self._decide(dataclasses.replace(event, target=target))
+        elif isinstance(event, Asked) and event.wish is Wish.RELOAD:
+            actions = self._decide(self._with_settings(event))
+        else:
+            actions = self._decide(event)
+        if self._reports is not None and isinstance(event, WorkerSaid) and isinstance(event.report, Parked):
+            self._reports.parked(event.page, event.report)
         if self._pool.settings is not self._settings:
             self._take_settings(self._pool.settings)
         if isinstance(event, Asked):
             self._wishes.answer(event, actions, self._snapshot.view.reload)
+
+    def _decide(self, event: Event) -> list[Action]:
+        actions = self._pool.handle(event, now())
+        self._perform(actions)
+        return actions
 
     def _with_settings(self, asked: Asked) -> Asked:
         """Read the settings for a reload."""
@@ -154,6 +174,7 @@ class Loop:
     def _take_settings(self, settings: Settings) -> None:
         """The reload succeeded: apply the new settings in the supervisor too."""
         former, self._settings = self._settings, settings
+        self._take_report(settings)
         self._show()
         if settings.log_level != former.log_level:
             logs.set_level(settings.log_level)
@@ -164,6 +185,14 @@ class Loop:
         if changed:
             generation = self._snapshot.view.generation
             self._note("info", "reload.settings", f"changed: {', '.join(changed)}", generation=generation)
+
+    def _take_report(self, settings: Settings) -> None:
+        if self._reports is not None:
+            self._reports.change(settings)
+        elif settings.report is not None:
+            from supervisor.parent.reports import Reports
+
+            self._reports = Reports(settings, self._processes)
 
     # ------------------------------------------------------------------------------------------------ acting
 
@@ -179,6 +208,8 @@ class Loop:
         match action:
             case Say(event, level, because, fields):
                 getattr(self._log, level)(event, because=because, **fields)
+                if self._reports is not None:
+                    self._reports.tell(level, event, because, fields)
                 slim = {name: value for name, value in fields.items() if name not in ("output", "exception")}
                 self._remember(event, because, slim)
                 if self._systemd is not None and event.startswith("reload."):
@@ -188,7 +219,10 @@ class Loop:
                 self._code = code
             case Tell(page, Drain() as order, because):
                 self._note("info", "worker.drain", because, slot=slot_of(page))
-                processes.drain(page, order)
+                processes.call(page, order)
+            case Tell(page, Admit() as order, because):
+                self._log.debug("worker.admit", slot=slot_of(page), intake=order.intake, because=because)
+                processes.call(page, order)
             case Tell(page, Measure() as order, because):
                 self._log.debug("worker.measure", slot=slot_of(page), because=because)
                 processes.tell(page, order)
@@ -198,9 +232,9 @@ class Loop:
             case Signal(page, name, because):
                 self._note("warning", "worker.signalled", because, slot=slot_of(page), signal=name)
                 processes.signal(page, signal.Signals[name])
-            case Spawn(page, generation, because, has_queues):
+            case Spawn(page, generation, because, has_queues, met, intake):
                 self._log.debug("worker.spawn", slot=slot_of(page), because=because)
-                processes.spawn(page, generation, has_queues)
+                processes.spawn(generation, Begin(page, has_queues, met, intake))
             case StartNursery(generation, preload, because):
                 self._note("debug", "nursery.start", because, generation=generation, preload=preload)
                 processes.start_nursery(generation, preload, self._pool.settings_of(generation))
@@ -210,6 +244,8 @@ class Loop:
 
     def _note(self, level: str, event: str, because: str, **fields: Any) -> None:
         getattr(self._log, level)(event, because=because, **fields)
+        if self._reports is not None:
+            self._reports.tell(level, event, because, fields)
         self._remember(event, because, fields)
 
     def _remember(self, event: str, because: str, fields: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The parent: bind sockets first, since that may fail; then fork the first nursery, while there is only one thread
+"""The parent: bind sockets first, since that may fail; then fork the zygote, while there is only one thread
 (docs/decisions/0023)."""
 
 from __future__ import annotations

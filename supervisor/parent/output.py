@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 from supervisor.parent.descriptors import close
+from supervisor.parent.dumps import Dumps
 from supervisor.redaction import redact
 
 TAIL: Final = 16 * 1024
@@ -22,14 +24,25 @@ _CHUNK: Final = 64 * 1024
 _URL: Final = re.compile(rb"amqps?://", re.IGNORECASE)
 _URL_BEGINS: Final = re.compile(rb"a(?:m(?:q(?:ps?(?::/?)?)?)?)?\Z", re.IGNORECASE)
 
+UNMARKED: Final = "[perhaps with output of earlier tasks: where this task begins is not known]"
+
+
+def _ignore(_: int, *, is_reading: bool = False) -> None:
+    pass
+
 
 class Output:
     """The reading end of one child's pipe. `fields` name the child in the log."""
 
-    def __init__(self, fd: int, log: Any, **fields: object) -> None:
+    def __init__(self, fd: int, log: Any, note: Callable[..., None] = _ignore, /, **fields: object) -> None:
+        """`note` is called around every read, with the number of bytes read so far and `is_reading`."""
         os.set_blocking(fd, False)
         self.fd = fd
+        self._note = note
+        self._count = 0
+        note(0)
         self._log = log.bind(**fields)
+        self._dumps = Dumps()
         self._rest = b""
         self._is_torn = False
         """What was cut off before the rest may have been the start of a URL."""
@@ -43,8 +56,18 @@ class Output:
     @property
     def tail(self) -> str:
         """The end of the output, 16 KiB at most, redacted. The last line may be cut by the writer's death."""
-        text = bytes(self._tail).decode("utf-8", "replace")
-        return redact(text, begins_torn=self._tail_is_torn, ends_torn=True)
+        return self._evidence(bytes(self._tail), self._tail_is_torn)
+
+    def since(self, mark: int | None) -> str:
+        """The same of what follows the first `mark` bytes. None: not known, which it says."""
+        if mark is None or mark > self._count:
+            return f"{UNMARKED}\n{self.tail}" if self._tail else ""
+        begin = mark - (self._count - len(self._tail))
+        return self._evidence(bytes(self._tail[begin:]), False) if begin >= 0 else self.tail
+
+    @staticmethod
+    def _evidence(data: bytes, begins_torn: bool) -> str:
+        return Dumps.trimmed(redact(data.decode("utf-8", "replace"), begins_torn=begins_torn, ends_torn=True))
 
     @property
     def is_over_budget(self) -> bool:
@@ -62,7 +85,7 @@ class Output:
     def read(self) -> bool:
         """Read a chunk at most. False at the end of the file. Raises OSError."""
         try:
-            data = os.read(self.fd, _CHUNK)
+            data = self._receive()
         except BlockingIOError:
             return True  # the child opened its end for reading, and read it first
         if not data:
@@ -75,7 +98,7 @@ class Output:
         """Read what a dead child left, at most what a pipe holds. Returns how many lines were not logged."""
         for _ in range(32):
             try:
-                data = os.read(self.fd, _CHUNK)
+                data = self._receive()
             except OSError:
                 break
             if not data:
@@ -86,6 +109,15 @@ class Output:
 
     def close(self) -> None:
         close(self.fd)
+
+    def _receive(self) -> bytes:
+        self._note(self._count, is_reading=True)
+        try:
+            data = os.read(self.fd, _CHUNK)
+            self._count += len(data)
+        finally:
+            self._note(self._count)
+        return data
 
     def _take(self, data: bytes) -> None:
         self._bytes += len(data)
@@ -134,13 +166,16 @@ class Output:
         begins_torn, self._is_torn = self._is_torn, False
         line = line.rstrip(b"\r")
         if not line:
+            self._dumps.shown("")
             return
         if self._is_full:
             self._suppressed += 1
             return
+        text = self._dumps.shown(redact(line.decode("utf-8", "replace"), begins_torn=begins_torn, ends_torn=ends_torn))
+        if text is None:
+            return
         self._lines += 1
         self._text += min(len(line), LINE_MAX)
-        text = redact(line.decode("utf-8", "replace"), begins_torn=begins_torn, ends_torn=ends_torn)
         if len(line) > LINE_MAX:
             text = f"{text[:LINE_MAX]}…[{len(line)} bytes]"
         self._log.info("worker.output", line=text)

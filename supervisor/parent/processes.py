@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -18,7 +18,9 @@ from supervisor.clock import now
 from supervisor.frames import kinds_of
 from supervisor.linux import cgroup
 from supervisor.messages import (
+    Admit,
     Begin,
+    Drain,
     Forked,
     ForkFailed,
     Leaving,
@@ -33,9 +35,8 @@ from supervisor.messages import (
     Threaded,
     WorkerReport,
 )
-from supervisor.parent import nursery as nursery_process
-from supervisor.parent import refusals
-from supervisor.parent.child import Child, channel
+from supervisor.parent import refusals, standstill
+from supervisor.parent.child import Child, channel, read_output
 from supervisor.parent.descriptors import Descriptors, close
 from supervisor.parent.forks import Births, Newborn
 from supervisor.parent.hearing import Hearing
@@ -43,6 +44,7 @@ from supervisor.parent.output import Output
 from supervisor.parent.reaper import Reaper
 from supervisor.parent.refusals import Refusals
 from supervisor.parent.wait import Callback, Wait
+from supervisor.parent.zygote import Source
 from supervisor.policy.events import (
     Event,
     Exited,
@@ -106,12 +108,27 @@ class Processes:
         """By page."""
         self._pages: set[int] = set()
         """Pages that workers have ever had."""
+        self.beside: set[int] = set()
+        """Further children that are reaped by their pidfds: `reap`."""
+        self._source = Source(board.fd, log_fd, self._wait, self._reaper, self.beside)
 
     # ----------------------------------------------------------------------------------------------- waiting
 
     def watch(self, fileobj: Any, callback: Callback) -> None:
         """Have `wait` call this when `fileobj` is readable."""
         self._wait.watch(fileobj, callback)
+
+    def listen(self, output: Output) -> None:
+        """Have `wait` log what a child prints. Raises OSError."""
+        self.watch(output.fd, partial(read_output, output, self._wait))
+
+    def forget(self, fileobj: Any) -> None:
+        """The end of `watch` and `listen`."""
+        self._wait.forget(fileobj)
+
+    def reap(self, pidfd: int) -> str:
+        """Reap this child: `exit 3`, `SIGKILL`, `OOM`. Raises OSError."""
+        return self._reaper.reap(pidfd)
 
     def wait(self, until: float) -> list[Event]:
         """The events so far; at `until` (monotonic seconds) an empty list."""
@@ -157,6 +174,19 @@ class Processes:
         # Not the page's own pid: a handler could forge it, to escape every check.
         return replace(page, pid=worker.pid, rss=rss, is_stopped=is_stopped)
 
+    @contextmanager
+    def still(self, meant: str) -> Iterator[tuple[Reading, ...]]:
+        """Every worker's page. Those that have a message of this name, or a slot of this number, do not move until the
+        end of the block: what their pages say stays true, and a signal finds them there."""
+        workers = tuple(self._workers.values())
+        held = [each for each in workers if meant == str(slot_of(each.page)) or meant == self._name(each)]
+        with standstill.of(held):
+            yield tuple(self._read(worker) for worker in workers)
+
+    def _name(self, worker: _Worker) -> str | None:
+        hand = self._board.read(worker.page).hand
+        return hand.name if hand is not None else None
+
     # ----------------------------------------------------------------------------------------------- nursery
 
     def start_nursery(self, generation: int, preload: bool, settings: Settings) -> None:
@@ -171,9 +201,10 @@ class Processes:
     def _start_nursery(self, generation: int, preload: bool, settings: Settings) -> _Nursery:
         self._descriptors.make_room(len(self._workers))
         with channel() as (ours, reader, its, writer), ExitStack() as undo:
-            ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)  # it waits there
-            pid = nursery_process.start((its.fileno(), self._board.fd, self._log_fd), writer)
+            pid = self._source.nursery(its.fileno(), writer)
             undo.callback(self._abandon, pid)
+            # Now that it is our child, which is the first thing that it makes sure of.
+            ours.send(Load(settings.to_wire(), preload, os.getpid(), generation), wait=False)
             cgroup.make_expendable(pid)
             pidfd = os.pidfd_open(pid)
             undo.callback(close, pidfd)
@@ -244,9 +275,10 @@ class Processes:
 
     # ------------------------------------------------------------------------------------------------ births
 
-    def spawn(self, page: int, generation: int, has_queues: bool) -> None:
+    def spawn(self, generation: int, begin: Begin) -> None:
         """Ask the nursery to fork a worker; `Started`, `StartFailed` or the nursery's exit follows."""
-        self._orders[page] = Begin(page, has_queues)
+        page = begin.page
+        self._orders[page] = begin
         nursery = self._nurseries.get(generation)
         if nursery is None:
             return  # its exit is reported, or about to be
@@ -277,7 +309,9 @@ class Processes:
         because = "the new worker died before the supervisor saw it"
         worker = None
         try:
-            output = Output(newborn.output, self._log, slot=slot_of(page), pid=newborn.pid)
+            output = Output(
+                newborn.output, self._log, partial(self._board.note_read, page), slot=slot_of(page), pid=newborn.pid
+            )
             finished_before = self._board.read(page).counts.finished
             link, process = newborn.link, psutil.Process(newborn.pid)
             hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot_of(page), pid=newborn.pid)
@@ -340,8 +374,8 @@ class Processes:
     def _is_ours(self, worker: _Worker) -> bool:
         return self._workers.get(worker.page) is worker
 
-    def drain(self, page: int, order: object) -> None:
-        """Send a drain, and flag it on the worker's page, which the worker checks before its next ack."""
+    def call(self, page: int, order: Admit | Drain) -> None:
+        """Send an order, and flag it on the worker's page, which the worker checks before its next ack."""
         self.tell(page, order)  # first: a worker that sees the flag must find the order
         self._board.call(page)
 
@@ -402,6 +436,7 @@ class Processes:
         del self._workers[worker.page]
         reading = self._board.read(worker.page)
         moved, last = self._board.moved(worker.page), self._board.last(worker.page)
+        output = worker.output.tail if reading.hand is None else worker.output.since(self._board.mark(worker.page))
         self._board.vacate(worker.page)
         worker.close(self._wait)
         self._reaper.has_orphans = True
@@ -412,10 +447,11 @@ class Processes:
             hand=reading.hand,
             said=worker.said,
             finished=reading.counts.finished - worker.finished_before,
-            output=worker.output.tail,
+            output=output,
             at=logs.utc(),
             moved=moved,
             last=last,
+            counts=reading.counts,
         )
 
     # ------------------------------------------------------------------------------------------------ pieces
@@ -424,7 +460,7 @@ class Processes:
         """Children that are reaped by their pidfd."""
         nurseries = self._all_nurseries()
         spares = {nursery.births.spare.pid for nursery in nurseries if nursery.births.spare is not None}
-        return self._living() | spares | {nursery.pid for nursery in nurseries}
+        return self._living() | spares | {nursery.pid for nursery in nurseries} | self.beside
 
     def _all_nurseries(self) -> list[_Nursery]:
         return [*self._spent, *self._nurseries.values()]
@@ -436,6 +472,7 @@ class Processes:
         """Kill what is left. A nursery asked for its stack has two seconds to write it."""
         for generation in list(self._nurseries):
             self.stop_nursery(generation)
+        self._source.close()
         until = now() + 2.0
         while self._spent and now() < until:
             self.wait(until)

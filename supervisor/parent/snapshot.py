@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from supervisor import logs
@@ -12,7 +11,17 @@ from supervisor.clock import now
 from supervisor.policy import status
 from supervisor.policy.view import PoolView
 from supervisor.settings import Settings
+from supervisor.values import dataclass
 from supervisor.vocabulary import Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Of --report."""
+
+    dropped: int
+    """Events that found no room in the queue."""
+    restarts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,8 @@ class Snapshot:
     """Time of the last sample (one a second), monotonic seconds."""
     read: Callable[[int], Reading]
     """Reads a page of the scoreboard, which is shared memory and keeps changing."""
+    reported: Reported | None = None
+    """None without --report."""
 
     @property
     def age(self) -> float:

@@ -15,6 +15,7 @@ from typing import Final
 
 from supervisor.clock import now
 from supervisor.policy.condition import State
+from supervisor.policy.reload import Stage
 from supervisor.policy.slot import SlotState
 from supervisor.policy.status import AT_WORK
 from supervisor.policy.view import PoolView
@@ -163,8 +164,12 @@ def summary(view: PoolView, readings: Iterable[Reading]) -> str:
             line = f"{view.not_imported}; {line}"
         if view.state is State.DEGRADED:
             line = f"degraded ({view.because}); {line}"
+        if view.refusal:
+            line = f"{view.refusal}; {line}"
         if view.is_reloading:
             line = f"reloading; {line}"
+        if view.reload is not None and view.reload.stage is Stage.CANARY:
+            line = f"canary of generation {view.reload.generation}; {line}"
     line = redact(line)
     # It quotes the broker, which must not be able to end the line and inject an assignment.
     line = " ".join("".join(char if char.isprintable() else " " for char in line).split())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from supervisor.messages import Drain, Measure, Verdict
+from supervisor.messages import Admit, Drain, Measure, Verdict
+from supervisor.values import dataclass
+from supervisor.vocabulary import Intake
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,15 @@ class Spawn:
     generation: int
     because: str
     has_queues: bool = False
-    """As in `Begin`."""
+    """As in `Begin`; likewise the next two."""
+    met: dict[str, str] = field(default_factory=dict)
+    intake: Intake = Intake.ALL
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
     page: int
-    order: Drain | Measure | Verdict
+    order: Admit | Drain | Measure | Verdict
     because: str
 
 

@@ -28,10 +28,12 @@ _SAFE: Final = 2**31 - 1
 
 
 def acknowledgement_ms(settings: Settings) -> int:
-    """How long a message may have to stay unacknowledged: those prefetched wait for the ones before them."""
+    """How long a message may have to stay unacknowledged: those prefetched wait for the ones before them, and all for
+    the rate."""
     if settings.task_timeout is None:
         return NO_LIMIT
-    return round(1000 * (settings.prefetch * settings.task_timeout + settings.grace + MARGIN))
+    held_up = settings.workers.most * settings.prefetch * settings.rate.interval if settings.rate else 0.0
+    return round(1000 * (settings.prefetch * settings.task_timeout + held_up + settings.grace + MARGIN))
 
 
 def consumer_arguments(version: str, settings: Settings) -> dict[str, int]:

@@ -8,16 +8,17 @@ just come back. Slots emptied by anything else do not wait for this.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from supervisor import queues
 from supervisor.messages import Leaving, Ready
-from supervisor.policy import advice, restart
+from supervisor.policy import advice, ramp, restart
 from supervisor.policy.actions import Say
 from supervisor.policy.restart import Fault
 from supervisor.policy.silence import Silences
 from supervisor.settings import Settings
+from supervisor.values import dataclass
 from supervisor.vocabulary import Kind, slot_of
 
 FAULTS: Final = frozenset({Fault.BROKER, Fault.REFUSED})
@@ -28,7 +29,7 @@ PROBE_FOR: Final = 3.0
 
 def turn(begun: list[float], consuming: int) -> float:
     """When one more worker may start to connect, while others that began at these times are still connecting."""
-    room = 1 + 2 * consuming
+    room = ramp.room(consuming)
     return -math.inf if len(begun) < room else sorted(begun)[-room] + PROBE_FOR
 
 
@@ -45,12 +46,16 @@ class Blockage:
 class BrokerState:
     address: str | None = None
     version: str | None = None
+    met: dict[str, str] = field(default_factory=dict)
+    """As in `Begin`."""
     trouble: str | None = None
     """Why the latest worker could not consume; None when all is well."""
     kind: str = ""
     """The trouble's `Kind`."""
     away_since: float | None = None
     """Since when no worker consumes because of the broker."""
+    is_over: bool = False
+    """A worker consumes again since the trouble, and the others follow."""
     failures: int = 0
     """Probes in a row that failed in the same way."""
     fault: Fault | None = None
@@ -91,9 +96,11 @@ class BrokerState:
         """Whether its connection was closed for being idle, which is already known to happen."""
         return left is not None and self.silences.expects(left.kind, left.silence)
 
-    def story(self, heartbeat: float, now: float) -> str | None:
+    def story(self, heartbeat: float, consuming: int, now: float) -> str | None:
         """Its trouble, or the known reason for that."""
         behind = self.silences.because(heartbeat, now) if self.kind in ("", Kind.LOST) else None
+        if self.trouble and self.is_over and consuming and not behind:
+            return f"the other workers follow, now that this is over: {self.trouble}"
         return behind or self.trouble
 
     def fail(
@@ -144,7 +151,9 @@ class BrokerState:
                 if version == self.version:
                     because = f"a worker consumes again after {now - self.away_since:.1f} s; the others follow"
             said.append(Say("broker.connected", "info", because, fields))
+        self.is_over = self.is_over or self.away_since is not None
         self.address, self.version = address, version
+        self.met = {**self.met, address: version}
         self.away_since, self.failures, self.fault, self.next_at = None, 0, None, 0.0
         return said
 
@@ -239,10 +248,10 @@ class BrokerState:
         return said
 
     def recover(self) -> None:
-        self.trouble, self.kind = None, ""
+        self.trouble, self.kind, self.is_over = None, "", False
 
     def _note(self, kind: str, detail: str) -> None:
-        self.trouble, self.kind = detail, kind
+        self.trouble, self.kind, self.is_over = detail, kind, False
 
 
 def _number(count: int, one: str, many: str) -> str:

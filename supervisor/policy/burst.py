@@ -7,12 +7,12 @@ Nor does AMQP show what others settled, so with other consumers on the queue tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from supervisor.messages import Depth, Measure
 from supervisor.policy.actions import Say, Tell
 from supervisor.policy.condition import GiveUp
+from supervisor.values import dataclass
 from supervisor.vocabulary import EXIT_BROKER, Away, Phase, Reading
 
 DUE_MARGIN: Final = 1.0

@@ -3,12 +3,13 @@ until `STEADY` seconds without one; DRAINING to the end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from supervisor.policy import restart
 from supervisor.policy.actions import Action, Say
-from supervisor.vocabulary import EXIT_DONE
+from supervisor.values import dataclass
+from supervisor.vocabulary import EXIT_DONE, EXIT_KILLED
 
 
 class State(StrEnum):
@@ -41,6 +42,8 @@ class Condition:
     because: str = "starting"
     code: int = EXIT_DONE
     """The exit code, once it drains."""
+    unclean: list[str] = field(default_factory=list)
+    """Why that is not 0, though it was asked to stop: a sentence for each worker that was killed or left a message."""
     is_finishing: bool = False
     """A burst is over, and its workers drain."""
     has_worked: bool = False
@@ -55,6 +58,16 @@ class Condition:
     @property
     def is_leaving(self) -> bool:
         return self.is_draining or self.is_finishing
+
+    @property
+    def why_left(self) -> str:
+        """The reason for the exit code."""
+        if self.code == EXIT_DONE:
+            return "everything is settled"
+        if self.code != EXIT_KILLED or not self.unclean:
+            return self.because
+        first, *others = self.unclean
+        return f"{self.because}; {first}" + (f"; and {len(others)} more" if others else "")
 
     def enter(self, state: State, because: str, now: float) -> None:
         self.state, self.because, self.since = state, because, now

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from supervisor.messages import Leaving, Loaded, LoadFailed, PoolReport, Threaded
-from supervisor.vocabulary import Away, InHand, Moved, Reading
+from supervisor.policy.canary import Canary
+from supervisor.values import dataclass
+from supervisor.vocabulary import Away, Counts, InHand, Moved, Reading
 
 
 class Wish(StrEnum):
@@ -21,6 +23,25 @@ class Wish(StrEnum):
     SCALE = "scale"
     GROW = "one worker more"
     SHRINK = "one worker fewer"
+    PAUSE = "pause"
+    RESUME = "resume"
+    KILL = "kill"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which worker to kill, and how."""
+
+    text: str
+    """A slot's number, or the name of a message in flight."""
+    kind: Literal["", "slot", "message"] = ""
+    """Which of the two; empty: whichever there is."""
+    dead_letter: bool = False
+    """The message is not to run again."""
+    at_once: bool = False
+    """By SIGKILL, which leaves no stack."""
+    readings: tuple[Reading, ...] = ()
+    """Every worker's page; the workers that may be meant stand still since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +51,16 @@ class Asked:
     """The origin, for the log: `SIGTERM`."""
     workers: int = 0
     """With SCALE: how many."""
+    seconds: float | None = None
+    """With PAUSE: for how long; None: until RESUME."""
     settings: Any = None
     """With RELOAD: the new `Settings` (a type that this module may not import); None: unchanged."""
     problem: str = ""
     """With RELOAD: why the settings are invalid."""
+    target: Target | None = None
+    """With KILL."""
+    canary: Canary | None = None
+    """With RELOAD."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +138,8 @@ class Exited:
     """From its page."""
     last: InHand | None = None
     """Its last message, settled or not."""
+    counts: Counts | None = None
+    """Of its page; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

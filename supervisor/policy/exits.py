@@ -7,14 +7,13 @@ kernel (an exit code, a signal, `OOM`). Operators see and count it. The fault is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from supervisor.messages import Leaving, LoadFailed, Lost
 from supervisor.policy import restart
 from supervisor.policy.actions import Say
 from supervisor.policy.events import Exited
 from supervisor.policy.restart import Fault
 from supervisor.policy.slot import Slot
+from supervisor.values import dataclass
 from supervisor.vocabulary import Cause
 
 
@@ -87,7 +86,7 @@ def _cause(slot: Slot, died: Exited) -> str:
 
 def _fault(died: Exited, cause: str, *, has_worked: bool) -> Fault:
     match cause:
-        case Cause.DRAINED | Cause.MAX_TASKS | Cause.GRACE:
+        case Cause.DRAINED | Cause.MAX_TASKS | Cause.GRACE | Cause.OPERATOR:
             return Fault.PLANNED
         case Cause.BROKER:
             return _fault_of_broker(died.said)
@@ -117,9 +116,22 @@ def _is_clean(slot: Slot, died: Exited) -> bool:
     return not (was_killed or died.hand is not None or (isinstance(died.said, Leaving) and died.said.is_unsettled))
 
 
+def unclean(slot: Slot, died: Exited, judged: Judgement) -> str:
+    """How it ended, in words: it was killed by the supervisor, or left a message unsettled."""
+    how = (
+        f"was killed: {slot.why_killed}"
+        if slot.why_killed
+        else f"exited: {judged.cause if died.hand else judged.because}"
+    )
+    returned = f"; its message {died.hand.name} is redelivered" if died.hand is not None else ""
+    return f"worker {slot.number} {how}{returned}"
+
+
 def _because(died: Exited, cause: str, fault: Fault) -> str:
     if isinstance(died.said, Leaving) and died.said.detail:
         return died.said.detail
+    if cause == Cause.OPERATOR:
+        return "an operator had it killed" + (", with a message in flight" if died.hand is not None else "")
     match fault:
         case Fault.MESSAGE:
             return f"{cause} with a message in flight"
@@ -129,8 +141,10 @@ def _because(died: Exited, cause: str, fault: Fault) -> str:
             return str(cause)
 
 
-def obituary(slot: int, died: Exited, judged: Judgement, follows: str, now: float, *, is_old_news: bool) -> Say:
-    """The log line; `follows`: what happens to the slot."""
+def obituary(
+    slot: int, died: Exited, judged: Judgement, follows: str, now: float, *, is_old_news: bool, by: str = ""
+) -> Say:
+    """The log line; `follows`: what happens to the slot; `by`: who has asked for it."""
     fields: dict[str, object] = {
         "slot": slot,
         "pid": died.pid,
@@ -150,7 +164,9 @@ def obituary(slot: int, died: Exited, judged: Judgement, follows: str, now: floa
             fields["trace_id"] = died.hand.trace_id
     else:
         fields["message_id"] = None
-    if died.output and judged.is_crash:
+    if by:
+        fields["by"] = by
+    if died.output and (judged.is_crash or judged.cause == Cause.OPERATOR):
         fields["output"] = died.output
     level = "info" if is_old_news or judged.is_planned else "warning"
     return Say("worker.exited", level, judged.because, fields)

@@ -17,10 +17,10 @@ and refusing to start (a reload with a larger import would be an outage).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 from supervisor.settings import Settings
+from supervisor.values import dataclass
 from supervisor.vocabulary import Cause, Phase, Reading
 
 SAMPLE_GAP: Final = 3.0
@@ -79,7 +79,7 @@ def examine(
         return Diagnosis(Cause.HUNG, because)
     if reading.hand is not None:
         return None
-    if reading.phase in (Phase.IDLE, Phase.ASKING) and stands_still:
+    if reading.phase in (Phase.IDLE, Phase.ASKING, Phase.WAITING) and stands_still:
         return Diagnosis(Cause.HUNG, f"its idle loop has been stuck for {now - reading.beat:.1f} s")
     if is_ready and memory is not None and reading.rss > memory:
         because = f"{reading.rss} bytes resident, above {of}: recycled between tasks"

@@ -58,8 +58,9 @@ class Looks:
         return self._dead if now - self._dead_at <= DEAD_HOLDS else None
 
     def idle_of(self, slots: Sequence[Slot]) -> Slot:
-        """One whose worker was idle at the last sample; else the first."""
-        idle = (slot for slot in slots if (page := self._pages.get(slot.page)) and page.phase is Phase.IDLE)
+        """One whose worker was idle at the last sample, or waited for the rate; else the first."""
+        free = (Phase.IDLE, Phase.WAITING)
+        idle = (slot for slot in slots if (page := self._pages.get(slot.page)) and page.phase in free)
         return next(idle, slots[0])
 
     def is_due(self, now: float) -> bool:

@@ -6,7 +6,6 @@ is not forked from: then each worker imports the handler itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -19,6 +18,7 @@ from supervisor.policy.restart import STEADY, Backoff
 from supervisor.policy.shortage import NURSERY, Shortage
 from supervisor.policy.slots import Slots
 from supervisor.settings import Settings
+from supervisor.values import dataclass
 from supervisor.vocabulary import EXIT_CONFIG, EXIT_KILLED
 
 THREADS: Final = "the import left threads running, which makes forking unsafe: each worker imports the handler itself"

@@ -26,9 +26,10 @@ from __future__ import annotations
 
 import errno
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from supervisor.values import dataclass
 
 _OF_CODE: Final = frozenset(
     {

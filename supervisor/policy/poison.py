@@ -32,7 +32,8 @@ from supervisor.messages import Suspect, Verdict
 from supervisor.policy import advice
 from supervisor.policy.actions import Tell
 from supervisor.policy.parkings import Parkings
-from supervisor.vocabulary import Reading
+from supervisor.policy.sentences import Sentences
+from supervisor.vocabulary import Cause, Reading
 
 RETURNS_MAX: Final = 10
 """Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: half the limit of 20 at which
@@ -136,8 +137,18 @@ class Ledger:
 @dataclass(slots=True)
 class _Question:
     suspect: Suspect
-    holders: set[int]
-    """The pages of workers that may still run this message."""
+    holders: dict[int, int | None]
+    """The pages of workers that may still run this message, each with the delivery it holds, once that is known."""
+
+    def is_held(self, reading: Reading) -> bool:
+        """Whether the message on this page, of the same key, may be the one in question. What has no id shares its key
+        with all that have its body: there only deliveries of before the question count, or this worker would wait for
+        as long as others are busy with the like."""
+        if reading.hand is None:
+            return True  # just told that it may run
+        if reading.page in self.holders:
+            return self.holders[reading.page] in (None, reading.hand.delivery_tag)
+        return reading.hand.message_id is not None
 
 
 class Suspects:
@@ -155,6 +166,7 @@ class Suspects:
     def __init__(self, ledger: Ledger, parkings: Parkings) -> None:
         self._ledger = ledger
         self._parkings = parkings
+        self.sentences = Sentences()
         self._waiting: dict[int, _Question] = {}
         """By page, in the order in which they asked."""
 
@@ -164,7 +176,7 @@ class Suspects:
         begun = {holder for holder in holders if holder not in self._waiting}
         if begun and not self._ledger.is_urgent(suspect.delivery_count):
             # A holder may be dying of it right now: its connection closes before its pidfd is readable.
-            self._waiting[page] = _Question(suspect, begun)
+            self._waiting[page] = _Question(suspect, dict.fromkeys(begun))
             return []
         return [self._tell(page, suspect, now)]
 
@@ -174,19 +186,21 @@ class Suspects:
 
     def died(self, page: int, now: float) -> list[Tell]:
         self.forget(page)
+        self.sentences.died(page)
         for question in self._waiting.values():
-            question.holders.discard(page)
+            question.holders.pop(page, None)
         return self._answer(now)
 
     def sampled(self, readings: tuple[Reading, ...], now: float) -> list[Tell]:
         """Update the holders from the pages. A dead worker's page counts until it is reaped."""
         for asked_by, question in self._waiting.items():
             question.holders = {
-                reading.page
+                reading.page: reading.hand.delivery_tag if reading.hand is not None else None
                 for reading in readings
                 if reading.key == question.suspect.key
                 and reading.page != asked_by
                 and reading.page not in self._waiting
+                and question.is_held(reading)
             }
         return self._answer(now)
 
@@ -205,13 +219,18 @@ class Suspects:
             answers.append(self._tell(page, question.suspect, now))
             for other in self._waiting.values():
                 if other.suspect.key == question.suspect.key:
-                    other.holders.add(page)
+                    other.holders[page] = None
         return answers
 
     def _tell(self, page: int, suspect: Suspect, now: float) -> Tell:
         if self._parkings.claim(suspect.key, suspect.step, now):
             verdict = Verdict(suspect.key, run=False, name=suspect.name, is_parked=True)
             return Tell(page, verdict, "it is parked already, and its acknowledgement was lost")
+        if (sentence := self.sentences.claim(page, suspect.key, suspect.step, now)) is not None:
+            verdict = Verdict(
+                suspect.key, False, cause=Cause.OPERATOR, evidence=sentence.evidence, name=suspect.name, by=sentence.by
+            )
+            return Tell(page, verdict, f"{sentence.by} had its worker killed, to have it dead-lettered")
         verdict = self._ledger.verdict(suspect.key, suspect.delivery_count, suspect.put_back)
         verdict = replace(verdict, name=suspect.name)
         if verdict.fresh:

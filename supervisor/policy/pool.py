@@ -8,12 +8,13 @@ reports the results as further events. The pool only routes; decisions are in:
 | slots and orphans | `slots`, `slot` |
 | the pool's state, and giving up | `condition` |
 | the process that forks: it loads, fails, is refused | `nursery`, `imports`, `shortage` |
-| new code, or new settings | `reload` |
-| which slot gets a worker now | `turns` |
-| how and when a worker is stopped | `termination`, `hung` |
+| new code, or new settings | `rollout`, `canary` |
+| how many workers, which slot gets one now | `sizing`, `turns` |
+| may a worker consume | `admission` |
+| how and when a worker is stopped | `termination`, `hung`, `killing` |
 | what an exit means, and what happens to the slot | `exits`, `succession`, `restart` |
 | the broker, the queue, the end of a burst | `broker`, `looks`, `burst` |
-| messages that kill workers, or are parked already | `poison`, `parkings` |
+| messages that kill workers, are parked already, or are to be | `poison`, `parkings`, `sentences` |
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from supervisor.messages import (
     Ready,
     Suspect,
 )
-from supervisor.policy import broker, hung, poison, termination
+from supervisor.policy import broker, hung, killing, poison, termination
 from supervisor.policy.actions import Action, Leave, Say, StopNursery
+from supervisor.policy.admission import Admission
+from supervisor.policy.breaker import Breaker
 from supervisor.policy.broker import BrokerState
 from supervisor.policy.burst import Burst, Finish
 from supervisor.policy.condition import Condition, GiveUp, State
@@ -57,16 +60,17 @@ from supervisor.policy.looks import Looks
 from supervisor.policy.nursery import Nursery, NurseryState, Upkeep
 from supervisor.policy.parkings import Parkings
 from supervisor.policy.poison import Ledger, Suspects
-from supervisor.policy.reload import Rollout
 from supervisor.policy.restart import STEADY
+from supervisor.policy.rollout import Adopt, Rollout
 from supervisor.policy.shortage import Shortage
+from supervisor.policy.sizing import Sizing
 from supervisor.policy.slot import ARRIVING, CONNECT_TIMEOUT, LEAVE_TIMEOUT, Slot, SlotState
 from supervisor.policy.slots import Slots
 from supervisor.policy.succession import Succession
 from supervisor.policy.turns import Turns
 from supervisor.policy.view import OrphanView, PoolView, Restarts, SlotView
-from supervisor.settings import WORKERS_MOST, Settings
-from supervisor.vocabulary import EXIT_DONE, Cause, Kind, Reading
+from supervisor.settings import Settings
+from supervisor.vocabulary import EXIT_DONE, Cause, Intake, Kind, Reading
 
 
 class Pool:
@@ -78,17 +82,20 @@ class Pool:
         self._broker = broker = BrokerState()
         self._looks = looks = Looks(settings.workers)
         self._burst = Burst()
+        breaker = Breaker(slots)
         self._shortage = shortage = Shortage()
         self._imports = imports = Imports()
         self._ledger = ledger = Ledger(settings.max_crashes)
         parkings = Parkings()
         self._suspects = suspects = Suspects(ledger, parkings)
         upkeep = Upkeep(slots, condition, shortage, imports)
+        self._admission = admission = Admission(slots, condition, breaker)
         self._rollout = rollout = Rollout(
-            slots, condition, broker, looks, imports, upkeep, Nursery(1, settings, settings.preload)
+            slots, condition, broker, admission, looks, imports, upkeep, Nursery(1, settings, settings.preload)
         )
-        self._turns = Turns(slots, condition, rollout, broker, shortage, imports)
-        self._succession = Succession(slots, condition, rollout, upkeep, broker, ledger, parkings, suspects)
+        self._sizing = Sizing(slots, condition, rollout, broker, looks, shortage, admission)
+        self._turns = Turns(slots, condition, rollout, broker, shortage, imports, admission)
+        self._succession = Succession(slots, condition, rollout, upkeep, broker, breaker, ledger, parkings, suspects)
         self._restarts = Restarts()
         self._weighed = 0
         """The generation already reported as larger than `--max-memory` from the start."""
@@ -113,22 +120,20 @@ class Pool:
     def deadline(self) -> float | None:
         """When to call `overdue`, if no event comes first."""
         nurseries = [each.deadline for each in self._rollout.nurseries if each.deadline is not None]
-        soonest = min(self._turns.deadline, *nurseries, math.inf)
+        soonest = min(self._turns.deadline, self._admission.deadline, *nurseries, math.inf)
         return soonest if soonest < math.inf else None
 
     def view(self, now: float) -> PoolView:
         condition, looks, truth = self._condition, self._looks, self._looks.truth
         ready = self._slots.consuming()
-        blockade, story = self._broker.blockade, self._broker.story(self.settings.heartbeat, now)
+        blockade, story = self._broker.blockade, self._broker.story(self.settings.heartbeat, len(ready), now)
         is_held_up = bool(ready) and all(slot.number in self._broker.blocked for slot in ready)
         return PoolView(
             state=condition.state,
             since=condition.since,
             because=condition.because,
             generation=self._rollout.nursery.generation,
-            slots=tuple(
-                SlotView(s.number, s.pid, s.state, s.restarts, s.last_exit, s.page, s.has_both) for s in self._slots
-            ),
+            slots=tuple(map(SlotView.of, self._slots)),
             orphans=tuple(OrphanView(o.number, o.pid or 0, o.deadline or now) for o in self._slots.orphans.values()),
             exits=dict(self._succession.by_cause),
             crashes=self._succession.crashes,
@@ -147,9 +152,15 @@ class Pool:
             is_held_up=is_held_up,
             blocked_since=self._broker.blocked_since,
             ready=len(ready),
+            taking=sum(1 for slot in ready if slot.intake is not Intake.NONE),
+            pause=self._admission.pause,
+            refusal=self._admission.refusal(looks.depth(now), now),
+            restriction=self._admission.restriction(now),
+            breaker=self._admission.breaker.view(),
             steady=sum(1 for s in ready if s.ready_since is not None and now - s.ready_since >= STEADY),
             wanted=self._slots.wanted,
             reload=self._rollout.latest,
+            scores=self._rollout.scores,
             is_reloading=self._rollout.is_moving,
         )
 
@@ -172,10 +183,12 @@ class Pool:
             if slot.is_due(now):
                 actions += self._slot_overdue(slot, now)
         actions += self._resolve(self._rollout.overdue(now), now)
+        actions += self._admission.overdue(now)
         return self._with_what_follows(actions, now)
 
     def _with_what_follows(self, actions: list[Action], now: float) -> list[Action]:
-        return [*actions, *self._rollout.step(now), *self._turns.spawn(now), *self._leave()]
+        follows = [*self._rollout.step(now), *self._admission.step(), *self._turns.spawn(now)]
+        return [*actions, *follows, *self._leave(now)]
 
     def _handle(self, event: Event, now: float) -> list[Action]:
         match event:
@@ -220,12 +233,18 @@ class Pool:
             case Wish.STOP | Wish.DRAIN:
                 return self._stop(by, EXIT_DONE, now)
             case Wish.SCALE:
-                return self._resize(asked.workers, by, now)
+                return self._sizing.resize(asked.workers, by, now)
             case Wish.GROW:
-                return self._resize(wanted + 1, by, now)
+                return self._sizing.resize(wanted + 1, by, now)
             case Wish.SHRINK:
-                return self._resize(wanted - 1, by, now)
-            case Wish.RELOAD if why := self._rollout.refusal():
+                return self._sizing.resize(wanted - 1, by, now)
+            case Wish.PAUSE:
+                return self._admission.hold(by, asked.seconds, now)
+            case Wish.RESUME:
+                return self._admission.release(by)
+            case Wish.KILL:
+                return killing.kill(asked, self._slots, now)
+            case Wish.RELOAD if why := self._rollout.refusal(asked):
                 return [Say("reload.failed", "warning", f"{by}: {why}")]
             case Wish.RELOAD:
                 return self._rollout.begin(asked, now)
@@ -251,7 +270,7 @@ class Pool:
         said = Say("supervisor.stopping", "info", because)
         return [said, *termination.drain_all(self._slots, because, None, finish=True)]
 
-    def _resolve(self, decided: Iterable[Action | GiveUp | Finish], now: float) -> list[Action]:
+    def _resolve(self, decided: Iterable[Action | GiveUp | Finish | Adopt], now: float) -> list[Action]:
         """Turn decisions about the whole pool into actions."""
         actions: list[Action] = []
         for each in decided:
@@ -263,29 +282,11 @@ class Pool:
                         actions.append(StopNursery(self._rollout.nursery.generation, because))
                 case Finish(because):
                     actions += self._finish(because)
+                case Adopt():
+                    actions += self._adopt(now)
                 case _:
                     actions.append(each)
         return actions
-
-    def _resize(self, wanted: int, by: str, now: float) -> list[Action]:
-        span, former = self.settings.workers, self._slots.wanted
-        least, most = (1, WORKERS_MOST) if span.is_fixed else (span.least, span.most)
-        if self._condition.is_leaving:
-            return [Say("supervisor.scaling", "warning", f"{by} ignored: the supervisor is stopping")]
-        if not least <= wanted <= most:
-            name, limit = ("maximum", most) if wanted > most else ("minimum", least)
-            where = "already at" if former == limit else "above" if wanted > most else "below"
-            limits = f"{where} the {name} of {limit} worker{'s' if limit > 1 else ''}"
-            return [Say("supervisor.scaling", "warning", f"{by} ignored: {limits}")]
-        if wanted == former:
-            return [Say("supervisor.scaling", "info", f"{by}: already at {wanted} workers")]
-        because = f"{by}: {former} -> {wanted} workers"
-        too_many = self._slots.resize(wanted)
-        for slot in too_many:
-            self._shortage.fill(slot.number)
-        self._slots.refill(now)
-        said = Say("supervisor.resized", "info", because, {"workers": wanted})
-        return [said, *termination.drain_all(too_many, because, None)]
 
     # ------------------------------------------------------------------------------------------------ workers
 
@@ -324,7 +325,7 @@ class Pool:
             case Connecting() if slot.state is SlotState.BOOTING:
                 slot.enter(SlotState.CONNECTING, now + CONNECT_TIMEOUT)
                 # It has imported the handler, or inherited it, and has set it up.
-                if self._rollout.nursery.state is NurseryState.READY and not self._rollout.is_on_trial(slot):
+                if self._rollout.nursery.state is NurseryState.READY and not self._rollout.is_incoming(slot.generation):
                     self._imports.succeed()
             case Ready() if slot.state is SlotState.CONNECTING:
                 return self._ready(slot, report, now)
@@ -340,6 +341,7 @@ class Pool:
             case Nature():
                 return [*self._looks.described(report, self.settings.queue)]
             case Parked():
+                self._suspects.sentences.carried_out(slot.page)
                 self._looks.has_parked(report)
             case ParkingBlocked(is_blocked, because):
                 return [*self._broker.block(slot.page, because if is_blocked else None, now)]
@@ -371,7 +373,8 @@ class Pool:
         if self._broker.away_since is not None or report.has_declared:
             self._looks.truth.forget_queue()
         settings = self.settings_of(slot.generation)
-        actions: list[Action] = [*self._broker.consume(report, settings, has_queues=slot.has_queues, now=now)]
+        has_queues = slot.has_queues or self._rollout.is_canary(slot)  # whose settings may need others than the rest
+        actions: list[Action] = [*self._broker.consume(report, settings, has_queues=has_queues, now=now)]
         self._ledger.has_limit = poison.has_limit(report.version)
         actions += self._weigh(slot, report.resident)
         if not any(other.state is SlotState.WAITING or other.state in ARRIVING for other in concerned):
@@ -381,29 +384,26 @@ class Pool:
             self._restarts.add(now - slot.died_at)
             fields["seconds"] = round(now - slot.died_at, 4)
             slot.died_at = None
-        actions.append(Say("worker.ready", "info", "the broker has confirmed the consumer", fields))
+        is_held = slot.intake is Intake.NONE
+        because = "connected; it may take no tasks yet" if is_held else "the broker has confirmed the consumer"
+        actions.append(Say("worker.ready", "info", because, fields))
         self._condition.has_worked = True
-        if self._rollout.is_on_trial(slot):
-            actions += self._adopt(now)
+        actions += self._resolve(self._rollout.consumes(slot, now), now)
         return [*actions, *self._condition.consume(self._slots.count(SlotState.READY), self._slots.wanted, now)]
 
     def _adopt(self, now: float) -> list[Action]:
-        """The incoming generation consumes: apply its settings."""
+        """Apply the incoming generation's settings."""
         former = self.settings.workers
         actions = self._rollout.adopt(now)
+        self._admission.breaker.reloaded(now)
         self._ledger.max_crashes = self.settings.max_crashes
-        span = self.settings.workers
-        if span == former:
-            return actions
-        # Keep a number that an operator has chosen, within the new limits.
-        wanted = span.least if span.is_fixed else min(max(self._slots.wanted, span.least), span.most)
-        return [*actions, *self._resize(wanted, f"reload: workers = {span}", now)]
+        return [*actions, *self._sizing.adopt(former, now)]
 
     def _weigh(self, slot: Slot, resident: int) -> list[Action]:
         """Note its memory before the first task; log, once a generation, when `--max-memory` is less."""
         slot.began_with = resident
         because = hung.too_small(self.settings_of(slot.generation).max_memory, resident)
-        if because is None or self._weighed == slot.generation:
+        if because is None or self._weighed >= slot.generation:
             return []
         self._weighed = slot.generation
         return [Say("worker.memory_limit_too_small", "error", because, {"slot": slot.number, "pid": slot.pid})]
@@ -421,6 +421,8 @@ class Pool:
         self._sampled_at = now
         self._looks.sampled(tuple(reading for reading in readings if reading.page not in self._slots.orphans), now)
         actions: list[Action] = [*self._find_silent(readings, now), *self._suspects.sampled(readings, now)]
+        actions += self._admission.sampled(readings, self.settings, now)
+        actions += self._resolve(self._rollout.sampled(readings, now), now)
         for reading in readings:
             slot = self._slots.at(reading.page)
             if slot.pid == reading.pid and slot.state in (SlotState.READY, SlotState.DRAINING):
@@ -445,7 +447,11 @@ class Pool:
         return actions
 
     def _trouble(self) -> str | None:
-        """Why no worker consumes, if the broker or a transient import failure is the reason."""
+        """Why no worker consumes, if the reason is the broker, a transient import failure or a boot that hangs."""
+        # Who connects has done so since: the broker is the reason by then.
+        booting = (slot for slot in self._slots if slot.state is not SlotState.CONNECTING)
+        if any(slot.last_exit is not None and slot.last_exit.cause == Cause.BOOT for slot in booting):
+            return "importing or setting up the handler takes longer than --boot-timeout"
         is_trying = any(slot.state is SlotState.CONNECTING or slot.fault in broker.FAULTS for slot in self._slots)
         if self._imports.because is None and not is_trying:
             return None
@@ -461,26 +467,14 @@ class Pool:
         self._looks.measured(depth, now)
         actions: list[Action] = []
         if not self._condition.is_leaving:
-            actions += self._looks.compare(depth, self._slots.consuming(), now)
-        actions += self._scale(depth, now)
+            actions += self._looks.compare(depth, self._slots.taking(), now)
+        actions += self._sizing.scale(depth, now)
         if self.settings.burst and not self._condition.is_draining:
             ended = self._burst.measured(depth, self._slots.count(SlotState.READY), now)
             actions += self._resolve(ended, now)
         return actions
 
-    def _scale(self, depth: Depth, now: float) -> list[Action]:
-        """`--workers MIN..MAX`; see `scaling`."""
-        is_steady = self._condition.state is State.RUNNING and not self._condition.is_finishing
-        if not is_steady or self._rollout.is_open or self._broker.away_since is not None:
-            return []
-        decision = self._looks.scale(depth, self._slots.wanted, now)
-        if decision is None:
-            return []
-        if decision.wanted == self._slots.wanted:
-            return [Say("supervisor.scaling", "info", decision.because, {"workers": self._slots.wanted})]
-        return self._resize(decision.wanted, decision.because, now)
-
-    def _leave(self) -> Iterator[Action]:
+    def _leave(self, now: float) -> Iterator[Action]:
         if not self._condition.is_leaving:
             return
         if any(slot.state is not SlotState.EMPTY for slot in self._slots.everybody()):
@@ -489,5 +483,8 @@ class Pool:
         self._condition.state = State.STOPPED
         for nursery in self._rollout.nurseries:
             yield StopNursery(nursery.generation, "no worker is left to start")
-        code, because = self._condition.code, self._condition.because
-        yield Leave(code, because if code else "everything is settled")
+        for sentence in self._suspects.sentences.pending(now):
+            why = f"{sentence.by} wanted {sentence.name} dead-lettered; no worker has got it since, and a supervisor "
+            why += "that stops forgets this: it runs again, unless it is killed once more where it runs"
+            yield Say("worker.kill", "warning", why, {"message_id": sentence.name})
+        yield Leave(self._condition.code, self._condition.why_left)

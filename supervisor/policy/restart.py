@@ -17,10 +17,10 @@ A decision is a value, computed from past exits, as in Erlang/OTP's `supervisor`
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from supervisor.values import dataclass
 from supervisor.vocabulary import Kind
 
 STEADY: Final = 10.0

@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
 from supervisor.messages import Depth
 from supervisor.settings import Span
+from supervisor.values import dataclass
 from supervisor.vocabulary import Phase, Reading
 
 LOOK_EVERY: Final = 2.0

@@ -9,6 +9,7 @@
 | an exception or `Retry` after `--retries` retries | dead-letter with reason `exception` |
 | raised `Reject` | dead-letter with reason `rejected` |
 | not run: killed too many workers | dead-letter with reason `crash` |
+| not run: an operator had its worker killed, to that end | dead-letter with reason `operator` |
 | not run: the broker would soon drop it, without blame | publish to its own queue; acknowledge after the confirm |
 | not run: larger than `--max-body` | dead-letter with reason `too_large` |
 | not run: its properties cannot be decoded | dead-letter with reason `undecodable` and the raw bytes |
@@ -16,13 +17,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from supervisor import queues
 from supervisor.messages import Verdict
 from supervisor.policy import retry
 from supervisor.redaction import clip_end, clip_start
+from supervisor.values import dataclass
 
 TRACEBACK_MAX: Final = 8 * 1024
 EVIDENCE_MAX: Final = 16 * 1024
@@ -151,7 +153,10 @@ class Patience:
     delay: float = 1.0
 
 
-def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) -> Settlement:
+_NO_RETRIES: Final = Patience()
+
+
+def settle(outcome: Outcome, attempt: int = 1, patience: Patience = _NO_RETRIES) -> Settlement:
     """The settlement after the `attempt`-th try (from 1)."""
     match outcome:
         case Returned():
@@ -183,6 +188,12 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
         case Condemned(verdict) if verdict.fresh:
             why = "the broker would drop it soon, so a fresh copy goes to the end of the queue"
             return Afresh(f"it was {verdict.cause} without killing a worker; {why}")
+        case Condemned(verdict) if verdict.by:
+            why = f"{verdict.by}: its worker was killed, and it is not to run again"
+            said: dict[str, str | int | bytes] = {queues.CAUSE: verdict.cause, queues.ERROR: clip_start(why, 1024)}
+            if verdict.evidence:
+                said[queues.EVIDENCE] = clip_end(verdict.evidence, EVIDENCE_MAX)
+            return _dead("operator", why, said)
         case Condemned(verdict):
             headers: dict[str, str | int | bytes] = {queues.CRASHES: verdict.crashes, queues.CAUSE: verdict.cause}
             if verdict.first_seen:
@@ -194,6 +205,22 @@ def settle(outcome: Outcome, attempt: int = 1, patience: Patience = Patience()) 
             if not verdict.crashes:
                 because = f"it was {verdict.cause}"
             return DeadLetter("crash", "quarantined", "task.quarantined", because, headers)
+
+
+def failure(outcome: Outcome) -> tuple[str, float | None] | None:
+    """By what a task has failed, and after how many seconds to try again, if the handler has said so. None: it has not
+    failed, or was not run."""
+    match outcome:
+        case Raised(error, kind=kind):
+            return kind or error.partition(":")[0], None
+        case RetryAsked():
+            return "Retry", None
+        case Rejected():
+            return "Reject", None
+        case Deferred(retry_after, why):
+            return f"Unavailable: {why}", retry_after
+        case _:
+            return None
 
 
 def _evidence(error: str, traceback: str) -> dict[str, str | int | bytes]:

@@ -7,7 +7,7 @@
 | FORKING    | the nursery was asked for one               | 10 s              | the nursery is stuck: replace it     |
 | BOOTING    | a process; it imports (without preload)     | `--boot-timeout`  | SIGABRT, as `boot_timeout`           |
 | CONNECTING | talks to the broker, each wait bounded      | 60 s              | SIGABRT, as `hung`                   |
-| READY      | consumes                                    | none              |                                      |
+| READY      | consumes, unless it may not (`admission`)   | none              |                                      |
 | DRAINING   | was asked to exit, or reported that it does | `--grace` or none | SIGKILL, as `grace`                  |
 | ABORTING   | SIGABRT sent, writes its stack              | 2 s               | SIGKILL                              |
 | KILLED     | SIGKILL sent                                | none              | (the kernel will not fail us)        |
@@ -18,12 +18,13 @@ it keeps running outside the slot, in DRAINING, for `--lost-grace` at most.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Final
 
 from supervisor.policy.restart import Fault
-from supervisor.vocabulary import other_page
+from supervisor.values import dataclass
+from supervisor.vocabulary import InHand, Intake, other_page
 
 FORK_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 60.0
@@ -56,6 +57,15 @@ class LastExit:
     is_planned: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Killing:
+    """What an operator asked for, and the pool has begun."""
+
+    by: str
+    hand: InHand | None = None
+    """The message to be dead-lettered."""
+
+
 @dataclass(slots=True)
 class Slot:
     number: int
@@ -69,6 +79,10 @@ class Slot:
     """When the previous worker was found dead; None once another consumes."""
     condemned: str | None = None
     """The `Cause` for which the supervisor sent a signal."""
+    why_killed: str = ""
+    """In words."""
+    killing: Killing | None = None
+    """With `Cause.OPERATOR`."""
     began_with: int = 0
     """Resident bytes of its worker before the first task."""
     spawned_at: float = 0.0
@@ -89,6 +103,8 @@ class Slot:
     """The worker has reported what it had parked."""
     is_lost: bool = False
     """The connection is lost, and the handler runs on."""
+    intake: Intake = Intake.ALL
+    """What its worker was told to take."""
 
     def __post_init__(self) -> None:
         if self.page < 0:
@@ -131,7 +147,8 @@ class Slot:
     def _empty(self, now: float) -> None:
         self.pid = None
         self.ready_since = None
-        self.condemned = None
+        self.condemned, self.why_killed = None, ""
+        self.killing = None
         self.began_with = 0
         self.is_lost = self.has_told = False
         self.died_at = now

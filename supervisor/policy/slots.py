@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from supervisor.policy import restart, termination
 from supervisor.policy.actions import Action
 from supervisor.policy.slot import Slot, SlotState
-from supervisor.vocabulary import Cause, other_page, slot_of
+from supervisor.vocabulary import Cause, Intake, other_page, slot_of
 
 
 class Slots:
@@ -44,6 +44,10 @@ class Slots:
 
     def consuming(self) -> list[Slot]:
         return [slot for slot in self._slots if slot.state is SlotState.READY]
+
+    def taking(self) -> list[Slot]:
+        """Those that consume, and may take whatever comes."""
+        return [slot for slot in self.consuming() if slot.intake is Intake.ALL]
 
     def count(self, *states: SlotState) -> int:
         return sum(1 for slot in self._slots if slot.state in states)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
 from supervisor import queues
+from supervisor.policy.admission import Pause
+from supervisor.policy.breaker import BreakerView
+from supervisor.policy.canary import Canary, Progress, Score
 from supervisor.policy.condition import State
 from supervisor.policy.reload import Reload
 from supervisor.policy.slot import SlotState
@@ -16,7 +20,7 @@ from supervisor.settings import Settings
 from supervisor.version import __version__
 from supervisor.vocabulary import OUTCOMES, Counts, Phase, Reading, other_page
 
-STATES = ("starting", "connecting", "idle", "busy", "draining", "backoff", "empty", "orphaned")
+STATES = ("starting", "connecting", "idle", "waiting", "busy", "draining", "backoff", "empty", "orphaned")
 """A worker's state in /status and /metrics. An orphan has no slot: its replacement has."""
 
 AT_WORK = frozenset({Phase.BUSY, Phase.SETTLING, Phase.PARKING, Phase.ASKING})
@@ -53,7 +57,7 @@ def totals(pages: Iterable[Reading]) -> Counts:
 def state_of(slot: SlotView, page: Reading) -> str:
     """One of STATES."""
     if slot.state is SlotState.READY:
-        return "busy" if page.phase in AT_WORK else "idle"
+        return "busy" if page.phase in AT_WORK else "waiting" if page.phase is Phase.WAITING else "idle"
     return _SLOT_STATES[slot.state]
 
 
@@ -61,6 +65,8 @@ def readiness(view: PoolView) -> tuple[bool, str]:
     """Whether the pool consumes, and why not. While degraded, only a worker that has consumed for a while counts."""
     if view.state in (State.DRAINING, State.STOPPED):
         return False, f"{view.state}: {view.because}"
+    if view.refusal:
+        return False, view.refusal
     if view.state is State.DEGRADED and not view.steady:
         return False, f"degraded: {view.because}"
     if not view.ready:
@@ -74,8 +80,8 @@ def readiness(view: PoolView) -> tuple[bool, str]:
     if view.is_held_up:
         return False, f"no worker accepts tasks: {view.trouble}"
     # Not out of all slots: a pool that shrank keeps empty ones. While it shrinks, more consume than are wanted.
-    consuming = f"{view.ready} of {max(view.ready, view.wanted)} workers consume"
-    said = (consuming, view.standby, view.shortage, view.not_imported, view.trouble)
+    consuming = f"{view.taking} of {max(view.ready, view.wanted)} workers consume"
+    said = (consuming, view.restriction, view.standby, view.shortage, view.not_imported, view.trouble)
     return True, "; ".join(filter(None, said))
 
 
@@ -100,7 +106,7 @@ def status(
     return {
         "now": iso(now),
         "state": str(view.state),
-        "because": view.because,
+        "because": view.restriction or view.because,
         "since": iso(view.since),
         "version": __version__,
         "ready": ready,
@@ -114,6 +120,9 @@ def status(
             "ready": view.depth.ready if view.depth else None,
             "consumers": view.depth.consumers if view.depth else None,
         },
+        "paused": _pause(view.pause, iso) if view.pause else None,
+        "rate": str(settings.rate) if settings.rate else None,
+        "breaker": _breaker(view.breaker, iso) if view.breaker else None,
         "generation": view.generation,
         "reload": _reload(view.reload, iso) if view.reload else None,
         "scale": {"wanted": view.wanted, "least": settings.workers.least, "most": settings.workers.most},
@@ -139,6 +148,20 @@ def without_evidence(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"dead_letters": letters | {"recent": slim}}
 
 
+def _pause(pause: Pause, iso: Callable[[float], str]) -> dict[str, Any]:
+    until = iso(pause.until) if pause.until < math.inf else None
+    return {"by": pause.by, "since": iso(pause.since), "until": until}
+
+
+def _breaker(breaker: BreakerView, iso: Callable[[float], str]) -> dict[str, Any]:
+    return {
+        "state": str(breaker.state),
+        "because": breaker.because or None,
+        "since": iso(breaker.since),
+        "until": iso(breaker.until) if breaker.until is not None else None,
+    }
+
+
 def _reload(latest: Reload, iso: Callable[[float], str]) -> dict[str, Any]:
     return {
         "number": latest.number,
@@ -148,6 +171,28 @@ def _reload(latest: Reload, iso: Callable[[float], str]) -> dict[str, Any]:
         "at": iso(latest.began),
         "ended_at": iso(latest.ended) if latest.ended is not None else None,
         "error": latest.error or None,
+        "canary": _canary(latest.canary, latest.progress, iso) if latest.canary else None,
+    }
+
+
+def _canary(canary: Canary, progress: Progress | None, iso: Callable[[float], str]) -> dict[str, Any]:
+    return {
+        "percent": canary.percent,
+        "seconds": canary.seconds,
+        "workers": progress.workers if progress else 0,
+        "until": iso(progress.until) if progress else None,
+        "tasks": {"canary": _score(progress.new), "stable": _score(progress.old)} if progress else None,
+    }
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {
+        "tries": score.tries,
+        "succeeded": score.succeeded,
+        "failed": score.failed,
+        "crashes": score.crashes,
+        "mean_seconds": None if score.mean is None else round(score.mean, 6),
+        "p95_seconds": None if score.p95 in (None, math.inf) else score.p95,
     }
 
 
@@ -168,6 +213,7 @@ def _worker(
         "state": state_of(slot, page),
         "message_id": hand.name if hand else None,
         "busy_seconds": round(now - hand.since, 3) if hand else None,
+        "generation": slot.generation,
         "rss_bytes": rss.get(slot.pid or 0, 0),
         "restarts": slot.restarts,
         "succeeded": page.counts.succeeded,

@@ -9,6 +9,7 @@ from typing import Final
 from supervisor.messages import LoadFailed, Lost
 from supervisor.policy import broker, exits, restart
 from supervisor.policy.actions import Say
+from supervisor.policy.breaker import Breaker
 from supervisor.policy.broker import BrokerState
 from supervisor.policy.condition import Condition, Consequence, GiveUp
 from supervisor.policy.events import Exited
@@ -16,8 +17,8 @@ from supervisor.policy.exits import Judgement
 from supervisor.policy.nursery import Upkeep, import_hangs
 from supervisor.policy.parkings import Parkings
 from supervisor.policy.poison import Ledger, Suspects
-from supervisor.policy.reload import Rollout
 from supervisor.policy.restart import STEADY, Elsewhere, Fault, Next, Restart, Stay
+from supervisor.policy.rollout import Rollout
 from supervisor.policy.slot import LastExit, Slot, SlotState
 from supervisor.policy.slots import Slots
 from supervisor.vocabulary import EXIT_CONFIG, EXIT_DONE, EXIT_KILLED, Cause, Moved
@@ -32,6 +33,7 @@ class Succession:
     rollout: Rollout
     upkeep: Upkeep
     broker: BrokerState
+    breaker: Breaker
     ledger: Ledger
     parkings: Parkings
     suspects: Suspects
@@ -42,17 +44,24 @@ class Succession:
     def exited(self, slot: Slot, died: Exited, now: float) -> list[Consequence]:
         """A worker or an orphan has exited."""
         judged = exits.judge(slot, died, now, has_worked=self.condition.has_worked)
-        crashes = 0
+        crashes, failed = 0, list[Say]()
         if judged.fault is Fault.MESSAGE and died.hand is not None:
+            if not self.condition.is_leaving:
+                failed += self.breaker.died(died.page, judged.cause, self.rollout.nursery.settings, now)
             who = f"worker {slot.number} (pid {died.pid})"
             crashes = self.ledger.blame(died.hand.key, judged.cause, died.output, at=died.at, who=who)
         self.by_cause[judged.cause] += 1
         self.crashes += judged.is_crash
-        if self.condition.is_draining and self.condition.code == EXIT_DONE and not judged.is_clean:
-            self.condition.code = EXIT_KILLED
+        self.rollout.count(slot, died.counts, is_crash=judged.is_crash)
+        if self.condition.is_draining and not judged.is_clean:
+            self.condition.unclean.append(exits.unclean(slot, died, judged))
+            if self.condition.code == EXIT_DONE:
+                self.condition.code = EXIT_KILLED
         self.parkings.died(died.moved, died.last)
         self.parked(slot, died.moved, now)
         name = died.hand.name if died.hand else None
+        killing = slot.killing if judged.cause == Cause.OPERATOR else None
+        sentence = self.suspects.sentences.carry(killing, died, now) if killing is not None else ""
         slot.vacate(LastExit(judged.cause, name, now, judged.is_planned))
         news: list[Consequence] = [*self.suspects.died(died.page, now), *self.broker.block(died.page, None, now)]
         trouble = self.broker.trouble
@@ -60,9 +69,10 @@ class Succession:
         is_orphan = self.slots.orphans.pop(died.page, None) is not None
         follows, decided = (self._after_orphan(slot), []) if is_orphan else self._after(slot, judged, now)
         is_same = judged.fault in broker.FAULTS and judged.consumed is None and trouble == self.broker.trouble
-        words = restart.in_words(follows, now) + self.ledger.sentence(crashes)
-        told = exits.obituary(slot.number, died, judged, words, now, is_old_news=is_same or is_expected)
-        return [told, *news, *decided]
+        words = restart.in_words(follows, now) + self.ledger.sentence(crashes) + sentence
+        by = killing.by if killing is not None else ""
+        told = exits.obituary(slot.number, died, judged, words, now, is_old_news=is_same or is_expected, by=by)
+        return [told, *failed, *news, *decided]
 
     def lost(self, slot: Slot, lost: Lost, now: float) -> list[Consequence]:
         """Its connection is lost, and its handler runs on, perhaps for an hour; the result will be discarded."""
@@ -88,8 +98,10 @@ class Succession:
         slot.has_told = slot.has_told or bool(moved)
 
     def _after(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
-        is_trial = self.rollout.is_incoming(slot.generation) and not self._why_empty(slot)
-        if is_trial and not self.condition.is_finishing:
+        is_new = self.rollout.is_incoming(slot.generation) and not self._why_empty(slot)
+        if is_new and not self.condition.is_finishing:
+            if self.rollout.is_watching:
+                return self._after_canary(slot, judged, now)
             if not self.rollout.proves_nothing(judged.fault):
                 return self._fail_trial(slot, judged, now)
             held = self.rollout.hold(judged.because)
@@ -99,6 +111,15 @@ class Succession:
         if failed is None or self._why_empty(slot) or self.condition.is_finishing:
             return self._follow(slot, judged, now)
         return self._import_again(slot, failed, now)
+
+    def _after_canary(self, slot: Slot, judged: Judgement, now: float) -> tuple[Next, list[Consequence]]:
+        told = self.rollout.died(self._failed_import(slot, judged), now)
+        if not told:
+            return self._follow(slot, judged, now)
+        slot.restarts += 1
+        slot.enter(SlotState.WAITING, now)
+        generation = self.rollout.nursery.generation
+        return Elsewhere(f"the canary is rolled back; a worker of generation {generation} follows"), [*told]
 
     def _after_orphan(self, orphan: Slot) -> Next:
         """Its slot was dealt with when the connection was lost."""

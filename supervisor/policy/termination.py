@@ -93,6 +93,6 @@ def overdue(slot: Slot, boot_timeout: float, grace: float, now: float) -> list[A
 
 
 def kill(slot: Slot, cause: str, because: str) -> list[Action]:
-    slot.condemned = slot.condemned or cause
+    slot.condemned, slot.why_killed = slot.condemned or cause, because
     slot.enter(SlotState.KILLED)
     return [Signal(slot.page, "SIGKILL", because)]

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from supervisor.messages import Depth
+from supervisor.values import dataclass
 
 LOOKS: Final = 3
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from supervisor.messages import DeadDepth, Depth, Parked
+from supervisor.policy.admission import Pause
+from supervisor.policy.breaker import BreakerView
+from supervisor.policy.canary import Score
 from supervisor.policy.condition import State
 from supervisor.policy.reload import Reload
-from supervisor.policy.slot import LastExit, SlotState
+from supervisor.policy.slot import LastExit, Slot, SlotState
+from supervisor.values import dataclass
 
 RESTART_BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0,
@@ -27,6 +31,21 @@ class SlotView:
     """Of its worker."""
     has_both: bool
     """As in `Slot`."""
+    generation: int
+    """Of its worker, or the latest one's."""
+
+    @classmethod
+    def of(cls, slot: Slot) -> SlotView:
+        return cls(
+            slot.number,
+            slot.pid,
+            slot.state,
+            slot.restarts,
+            slot.last_exit,
+            slot.page,
+            slot.has_both,
+            slot.generation,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +91,23 @@ class PoolView:
     blocked_since: float | None
     """Since when a worker waits for that, monotonic seconds."""
     ready: int
+    """Workers that consume, or would if they might (`admission`)."""
+    taking: int
+    """Those of them that may."""
     steady: int
+    pause: Pause | None
+    refusal: str | None
+    """Why tasks have to wait, in words."""
+    restriction: str | None
+    """Why not every worker may take tasks, in words."""
+    breaker: BreakerView | None
+    """None: it is off."""
     wanted: int
     """Number of workers wanted."""
     reload: Reload | None
     """The latest."""
+    scores: tuple[Score, Score]
+    """All canaries' so far: new code, old code."""
     is_reloading: bool
     """New code is being imported, or older workers are still to be replaced."""
 

@@ -8,15 +8,16 @@ from supervisor.settings.parsers import (
     WORKERS_MOST,
     Address,
     Cpus,
+    Rate,
     Span,
     parse_duration,
     parse_size,
     usable_cpus,
 )  # fmt: skip
-from supervisor.settings.sources import SettingsError, Whereabouts, has_settings, load, locate, read
+from supervisor.settings.sources import UNITS, SettingsError, Whereabouts, has_settings, load, locate, read
 
 __all__ = [
-    "OPTIONS", "SOCKET_PATH_MOST", "WORKERS_MOST", "Address", "Cpus", "Option", "Settings", "SettingsError", "Span",
-    "Whereabouts", "has_settings", "load", "locate", "parse_duration", "parse_size", "read", "unreloadable",
-    "usable_cpus",
+    "OPTIONS", "SOCKET_PATH_MOST", "UNITS", "WORKERS_MOST", "Address", "Cpus", "Option", "Rate", "Settings",
+    "SettingsError", "Span", "Whereabouts", "has_settings", "load", "locate", "parse_duration", "parse_size", "read",
+    "unreloadable", "usable_cpus",
 ]  # fmt: skip

@@ -45,12 +45,15 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
-def seconds(flag: str, value: str | None) -> float | None:
+def seconds(flag: str, value: str | None, *, above_zero: bool = False) -> float | None:
     """An option that is a duration. Raises click.UsageError."""
     try:
-        return None if value is None else parse_duration(value)
+        found = None if value is None else parse_duration(value)
     except ValueError as error:
         raise click.UsageError(f"{flag}: expected {error}") from None
+    if above_zero and found == 0:
+        raise click.UsageError(f"{flag}: expected a duration above 0, such as 10m")
+    return found
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, Final
 
 from supervisor.endpoint import Endpoint
@@ -12,7 +12,9 @@ from supervisor.settings.parsers import (
     AUTO,
     Address,
     Parser,
+    Rate,
     Span,
+    Threshold,
     address,
     choice,
     control,
@@ -26,10 +28,13 @@ from supervisor.settings.parsers import (
     or_off,
     path,
     queue,
+    rate,
     size,
+    threshold,
     urls,
     workers,
 )  # fmt: skip
+from supervisor.values import dataclass
 
 ENVIRONMENT_PREFIX: Final = "WORKQ_"
 
@@ -124,7 +129,7 @@ _TABLE: Final = (
     ),
     Option(
         "reload", "Workers", "", flag, "false",
-        "For development: reload when a Python file in --app-dir changes. Needs workq-supervise[reload].",
+        "For development: reload when a Python file in --app-dir changes. Needs watchfiles (the extra reload).",
         reloadable=False,
     ),
     Option(
@@ -134,6 +139,11 @@ _TABLE: Final = (
     Option(
         "soft_timeout", "Limits", "D", or_off(duration(0.001, "4m")), "off",
         "Soft limit per task: raise SoftTimeout in the handler.",
+    ),
+    Option(
+        "rate", "Limits", "N/UNIT", or_off(rate), "off",
+        "At most N tasks begin in a second, minute or hour (20/s, 600/m, 1000/h), for all workers of this supervisor "
+        "together.",
     ),
     Option("max_tasks", "Limits", "N", or_off(number(1, 2**31)), "off", "Replace a worker after N tasks."),
     Option(
@@ -148,6 +158,14 @@ _TABLE: Final = (
     Option(
         "max_crashes", "Limits", "N", number(1, 1000), "3",
         "Quarantine a message after it has killed N workers.",
+    ),
+    Option(
+        "breaker", "Limits", "RATIO/COUNT", or_off(threshold), "off",
+        "Stop consuming when this share of at least COUNT tasks within a minute has failed: 50%/20.",
+    ),
+    Option(
+        "breaker_reset", "Limits", "D", duration(1, "30s"), "30s",
+        "How long until one worker then tries a task; doubled up to 5m while tasks fail.",
     ),
     Option("max_body", "Limits", "SIZE", size("1", "16M"), "16M", "Dead-letter larger messages without running them."),
     Option(
@@ -166,8 +184,8 @@ _TABLE: Final = (
     ),
     Option(
         "control", "Health and logs", "PATH", control, AUTO,
-        "Unix socket for workq status, top, scale, reload and drain, or off. auto: $RUNTIME_DIRECTORY/workq.sock, "
-        "else $XDG_RUNTIME_DIR/workq-QUEUE.sock, else off.",
+        "Unix socket for workq status, top, scale, reload, drain and kill, or off. auto: "
+        "$RUNTIME_DIRECTORY/workq.sock, else $XDG_RUNTIME_DIR/workq-QUEUE.sock, else off.",
         reloadable=False,
     ),
     Option(
@@ -177,6 +195,11 @@ _TABLE: Final = (
     Option(
         "log_level", "Health and logs", "LEVEL", choice("debug", "info", "warning", "error"), "info",
         "debug, info, warning or error.",
+    ),
+    Option(
+        "report", "Health and logs", "MODULE:FUNCTION", or_off(handler), "off",
+        "Function to call, in a process of its own, with each event about a worker's exit, a dead letter, the broker "
+        "or a reload.",
     ),
     Option(
         "config", "Other", "FILE", path, "", "Read options from a TOML file; keys use underscores.",
@@ -211,7 +234,7 @@ class Settings:
     queue_type: str = _default("queue_type")
     """`default` (send no type), `quorum` or `classic`."""
     declare: bool = _default("declare")
-    workers: Span = _default("workers")  # noqa: RUF009 (a Field, not a value)
+    workers: Span = _default("workers")
     prefetch: int = _default("prefetch")
     heartbeat: float = _default("heartbeat")
     """Whole seconds, at least 1."""
@@ -221,13 +244,16 @@ class Settings:
     boot_retry: bool = _default("boot_retry")
     grace: float = _default("grace")
     lost_grace: float = _default("lost_grace")
+    rate: Rate | None = _default("rate")
     max_tasks: int | None = _default("max_tasks")
     max_memory: int | None = _default("max_memory")
     retries: int = _default("retries")
     retry_delay: float = _default("retry_delay")
     max_crashes: int = _default("max_crashes")
+    breaker: Threshold | None = _default("breaker")
+    breaker_reset: float = _default("breaker_reset")
     max_body: int = _default("max_body")
-    health: Address | None = _default("health")  # noqa: RUF009 (a Field, not a value)
+    health: Address | None = _default("health")
     health_explicit: bool = False
     """Given, not the default."""
     health_host: tuple[str, ...] = _default("health_host")
@@ -240,6 +266,8 @@ class Settings:
     """Given, not the default."""
     log_format: str = _default("log_format")
     log_level: str = _default("log_level")
+    report: str | None = _default("report")
+    """`module:function`, called with events."""
     app_dir: str = _default("app_dir")
     """Absolute."""
     preload: bool = _default("preload")
@@ -259,6 +287,8 @@ class Settings:
         wire: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         wire["url"] = [endpoint.to_wire() for endpoint in self.url]
         wire["workers"] = [self.workers.least, self.workers.most]
+        wire["rate"] = [self.rate.count, self.rate.unit] if self.rate else None
+        wire["breaker"] = [self.breaker.ratio, self.breaker.count] if self.breaker else None
         wire["health"] = [self.health.host, self.health.port] if self.health else None
         return wire
 
@@ -266,8 +296,10 @@ class Settings:
     def from_wire(cls, wire: dict[str, Any]) -> Settings:
         """The inverse of `to_wire`."""
         health = Address(*wire["health"]) if wire["health"] else None
+        breaker = Threshold(*wire["breaker"]) if wire["breaker"] else None
         urls = tuple(map(Endpoint.from_wire, wire["url"]))
-        changed = {"url": urls, "workers": Span(*wire["workers"]), "health": health}
+        rate = Rate(*wire["rate"]) if wire["rate"] else None
+        changed = {"url": urls, "workers": Span(*wire["workers"]), "health": health, "rate": rate, "breaker": breaker}
         return cls(**{**wire, **changed, "health_host": tuple(wire["health_host"])})
 
 

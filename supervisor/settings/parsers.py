@@ -6,13 +6,14 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
 from supervisor.endpoint import Endpoint
 from supervisor.linux import cgroup
 from supervisor.queues import dead
+from supervisor.values import dataclass
 
 WORKERS_MOST: Final = 1024
 """As many as the scoreboard has pages."""
@@ -52,8 +53,39 @@ class Span:
         return f"{self.least}" if self.is_fixed else f"{self.least}..{self.most}"
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many tasks in so much time."""
+
+    count: int
+    unit: str
+    """`s`, `m` or `h`."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one task to the next."""
+        return _SECONDS[self.unit] / self.count
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Of the circuit breaker."""
+
+    ratio: float
+    """Of failed tasks, above 0, at most 1."""
+    count: int
+    """Of ended tasks, at least."""
+
+    def __str__(self) -> str:
+        return f"{self.ratio * 100:g}%/{self.count}"
+
+
 _DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(ms|s|m|h)?")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
+_RATE: Final = re.compile(r"([0-9]{1,7})\s*/\s*([smh])")
 _SIZE: Final = re.compile(r"([0-9]{1,15})\s*([KMG])?", re.IGNORECASE)
 _BYTES: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 _FLAGS: Final = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
@@ -72,6 +104,14 @@ def parse_duration(value: object) -> float:
     if seconds > _YEAR:
         raise ValueError("a duration of at most 8760h")
     return seconds
+
+
+def rate(value: object) -> Rate:
+    """`20/s`, `600/m` or `1000/h`. Raises ValueError."""
+    match = _RATE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not int(match[1]):
+        raise ValueError("a number of tasks, at most 9999999, in a second, minute or hour, such as 20/s, 600/m, 1000/h")
+    return Rate(int(match[1]), match[2])
 
 
 def parse_size(value: object) -> int:
@@ -114,6 +154,16 @@ def or_off(parse: Parser) -> Parser:
             raise ValueError(f"{error}, or off") from None
 
     return parse_or_off
+
+
+_THRESHOLD: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)\s*%\s*/\s*([0-9]{1,7})")
+
+
+def threshold(value: object) -> Threshold:
+    match = _THRESHOLD.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not 0 < float(match[1]) <= 100 or int(match[2]) < 1:
+        raise ValueError("a percentage of failed tasks and a number of tasks, such as 50%/20")
+    return Threshold(float(match[1]) / 100, int(match[2]))
 
 
 def number(least: int, most: int) -> Parser:

@@ -6,7 +6,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ import supervisor.settings.parsers as parsers
 from supervisor.endpoint import Endpoint
 from supervisor.settings.options import ENVIRONMENT_PREFIX, OPTIONS, Settings
 from supervisor.settings.parsers import AUTO, Address
+from supervisor.values import dataclass
 
 CREDENTIAL: Final = "amqp-url"
 """The name of the URL's credential in systemd's LoadCredential=."""
@@ -168,7 +168,9 @@ def load(handler: str | None, command_line: CommandLine, environ: Mapping[str, s
         from importlib.util import find_spec
 
         if find_spec("watchfiles") is None:
-            problems.append("reload: needs watchfiles: pip install 'workq-supervise[reload]'")
+            from supervisor import extras
+
+            problems.append(f"reload: needs watchfiles: {extras.line('reload')}")
 
     # A file that cannot be read may name the handler.
     missing = not sources.unread and sources.given("handler") is None

@@ -23,7 +23,8 @@ from supervisor.policy import settle
 from supervisor.settings import OPTIONS
 from supervisor.worker import contract
 from supervisor.worker.delivery import Delivery
-from supervisor.worker.handler import CannotLoad, Handler
+from supervisor.worker.event_loop import Nested
+from supervisor.worker.handler import CannotLoad, Handler, ended
 from supervisor.worker.task import Task
 
 __all__ = ["Deferred", "Done", "Failed", "Message", "Rejected", "Result", "Retried", "run", "task"]
@@ -88,12 +89,12 @@ def task(body: str | bytes = b"", **message: Unpack[Message]) -> Task:
     """A task as a handler gets it. Text is sent as UTF-8; `attempt` is 1 unless it is given, `queue` the default one,
     and `routing_key` the queue's name.
 
-    Raises ValueError when `attempt` is less than 1.
+    Raises ValueError when `attempt` is less than 1, and TypeError for a body that is neither text nor bytes.
     """
     attempt = message.get("attempt", 1)
     if attempt < 1:
         raise ValueError(f"attempt counts from 1, and {attempt} is given")
-    body = body.encode() if isinstance(body, str) else body
+    body = queues.octets(body)
     queue = message.get("queue", OPTIONS["queue"].default)
     routing_key = message.get("routing_key", queue)
     properties = Properties(
@@ -115,22 +116,40 @@ def run(function: Callable[..., Any], body: str | bytes | Task = b"", **message:
     `body` may be a task made by `task`. An `async def` runs on a loop of its own. Of a class an instance is made, set
     up, called and torn down.
 
-    Raises TypeError for what a worker refuses at its start: a generator function, or what cannot be called with
-    exactly one argument; what the set-up of a class raises; AssertionError when its tear-down raises.
+    Raises TypeError for what a worker refuses at its start (a generator function, or what cannot be called with
+    exactly one argument), and for a body that is neither text, bytes nor a task; RuntimeError in a running event loop,
+    where nothing of the handler's can be awaited; what the set-up of a class raises; AssertionError when its tear-down
+    raises.
     """
     name = getattr(function, "__qualname__", repr(function))
     if (why := contract.refusal(name, function)) is not None:
         raise TypeError(why)
     given = body if isinstance(body, Task) else task(body, **message)
-    made = Handler(name, function)
+    made = Handler(name, function, _ended)
     try:
         made.set_up()
         return result(made.runner()(given))
     except CannotLoad as error:
-        raise (error.__cause__ or error) from None
+        cause = error.__cause__ or error
+        raise _nested() if isinstance(cause, Nested) else cause from None
+    except Nested:
+        raise _nested() from None
     finally:
         if (failed := made.tear_down()) is not None:
             raise AssertionError(f"the tear-down raised {failed.error}\n{failed.traceback}")
+
+
+def _ended(error: BaseException) -> settle.Outcome:
+    if isinstance(error, Nested):
+        raise error
+    return ended(error)
+
+
+def _nested() -> RuntimeError:
+    return RuntimeError(
+        "testing.run cannot be called from a running event loop: it awaits the handler on a loop of its own. Make the "
+        "test a plain `def`, or call `await asyncio.to_thread(testing.run, handler, body)`"
+    )
 
 
 def result(outcome: settle.Outcome) -> Result:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from supervisor import amqp, queues, trace
@@ -23,7 +24,7 @@ from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice
 from supervisor.settings import Settings
-from supervisor.vocabulary import Cause, Kind
+from supervisor.vocabulary import Cause, Intake, Kind
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.gone import Gone, cause_of, none_of
 from supervisor.worker.heartbeats import Baton
@@ -43,6 +44,7 @@ PATIENCE: Final = 5.0
 """Seconds that a turn of the loop waits at most: the supervisor checks that it turns."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds to close the connection to a broker that seems healthy."""
+_NONE: Final = MappingProxyType[str, str]({})
 
 
 class Consumer:
@@ -60,6 +62,7 @@ class Consumer:
         beat: Callable[[], None],
         lost: Callable[[Gone], None],
         idle: Callable[[int, float], bool] = lambda *_: False,
+        intake: Intake = Intake.ALL,
     ) -> None:
         self._settings = settings
         self._name = name
@@ -70,6 +73,9 @@ class Consumer:
         self._gone: Gone | None = None
         self.leaving: Gone | None = None
         """Why it should end, once asked to."""
+        self._intake = intake
+        self.is_restrained = intake is Intake.ONE
+        """Call `before_ack` before each acknowledgement."""
         self._finish = False
         self._endpoint: Endpoint | None = None
         self._connection: Connection | None = None
@@ -84,9 +90,9 @@ class Consumer:
 
     # ---------------------------------------------------------------------------------------------- the story
 
-    def open(self, *, declare_ours: bool = False) -> str:
-        """Connect to one of the brokers, in random order, take or declare the queue, consume. Returns the broker.
-        `declare_ours`: also declare the queues for retries and dead letters.
+    def open(self, *, declare_ours: bool = False, met: Mapping[str, str] = _NONE) -> str:
+        """Connect to one of the brokers, in random order, take or declare the queue, consume if it may. Returns the
+        broker. `declare_ours`: also declare the queues for retries and dead letters. `met` as in `Begin`.
 
         Raises Gone if none can be used, with the reason for each.
         """
@@ -98,7 +104,7 @@ class Consumer:
         for endpoint in endpoints:
             begun = now()
             try:
-                self._connect(endpoint, deadline)
+                self._connect(endpoint, met.get(str(endpoint), ""), deadline)
                 break
             except Gone as gone:
                 if gone.cause is not Cause.BROKER:
@@ -108,11 +114,12 @@ class Consumer:
                 if len(refusals) == len(endpoints) or now() >= deadline:
                     self._gone = none_of(refusals)
                     raise self._gone from None
-        self._wait(lambda: self.subscription.is_active)
+        self._wait(lambda: not self.subscription.is_changing)
         patience = max(OURS_WITHIN, 2 * (now() - begun))
         self._happens(lambda: self.own_queues.is_answered, patience)
         self.own_queues.give_up(patience)
         self._has_arrived = True
+        self._adjust()
         return str(endpoint)
 
     def start_heartbeats(self) -> None:
@@ -131,9 +138,8 @@ class Consumer:
 
     @property
     def version(self) -> str:
-        """RabbitMQ's: `3.10.8`. Empty if unknown or another broker's."""
-        said = (self._connection and self._connection.server_properties) or {}
-        return str(said.get("version", "")) if said.get("product") == "RabbitMQ" else ""
+        """As `Connection.version`."""
+        return self._connection.version if self._connection is not None else ""
 
     def next(self) -> Delivery | None:
         """The next message to run; None when asked to exit and nothing is left to do. Raises Gone."""
@@ -146,6 +152,25 @@ class Consumer:
                 return self._stash.popleft()
             has_waited = self._idle(self._ioloop.fileno(), self._ioloop.patience(PATIENCE))
             self._pump(0.0 if has_waited else PATIENCE)
+
+    def put_back(self, delivery: Delivery) -> None:
+        """It is the next one again: it has not begun."""
+        self._stash.appendleft(delivery)
+
+    @property
+    def has_delivery(self) -> bool:
+        """Whether `next` has one that has come already."""
+        return bool(self._stash)
+
+    def pass_time(self, seconds: float) -> None:
+        """Turn the loop for `seconds` with a delivery put back, or until `next` would not give it out again."""
+        until = now() + seconds
+        timer = self._ioloop.call_later(seconds, _nothing)
+        while now() < until and self._stash and self._gone is None and (self.leaving is None or self._finish):
+            # As in `next`, which has no call to spare.
+            has_waited = self._idle(self._ioloop.fileno(), self._ioloop.patience(PATIENCE))
+            self._pump(0.0 if has_waited else PATIENCE)
+        timer.callback = None
 
     def turn(self) -> None:
         """One turn of the loop, for a caller that waits for something other than a message. Raises Gone."""
@@ -196,7 +221,24 @@ class Consumer:
         if self.leaving is None:
             self.leaving = Gone(cause, detail)
             self._finish = finish
+            self.is_restrained = True
             self._wake()
+
+    def admit(self, intake: Intake) -> None:
+        """Take this from now on. What has been delivered and not begun is returned when the consumer is cancelled.
+        Callable on whichever thread pumps."""
+        self._intake = intake
+        self.is_restrained = self.leaving is not None or intake is Intake.ONE
+        if self._has_arrived:
+            self._adjust()
+
+    def before_ack(self, *, has_run: bool) -> None:
+        """Cancel the consumer if this message is the last one, so that the broker sends nothing after its ack.
+        `has_run`: its handler was called. Raises Gone."""
+        if self.leaving is not None:
+            self.cancel()
+        elif has_run and self._intake is Intake.ONE:
+            self.admit(Intake.NONE)
 
     def cancel(self) -> None:
         """Stop the deliveries: after this returns, nothing more comes.
@@ -204,10 +246,12 @@ class Consumer:
         Called before the last ack, so that the broker sends nothing after it that would be returned and marked
         redelivered.
         """
-        if self.subscription.is_active and self._gone is None:
-            answers: list[Any] = []
-            self.subscription.end(answers.append)
-            self._wait(lambda: bool(answers))
+        subscription = self.subscription
+        if self._gone is None:
+            self._wait(lambda: not subscription.is_changing)
+        if self._gone is None and subscription.is_active:
+            subscription.end(_nothing)
+            self._wait(lambda: not subscription.is_changing)
 
     def open_channel(self) -> Channel | None:
         """None while no connection is open. Raises NoFreeChannels."""
@@ -240,7 +284,7 @@ class Consumer:
 
     # --------------------------------------------------------------------------------------------- the steps
 
-    def _connect(self, endpoint: Endpoint, deadline: float) -> None:
+    def _connect(self, endpoint: Endpoint, version: str, deadline: float) -> None:
         """Raises Gone. No other attempt after the deadline: this one may still end, which would be reported."""
         self._endpoint = endpoint
         try:
@@ -250,6 +294,7 @@ class Consumer:
                 heartbeat=self._settings.heartbeat,
                 name=self._name,
                 on_greeted=self._ask_for_all,
+                expected=version,
                 on_closed=self._lose,
             )
         except Exception as error:  # an unusable file, or this process lacks a resource
@@ -270,7 +315,18 @@ class Consumer:
         if self._declares_ours:
             # Before the queue is taken, to wait less for these answers.
             self.own_queues.declare(connection, self._endpoint)
-        self.subscription.begin(connection, channel, self.version)
+        self.subscription.begin(connection, channel, self.version, self._intake)
+
+    def _adjust(self) -> None:
+        """Consume, or cancel, as it may; called again when the broker has answered."""
+        subscription = self.subscription
+        if self.leaving is not None or self._gone is not None or subscription.is_changing:
+            return
+        if subscription.is_active and subscription.intake is not self._intake:
+            subscription.end(self._adjust)
+            self._return_stash()
+        elif not subscription.is_active and self._intake is not Intake.NONE:
+            subscription.resume(self._intake, self._adjust)
 
     def _wait(self, happened: Callable[[], bool]) -> None:
         patience = ANSWER_TIMEOUT
@@ -303,12 +359,15 @@ class Consumer:
         self.cancel()
         if self._finish and self._stash:
             return self._stash.popleft()
-        channel = self.subscription.channel
-        while self._stash and channel is not None:
-            channel.basic_nack(self._stash.popleft().tag)
+        self._return_stash()
         if self._gone is not None:
             raise self._gone
         return None
+
+    def _return_stash(self) -> None:
+        channel = self.subscription.channel
+        while self._stash and channel is not None:
+            channel.basic_nack(self._stash.popleft().tag)
 
     # ------------------------------------------------------------------------------------------------ the pump
 

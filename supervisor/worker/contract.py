@@ -12,7 +12,7 @@ import inspect
 import itertools
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import AsyncContextDecorator, ContextDecorator
-from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
+from types import AsyncGeneratorType, CodeType, CoroutineType, FunctionType, GeneratorType, MethodType
 from typing import Any, Final
 
 _MOST_WRAPPERS: Final = 16
@@ -99,6 +99,22 @@ def is_async(handler: Any) -> bool:
     if is_class(handler):
         handler = _method(handler, "__call__")
     return bool(_flags(handler) & (inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE))
+
+
+def hidden_coroutine(handler: Any) -> CodeType | None:
+    """The code of a coroutine function behind a decorator that uses `functools.wraps` and is no coroutine function
+    itself. Of a class, or its instance: of `__call__`."""
+    if is_async(handler):
+        return None
+    if type(handler) is not FunctionType:
+        handler = _method(handler if is_class(handler) else type(handler), "__call__")
+    for _ in range(_MOST_WRAPPERS):
+        if type(handler) is not FunctionType:
+            return None
+        if handler.__code__.co_flags & inspect.CO_COROUTINE:
+            return handler.__code__
+        handler = vars(handler).get("__wrapped__")
+    return None
 
 
 def _flags(handler: Any) -> int:

@@ -25,6 +25,10 @@ _FUTURES: Final = (
 """Handles of work that runs elsewhere: module, class, and the method that waits for its end."""
 
 
+class Nested(RuntimeError):
+    """What is to be awaited is so by a loop of ours, and this thread runs another."""
+
+
 class EventLoop:
     """One for the worker's life, so that a handler may keep clients open between tasks. Made when it is first needed:
     a loop (its epoll descriptor) must not be shared between forked workers."""
@@ -71,6 +75,10 @@ class EventLoop:
         import asyncio
         import contextvars
 
+        if asyncio._get_running_loop() is not None:  # only `supervisor.testing` is called like that
+            if asyncio.iscoroutine(result):
+                result.close()
+            raise Nested
         if asyncio.isfuture(result):
             loop = result.get_loop()
             if result.done():
@@ -118,7 +126,7 @@ async def _within(seconds: float, coroutine: Coroutine[Any, Any, Any], exception
     except TimeoutError as error:
         if not limit.expired():
             raise
-        where = error.__cause__  # the cancellation, from the handler's own frame on
+        where = error.__context__  # the cancellation, from the handler's own frame on; 3.11.2 names it no cause
         if where is not None and where.__traceback__ is not None:
             where = where.with_traceback(where.__traceback__.tb_next)
         raise exception() from where

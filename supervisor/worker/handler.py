@@ -125,6 +125,10 @@ class Handler:
         """A function that runs the handler, which is set up, waits for what it handed back, and says how it ended,
         whatever it raises. `soft_timeout` in seconds."""
         run = self._adapted(self._function)
+        if (code := contract.hidden_coroutine(self._function)) is not None:
+            from supervisor.worker.unawaited import demand_awaited
+
+            run = demand_awaited(run, code)
         if soft_timeout is None:
             return run
         from supervisor.worker.soft_timeout import SoftTimeouts

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +18,7 @@ from supervisor.amqp.properties import Remains
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle
 from supervisor.messages import (
+    Admit,
     Begin,
     Connecting,
     Drain,
@@ -32,13 +34,14 @@ from supervisor.messages import (
 from supervisor.policy.settle import Condemned, TooLarge, Undecodable
 from supervisor.scoreboard import Pen, Scoreboard
 from supervisor.settings import Settings
-from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, Cause, Phase, slot_of
+from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, Cause, Intake, Kind, Phase, slot_of
 from supervisor.worker import aftermath, forked
 from supervisor.worker.consumer import Consumer
 from supervisor.worker.delivery import Delivery
 from supervisor.worker.gone import Gone
 from supervisor.worker.handler import CannotLoad, Handler, load
 from supervisor.worker.inquiries import Inquiries
+from supervisor.worker.pace import Pace
 from supervisor.worker.settling import Settling
 from supervisor.worker.task import Task
 
@@ -59,6 +62,8 @@ class Birth:
     log_fd: int
     handler: Handler | None
     """Already imported by the nursery, or None: import it here."""
+    output_fd: int
+    """The pipe that descriptors 1 and 2 are, until a handler's code puts something else there."""
 
 
 def live(birth: Birth) -> NoReturn:
@@ -159,14 +164,16 @@ class Worker:
         self._pen = pen
         self._run = handler.runner(settings.soft_timeout)
         name = f"workq-{os.uname().nodename}-{os.getpid()}-{slot}"
-        self._consumer = Consumer(settings, name, pen.beat, self._lost, handler.idle)
+        self._consumer = Consumer(settings, name, pen.beat, self._lost, handler.idle, Intake(begin.intake))
         self._inquiries = Inquiries(settings, self._consumer.open_channel, self._link.send)
         self.settling = Settling(settings, name, begin, self._link, pen, sink, self._consumer, self._hear)
-        self._has_queues = begin.has_queues
+        self._begin = begin
+        self._pace = Pace(birth.board.bucket(begin.page), settings.rate.interval) if settings.rate else None
         self._tries = settings.retries + 1
         self._verdicts: dict[str, Verdict] = {}
         self._task: Task | None = None
         self._log: Any = logs.get_logger()
+        self._output_fd = birth.output_fd
         self._tells_starts = logs.tells("debug")
         self._name = name
         self._tracing: Tracing | None = None
@@ -179,7 +186,8 @@ class Worker:
         self._link.send(Connecting())
         self._pen.phase(Phase.CONNECTING)
         try:
-            broker = consumer.open(declare_ours=self._settings.declare and not self._has_queues)
+            begin = self._begin
+            broker = consumer.open(declare_ours=self._settings.declare and not begin.has_queues, met=begin.met)
             ours, queue = consumer.own_queues, consumer.subscription
             self.settling.parking.learn(ours.declared)
             self._start_heartbeats()
@@ -187,7 +195,8 @@ class Worker:
             self._pen.phase(Phase.IDLE)
             ready = Ready(broker, consumer.version, queue.has_declared, ours.refused, queue.prefetch, _resident())
             self._link.send(ready)
-            while (delivery := consumer.next()) is not None:
+            take = consumer.next if self._pace is None else partial(self._next_in_turn, self._pace)
+            while (delivery := take()) is not None:
                 self._serve(delivery)
         except Gone as gone:
             return gone
@@ -197,6 +206,27 @@ class Worker:
         return consumer.leaving
 
     # ------------------------------------------------------------------------------------------------ one task
+
+    def _next_in_turn(self, pace: Pace) -> Delivery | None:
+        """As `Consumer.next`, once `--rate` lets another task begin. Until then the consumer has the message, and
+        returns it when this worker is to exit, or to take nothing."""
+        consumer, pen = self._consumer, self._pen
+        while True:
+            if not consumer.has_delivery:
+                pace.leave()
+                pen.phase(Phase.IDLE)
+            delivery = consumer.next()
+            if delivery is None:
+                return None
+            try:
+                wait = pace.take()
+            except OSError as error:
+                raise Gone(Cause.LOCAL, f"--rate: the bucket cannot be locked: {error}", Kind.LOCAL) from error
+            if not wait:
+                return delivery
+            consumer.put_back(delivery)
+            pen.phase(Phase.WAITING)
+            consumer.pass_time(wait)
 
     def _serve(self, delivery: Delivery) -> None:
         """Note, run, settle and count it."""
@@ -225,6 +255,7 @@ class Worker:
         tracing = self._tracing
         if tracing is not None:
             tracing.begin(delivery, attempt)
+        pen.mark(self._output_fd)
         begun = pen.take(
             delivery.name.encode(),
             delivery.is_named,
@@ -330,6 +361,8 @@ class Worker:
         match order:
             case Drain(finish, cause):
                 self._consumer.leave(Cause(cause), "drain requested", finish=finish)
+            case Admit(intake):
+                self._consumer.admit(Intake(intake))
             case Measure():
                 self._inquiries.make(order)
             case Verdict(key):

@@ -6,13 +6,13 @@ twice: the intermediate process exits immediately, and its child, the worker, is
 depend on the nursery.
 
     python -P -m supervisor.worker.nursery LINK SCOREBOARD LOG     three inherited descriptors; the rest comes by the
-    link. Or a fork of the supervisor that calls `main` (supervisor.parent.nursery)
+    link. Or a fork of the zygote (supervisor.parent.zygote), which is a nursery of nurseries: `breed`
 """
 
 from __future__ import annotations
 
+import atexit
 import errno
-import functools
 import gc
 import io
 import mmap
@@ -20,9 +20,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from typing import NoReturn
 
 from supervisor import logs, originals, streams, trace
+from supervisor.amqp import tls
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle
@@ -49,6 +51,28 @@ def main(link_fd: int, board_fd: int, log_fd: int) -> int:
         return EXIT_SOFTWARE
 
 
+def breed(link_fd: int, board_fd: int, log_fd: int, parent: int) -> int:
+    """Fork nurseries on request until the supervisor closes the link. Returns the exit code. With each request come its
+    link, its output pipe and its working directory."""
+    link = Link.of(link_fd)
+    prctl.follow(parent)
+    proctitle.name("workq-zygote")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def become(nursery_fd: int, output_fd: int, directory_fd: int) -> NoReturn:
+        os.fchdir(directory_fd)
+        os.close(directory_fd)
+        _stand_alone(link, output_fd)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = main(nursery_fd, board_fd, log_fd)
+        atexit._run_exitfuncs()
+        streams.flush()
+        os._exit(code)
+
+    _serve(link, become, 3)
+    return EXIT_DONE
+
+
 def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     for fd in (link_fd, board_fd, log_fd):
         os.set_inheritable(fd, False)
@@ -68,6 +92,7 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     settings = Settings.from_wire(order.settings)
     configure_logs("nursery", settings, link, board_fd, log_fd)
     rehearse()  # before the handler, which may change it
+    tls.prepare(settings.url)
     if trace.is_wanted(os.environ):
         _prepare_tracing()
     begun = now()
@@ -100,17 +125,18 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     link.send(Loaded(now() - begun, order.preload))
     board = Scoreboard(board_fd)
 
-    def birth(worker_link: Link) -> Birth:
+    def become(worker_fd: int, output_fd: int) -> NoReturn:
+        _stand_alone(link, output_fd)
         if undone is not None:
             undone.restore()
         aftermath.reseed()
-        return Birth(order.parent, settings, worker_link, board, log_fd, handler)
+        live(Birth(order.parent, settings, Link.of(worker_fd), board, log_fd, handler, os.dup(2)))
 
-    _serve(link, birth)
+    _serve(link, become, 2)
     return EXIT_DONE
 
 
-@functools.cache
+@cache
 def rehearse() -> None:
     """Once for all workers, before any fork."""
     try:
@@ -126,33 +152,35 @@ def _prepare_tracing() -> None:
 
         tracing.prepare()
     except ImportError as error:
-        because = f"OpenTelemetry's variables ask for spans: pip install 'workq-supervise[otel]' ({error})"
+        from supervisor import extras
+
+        because = f"OpenTelemetry's variables ask for spans: {extras.line('otel')} ({error})"
         logs.get_logger().warning("tracing.off", because=because)
     except tracing.CannotExport:
         pass  # each worker logs it
 
 
-def _serve(link: Link, birth: Callable[[Link], Birth]) -> None:
+def _serve(link: Link, become: Callable[..., NoReturn], count: int) -> None:
+    """Fork a process that calls `become` with the `count` descriptors of each request."""
     note = mmap.mmap(-1, _PID_BYTES)
     while (received := link.receive()) is not None:
         order, fds = received
         assert isinstance(order, Fork)
-        if len(fds) != 2:
+        if len(fds) != count:
             # The kernel drops descriptors beyond this process's limit (unix(7), MSG_CTRUNC).
             for fd in fds:
                 os.close(fd)
             link.send(ForkFailed(order.ticket, "the nursery has no descriptor left for it", errno.EMFILE))
             continue
-        worker_fd, output_fd = fds
         try:
-            pid = _fork_twice(note, lambda: _become(link, birth, worker_fd, output_fd))  # noqa: B023 - called at once
+            pid = _fork_twice(note, partial(_live, become, fds))
         except OSError as error:
             link.send(ForkFailed(order.ticket, f"no worker can be forked: {error.strerror}", error.errno or 0))
         else:
             link.send(Forked(order.ticket, pid))
         finally:
-            os.close(worker_fd)
-            os.close(output_fd)
+            for fd in fds:
+                os.close(fd)
 
 
 def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
@@ -176,19 +204,23 @@ def _fork_twice(note: mmap.mmap, child: Callable[[], NoReturn]) -> int:
     return pid
 
 
-def _become(link: Link, birth: Callable[[Link], Birth], worker_fd: int, output_fd: int) -> NoReturn:
-    """The new process: close the nursery's descriptors, set up the worker's, and run it."""
+def _live(become: Callable[..., NoReturn], fds: list[int]) -> NoReturn:
+    """The new process."""
     try:
-        link.close()
-        os.setsid()
-        os.dup2(output_fd, 1)
-        os.dup2(output_fd, 2)
-        os.close(output_fd)
-        live(birth(Link.of(worker_fd)))
+        become(*fds)
     except BaseException as error:  # noqa: BLE001 - nothing is swallowed
         streams.complain_of(error)
     finally:
-        os._exit(EXIT_SOFTWARE)  # live() does not return
+        os._exit(EXIT_SOFTWARE)  # `become` does not return
+
+
+def _stand_alone(link: Link, output_fd: int) -> None:
+    """Close the link of whoever has forked this process; a session and an output of its own."""
+    link.close()
+    os.setsid()
+    os.dup2(output_fd, 1)
+    os.dup2(output_fd, 2)
+    os.close(output_fd)
 
 
 if __name__ == "__main__":

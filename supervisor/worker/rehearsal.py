@@ -55,7 +55,8 @@ def _live(door: socket.socket, board: Scoreboard, nowhere: int) -> None:
 
 
 def _play(door: socket.socket, here: Endpoint, supervisor: Link, link: Link, board: Scoreboard, nowhere: int) -> None:
-    birth = Birth(os.getpid(), Settings("", url=(here,), queue=_QUEUE, app_dir="/"), link, board, nowhere, None)
+    settings = Settings("", url=(here,), queue=_QUEUE, app_dir="/")
+    birth = Birth(os.getpid(), settings, link, board, nowhere, None, nowhere)
 
     def leave(_: Task) -> None:
         supervisor.send(Drain(False, Cause.DRAINED))

@@ -25,6 +25,9 @@ from supervisor.policy.settle import (
     Rejected,
     RetryAsked,
     Settlement,
+    TooLarge,
+    Undecodable,
+    failure,
     settle,
 )
 from supervisor.publisher import PublishError
@@ -38,6 +41,7 @@ from supervisor.worker.gone import Gone
 from supervisor.worker.parking import Parking
 
 _FAILED: Final = (Raised, RetryAsked, Rejected)
+_NOT_RUN: Final = (Condemned, TooLarge, Undecodable)
 
 PARK_AGAIN_AFTER: Final = 1.0
 PARK_AGAIN_AT_MOST: Final = 30.0
@@ -97,7 +101,7 @@ class Settling:
     def acknowledge_parked(self, delivery: Delivery) -> None:
         """It is parked already, and only its acknowledgement was lost. Raises Gone."""
         self._note_moved(delivery)
-        self._acknowledge(delivery)
+        self._acknowledge(delivery, None)
         self._count_returned(delivery)
         self._pen.phase(Phase.IDLE)
         because = "an earlier worker parked it, and the acknowledgement was lost: acknowledged, not run"
@@ -164,7 +168,7 @@ class Settling:
             if not isinstance(settlement, Afresh):  # its copy is not told from it
                 self._note_moved(delivery)
                 self._moved = delivery.tag, settlement
-        self._acknowledge(delivery)
+        self._acknowledge(delivery, outcome)
         if not isinstance(settlement, Afresh):
             self._count_returned(delivery)
         return settlement
@@ -180,13 +184,13 @@ class Settling:
         if self._burst and (delivery.properties.headers or {}).get(queues.BURST) == self._burst:
             self._pen.count("returned")
 
-    def _acknowledge(self, delivery: Delivery) -> None:
-        """Raises Gone."""
+    def _acknowledge(self, delivery: Delivery, outcome: Outcome | None) -> None:
+        """`outcome` as in `_tell_broker`; None: it was not run. Raises Gone."""
         consumer = self._consumer
-        if self._pen.is_called() or consumer.leaving is not None:
+        if self._pen.is_called() or consumer.is_restrained:
+            self._pen.heed()
             self._hear()
-            if consumer.leaving is not None:  # else somebody else has written on the page
-                consumer.cancel()
+            consumer.before_ack(has_run=outcome is not None and not isinstance(outcome, _NOT_RUN))
         consumer.ack(delivery)
 
     # ----------------------------------------------------------------------------------------------- elsewhere
@@ -198,6 +202,8 @@ class Settling:
         PublishError."""
         if self._consumer.gone is not None:
             raise self._consumer.gone
+        if self._settings.breaker is not None and (failed := failure(outcome)) is not None:
+            self._pen.stumble(*failed)
         if not isinstance(settlement, DeadLetter):
             returning = settlement
             try:

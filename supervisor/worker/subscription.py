@@ -1,4 +1,4 @@
-"""A consumer's subscription: take the queue as it is, or declare it, and consume."""
+"""A consumer's subscription: take the queue as it is, or declare it; consume if it may, cancel, consume again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from supervisor.amqp.channel import Channel, Consume
 from supervisor.amqp.connection import Connection
 from supervisor.policy import advice, poison
 from supervisor.settings import Settings
-from supervisor.vocabulary import Cause, Kind
+from supervisor.vocabulary import Cause, Intake, Kind
 from supervisor.worker.gone import Gone
 
 _EVERYBODY: Final = {"x-priority": 0}
@@ -44,24 +44,36 @@ class Subscription:
         """Of basic.consume, beyond `_EVERYBODY`."""
         self._has_begun = False
         self.channel: Channel | None = None
+        self.intake = Intake.ALL
+        self._changed: Callable[[], None] = _nothing
         self.is_active = False
+        """The broker has confirmed the consumer, which has not been cancelled."""
+        self.is_changing = True
+        """It has been asked to, or to cancel it, and has not answered."""
         self.has_declared: bool | None = None
         """Whether the queue was missing and declared; None when it was declared for comparison."""
         self.prefetch = settings.prefetch
         """The prefetch count."""
 
-    def begin(self, connection: Connection, channel: Channel, version: str) -> None:
+    def begin(self, connection: Connection, channel: Channel, version: str, intake: Intake) -> None:
         """Send all requests, on this new channel. `version` as `Consumer.version`."""
+        self.intake, self._changed, self.is_changing = intake, _nothing, True
         self._version = version
         self._arguments = advice.consumer_arguments(version, self._settings)
         self._has_begun = self.is_active = False
         self._take(connection, channel, self._attempts())
 
-    def end(self, answered: Callable[[Any], None]) -> None:
+    def end(self, answered: Callable[[], None]) -> None:
         """Call only while it is active."""
         assert self.channel is not None
-        self.is_active = False
-        self.channel.basic_cancel(self._name, callback=answered)
+        self.is_active, self.is_changing, self._changed = False, True, answered
+        self.channel.basic_cancel(self._name, callback=self._answered)
+
+    def resume(self, intake: Intake, answered: Callable[[], None]) -> None:
+        """Consume again, on the same channel. Call only when it neither is active nor changes."""
+        assert self.channel is not None
+        self.intake, self.is_changing, self._changed = intake, True, answered
+        self._consume(self.channel)
 
     def _attempts(self) -> Sequence[queues.Declaration]:
         settings = self._settings
@@ -100,14 +112,28 @@ class Subscription:
             self._lost(reason)
 
     def _consume(self, channel: Channel) -> None:
+        if self.intake is Intake.NONE:
+            channel.basic_qos(1, self._held)  # its answer shows that the queue was taken
+            return
         # Do not prefetch messages that `--max-tasks` would return unrun.
-        channel.basic_qos(min(self.prefetch, self._settings.max_tasks or self.prefetch))
+        most = min(self.prefetch, self._settings.max_tasks or self.prefetch)
+        channel.basic_qos(1 if self.intake is Intake.ONE else most)
         channel.basic_consume(
             self._settings.queue, self._delivered, self._name, self._arguments | _EVERYBODY, self._consuming
         )
 
     def _consuming(self, _: Any) -> None:
         self._has_begun = self.is_active = True
+        self._answered()
+
+    def _held(self, _: Any) -> None:
+        # With arguments the queue may refuse the consumer when there is one, and is then taken again without them.
+        self._has_begun = not self._arguments
+        self._answered()
+
+    def _answered(self, _: Any = None) -> None:
+        self.is_changing = False
+        self._changed()
 
     def _ask_type(self, connection: Connection, consuming: Channel) -> None:
         """Consume once the queue's type is known, on which the prefetch count depends.
@@ -133,3 +159,7 @@ class Subscription:
         for name, ms in self._arguments.items():
             question += f", or a message held for longer than {ms / 1000:g} s ({name})"
         self._cancelled(Gone(Cause.BROKER, f"the broker cancelled the consumer: {question}?", Kind.CANCELLED))
+
+
+def _nothing() -> None:
+    pass

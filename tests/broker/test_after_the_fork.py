@@ -17,6 +17,8 @@ from supervisor.worker import shared
 from tests import amqp, handler_modules
 from tests.supervision import Runs, supervised
 
+pytestmark = pytest.mark.any_broker
+
 HANDLE = """
 from handlers import note
 

@@ -15,6 +15,8 @@ from scripts.benches.row import Row
 from tests.broker.test_demo import belonging, left
 from tests.supervision import eventually
 
+pytestmark = pytest.mark.any_broker
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 PATIENCE = 100.0
 

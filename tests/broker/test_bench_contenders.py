@@ -28,6 +28,8 @@ from tests import amqp
 from tests.node import PrivateNode
 from tests.supervision import PATIENCE, eventually, gone
 
+pytestmark = pytest.mark.any_broker
+
 EVERYBODY = [BarePika(), BarePika(forked=True), Workq(), Workq("info")]
 
 

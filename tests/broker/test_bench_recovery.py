@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from scripts.benches import recovery, trials
 from scripts.benches.contenders import Workq
 from scripts.benches.row import Options
 from tests import amqp
 from tests.node import PrivateNode
+
+pytestmark = pytest.mark.any_broker
 
 
 def test_each_kill_hits_a_task_and_is_followed_to_the_end(broker_url: str, queue: str, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests import amqp
 from tests.supervision import Runs, eventually, supervised
 
+pytestmark = pytest.mark.any_broker
+
 THREADS = "threads"
 CONNECTS = """
 import os, socket, threading

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests import amqp
+from pathlib import Path
+
+from tests import amqp, handler_modules
 from tests.node import PrivateNode
 from tests.supervision import Runs, supervised
 
@@ -14,6 +16,19 @@ def test_f93_a_burst_without_a_broker_exits_with_75_and_says_why(unused_port: in
         assert pool.wait() == 75
         stopped = pool.hear("supervisor.stopped")
     assert "--burst-wait" in stopped["because"] and "connection refused" in stopped["because"]
+
+
+def test_a_burst_whose_handler_hangs_while_it_is_set_up_exits_with_75_and_says_why(
+    broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    source = "import time\nclass Hangs:\n    def __enter__(self): time.sleep(1000)\n    def __exit__(self, *_): ...\n"
+    handler_modules.write(tmp_path, "app", f"{source}    def __call__(self, task): ...\n")
+    options = ("--workers", "1", "--boot-timeout", "5s", "--burst", "--burst-wait", "1s")
+    env = {"PYTHONPATH": str(tmp_path)}
+    with supervised("app:Hangs", *options, url=broker_url, queue=queue, env=env) as pool:
+        assert pool.wait() == 75
+        stopped = pool.hear("supervisor.stopped")
+    assert "--burst-wait" in stopped["because"] and "setting up the handler" in stopped["because"]
 
 
 def test_f93_a_broker_that_is_late_and_not_too_late_is_awaited(own_node: PrivateNode, runs: Runs) -> None:

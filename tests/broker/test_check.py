@@ -676,6 +676,13 @@ def test_a_handler_is_imported_as_workers_would(broker: Managed, queue: str, tmp
     assert "1 threads behind" in handler("threads", "note")
     assert "SIGABRT" in handler("deadly", "problem")
 
+    def report(name: str, level: str) -> str:
+        return check(broker, queue, "--app-dir", str(tmp_path), "--report", name).one("report", level)["what"]
+
+    assert "can be imported" in report("fine:work", "ok")
+    assert "nothing_of_the_kind" in report("broken:work", "problem")
+    assert "has no attribute 'play'" in report("fine:play", "problem")
+
 
 def test_an_import_that_hangs_is_given_up_and_ended(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(

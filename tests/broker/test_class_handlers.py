@@ -13,6 +13,8 @@ import pytest
 from tests import amqp, handler_modules
 from tests.supervision import Runs, eventually, supervised
 
+pytestmark = pytest.mark.any_broker
+
 CODE = """
 import asyncio, os, socket, time
 from handlers import note

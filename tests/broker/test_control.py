@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -20,8 +21,12 @@ from typing import Any
 
 import pytest
 
+from supervisor.commands import drain
+from supervisor.commands.running import Running
 from tests import amqp, handler_modules
 from tests.supervision import PATIENCE, Runs, Supervision, eventually, gone, supervised
+
+pytestmark = pytest.mark.any_broker
 
 WORKQ = str(Path(sys.executable).with_name("workq"))
 NOBODY = 65534
@@ -299,24 +304,77 @@ def test_drain_says_what_is_in_hand_and_waits_until_the_supervisor_is_gone(
         said, both = [], []
         for _ in range(2):
             # Asked again, in the middle of it: nobody is killed, and both wait.
-            drain = _begin("drain", "--control", path)
-            started.callback(drain.kill)
-            assert drain.stdout is not None
-            both.append(drain)
-            said.append(drain.stdout.readline() + drain.stdout.readline())
+            process = _begin("drain", "--control", path)
+            started.callback(process.kill)
+            assert process.stdout is not None
+            both.append(process)
+            said.append(process.stdout.readline() + process.stdout.readline())
         pool.hear("supervisor.stopping")
         Path(f"{runs.path}.go").touch()
-        for number, drain in enumerate(both):
-            assert drain.stdout is not None and drain.stderr is not None
-            said[number] += drain.stdout.read()
+        for number, process in enumerate(both):
+            assert process.stdout is not None and process.stderr is not None
+            said[number] += process.stdout.read()
             # The supervisor's process is gone, not only its socket.
             assert gone(pool.pid, 0)
-            assert (drain.wait(PATIENCE), drain.stderr.read()) == (0, "")
-            assert "worker 0 (pid " in said[number] and "has in-hand in hand, for " in said[number]
+            assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
+            assert "worker 0 (pid " in said[number] and "has been running in-hand for " in said[number]
             assert said[number].endswith("\ngone\n")
         assert pool.wait() == 0
     assert runs.lines("done") == ["in-hand"]
     assert amqp.depth(broker_url, queue) == 1
+
+
+def test_drain_fails_and_names_the_task_when_the_grace_has_killed_one(
+    broker_url: str, queue: str, runs: Runs, path: str
+) -> None:
+    amqp.publish(broker_url, queue, ["60"], ids=["endless"])
+    options = ("--workers", "1", "--control", path, "--grace", "500ms")
+    with supervised("handlers:work", *options, url=broker_url, queue=queue, env=runs.env) as pool:
+        runs.hear("began")
+        done = workq("drain", "--control", path)
+        assert (done.returncode, pool.wait()) == (1, 1)
+    assert "gone" not in done.stdout.splitlines()
+    killed, end = done.stderr.splitlines()
+    assert "ended by grace while it ran endless, which is redelivered" in killed
+    assert end == "workq: gone with exit code 1: not everything was finished"
+
+
+def test_drain_does_not_call_an_end_that_it_has_not_seen_a_success(
+    broker_url: str, queue: str, runs: Runs, path: str
+) -> None:
+    amqp.publish(broker_url, queue, ["60"], ids=["endless"])
+    options = ("--workers", "1", "--control", path)
+    with supervised("handlers:work", *options, url=broker_url, queue=queue, env=runs.env) as pool:
+        runs.hear("began")
+        process = _begin("drain", "--control", path)
+        assert process.stdout is not None
+        process.stdout.readline()
+        pool.send(signal.SIGKILL)
+        said, complaint = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and "\ngone\n" not in said
+    assert "gone, but not seen how" in complaint
+
+
+def test_a_drain_of_longer_than_one_question_for_its_end_still_hears_it(
+    broker_url: str, queue: str, runs: Runs, path: str, tmp_path: Path
+) -> None:
+    handler_modules.write(tmp_path, "held", HELD)
+    amqp.publish(broker_url, queue, [""], ids=["in-hand"])
+    env = runs.env | {"PYTHONPATH": str(tmp_path)}
+    options = ("--workers", "1", "--control", path)
+    with supervised("held:work", *options, url=broker_url, queue=queue, env=env) as pool:
+        runs.hear("began")
+        running = Running(path)
+        first = running.end()
+        assert running.wish("/drain")["ok"]
+        assert select.select([first], [], [], PATIENCE)[0], "answered although the supervisor has not stopped"
+        assert first.document()["state"] == "draining"
+        ending = drain.Ending(running)
+        ending.ask()
+        Path(f"{runs.path}.go").touch()
+        assert pool.wait() == 0
+        last = ending.last()
+        assert last is not None and last["recent"][-1]["event"] == "supervisor.stopped"
 
 
 def test_drain_and_reload_stop_waiting_when_told_to(broker_url: str, queue: str, runs: Runs, path: str) -> None:

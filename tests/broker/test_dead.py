@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +16,9 @@ from supervisor import queues
 from supervisor.commands.dead.queue import WORN
 from supervisor.commands.plain import plain
 from tests import amqp, handler_modules, wire
+from tests.dead_letters import KINDS, PATIENCE, bury, command, dead, declare, ids, rows
 from tests.node import PrivateNode
 from tests.supervision import Runs, eventually, supervised
-
-KINDS = ("classic", "quorum")
-PATIENCE = 60.0
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def buried(broker_url: str, queue: str, kind: str) -> str:
-    """A queue and its dead letters, both of a type."""
-    declare(broker_url, queue, kind)
-    return queue
-
-
-def declare(url: str, queue: str, kind: str, **arguments: Any) -> None:
-    with amqp.connection(url) as link:
-        channel = link.channel()
-        channel.queue_declare(queue, durable=True, arguments={"x-queue-type": kind})
-        channel.queue_declare(f"{queue}.dead", durable=True, arguments={"x-queue-type": kind, **arguments})
-
-
-def bury(url: str, queue: str, names: list[str], body: str = "0", **properties: Any) -> None:
-    """Dead letters with these ids."""
-    headers = {
-        "x-workq-reason": "exception",
-        "x-workq-error": "ValueError: no",
-        "x-workq-attempt": 1,
-        "x-workq-host": "here",
-        "x-workq-first-seen": "2025-01-02T03:04:05.678Z",
-        "x-workq-queue": queue,
-    }
-    headers |= properties.pop("headers", {})
-    amqp.publish(url, f"{queue}.dead", [body] * len(names), ids=names, headers=headers, **properties)
 
 
 class Undecoded(pika.SelectConnection):
@@ -88,34 +50,6 @@ def raw(url: str, queue: str) -> list[tuple[dict[str, bytes], bytes]]:
         link.close()
 
 
-def command(*arguments: str, url: str, queue: str) -> dict[str, Any]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
-    return {
-        "args": [str(Path(sys.executable).with_name("workq")), "dead", *arguments],
-        "env": {**environ, "WORKQ_URL": url, "WORKQ_QUEUE": queue, "COLUMNS": "80"},
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-    }
-
-
-def dead(*arguments: str, url: str, queue: str, code: int = 0) -> tuple[str, str]:
-    """Run it to its end; what it wrote to stdout and stderr."""
-    done = subprocess.run(**command(*arguments, url=url, queue=queue), timeout=PATIENCE)
-    out, err = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == code, (done.returncode, out[-2000:], err)
-    assert "Traceback" not in err
-    return out, err
-
-
-def rows(url: str, queue: str, *options: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in dead("list", "--json", *options, url=url, queue=queue)[0].splitlines()]
-
-
-def ids(taken: list[amqp.Taken]) -> list[str]:
-    return [str(properties.message_id) for _, properties, _ in taken]
-
-
 # ---------------------------------------------------------------------------------------------------- looking
 
 
@@ -133,12 +67,13 @@ def test_list_tells_and_consumes_nothing(broker_url: str, buried: str) -> None:
 
 
 def test_a_table_fits_80_columns_and_cuts_no_id(broker_url: str, buried: str) -> None:
-    long = "0123456789abcdef0123456789abcdef-tail"
-    bury(broker_url, buried, [long], headers={"x-workq-error": "E" * 500, "x-workq-host": "h" * 60})
+    names = ["0123456789abcdef0123456789abcdef-tail", "0123456789" * 7, "short"]
+    bury(broker_url, buried, names, headers={"x-workq-error": "E" * 500, "x-workq-host": "h" * 60})
     out, _ = dead("list", url=broker_url, queue=buried)
     *table, _total = out.splitlines()
     assert all(len(line) <= 80 for line in table)
-    assert "".join(line[:20].split(" ")[0] for line in table[1:]) == long
+    # Each is whole, in one line.
+    assert {line.split()[0] for line in table if not line.startswith(" ")} == {"id", *names}
 
 
 def test_a_message_without_an_id_goes_by_the_digest_that_workers_log(broker_url: str, buried: str) -> None:

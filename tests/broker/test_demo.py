@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+pytestmark = pytest.mark.any_broker
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
 PATIENCE = 100.0
 

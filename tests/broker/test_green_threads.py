@@ -13,6 +13,8 @@ from supervisor.settings import Settings
 from tests import amqp, handler_modules
 from tests.supervision import Runs, supervised
 
+pytestmark = pytest.mark.any_broker
+
 ALL = "from gevent import monkey\nmonkey.patch_all()\n"
 SOME = "from gevent import monkey\nmonkey.patch_all(thread=False, select=False)\n"
 SOCKETS = "from gevent import monkey\nmonkey.patch_socket()\n"

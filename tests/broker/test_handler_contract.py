@@ -16,6 +16,8 @@ from supervisor.worker import handler as loader
 from tests import amqp, handler_modules
 from tests.supervision import Runs, supervised
 
+pytestmark = pytest.mark.any_broker
+
 KINDS = '''
 """One handler, whose messages say what it returns."""
 import asyncio, contextlib, functools, itertools, multiprocessing.pool, threading, types

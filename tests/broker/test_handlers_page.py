@@ -15,6 +15,8 @@ from supervisor.inbox import DDL
 from tests import amqp
 from tests.supervision import supervised
 
+pytestmark = pytest.mark.any_broker
+
 PAGE = (Path(__file__).parents[2] / "docs" / "handlers.md").read_text()
 URL = "amqp://guest:guest@127.0.0.1:5673/%2F"
 RUN = {

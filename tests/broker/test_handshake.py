@@ -58,11 +58,12 @@ class End(NamedTuple):
     detail: str
 
 
-def consume(url: str, queue: str, each: Callable[[Consumer, Delivery], None]) -> End:
-    """As a worker does it, for as long as the connection lasts; how it ended."""
+def consume(url: str, queue: str, each: Callable[[Consumer, Delivery], None], version: str = "") -> End:
+    """As a worker does it, for as long as the connection lasts; how it ended. `version`: this RabbitMQ has been met
+    there before, so the whole handshake is one write."""
     consuming = consumer(url, queue)
     try:
-        consuming.open()
+        consuming.open(met={str(Endpoint.parse(url)): version})
         while (delivery := consuming.next()) is not None:
             assert (delivery.name, delivery.body) == ("whole", BODY.encode())
             each(consuming, delivery)
@@ -93,10 +94,22 @@ def test_an_ack_that_the_kernel_does_not_take_is_none(broker_url: str, queue: st
     assert gone.value.kind is Kind.LOST
 
 
-def length_of_a_delivery(proxy: Proxy, queue: str) -> tuple[int, int]:
+@pytest.fixture(params=["not met", "met"])
+def version(broker_url: str, request: pytest.FixtureRequest) -> str:
+    """The broker's, if it has been met."""
+    return version_of(broker_url) if request.param == "met" else ""
+
+
+def version_of(url: str) -> str:
+    with amqp.connection(url) as link:
+        said: Any = link._impl.server_properties  # type: ignore[attr-defined]
+        return str(said["version"])
+
+
+def length_of_a_delivery(proxy: Proxy, queue: str, version: str) -> tuple[int, int]:
     """How many bytes a connection carries to the broker and to the client, up to a first delivery; not its answer."""
     consuming = consumer(proxy.url, queue)
-    consuming.open()
+    consuming.open(met={str(Endpoint.parse(proxy.url)): version})
     assert consuming.next() is not None
     through = proxy.live[-1]
     carried = through.to_broker, through.to_client
@@ -118,30 +131,30 @@ def check(ends: dict[int, End]) -> None:
 
 
 def test_cut_after_any_byte_from_the_broker_a_consumer_ends_lost_and_never_with_half_a_message(
-    proxy: Proxy, broker_url: str, queue: str
+    proxy: Proxy, broker_url: str, queue: str, version: str
 ) -> None:
     amqp.publish(broker_url, queue, [BODY], ids=["whole"])
-    _, complete = length_of_a_delivery(proxy, queue)
+    _, complete = length_of_a_delivery(proxy, queue, version)
     taken: list[int] = []
     ends: dict[int, End] = {}
     for size in cuts(complete + 1):
         # Never acknowledged, so the message is there every time.
         proxy.cut_after(to_client=size, reset=bool(size % 2))
-        ends[size] = consume(proxy.url, queue, lambda *_, size=size: taken.append(size))
+        ends[size] = consume(proxy.url, queue, lambda *_, size=size: taken.append(size), version)
     check(ends)
     assert set(taken) <= {complete}
 
 
 def test_cut_after_any_byte_to_the_broker_a_consumer_ends_lost_and_only_a_whole_acknowledgement_counts(
-    proxy: Proxy, broker_url: str, queue: str
+    proxy: Proxy, broker_url: str, queue: str, version: str
 ) -> None:
     amqp.publish(broker_url, queue, [BODY], ids=["whole"])
-    before, _ = length_of_a_delivery(proxy, queue)
+    before, _ = length_of_a_delivery(proxy, queue, version)
     acknowledgement = 21
     ends: dict[int, End] = {}
     for size in cuts(before + acknowledgement):
         proxy.cut_after(to_broker=size, reset=bool(size % 2))
-        ends[size] = consume(proxy.url, queue, Consumer.ack)
+        ends[size] = consume(proxy.url, queue, Consumer.ack, version)
     check(ends)
     proxy.heal()
     # Not one of them was settled; now it is, by a whole one.
@@ -290,11 +303,12 @@ def test_a_consumer_that_a_node_confirms_and_then_hangs_up_on_is_not_taken_for_t
         consuming.close()
 
 
+@pytest.mark.parametrize("met", ["", "3.10.8"])
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("with_goodbye", [False, True])
 @pytest.mark.parametrize("length", range(len(LIFE) + 1))
 def test_f106_f107_a_broker_that_breaks_off_at_any_step_is_told_as_that_and_nothing_of_pikas_comes_through(
-    length: int, with_goodbye: bool, reset: bool
+    length: int, with_goodbye: bool, reset: bool, met: str
 ) -> None:
     """With the end right behind the last word: then pika knows it before it is asked for the next thing."""
     script = LIFE[:length]
@@ -302,7 +316,7 @@ def test_f106_f107_a_broker_that_breaks_off_at_any_step_is_told_as_that_and_noth
         script[-1] += GOODBYE
     with conversation(script, reset=reset) as port:
         url = f"amqp://dora:hunter2@127.0.0.1:{port}"
-        end = consume(url, "any", lambda *_: None)
+        end = consume(url, "any", lambda *_: None, met)
         assert (end.cause, end.kind in (Kind.LOST, Kind.OPERATOR)) == (Cause.BROKER, True), end
         with Publisher(url, "any", connect_timeout=5.0) as publisher:
             for _ in range(2):
@@ -343,9 +357,10 @@ def test_f106_f107_a_broker_that_breaks_off_at_any_step_is_told_as_that_and_noth
 def test_f106_f107_nonsense_in_the_middle_ends_the_connection_like_any_loss(script: list[bytes], reset: bool) -> None:
     with conversation(script, reset=reset) as port:
         url = f"amqp://dora:hunter2@127.0.0.1:{port}"
-        end = consume(url, "any", lambda *_: None)
-        assert end.cause is Cause.BROKER
-        assert end.detail and "\n" not in end.detail and "hunter2" not in end.detail
+        for met in ("", "3.10.8"):
+            end = consume(url, "any", lambda *_: None, met)
+            assert end.cause is Cause.BROKER
+            assert end.detail and "\n" not in end.detail and "hunter2" not in end.detail
         with Publisher(url, "any", connect_timeout=5.0) as publisher:
             with pytest.raises((NotSent, Unconfirmed)) as raised:
                 publisher.publish(BODY, timeout=5.0)
@@ -362,3 +377,51 @@ def test_a_connection_that_takes_forever_is_given_up_before_the_supervisor_loses
     with pytest.raises(Gone, match=r"no connection to .* in time: its host name takes too long to look up") as raised:
         consumer(proxy.url, "any").open()
     assert (raised.value.cause, raised.value.kind) == (Cause.BROKER, Kind.TIMEOUT)
+
+
+# -------------------------------------------------------------------------------- a broker that workers have met before
+
+
+def refused(url: str, queue: str, version: str, **options: Any) -> End:
+    settings = Settings(handler="any:thing", url=(Endpoint.parse(url),), queue=queue, **options)
+    consuming = Consumer(settings, "refused", lambda: None, lambda _: None)
+    with pytest.raises(Gone) as gone:
+        consuming.open(met={str(settings.url[0]): version})
+    return End(gone.value.cause, gone.value.kind, gone.value.detail)
+
+
+@pytest.mark.parametrize(
+    ("login", "path", "options", "kind"),
+    [
+        ("guest:hunter2", "", {}, Kind.AUTHENTICATION),
+        ("guest:guest", "/nowhere", {}, Kind.VHOST),
+        ("guest:guest", "", {"declare": False}, Kind.MISSING),
+        ("guest:guest", "", {"queue_type": "quorum"}, Kind.MISMATCH),
+    ],
+)
+def test_a_handshake_in_one_write_is_refused_with_the_same_words(
+    broker_url: str, queue: str, login: str, path: str, options: dict[str, Any], kind: Kind
+) -> None:
+    if kind is Kind.MISMATCH:
+        amqp.publish(broker_url, queue, [])  # declares it, classic
+    here = Endpoint.parse(broker_url)
+    url = f"amqp://{login}@{here.host}:{here.port}{path}"
+    version = version_of(broker_url)
+    ends = [refused(url, queue, met, **options) for met in ("", version, version)]
+    assert ends[0].kind is kind
+    assert set(ends) == {ends[0]}
+
+
+@pytest.mark.parametrize("version", ["3.8.1", "9.9.9"])
+def test_a_broker_of_another_version_than_it_was_is_asked_again_after_it_has_said_so(
+    proxy: Proxy, broker_url: str, queue: str, version: str
+) -> None:
+    amqp.publish(broker_url, queue, [BODY], ids=["whole"])
+    consuming = consumer(proxy.url, queue)
+    consuming.open(met={str(Endpoint.parse(proxy.url)): version})
+    assert consuming.version == version_of(broker_url)
+    delivery = consuming.next()
+    assert delivery is not None and delivery.name == "whole"
+    consuming.ack(delivery)
+    assert consuming.close()
+    assert amqp.depth(broker_url, queue) == 0

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from supervisor import bucket
 from supervisor.scoreboard import PAGES
 from supervisor.vocabulary import LOG_SPACE
 from tests import amqp, handler_modules
 from tests.garbage import garbage, report
 from tests.supervision import HERE, Runs, Supervision, eventually, supervised
+
+pytestmark = pytest.mark.any_broker
 
 
 def descriptors(pool: Supervision) -> int:
@@ -168,7 +171,7 @@ def test_f96_nothing_that_is_written_on_the_scoreboard_stops_the_pool_or_spoils_
         assert pool.hear("worker.exited", cause="exit 3")["message_id"] == "killer"
         pool.hear("task.quarantined", message_id="killer")
         assert pool.stop() == 0
-    assert runs.lines("refused") == ["0", "4096", str(2 * (LOG_SPACE + 4096 * PAGES))]
+    assert runs.lines("refused") == ["0", "4096", str(2 * (LOG_SPACE + 4096 * PAGES + bucket.SIZE))]
 
 
 def shown(pool: Supervision) -> dict[str, float]:

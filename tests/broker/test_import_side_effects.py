@@ -15,6 +15,8 @@ from tests import amqp, handler_modules
 from tests.broker.test_handlers import close_connection
 from tests.supervision import Runs, Supervision, eventually, supervised
 
+pytestmark = pytest.mark.any_broker
+
 PRELOAD = pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
 
 HANDLE = """

@@ -16,6 +16,8 @@ from tests import amqp, handler_modules
 from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, gone, retinue, supervised
 
+pytestmark = pytest.mark.any_broker
+
 IMPORTS_A_SERVER = """
 import subprocess, os
 from handlers import note

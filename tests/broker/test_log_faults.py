@@ -21,6 +21,8 @@ import pytest
 from tests import amqp
 from tests.supervision import PATIENCE, Supervision, eventually, matches, supervised
 
+pytestmark = pytest.mark.any_broker
+
 TO = ("bash", "-c", 'exec "$@" 2>"$0"')
 """Before a command: its stderr is this file."""
 F_SETPIPE_SZ = 1031

@@ -1,4 +1,4 @@
-"""The first nursery is forked from the supervisor, the next ones are executed: what runs in them cannot tell."""
+"""Nurseries are forked by the zygote, or executed where there is none: what runs in them cannot tell."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from supervisor.linux import orphans
 from supervisor.worker import rehearsal
 from tests import amqp, handler_modules
 from tests.supervision import Supervision, eventually, retinue, supervised
+
+pytestmark = pytest.mark.any_broker
 
 TELLS = """
 import atexit, gc, json, os, signal, sys, threading, time
@@ -63,7 +66,7 @@ def descriptors(pid: int) -> list[str]:
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             found.append(os.readlink(entry).partition("[")[0])
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
     return sorted(found)
 
@@ -80,23 +83,90 @@ def test_a_handler_finds_in_a_forked_nursery_what_it_finds_in_an_executed_one(
         amqp.publish(broker_url, queue, [""], ids=["forked"])
         pool.hear("task.succeeded", message_id="forked")
         first = nursery(pool)
-        held = descriptors(first), descriptors(pool.pids()[0])
+        held = eventually(lambda: at_rest(first)), descriptors(pool.pids()[0])
+        end_zygote(pool)
         pool.send(signal.SIGHUP)
         pool.hear("reload.finished", generation=2)
-        eventually(lambda: nursery(pool) != first)
+        eventually(lambda: others(pool).get("workq-nursery", first) != first)
         amqp.publish(broker_url, queue, [""], ids=["executed"])
         pool.hear("task.succeeded", message_id="executed")
-        executed = nursery(pool)
+        executed = others(pool)["workq-nursery"]
         assert b"nursery" in Path(f"/proc/{executed}/cmdline").read_bytes()
-        assert (descriptors(executed), descriptors(pool.pids()[0])) == held
+        assert (eventually(lambda: at_rest(executed)), descriptors(pool.pids()[0])) == held
         assert pool.stop() == 0
     forked, executed_told = told(tmp_path, "forked"), told(tmp_path, "executed")
     assert forked["told"] == executed_told["told"]
     assert forked["foreign"] == executed_told["foreign"] == []
 
 
+def at_rest(nursery: int) -> list[str] | None:
+    """Its descriptors, when the supervisor's socket is its only one: while it forks it holds the child's, too."""
+    found = descriptors(nursery)
+    return found if found.count("socket:") == 1 else None
+
+
 def nursery(pool: Supervision) -> int:
     return retinue(pool)["workq-nursery"]
+
+
+def others(pool: Supervision) -> dict[str, int]:
+    """The supervisor's children by name, those of a name that is still to be given among them."""
+    return {comm(pid): pid for pid in orphans.children(pool.pid)}
+
+
+def comm(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def end_zygote(pool: Supervision) -> None:
+    os.kill(retinue(pool)["workq-zygote"], signal.SIGKILL)
+    eventually(lambda: "workq-zygote" not in others(pool))
+
+
+def test_a_reload_takes_code_directory_and_state_of_its_own_from_the_zygote(
+    broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    """Also its own random numbers: a module that draws one at import must not have that of the code before."""
+    source = "import os, random\nDRAWN = random.random()\ndef tell(task):\n    print('told', {}, DRAWN, os.getcwd())\n"
+    for number in (1, 2):
+        (tmp_path / f"release-{number}").mkdir()
+        handler_modules.write(tmp_path / f"release-{number}", "app", source.format(number))
+    current = tmp_path / "current"
+    current.symlink_to("release-1")
+    inside = ("sh", "-c", f'cd {current} && exec "$@"', "sh")
+    options = ("--workers", "1", "--app-dir", ".")
+    with supervised("app:tell", *options, url=broker_url, queue=queue, inside=inside) as pool:
+        pool.ready()
+        zygote, first = retinue(pool)["workq-zygote"], nursery(pool)
+        amqp.publish(broker_url, queue, [""])
+        _, number, drawn, where = pool.hear("worker.output")["line"].split()
+        assert (number, where) == ("1", str(tmp_path / "release-1"))
+        current.unlink()
+        current.symlink_to("release-2")
+        pool.send(signal.SIGHUP)
+        pool.hear("reload.finished", generation=2)
+        eventually(lambda: nursery(pool) != first)
+        amqp.publish(broker_url, queue, [""])
+        _, number, again, where = pool.hear("worker.output", count=2)["line"].split()
+        assert (number, where) == ("2", str(tmp_path / "release-2"))
+        assert again != drawn
+        assert retinue(pool)["workq-zygote"] == zygote
+        assert Path(f"/proc/{nursery(pool)}/cmdline").read_bytes().startswith(b"workq-nursery")
+        assert pool.stop() == 0
+
+
+def test_a_zygote_that_is_stopped_is_done_without(broker_url: str, queue: str) -> None:
+    with supervised("handlers:work", "--workers", "1", url=broker_url, queue=queue) as pool:
+        pool.ready()
+        os.kill(retinue(pool)["workq-zygote"], signal.SIGSTOP)
+        pool.send(signal.SIGHUP)
+        pool.hear("reload.finished", generation=2)
+        eventually(lambda: "workq-zygote" not in others(pool))
+        amqp.publish(broker_url, queue, ["0"], ids=["one"])
+        pool.hear("task.succeeded", message_id="one")
+        assert pool.stop() == 0
 
 
 def test_nobody_but_the_supervisor_holds_the_sockets_that_it_serves(
@@ -130,7 +200,7 @@ def test_ps_and_pkill_f_tell_the_processes_apart(broker_url: str, queue: str) ->
         names = {pid: name for name, pid in retinue(pool).items()} | {
             pid: f"workq-worker-{slot}" for slot, pid in enumerate(pool.pids())
         }
-        assert len(names) == 4
+        assert len(names) == 5
         for pid, name in names.items():
             assert Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode() == name
         assert b"workq-supervise" in Path(f"/proc/{pool.pid}/cmdline").read_bytes()

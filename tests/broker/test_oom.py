@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from supervisor.linux.cgroup import EXPENDABLE
 from supervisor.linux.orphans import children
 from tests import amqp
 from tests.memory_cgroup import memory_cgroup
 from tests.supervision import Runs, Supervision, retinue, supervised
+
+pytestmark = pytest.mark.any_broker
 
 MEBIBYTE = 1 << 20
 

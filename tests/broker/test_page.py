@@ -10,44 +10,19 @@ import re
 import signal
 import socket
 import urllib.request
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import amqp
-from tests.browser import Chromium, Tab, chromium, installed
+from tests import amqp, workq
+from tests.browser import FAINT, Chromium, Tab
 from tests.supervision import Runs, Supervision, eventually, supervised
 
-pytestmark = pytest.mark.timeout(300)  # the first of them may have to install the browser
+pytestmark = [pytest.mark.any_broker, pytest.mark.timeout(300)]  # the first of them may have to install the browser
 
 CROSS = "<img src=x onerror=window.pwned=1>"
 SCRIPT = "</pre><script>window.pwned=1</script>"
-FAINT = """(() => {
-    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-    const over = (colours) => {
-        canvas.clearRect(0, 0, 1, 1);
-        for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
-        return [...canvas.getImageData(0, 0, 1, 1).data];
-    };
-    const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255)
-        .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-        .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
-    const grounds = (node) => node
-        ? [...grounds(node.parentElement), getComputedStyle(node).backgroundColor] : ["white"];
-    const faint = [];
-    for (const node of document.querySelectorAll("body *")) {
-        const own = [...node.childNodes].filter((child) => child.nodeType === 3);
-        const text = own.map((child) => child.data).join("").trim();
-        if (!text || ["SCRIPT", "NOSCRIPT"].includes(node.tagName) || !node.checkVisibility()) continue;
-        const behind = grounds(node);
-        const [one, other] = [over(behind), over([...behind, getComputedStyle(node).color])].map(light);
-        const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-        if (ratio < 4.5) faint.push(`${ratio.toFixed(2)} ${node.className} ${text}`);
-    }
-    return faint;
-})()"""
-"""What has less contrast to what is behind it than WCAG 2.2 asks for (1.4.3, level AA)."""
 CHANGES = """(async () => {
     let changes = 0;
     const observer = new MutationObserver((list) => { changes += list.length; });
@@ -58,19 +33,6 @@ CHANGES = """(async () => {
     return changes;
 })()"""
 """What an answer that says the same as the last one changes in the document: nothing, so that it costs nothing."""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    with chromium(installed(), tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def tab(browser: Chromium) -> Iterator[Tab]:
-    tab = Tab(browser)
-    yield tab
-    tab.close()
 
 
 def watch(tab: Tab, pool: Supervision, workers: int) -> Tab:
@@ -141,6 +103,22 @@ def test_charts_and_totals_follow_the_work(tab: Tab, broker_url: str, queue: str
         assert_no_complaints(tab, pool)
 
 
+def test_a_canary_is_shown_while_it_runs(tab: Tab, broker_url: str, queue: str, tmp_path: Path) -> None:
+    control = str(tmp_path / "control.sock")
+    with supervised("handlers:work", "--workers", "2", "--control", control, url=broker_url, queue=queue) as pool:
+        watch(tab, pool, 2)
+        hidden = "document.querySelector('#canary').parentNode.hidden"
+        assert tab.run(hidden)
+        workq.run("reload", "--control", control, "--canary", "50%", "--for", "1h", "--no-wait")
+        amqp.publish(broker_url, queue, ["0.01"] * 60)
+        shown = r"generation 2 in 1 of 2 workers, [\w ]+ left: \d+ tries, 0 failed, 0 crashes.*; the others: \d+ tries"
+        tab.sees(lambda tab: re.search(shown, tab.text("#canary")))
+        workq.run("reload", "--control", control)
+        tab.sees(lambda tab: tab.run(hidden))
+        assert_no_complaints(tab, pool)
+        assert pool.stop() == 0
+
+
 def test_dead_letters_are_shown_with_evidence_and_looking_at_them_takes_none(
     tab: Tab, broker_url: str, queue: str, runs: Runs
 ) -> None:
@@ -148,7 +126,7 @@ def test_dead_letters_are_shown_with_evidence_and_looking_at_them_takes_none(
     with supervised("handlers:act", *options, url=broker_url, queue=queue, env=runs.env) as pool:
         watch(tab, pool, 2)
         tab.sees(lambda tab: tab.text("#dead-count") == f"0 in {queue}.dead")
-        assert tab.text("#undead") == "No message has been put aside."
+        assert tab.text("#undead") == "No dead letters."
         orders = {
             "killer": {"print": "the last words", "kill": "SIGSEGV"},
             "wrong": {"raise": "ValueError"},

@@ -333,11 +333,11 @@ class Killer(threading.Thread):
 
 
 @pytest.mark.timeout(300)
-def test_five_thousand_tasks_with_five_percent_killers_and_random_kills_on_top_balance(
+def test_a_thousand_tasks_with_five_percent_killers_and_random_kills_on_top_balance(
     broker_url: str, queue: str, env: dict[str, str], runs: Runs
 ) -> None:
     kinds = ["segv", "kill", "exit 0", "exit 3"]
-    names = [f"t{n}" for n in range(5000)]
+    names = [f"t{n}" for n in range(1000)]
     deadly = {name: kinds[n // 20 % 4] for n, name in enumerate(names) if n % 20 == 0}
     amqp.publish(broker_url, queue, [json.dumps({"do": deadly.get(name)}) for name in names], ids=names)
     with supervised("killers:work", "--workers", "4", url=broker_url, queue=queue, env=env) as pool:
@@ -362,3 +362,32 @@ def test_five_thousand_tasks_with_five_percent_killers_and_random_kills_on_top_b
     extra = sum(count - 1 for name, count in began.items() if name not in deadly)
     assert extra <= killer.kills
     assert dead.total() - len(dead) <= killer.kills
+
+
+def test_a_dead_letters_evidence_has_the_output_of_its_own_task_only_and_the_stack_without_our_frames(
+    broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    text = """
+import ctypes, os
+def work(task):
+    os.write(1, f"says {task.message_id}\\n".encode())
+    if task.text == "die":
+        ctypes.string_at(0)
+"""
+    handler_modules.write(tmp_path, "chatty", text)
+    amqp.publish(broker_url, queue, [*["x"] * 40, "die"], ids=[*(f"good-{n}" for n in range(40)), "killer"])
+    options = ("--workers", "1", "--max-crashes", "1")
+    with supervised("chatty:work", *options, url=broker_url, queue=queue, env={"PYTHONPATH": str(tmp_path)}) as pool:
+        died = pool.hear("worker.exited", message_id="killer")
+        pool.hear("task.quarantined", message_id="killer")
+        logged = [str(line["line"]) for line in pool.named("worker.output")]
+        assert pool.stop() == 0
+    evidence = str((dead_letters(broker_url, queue)["killer"].headers or {})["x-workq-evidence"])
+    for told in (evidence, died["output"]):
+        assert told.startswith("says killer\nFatal Python error: Segmentation fault")
+        assert "good-" not in told
+    main = re.search(r"Current thread .*\n((?:  .*\n)+)", evidence)
+    assert main is not None
+    assert re.search(r"chatty.py.* in work\n  … frames of workq-supervise, .*\n\Z", main[1]), main[1]
+    assert sum(line.startswith("says good-") for line in logged) == 40
+    assert not any("worker/handler.py" in line for line in logged)

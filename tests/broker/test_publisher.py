@@ -30,6 +30,7 @@ from supervisor.publisher import (
 )
 from tests import amqp
 from tests.node import PrivateNode
+from tests.supervision import eventually
 
 PASSWORD = "open%20sesame-7319"
 GREEN_EVENTLET = "import eventlet; from eventlet import spawn, sleep; eventlet.monkey_patch()"
@@ -326,6 +327,15 @@ def test_an_idle_publisher_connects_again_after_the_broker_was_restarted(own_nod
     assert bodies(own_node.url, "q") == [b"before", b"after"]
 
 
+def test_a_publisher_that_has_missed_its_heartbeats_connects_again_and_is_in_no_doubt(own_node: PrivateNode) -> None:
+    """The broker's own heartbeats are still to be read, in front of the end."""
+    with Publisher(own_node.url, "q", heartbeat=1) as publisher:
+        publisher.publish("before")
+        eventually(lambda: own_node.eval("length(rabbit_networking:connections())") == "0")
+        publisher.publish("after")
+    assert bodies(own_node.url, "q") == [b"before", b"after"]
+
+
 def test_a_frozen_broker_leaves_the_message_unconfirmed_and_close_does_not_hang(own_node: PrivateNode) -> None:
     with Publisher(own_node.url, "q") as publisher:
         publisher.publish("before")
@@ -475,6 +485,12 @@ def test_workq_gives_a_single_message_the_id_asked_for(broker_url: str, queue: s
     assert b"(id order-7)" in workq(broker_url, queue, "--id", "order-7", "one").stdout
     [(_, properties, _)] = amqp.drain(broker_url, queue)
     assert properties.message_id == "order-7"
+
+
+def test_workq_shows_an_id_so_that_a_terminal_takes_it_for_text(broker_url: str, queue: str) -> None:
+    assert rb"(id \x1b[31mred\n)" in workq(broker_url, queue, "--id", "\x1b[31mred\n", "one").stdout
+    [(_, properties, _)] = amqp.drain(broker_url, queue)
+    assert properties.message_id == "\x1b[31mred\n"
 
 
 def test_workq_publishes_each_line_of_standard_input(broker_url: str, queue: str) -> None:

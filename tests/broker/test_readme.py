@@ -13,10 +13,12 @@ import pytest
 from supervisor.commands.node import Port
 from tests import amqp
 
+pytestmark = pytest.mark.any_broker
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 ELSEWHERE = {
-    "workq broker run": "tests/broker/test_private_node.py",
+    ".venv/bin/workq broker run": "tests/broker/test_private_node.py",
     "scripts/demo": "tests/broker/test_demo.py",
     "pip install .": "tests/processes/test_packaging.py",
 }

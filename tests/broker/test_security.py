@@ -105,7 +105,7 @@ def test_f55_a_secret_that_came_by_argv_and_environment_is_found_nowhere(
         pool.send(signal.SIGUSR1)
         pool.send(signal.SIGUSR2)
         pool.hear("supervisor.status")
-        relatives, shown = eventually(lambda: len(them := family(pool.pid)) == 5 and readable(them))  # one was replaced
+        relatives, shown = eventually(lambda: len(them := family(pool.pid)) == 6 and readable(them))  # one was replaced
         found |= shown
         assert secret_url.partition("@")[2] in found[f"cmdline of {pool.pid}"]  # the rest of the URL is as it was
         for path in ("/", "/healthz", "/readyz", "/metrics", "/status"):
@@ -526,7 +526,7 @@ def test_any_user_will_do_without_a_home_or_a_place_to_write(
         pool.ready()
         amqp.publish(broker_url, queue, ["0"] * 10 + ["nonsense"])
         pool.hear("task.succeeded", count=10)
-        relatives = eventually(lambda: found if len(found := family(pool.pid)) == 5 else None)  # the spare comes last
+        relatives = eventually(lambda: found if len(found := family(pool.pid)) == 6 else None)  # the spare comes last
         assert {uid for process in relatives for uid in process.uids()} == {NOBODY}
         assert Path(f"/proc/{pool.pid}/cwd").readlink() == Path("/")
         os.kill(pool.pids()[0], signal.SIGKILL)

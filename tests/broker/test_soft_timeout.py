@@ -9,6 +9,8 @@ import pytest
 from tests import amqp, handler_modules
 from tests.supervision import Runs, eventually, supervised
 
+pytestmark = pytest.mark.any_broker
+
 CODE = """
 import asyncio, contextlib, signal, time
 from handlers import note
@@ -136,10 +138,11 @@ def test_it_is_never_raised_but_in_the_handler_however_close_the_call(
             return bool(totals["succeeded"] + totals["dead_lettered"] == tasks)
 
         eventually(ended, timeout=60)
+        totals = pool.status()["totals"]
+        pool.hear("task.failed", count=totals["failed"])  # what a full pipe held up is still to come
         failed = pool.named("task.failed")
         assert {line["because"] for line in failed} == {"SoftTimeout: the task has run for 0.02 s (--soft-timeout)"}
         assert all("in close_calls" in line["exception"] for line in failed)
-        totals = pool.status()["totals"]
-        assert totals["succeeded"] > 0 and totals["failed"] == len(failed)
+        assert totals["succeeded"] > 0 and totals["failed"] == len(failed) > 0
         assert not pool.named("worker.exited") and not pool.named("worker.output")
         assert pool.stop() == 0

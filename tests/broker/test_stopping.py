@@ -42,6 +42,9 @@ def test_f48_what_does_not_end_within_the_grace_is_killed_and_the_exit_code_says
         killed = pool.named("worker.exited", cause="grace")[0]
         assert killed["message_id"] == "endless"
         assert killed["level"] == "warning"
+        because = pool.named("supervisor.stopped")[0]["because"]
+        assert because.startswith("SIGTERM; worker ")
+        assert because.endswith(" was killed: still running after --grace (1.5 s); its message endless is redelivered")
     assert runs.lines("done") == ["short"]
     eventually(lambda: amqp.unacked(node, queue) == 0)
     assert [properties.message_id for _, properties, _ in amqp.drain(broker_url, queue)] == ["endless"]

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import amqp
 from tests.supervision import PATIENCE, Runs, Supervision, eventually, gone, supervised
 from tests.terminal import WORKQ, Terminal, terminal
+
+pytestmark = pytest.mark.any_broker
 
 PORT_ONLY = "the health port is read-only"
 

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
 from tests import amqp, handler_modules, wire
 from tests.supervision import Runs, Supervision, supervised
+
+pytestmark = pytest.mark.any_broker
 
 PARENT = "00f067aa0ba902b7"
 
@@ -371,7 +374,7 @@ def test_asked_for_without_the_extra_the_work_is_done_and_it_is_said_once_how_to
         assert pool.wait() == 0
     [off] = pool.named("tracing.off")
     assert off["role"] == "nursery"
-    assert "pip install 'workq-supervise[otel]'" in off["because"]
+    assert f"{sys.executable} -m pip install 'opentelemetry-" in off["because"]
     assert pool.named("task.succeeded", message_id="done", trace_id=traceparent(1)[0])
     assert not collector.resources
 

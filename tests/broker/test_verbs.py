@@ -4,6 +4,7 @@ says which and asks."""
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,8 +14,10 @@ from click.testing import CliRunner
 from supervisor.commands import main
 from supervisor.settings import sources
 from tests import amqp, workq
-from tests.supervision import supervised
+from tests.supervision import eventually, supervised
 from tests.terminal import terminal
+
+pytestmark = pytest.mark.any_broker
 
 
 @pytest.fixture
@@ -85,6 +88,15 @@ def test_f90_a_unit_may_be_named_as_systemctl_names_it() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["no-such-unit", "workq-supervise@no-such-unit", "workq-supervise@no-such-unit.service"]
+)
+def test_the_check_refuses_a_unit_that_does_not_exist(name: str) -> None:
+    out, err = workq.run("check", "--unit", name, code=2)
+    assert f"no unit {name}" in err and "/etc/workq/no-such-unit.toml" in err
+    assert not out, "it says nothing of a broker that it has other settings for"
+
+
+@pytest.mark.parametrize(
     ("arguments", "env", "code", "words"),
     [
         (["--unit", "no-such-unit-of-ours"], {}, 2, "/etc/workq/no-such-unit-of-ours.toml"),
@@ -142,6 +154,26 @@ def test_f90_status_and_drain_find_a_supervisor_by_its_file(tmp_path: Path, brok
         assert queue in workq.run("status", env={"WORKQ_CONFIG": str(file)})[0]
         workq.run("drain", "--config", str(file))
         assert pool.wait() == 0
+
+
+def test_status_ready_is_an_exit_code_with_the_reason_by_socket_and_by_port(
+    tmp_path: Path, broker_url: str, queue: str
+) -> None:
+    socket = str(tmp_path / "workq.sock")
+    assert "there is no control socket" in workq.run("status", "--ready", "--control", socket, code=69)[1]
+    options = ("--control", socket, "--workers", "1", "--grace", "1m")
+    with supervised("handlers:work", *options, url=broker_url, queue=queue) as pool:
+        pool.ready()
+        said = "1 of 1 workers consume\n"
+        assert workq.run("status", "--ready", "--control", socket)[0] == said
+        assert workq.run("status", "--ready", "--health", pool.health.removeprefix("http://"))[0] == said
+        assert "give only one" in workq.run("status", "--ready", "--json", "--control", socket, code=2)[1]
+        amqp.publish(broker_url, queue, ["60"], ids=["long"])
+        eventually(lambda: pool.workers()[0]["message_id"] == "long")
+        pool.send(signal.SIGTERM)
+        pool.hear("supervisor.stopping")
+        out, _ = workq.run("status", "--ready", "--control", socket, code=1)
+        assert out.startswith("draining: ")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import pytest
 from tests import handler_modules, workq
 from tests.supervision import Runs, Supervision, retinue, supervised
 
+pytestmark = pytest.mark.any_broker
+
 STRICT = {
     "PYTHONWARNINGS=error": {"PYTHONWARNINGS": "error"},
     "PYTHONDEVMODE=1": {"PYTHONDEVMODE": "1"},

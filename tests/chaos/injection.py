@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -164,6 +165,7 @@ def _live(
         process.send_signal(signal.SIGUSR2)
         eventually(lambda: wish("/scale", {"workers": 3}) or status().get("scale", {}).get("wanted") == 3, PATIENCE)
         eventually(consume(3), PATIENCE)
+        _kill_zygote(process.pid)  # the next nursery is executed
         # A reload that was refused is asked for again, as an operator would.
         eventually(lambda: _has_reloaded(status(), wish), PATIENCE)
         eventually(consume(3), PATIENCE)
@@ -204,13 +206,23 @@ def _has_reloaded(status: dict[str, Any], wish: Callable[[str], bool]) -> bool:
 
 def _at_rest(pid: int, status: dict[str, Any]) -> bool:
     """The supervisor's children are its two workers, the nursery, and the worker that is forked ahead."""
-    names = []
+    names = sorted(_names(pid).values())
+    return names == ["workq-nursery", "workq-spare", "workq-worker-0", "workq-worker-1"]
+
+
+def _names(pid: int) -> dict[int, str]:
+    """Of its children, without one that is gone meanwhile."""
+    names = {}
     for child in orphans.children(pid):
-        try:
-            names.append(Path(f"/proc/{child}/comm").read_text().strip())
-        except OSError:
-            return False
-    return sorted(names) == ["workq-nursery", "workq-spare", "workq-worker-0", "workq-worker-1"]
+        with suppress(OSError):
+            names[child] = Path(f"/proc/{child}/comm").read_text().strip()
+    return names
+
+
+def _kill_zygote(pid: int) -> None:
+    for child, name in _names(pid).items():
+        if name == "workq-zygote":
+            os.kill(child, signal.SIGKILL)
 
 
 def _descriptors(pid: int) -> int:

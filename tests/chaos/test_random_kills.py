@@ -33,7 +33,8 @@ class Killer(threading.Thread):
     def run(self) -> None:
         dice = random.Random(self.seed)
         while not self._enough.wait(dice.uniform(0.1, 0.3)):
-            pids = self._pool.pids()
+            # Nobody twice: the dead takes a second SIGKILL, too, until it is reaped.
+            pids = [pid for pid in self._pool.pids() if pid not in self.killed]
             if not pids:
                 continue
             pid = dice.choice(pids)
@@ -86,18 +87,20 @@ def test_f12_two_thousand_tasks_under_random_kills_lose_nothing(
         named = [line["message_id"] for line in deaths if line["message_id"] is not None]
         assert set(named) <= set(published)
 
-        # lost 0, and no more extra runs than kills; each extra run's message was named by a death, as often as it died.
+        # lost 0, and at most one extra run for a kill: of what the killed worker had in hand, which its death names, or
+        # of what it had just acknowledged: RabbitMQ can return that to a quorum queue.
         began, done = Counter(runs.lines("began")), Counter(runs.lines("done"))
         assert set(done) == set(published)
         extra = Counter({name: count - 1 for name, count in began.items() if count > 1})
-        assert extra.total() <= kills
-        assert not extra - Counter(named)
+        last = {line["pid"]: line["message_id"] for line in pool.named("task.succeeded")}
+        empty_handed = [last.get(line["pid"]) for line in deaths if line["message_id"] is None]
+        assert not extra - Counter(named) - Counter(empty_handed), "an extra run that no death explains"
 
         # Health agrees. A worker killed between the acknowledgement and the end of the count is a `settling` death.
         status = pool.status()
         settling = sum(1 for line in deaths if line.get("settling"))
         succeeded = status["totals"]["succeeded"]
-        assert TASKS - settling <= succeeded <= TASKS
+        assert TASKS - settling <= succeeded <= done.total()
         assert sum(worker["succeeded"] for worker in status["workers"]) == succeeded
         assert pool.metric("workq_tasks_total", outcome="succeeded") == succeeded
         assert TASKS - settling <= pool.metric("workq_task_seconds_count") <= succeeded

@@ -157,7 +157,19 @@ def printed(dice: random.Random) -> bytes:
 def request(dice: random.Random) -> bytes:
     """What may come to a port that speaks HTTP. Never a drain: that one is obeyed."""
     path = dice.choice(
-        [b"/", b"/status", b"/metrics", b"/healthz", b"/scale", b"/scale", b"/nowhere", b"/%ff%00", b"*"]
+        [
+            b"/",
+            b"/status",
+            b"/metrics",
+            b"/healthz",
+            b"/scale",
+            b"/scale",
+            b"/kill",
+            b"/kill",
+            b"/nowhere",
+            b"/%ff%00",
+            b"*",
+        ]
     )
     body = dice.choice(
         [
@@ -165,6 +177,8 @@ def request(dice: random.Random) -> bytes:
             b"{}",
             json.dumps({"workers": dice.choice([2, 3, 3, 0, -1, 10**400, 2.5, "3", None])}).encode(),
             json.dumps({"change": dice.choice([1, -1, 0, "1"])}).encode(),
+            json.dumps({"target": dice.choice(["0", "9", "\u0660", "-1", "", "1" * 4000]), "at_once": True}).encode(),
+            json.dumps({"target": "0", "kind": dice.choice(["slot", "message", 1, None]), "dead_letter": 1}).encode(),
             json.dumps(value(dice)).encode(),
             b"[" * 4000,
             dice.randbytes(5000),

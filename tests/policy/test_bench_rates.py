@@ -57,6 +57,20 @@ def test_a_parents_cpu_is_what_it_uses_beyond_its_rest(busy: float, verdict: str
     assert found.data["a_task"] == pytest.approx((busy - 0.01) / 1000)
 
 
+@pytest.mark.parametrize(("c", "verdict"), [(40, "reached"), (30, "met"), (25, "MISSED")])
+def test_a_task_is_compared_with_the_c_client(c: float, verdict: str) -> None:
+    rates = Rates(
+        [
+            {
+                OURS: Rate(1000, 1.0, 0.110, 0.0, 0.0),
+                BARE: Rate(1000, 1.0, 0.2, 0.0),
+                "C client": Rate(1000, 1.0, c / 1000, 0.0),
+            }
+        ]
+    )
+    assert row(rates, "beside C client").verdict == verdict
+
+
 def test_rows_are_made_of_those_who_were_measured() -> None:
     assert no_op_rows(measured(bare=100)) == []
     assert large_rows(measured(bare=100)) == []

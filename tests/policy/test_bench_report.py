@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from scripts import bench
-from scripts.benches import crowd, footprint, guard, plots, report, soak
+from scripts.benches import crowd, footprint, guard, plots, report, soak, trials
 from scripts.benches.contenders import BarePika, Celery, Workq, chosen, rounds_of
 from scripts.benches.notes import RECORD
 from scripts.benches.rates import BARE, INFO, OURS, Rate, Rates
@@ -85,7 +85,9 @@ def test_date_machine_versions_and_rounds_are_in_the_document() -> None:
 
 def test_the_document_says_where_peers_had_fewer_rounds() -> None:
     few = {"rounds": 100, "peer_rounds": 20, "seconds": 1.0, "load": 0.1, "error": "", "rows": [MET.to_json()]}
-    assert "recovery 100 (of peers other than bare pika 20)" in report.document(saved(benches={"recovery": few}))
+    assert "recovery 100 (of peers other than bare pika and the C client 20)" in report.document(
+        saved(benches={"recovery": few})
+    )
     old = {key: value for key, value in few.items() if key != "peer_rounds"}  # saved before there was such a number
     assert "recovery 100." in report.document(saved(benches={"recovery": old}))
 
@@ -268,18 +270,31 @@ def test_the_guard_fails_when_it_is_broken_twice(findings: list[list[Row]], code
     assert next(turns, None) is None
 
 
+@pytest.mark.parametrize(("c", "verdict"), [(0.94, "reached"), (0.95, "met"), (0.96, "MISSED"), (None, "MISSED")])
+def test_short_tasks_are_compared_with_the_c_client_where_there_is_one(c: float | None, verdict: str) -> None:
+    shares = {"workq": 0.93, **({"C client": c} if c else {})}
+    row = trials.share_row("10 ms", "workq", shares, {}, data={}, behind=("C client", 0.025, 0.015))
+    assert row.verdict == verdict
+    assert row.target == ("2.5 points behind the C client" if c else "95 %")
+
+
 # --------------------------------------------------------------------------------------------------------- footprint
 
 
 @pytest.mark.parametrize(
-    ("dramatiq", "verdict", "better"), [(60, "met", ()), (40, "MISSED", ("Dramatiq",)), (None, "", ())]
+    ("ours", "verdict", "better"), [(48, "reached", ()), (54, "met", ()), (60, "MISSED", ("Dramatiq",))]
 )
-def test_memory_is_compared_with_somebody_who_was_measured(
-    dramatiq: int | None, verdict: str, better: tuple[str, ...]
+def test_memory_is_judged_by_its_median_and_who_needs_less_is_named(
+    ours: int, verdict: str, better: tuple[str, ...]
 ) -> None:
-    found = {"workq": [50e6, 51e6, 90e6], **({"Dramatiq": [dramatiq * 1e6]} if dramatiq else {})}
-    row = footprint.whole_row(found)
+    row = footprint.whole_row({"workq": [x * footprint.MIB for x in (40, ours, 90)], "Dramatiq": [58 * footprint.MIB]})
     assert (row.verdict, row.better) == (verdict, better)
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(-0.5, "reached"), (0.8, "met"), (1.2, "MISSED")])
+def test_what_a_reload_adds_is_judged(more: float, verdict: str) -> None:
+    found = [footprint.Reloaded(4.2 * footprint.MIB, 0, round(each * footprint.MIB)) for each in (-9, more, 9)]
+    assert (footprint.reload_row(found).verdict, footprint.own_row(found).verdict) == (verdict, "met")
 
 
 @pytest.mark.parametrize(("celery", "verdict"), [(20, "met"), (9, "MISSED")])
@@ -291,9 +306,10 @@ def test_a_further_worker_is_compared_with_the_better_of_both(celery: int, verdi
 @pytest.mark.parametrize(
     ("rounds", "verdict"),
     [
-        ([(0.0012, 1.5), (0.0015, 3.0)], "met"),
-        ([(0.0012, 1.5), (0.0021, 1.5)], "MISSED"),
-        ([(0.0012, 3.5), (0.0012, 1.5)], "MISSED"),
+        ([(0.0004, 1.5), (0.0005, 1.5)], "reached"),
+        ([(0.0004, 1.5), (0.0009, 3.0)], "met"),
+        ([(0.0004, 1.5), (0.0011, 1.5)], "MISSED"),
+        ([(0.0004, 3.5), (0.0004, 1.5)], "MISSED"),
     ],
 )
 def test_a_pool_must_idle_in_every_round(rounds: list[tuple[float, float]], verdict: str) -> None:
@@ -301,9 +317,9 @@ def test_a_pool_must_idle_in_every_round(rounds: list[tuple[float, float]], verd
     assert footprint.idle_row(found, 60.0).verdict == verdict
 
 
-@pytest.mark.parametrize(("seconds", "verdict"), [(0.24, "reached"), (0.39, "met"), (0.41, "MISSED")])
+@pytest.mark.parametrize(("seconds", "verdict"), [(0.13, "reached"), (0.17, "met"), (0.19, "MISSED")])
 def test_a_start_is_judged_by_its_median(seconds: float, verdict: str) -> None:
-    row = footprint.start_row({"workq": [0.1, seconds, 2.0], "Dramatiq": [0.2]})
+    row = footprint.start_row({"workq": [0.1, seconds, 2.0], "Dramatiq": [0.12]})
     assert row.verdict == verdict
     assert "worst of 3: 2.00 s" in row.ours
     assert row.better == ("Dramatiq",)

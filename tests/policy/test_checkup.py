@@ -6,14 +6,17 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from supervisor import queues
 from supervisor.commands.check import machine as host
+from supervisor.commands.check import versions
 from supervisor.commands.check.broker import examine
 from supervisor.commands.check.case import delays_of
+from supervisor.commands.check.container import Container, arguments_of
 from supervisor.commands.check.facts import Broker, Finding, Level, Managed, Node, Policy, Queue, Rule
 from supervisor.commands.check.machine import Health, Host, Imported
 from supervisor.commands.check.management import checked, obeyed, usual
@@ -23,6 +26,7 @@ from supervisor.queues import LADDER
 from supervisor.settings import OPTIONS, Address, Cpus, Settings
 from supervisor.vocabulary import Kind
 
+ROOT = Path(__file__).parents[2]
 PASSWORD = "Zq7xK"
 HERE = Endpoint.parse(f"amqp://app:{PASSWORD}@127.0.0.1/")
 FAR = Endpoint.parse(f"amqp://app:{PASSWORD}@rabbit.example.com/shop")
@@ -106,6 +110,40 @@ def test_a_default_setup_has_no_warnings(version: str, kind: str) -> None:
     findings = examine(broker(version, queue=Queue("jobs", True, type=kind)), settings())
     assert not bad(findings)
     assert len([finding for finding in findings if finding.level is Level.NOTE]) <= 3
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "said"),
+    [
+        ("3.9.29", Level.WARNING, "older than 3.10"),
+        ("3.10.8", Level.NOTE, "ended in 2022-09"),
+        ("3.13.7", Level.NOTE, "ended in 2024-09"),
+        ("4.2.1", Level.NOTE, "ended with the release of 4.3"),
+        ("4.3.6", Level.OK, "RabbitMQ 4.3.6"),
+        ("4.4.0", Level.NOTE, "newer than what this version of workq-supervise is tested with (3.10, 4.0 and 4.3)"),
+        ("4.10.0", Level.NOTE, "newer than"),
+        ("5.0.0-rc.1", Level.NOTE, "newer than"),
+    ],
+)
+def test_a_broker_out_of_support_and_one_newer_than_what_was_tested_are_told(
+    version: str, level: Level, said: str
+) -> None:
+    found = of(examine(broker(version), settings()), "version")
+    assert found.level is level and said in found.what
+    # Nobody who reads it need guess whose table that is.
+    assert ("endoflife.date" in found.what) == ("ended" in found.what)
+
+
+def test_every_series_up_to_the_newest_tested_one_is_judged_and_what_is_tested_can_be_had() -> None:
+    assert list(versions.TESTED) == sorted(versions.TESTED)
+    assert {*versions.TESTED, *versions.SUPPORT_ENDED} == {(3, minor) for minor in range(10, 14)} | {
+        (4, minor) for minor in range(versions.TESTED[-1][1] + 1)
+    }
+    usage = (ROOT / "scripts" / "rabbitmq").read_text()
+    assert f"scripts/rabbitmq {'|'.join(map(versions.dotted, versions.TESTED))}|newest" in usage
+    for each in map(versions.dotted, versions.TESTED):
+        assert each in (ROOT / "README.md").read_text()
+    assert f"RabbitMQ {versions.tested()}" in (ROOT / "docs" / "testing.md").read_text()
 
 
 def test_findings_are_lines_without_secrets() -> None:
@@ -360,6 +398,11 @@ def test_a_machine_that_is_well_set_up_has_no_findings() -> None:
         assert not [finding for finding in host.examine(each, settings()) if finding.level is not Level.OK]
 
 
+def test_a_unit_that_has_never_run_is_not_told_that_it_has_no_watchdog_which_systemd_does_not_know_then() -> None:
+    found = host.examine(unit(ActiveState="inactive", WatchdogUSec="infinity"), settings())
+    assert not [finding for finding in found if finding.level is not Level.OK]
+
+
 @pytest.mark.parametrize(
     ("changes", "level", "setting"),
     [
@@ -446,6 +489,76 @@ def test_what_the_machine_lacks_is_found(
 ) -> None:
     finding = of(host.examine(replace(WELL, **facts), settings(**given)), subject)
     assert (finding.level, finding.fix) == (level, fix)
+
+
+ROOMY = {"grace": 5.0, "health": Address("0.0.0.0", 9191), "control": "/tmp/workq.sock"}
+"""Settings with which a container is well."""
+
+
+@pytest.mark.parametrize(
+    ("container", "given", "level", "words", "fix"),
+    [
+        (Container("docker"), {}, Level.OK, "docker", ""),
+        (Container("docker"), {"grace": 30.0}, Level.NOTE, "docker run --stop-timeout 35", "export WORKQ_GRACE=5s"),
+        (Container("podman"), {"grace": 6.0}, Level.NOTE, "podman run --stop-timeout 11", "export WORKQ_GRACE=5s"),
+        (Container("Kubernetes"), {"grace": 25.0}, Level.OK, "", ""),
+        (Container("Kubernetes"), {"grace": 30.0}, Level.NOTE, "terminationGracePeriodSeconds: 35",
+         "export WORKQ_GRACE=25s"),
+        (Container("Kubernetes"), {"health": Address("127.0.0.1", 80)}, Level.WARNING, "probes",
+         "export WORKQ_HEALTH=0.0.0.0:80"),
+        (Container("docker"), {"health": Address("::1", 80)}, Level.WARNING, "published ports",
+         "export WORKQ_HEALTH=0.0.0.0:80"),
+        (Container("docker"), {"health": Address("localhost", 80)}, Level.WARNING, "published ports",
+         "export WORKQ_HEALTH=0.0.0.0:80"),
+        (Container("docker"), {"health": None}, Level.NOTE, "no health port", ""),
+        (Container("docker"), {"control": None}, Level.NOTE, "no control socket",
+         "export WORKQ_CONTROL=/tmp/workq.sock"),
+        (Container("docker"), {"workers": "auto"}, Level.NOTE, "each of the machine's 4 CPUs",
+         "export WORKQ_WORKERS=4"),
+        (Container("Kubernetes", is_killed_whole=True), {}, Level.WARNING, "singleProcessOOMKill", ""),
+    ],
+)  # fmt: skip
+def test_the_traps_of_a_container_are_named(
+    container: Container, given: dict[str, Any], level: Level, words: str, fix: str
+) -> None:
+    found = host.examine(replace(WELL, cpus=Cpus(4, None), container=container), settings(**{**ROOMY, **given}))
+    finding = of(found, "container")
+    assert (finding.level, finding.fix) == (level, fix) and words in finding.what
+
+
+def test_loopback_is_no_trap_with_the_hosts_network_except_for_a_kubelet() -> None:
+    found = {
+        engine: of(
+            host.examine(
+                replace(WELL, container=Container(engine, has_hosts_network=True)),
+                settings(**{**ROOMY, "health": Address("127.0.0.1", 80)}),
+            ),
+            "container",
+        ).level
+        for engine in ("docker", "podman", "Kubernetes")
+    }
+    assert found == {"docker": Level.OK, "podman": Level.OK, "Kubernetes": Level.WARNING}
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments"),
+    [
+        ("/opt/workq/bin/python /opt/workq/bin/workq-supervise --workers 2 a:b", ["--workers", "2", "a:b"]),
+        ("workq-supervise", []),
+        ("python -m supervisor --queue x a:b", ["--queue", "x", "a:b"]),
+        ("supervisor -m supervisor a:b", ["a:b"]),
+        ("/bin/sh -c sleep", []),
+        ("/pause", []),
+        ("/opt/workq/bin/python /opt/workq/bin/workq check", []),
+    ],
+)
+def test_the_arguments_of_a_supervisor_are_found_in_its_command_line(line: str, arguments: list[str]) -> None:
+    assert arguments_of(line.split()) == arguments
+
+
+def test_a_cpu_limit_is_what_auto_follows_in_a_container() -> None:
+    limited = replace(WELL, cpus=Cpus(4, 2.0), container=Container("docker"))
+    assert of(host.examine(limited, settings(**ROOMY, workers="auto")), "container").level is Level.OK
 
 
 def test_f76_a_memory_limit_below_what_the_import_takes_is_told_with_one_that_fits() -> None:

@@ -22,6 +22,8 @@ OWNERS = {
     "h11": ("supervisor.parent.http.server",),
     "prometheus_client": ("supervisor.parent.http.metrics",),
     "watchfiles": ("supervisor.parent.watcher",),
+    "starlette": ("supervisor.commands.ui",),
+    "uvicorn": ("supervisor.commands.ui",),
 }
 
 Sources = Mapping[str, str]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from supervisor import messages as m
 from supervisor import vocabulary as v
 from supervisor.link import MAX_BYTES, Link
-from supervisor.scoreboard import BOUNDS, SLOTS, Scoreboard
+from supervisor.scoreboard import SLOTS, Scoreboard
 
 MESSAGES = [
     m.Loaded(0.25, preloaded=True),
@@ -108,7 +108,7 @@ def test_a_message_that_is_too_long_is_refused(pair: tuple[Link, Link]) -> None:
 def test_a_new_page_is_vacant(board: Scoreboard) -> None:
     reading = board.read(SLOTS - 1)
     assert (reading.pid, reading.phase, reading.hand) == (0, v.Phase.VACANT, None)
-    assert reading.counts == v.Counts(buckets=(0,) * (len(BOUNDS) + 1))
+    assert reading.counts == v.Counts(buckets=(0,) * (len(v.BOUNDS) + 1))
 
 
 @settings(derandomize=True, deadline=None, database=None)
@@ -151,7 +151,7 @@ def test_a_message_stays_in_hand_until_it_is_settled(board: Scoreboard) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "bucket"), [(0.0, 0), (0.001, 0), (0.0011, 1), (3600.0, len(BOUNDS) - 1), (3601.0, len(BOUNDS))]
+    ("seconds", "bucket"), [(0.0, 0), (0.001, 0), (0.0011, 1), (3600.0, len(v.BOUNDS) - 1), (3601.0, len(v.BOUNDS))]
 )
 def test_a_duration_is_counted_once_under_the_first_bound_that_holds_it(
     board: Scoreboard, seconds: float, bucket: int
@@ -162,7 +162,7 @@ def test_a_duration_is_counted_once_under_the_first_bound_that_holds_it(
     pen.settled("dead_lettered", seconds)
     after = board.read(8).counts
     assert [b - a for a, b in zip(before.buckets, after.buckets, strict=True)] == [
-        int(number == bucket) for number in range(len(BOUNDS) + 1)
+        int(number == bucket) for number in range(len(v.BOUNDS) + 1)
     ]
     assert (after.dead_lettered, after.failed) == (before.dead_lettered + 1, before.failed + 1)
     assert after.busy_seconds == pytest.approx(before.busy_seconds + seconds)

@@ -132,6 +132,17 @@ def test_the_readme_leads_to_the_architecture_first_of_all_for_developers() -> N
     assert re.findall(r"\]\(([^)]+)\)", developing)[:2] == [ARCHITECTURE, CONTRIBUTING]
 
 
+def test_what_is_promised_to_stay_is_what_the_package_offers() -> None:
+    [promised] = [line for line in text_of("docs/upgrading.md").splitlines() if line.startswith("| Python |")]
+    names, _, _ = promised.partition(";")
+    [offered] = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(text_of("supervisor/__init__.py")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    assert set(re.findall(r"`(\w+)`", names)) == set(offered) - {"__version__"}
+
+
 def test_pre_commit_runs_the_check() -> None:
     config = text_of(".pre-commit-config.yaml")
     assert re.findall(r"^ +entry: (.+)$", config, re.MULTILINE) == ["scripts/check"]

@@ -58,9 +58,9 @@ def _obituaries(world: World) -> list[Say]:
     return [action for action in world.log if isinstance(action, Say) and action.event == "worker.exited"]
 
 
-def _working(world: World, slot: int = 0, key: str = "k") -> Worker:
+def _working(world: World, slot: int = 0, key: str = "k", *, has_id: bool = True) -> Worker:
     """The worker of the slot, with a message in hand."""
-    message = Message(key)
+    message = Message(key, has_id=has_id)
     world.queue.append(message)
     world.deliver(world.workers[slot], message)
     return world.workers[slot]
@@ -680,6 +680,25 @@ def test_a_queue_that_was_deleted_and_is_declared_anew_is_a_warning() -> None:
     assert said.level == "warning" and "deleted with its messages" in said.because
 
 
+def test_a_worker_knows_the_brokers_that_workers_before_it_have_met_and_their_versions_of_now() -> None:
+    world = World(settings(workers=1))
+    world.nursery_loads()
+    for broker, version in (("one:5672", "4.2.0"), ("two:5672", ""), ("one:5672", "4.3.0")):
+        worker = world.fork(0)
+        world.connect(worker)
+        worker.stage = Stage.CONSUMING
+        world.tell(WorkerSaid(0, Ready(broker, version)))
+        world.leave(worker, Cause.MAX_TASKS)
+        world.be_gone(worker)
+    met = [action.met for action in world.log if isinstance(action, Spawn)]
+    assert met == [
+        {},
+        {"one:5672": "4.2.0"},
+        {"one:5672": "4.2.0", "two:5672": ""},
+        {"one:5672": "4.3.0", "two:5672": ""},
+    ]
+
+
 def _spawned(world: World) -> list[bool]:
     """Of the workers since the last look, whether each may take our queues for declared."""
     spawned = [action.has_queues for action in world.log if isinstance(action, Spawn)]
@@ -1221,6 +1240,52 @@ def test_f82_to_outstay_the_grace_is_not_planned() -> None:
     assert (said.fields["cause"], said.fields["planned"]) == ("grace", False)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_whose_worker_an_operator_has_killed_is_not_blamed_and_the_next_one_starts_at_once(at_once: bool) -> None:
+    world = _up(workers=1, max_crashes=1)
+    for _ in range(5):
+        worker = _working(world)
+        world.kill(worker, at_once=at_once)
+        assert worker.signals == (["SIGKILL"] if at_once else ["SIGABRT"])
+        world.die(worker, worker.signals[0])
+        [said] = _obituaries(world)
+        assert (said.fields["cause"], said.fields["planned"], said.fields["by"]) == ("operator", True, "workq kill")
+        assert said.fields["next"] == "restart immediately; the message is redelivered, and not blamed"
+        world.live(30.0, until_well=True)
+        world.deliver(world.workers[0], world.queue[0])
+        assert world.workers[0].is_running, "it may not run"
+        world.finish_task(world.workers[0])
+        world.log.clear()
+
+
+def test_a_message_that_an_operator_wants_dead_lettered_does_not_run_again() -> None:
+    world = _up(workers=2)
+    worker = _working(world)
+    world.kill(worker, dead_letter=True)
+    world.die(worker, "SIGABRT")
+    world.deliver(world.workers[1], world.queue[0])
+    assert world.workers[1].is_idle and world.sentenced.total() == 0
+    assert world.pool.view(world.now).parked[-1].reason == "operator"
+
+
+@pytest.mark.parametrize("is_carried_out", [True, False])
+def test_a_supervisor_that_stops_names_each_message_that_was_to_be_dead_lettered_and_is_not(
+    is_carried_out: bool,
+) -> None:
+    world = _up(workers=2)
+    worker = _working(world)
+    world.kill(worker, dead_letter=True)
+    world.die(worker, "SIGABRT")
+    if is_carried_out:
+        world.deliver(world.workers[1], world.queue[0])
+    world.ask(Wish.STOP)
+    world.live(30.0)
+    assert world.left is not None
+    said = [say for say in _of(world, Say) if say.event == "worker.kill" and say.level == "warning"]
+    assert [say.fields["message_id"] for say in said] == ([] if is_carried_out else ["k"])
+    assert all("it runs again" in say.because for say in said)
+
+
 def test_the_depth_is_asked_of_one_worker_every_five_seconds() -> None:
     world = _up(workers=2)
     for _ in range(60):
@@ -1375,6 +1440,26 @@ def test_after_the_grace_whoever_is_left_is_killed_and_the_code_is_1() -> None:
     assert world.left.code == EXIT_KILLED
 
 
+def test_an_exit_code_of_1_has_as_its_reason_whoever_was_killed_or_left_a_message() -> None:
+    world = _up(workers=2, grace=10.0)
+    _working(world, 0, "m0")
+    crashing = _working(world, 1, "m1")
+    world.ask(Wish.STOP)
+    world.die(crashing, "SIGSEGV")
+    world.advance(10.0)
+    world.live(1.0)
+    assert world.left is not None
+    assert world.left.because == "SIGTERM; worker 1 exited: SIGSEGV; its message m1 is redelivered; and 1 more"
+
+    world = _up(workers=1, grace=10.0)
+    _working(world, 0, "m0")
+    world.ask(Wish.STOP)
+    world.advance(10.0)
+    world.live(1.0)
+    killed = "SIGTERM; worker 0 was killed: still running after --grace (10 s); its message m0 is redelivered"
+    assert world.left == Leave(EXIT_KILLED, killed)
+
+
 def test_a_second_stop_kills_at_once() -> None:
     world = _up(workers=2)
     world.ask(Wish.STOP)
@@ -1490,6 +1575,20 @@ def test_f93_a_burst_that_reaches_the_broker_in_time_leaves_with_0() -> None:
         _lose_the_broker(world)
     world.live(120.0)
     assert world.left is not None and world.left.code == EXIT_DONE
+
+
+def test_a_burst_does_not_blame_a_slow_boot_once_its_successor_has_booted_and_only_the_broker_is_missing() -> None:
+    world = World(settings(workers=1, burst=True, burst_wait=20.0, boot_timeout=5.0))
+    world.nursery_loads()
+    worker = world.fork(0)
+    world.advance(5.0)
+    world.die(worker, "SIGABRT")
+    world.connect(world.fork(0))
+    for _ in range(25):
+        world.advance(1.0)
+        world.sample()
+    [stops] = [said for said in _of(world, Say) if isinstance(said, Say) and said.event == "supervisor.stopping"]
+    assert "the broker does not answer" in stops.because and "--boot-timeout" not in stops.because
 
 
 def test_f93_without_burst_the_broker_is_awaited_for_ever() -> None:
@@ -1642,10 +1741,10 @@ def test_burst_goes_on_with_as_many_workers_as_are_wanted() -> None:
 # ------------------------------------------------------------------------------------------------- messages that kill
 
 
-def _suspecting(world: World, slot: int, key: str) -> Worker:
+def _suspecting(world: World, slot: int, key: str, *, has_id: bool = True) -> Worker:
     """A worker that was given a message of this key, too, and asks about it."""
     worker = world.workers[slot]
-    message = Message(key)
+    message = Message(key, has_id=has_id)
     world.queue.append(message)
     message.is_redelivered = True
     world.deliver(worker, message)
@@ -1677,6 +1776,46 @@ def test_a_sample_in_the_midst_of_a_death_does_not_let_the_message_run_once_more
     world.die(holder, "SIGSEGV")
     [verdict] = _verdicts(world)
     assert (verdict.run, verdict.crashes) == (False, 1)
+
+
+@pytest.mark.parametrize("has_id", [True, False])
+def test_a_message_waits_for_its_holder_and_not_for_what_the_holder_takes_next(has_id: bool) -> None:
+    world = _up(workers=2)
+    holder = _working(world, 0, "k", has_id=has_id)
+    _suspecting(world, 1, "k", has_id=has_id)
+    world.sample()
+    world.sample()
+    assert not _verdicts(world)
+    world.finish_task(holder)
+    _working(world, 0, "k", has_id=has_id)
+    world.sample()
+    assert [verdict.run for verdict in _verdicts(world)] == [True]
+
+
+def test_one_of_many_messages_that_are_alike_does_not_wait_for_those_that_begin_after_it() -> None:
+    world = _up(workers=3)
+    holder = _working(world, 0, "k", has_id=False)
+    _suspecting(world, 1, "k", has_id=False)
+    _working(world, 2, "k", has_id=False)
+    world.sample()
+    assert not _verdicts(world)
+    world.finish_task(holder)
+    world.sample()
+    assert [verdict.run for verdict in _verdicts(world)] == [True]
+
+
+def test_what_has_an_id_waits_also_for_who_begins_it_after_the_question() -> None:
+    world = _up(workers=3)
+    holder = _working(world, 0, "k")
+    _suspecting(world, 1, "k")
+    late = _working(world, 2, "k")
+    world.sample()
+    world.finish_task(holder)
+    world.sample()
+    assert not _verdicts(world)
+    world.finish_task(late)
+    world.sample()
+    assert [verdict.run for verdict in _verdicts(world)] == [True]
 
 
 def _lost(version: str = "", **changes: object) -> tuple[World, Worker, Message]:

@@ -32,6 +32,7 @@ def test_names_are_those_of_the_public_interface() -> None:
         "x-workq-put-back",
         "x-workq-burst",
         "x-workq-deferred",
+        "x-workq-edited-from",
     )
 
 

@@ -634,7 +634,7 @@ def test_where_the_limit_is_elsewhere_growth_stops_and_says_so() -> None:
     assert all("the limit is elsewhere" in remark for remark in remarks)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     least=st.integers(1, 6),
     more=st.integers(0, 40),

@@ -23,6 +23,7 @@ from supervisor.settings import (
     OPTIONS,
     Address,
     Cpus,
+    Rate,
     Settings,
     SettingsError,
     Span,
@@ -82,12 +83,15 @@ def test_the_defaults_are_the_documented_ones() -> None:
         heartbeat=15.0,
         task_timeout=None,
         soft_timeout=None,
+        rate=None,
         boot_timeout=60.0,
         boot_retry=False,
         grace=30.0,
         max_tasks=None,
         max_memory=None,
         max_crashes=3,
+        breaker=None,
+        breaker_reset=30.0,
         max_body=16 * 1024**2,
         health=Address("127.0.0.1", 9191),
         health_explicit=False,
@@ -95,6 +99,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ready_when="consuming",
         log_format="auto",
         log_level="info",
+        report=None,
         app_dir=str(Path.cwd()),
         preload=True,
         burst=False,
@@ -316,6 +321,10 @@ def test_a_certificate_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
         ("task_timeout", "off", None),
         ("task_timeout", "1.5h", 5400.0),
         ("grace", "0", 0.0),
+        ("rate", "off", None),
+        ("rate", "20/s", Rate(20, "s")),
+        ("rate", " 600 / m ", Rate(600, "m")),
+        ("rate", "1/h", Rate(1, "h")),
         ("max_tasks", "off", None),
         ("max_tasks", "1000", 1000),
         ("max_memory", "512M", 512 * 1024**2),
@@ -331,6 +340,8 @@ def test_a_certificate_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
         ("queue_type", "quorum", "quorum"),
         ("log_format", "json", "json"),
         ("log_level", "error", "error"),
+        ("report", "alerts:send", "alerts:send"),
+        ("report", "off", None),
         ("handler", "pkg.mod:Class.method", "pkg.mod:Class.method"),
     ],
 )
@@ -390,6 +401,12 @@ WRONG: list[tuple[str, object]] = [
     ("grace", "-1"),
     ("grace", "9999h"),
     ("max_tasks", "0"),
+    ("rate", "20"),
+    ("rate", "0/s"),
+    ("rate", "20/d"),
+    ("rate", "2.5/s"),
+    ("rate", "-1/s"),
+    ("rate", "10000000/s"),
     ("max_memory", "512"),
     ("max_memory", "512MB"),
     ("max_memory", "1.5G"),
@@ -413,6 +430,7 @@ WRONG: list[tuple[str, object]] = [
     ("health_host", "*"),
     ("log_format", "xml"),
     ("log_level", "INFO!"),
+    ("report", "alerts"),
     ("app_dir", "/nonexistent/directory"),
     ("app_dir", "/" + "x" * 300),
     ("app_dir", "a\0b"),
@@ -616,7 +634,7 @@ def test_reload_without_its_library_is_a_problem_that_says_how_to_get_it(monkeyp
     assert load("a:b", {"reload": True}, {}).reload
     monkeypatch.setitem(sys.modules, "watchfiles", None)
     [problem] = problems_of({"reload": True})
-    assert "pip install 'workq-supervise[reload]'" in problem
+    assert f"{sys.executable} -m pip install 'watchfiles>=0.24'" in problem
     assert not load("a:b", {}, {}).reload
 
 
@@ -647,6 +665,7 @@ def test_settings_survive_json_passwords_included() -> None:
         "url": ("amqp://u:p%40@a/v", "amqps://[::1]"),
         "health": "[::1]:0",
         "max_memory": "1G",
+        "rate": "600/m",
         "workers": "2..8",
         "health_host": ("a", "b"),
     }

@@ -39,7 +39,7 @@ def test_f74_forty_refusals_at_once_are_one_line_and_one_seat_asks_again() -> No
     assert started(world) == 40
     world.advance(0.3)
     assert len(world.births) == 1
-    for _ in range(20):
+    for _ in range(8):
         world.fail_to_fork(world.births[0])
         assert not world.births
         asked_again_within(world, 30.0)

@@ -76,6 +76,22 @@ def test_not_ready_without_a_broker_and_it_says_so() -> None:
     assert "connection refused by 127.0.0.1:5672" in because
 
 
+def test_while_workers_come_back_after_an_outage_it_says_that_the_outage_is_over() -> None:
+    world = _up(workers=2)
+    for worker in list(world.workers.values()):
+        world.leave(worker, "broker", "connection refused by 127.0.0.1:5672")
+        world.be_gone(worker)
+    while not world.nursery.births:  # type: ignore[union-attr]
+        world.advance(0.1)
+    probe = world.fork(world.nursery.births[0])  # type: ignore[union-attr]
+    world.connect(probe)
+    world.become_ready(probe)
+    said = "1 of 2 workers consume; the other workers follow, now that this is over: connection refused by "
+    assert status.readiness(world.pool.view(world.now)) == (True, f"{said}127.0.0.1:5672")
+    world.live(30.0, until_well=True)
+    assert status.readiness(world.pool.view(world.now)) == (True, "2 of 2 workers consume")
+
+
 def test_not_ready_while_draining_though_workers_consume() -> None:
     world = _up()
     world.ask(Wish.STOP)
@@ -122,7 +138,7 @@ def test_the_document_has_the_public_keys_and_is_json() -> None:
     assert set(document["queue"]) == {"name", "type", "ready", "consumers"}  # type: ignore[call-overload]
     assert set(document["workers"][0]) == {  # type: ignore[index]
         "slot", "pid", "state", "message_id", "busy_seconds", "rss_bytes", "restarts", "succeeded", "failed",
-        "last_exit",
+        "last_exit", "generation",
     }  # fmt: skip
     assert set(document["totals"]) == {  # type: ignore[call-overload]
         "succeeded", "failed", "retried", "deferred", "dead_lettered", "quarantined", "redelivered", "unsettled",

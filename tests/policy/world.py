@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from supervisor.messages import (
+    Admit,
     Connecting,
     Depth,
     Drain,
@@ -23,13 +24,16 @@ from supervisor.messages import (
     LoadFailed,
     Lost,
     Measure,
+    Parked,
     Ready,
     Suspect,
     Threaded,
     Verdict,
 )
+from supervisor.policy import breaker as breaker_policy
 from supervisor.policy.actions import Action, Leave, Say, Signal, Spawn, StartNursery, StopNursery, Tell
 from supervisor.policy.broker import PROBE_FOR
+from supervisor.policy.canary import ABSENT_FOR, Canary
 from supervisor.policy.condition import State
 from supervisor.policy.events import (
     Asked,
@@ -41,11 +45,14 @@ from supervisor.policy.events import (
     Sampled,
     Started,
     StartFailed,
+    Target,
     Wish,
     WorkerSaid,
 )
 from supervisor.policy.poison import PUT_BACK_MAX, RETURNS_MAX, RETURNS_URGENT
 from supervisor.policy.pool import Pool
+from supervisor.policy.reload import Reload
+from supervisor.policy.reload import Stage as ReloadStage
 from supervisor.settings import Settings, Span
 from supervisor.vocabulary import (
     EXIT_BROKER,
@@ -56,6 +63,7 @@ from supervisor.vocabulary import (
     Cause,
     Counts,
     InHand,
+    Intake,
     Kind,
     Phase,
     Reading,
@@ -102,6 +110,7 @@ class Message:
     returns: int = 0
     """As a quorum queue counts them, by workers of any host."""
     put_back: int = 0
+    has_id: bool = True
 
 
 @dataclass
@@ -112,11 +121,18 @@ class Worker:
     stage: Stage = Stage.BOOTING
     message: Message | None = None
     since: float = 0.0
+    tag: int = 0
+    """Of its latest delivery."""
     is_settling: bool = False
     finished: int = 0
+    former: tuple[int, int] = (0, 0)
+    """Tasks of its page that had succeeded and failed when it began."""
+    failed: int = 0
     said: Leaving | LoadFailed | None = None
     order: Drain | None = None
     signals: list[str] = field(default_factory=list)
+    is_executed: bool = False
+    """An operator has asked for its end."""
     is_stuck: bool = False
     """Deadlocked: it obeys nothing but signals."""
     is_dismissed: bool = False
@@ -134,6 +150,9 @@ class Worker:
     is_measuring: bool = False
     rss: int = 10 * MB
     generation: int = 1
+    intake: Intake = Intake.ALL
+    has_tried: bool = False
+    """It was to take one task, and has."""
 
     @property
     def slot(self) -> int:
@@ -148,12 +167,19 @@ class Worker:
     def hand(self) -> InHand | None:
         if self.message is None or self.is_asking:
             return None
-        redelivered = self.message.is_redelivered
-        return InHand(self.message.key, self.message.key, 1, 1, redelivered, self.since, self.is_settling)
+        of = self.message
+        name = of.key if of.has_id else None
+        return InHand(of.key, name, self.tag, 1, of.is_redelivered, self.since, self.is_settling)
 
     @property
     def is_idle(self) -> bool:
         return self.stage is Stage.CONSUMING and self.message is None and not self.is_cut_off
+
+    @property
+    def takes(self) -> bool:
+        """The broker may give it a message."""
+        may = self.intake is Intake.ALL or (self.intake is Intake.ONE and not self.has_tried)
+        return self.is_idle and self.order is None and may
 
     def read(self, now: float) -> Reading:
         phase = self.stage.value
@@ -161,7 +187,17 @@ class Worker:
             phase = Phase.ASKING if self.is_asking else Phase.SETTLING if self.is_settling else Phase.BUSY
         beat = self.beat if self.is_stuck else now
         key = self.message.key if self.message else ""
-        return Reading(self.page, self.pid, phase, self.hand, beat, Counts(succeeded=self.finished), self.rss, key=key)
+        return Reading(self.page, self.pid, phase, self.hand, beat, self.counts, self.rss, key=key)
+
+    @property
+    def counts(self) -> Counts:
+        succeeded, failed = self.ended
+        return Counts(succeeded=succeeded, failed=failed)
+
+    @property
+    def ended(self) -> tuple[int, int]:
+        """As on its page, whose totals outlive it."""
+        return self.former[0] + self.finished - self.failed, self.former[1] + self.failed
 
 
 @dataclass
@@ -188,7 +224,7 @@ class World:
         self.wanted = settings.workers.least
         self.nursery: NurseryProcess | None = None
         self.incoming: NurseryProcess | None = None
-        """The next generation's, until one of its workers consumes."""
+        """The next generation's, until one of its workers consumes, or its canary has passed."""
         self.workers: dict[int, Worker] = {}
         """By page."""
         self.queue: list[Message] = []
@@ -197,6 +233,8 @@ class World:
         self.quarantined: list[Message] = []
         self.kills: Counter[str] = Counter()
         """By key: workers that its messages have killed."""
+        self.sentenced: Counter[str] = Counter()
+        """By key: messages that an operator has had dead-lettered, and that were not yet."""
         self.log: list[Action] = []
         self.left: Leave | None = None
         self.deaths = 0
@@ -216,6 +254,15 @@ class World:
         """A promise was broken already: what follows from that proves nothing."""
         self._is_awaited = False
         """An import has failed for a reason that may pass, and that is tried again."""
+        self.is_paused = False
+        self.failures = 0
+        """Tasks that have failed since the breaker closed."""
+        self._closed_until = 0.0
+        """When a task may be tried, since the breaker opened."""
+        self._ended: dict[int, tuple[int, int]] = {}
+        """By page: as `Worker.ended` when its worker died."""
+        self._at_first: dict[int, Intake] = {}
+        """By page: what the worker that was asked for may take."""
         self._pids = iter(range(100, 10**9))
         self._vacant_since: dict[int, float] = {}
         self._tried_at = now
@@ -277,8 +324,21 @@ class World:
                 if self.incoming is not None and self.incoming.generation == self.pool.view(self.now).generation:
                     assert self.nursery is None, "the former generation's nursery lives on"
                     self.nursery, self.incoming = self.incoming, None
-            case Spawn(page, generation):
+                    self._closed_until = 0.0  # new code may have ended the trouble
+            case Spawn(page, generation, intake=intake):
+                self._at_first[page] = intake
                 self._spawn(page, generation)
+            case Tell(page, Admit(intake)):
+                assert self.workers[page].intake is not intake, "told what it knows"
+                self.workers[page].intake, self.workers[page].has_tried = Intake(intake), False
+            case Say("breaker.opened", level, fields=fields):
+                self._opened(fields["seconds"], is_new=level == "error")
+            case Say("breaker.half_open"):
+                assert self.now >= self._closed_until, "a task is tried too early"
+                assert not self.is_paused, "a task is tried during a pause"
+            case Say("breaker.closed"):
+                self.failures = 0
+
             case Tell(page, Drain() as order):
                 if action.because.startswith("reload"):
                     self._check_roll(page)
@@ -314,7 +374,12 @@ class World:
         if self.incoming is not None and self.incoming.generation == generation:
             nursery = self.incoming
             others = [*map(slot_of, nursery.births), *(w.slot for w in self._seated() if w.generation == generation)]
-            assert not [other for other in others if other < self.wanted], "two workers try the next generation"
+            others = [other for other in others if other < self.wanted]
+            if self.canary is None:
+                assert not others, "two workers try the next generation"
+            leaving = [w.slot for w in self._seated() if w.generation == generation and (w.order or w.signals)]
+            most = self.canary.size(self.wanted) if self.canary else 1
+            assert len(set(others) - set(leaving)) < most, "more than its share runs the canary"
         assert nursery is not None and nursery.is_ready, "nobody is there to fork it"
         assert nursery.generation == generation, "a worker of a generation that is gone"
         assert slot not in self.births, f"slot {slot} is being forked already"
@@ -332,6 +397,22 @@ class World:
         """The slots that a nursery was asked for, whichever."""
         nurseries = [each for each in (self.nursery, self.incoming) if each is not None]
         return [slot_of(page) for nursery in nurseries for page in nursery.births]
+
+    @property
+    def reload(self) -> Reload | None:
+        return self.pool.view(self.now).reload
+
+    @property
+    def canary(self) -> Canary | None:
+        """The one that runs."""
+        reload = self.reload
+        return reload.canary if reload is not None and reload.stage is ReloadStage.CANARY else None
+
+    def _check_canary(self) -> None:
+        """What is so while it runs."""
+        if self.canary is not None:
+            assert self.incoming is not None or not self.pool.open, "a canary without its nursery"
+            assert self.wanted >= 2, "nothing to compare it with"
 
     def _seated(self) -> list[Worker]:
         """The workers that have a slot: orphans have none."""
@@ -368,6 +449,7 @@ class World:
         assert worker.is_asking, "a verdict that nobody asked for"
         assert message is not None and verdict.key == message.key, "a verdict on another message"
         worker.is_asking, worker.since = False, self.now
+        assert verdict.crashes <= self.kills[message.key], "blamed for what it has not done"
         is_near = self.version >= "4.0" and message.returns >= RETURNS_MAX
         if worker.is_cut_off and not verdict.run:
             worker.message = None  # whatever it does about it comes to nothing
@@ -376,6 +458,11 @@ class World:
             message.returns, message.put_back, message.is_redelivered = 0, message.put_back + 1, False
             self.queue.append(message)
             worker.message = None
+        elif verdict.by:
+            assert not verdict.run and self.sentenced[message.key] > 0, "dead-lettered though nobody asked for it"
+            self.sentenced[message.key] -= 1
+            worker.message = None
+            self.tell(WorkerSaid(worker.page, Parked(message.key, "operator", "asked for", 1, "09:00")))
         elif verdict.run:
             assert not is_near, "run until the broker drops it"
             assert self.kills[message.key] < self.settings.max_crashes, "run though it has killed often enough"
@@ -386,11 +473,11 @@ class World:
                 "quarantined without evidence"
             )
             assert verdict.cause
-            assert verdict.crashes <= self.kills[message.key], "blamed for what it has not done"
             self.quarantined.append(message)
             worker.message = None
 
     def _begin(self, worker: Worker, message: Message) -> None:
+        worker.has_tried = worker.intake is Intake.ONE
         others = [other for other in self.workers.values() if other is not worker and other.message is message]
         assert not [other for other in others if other.is_running], "two copies of a message run at once"
 
@@ -427,6 +514,7 @@ class World:
     def check(self) -> None:
         """What is so after every event."""
         view = self.pool.view(self.now)
+        self._check_canary()
         if view.ready:
             self.reached_at = self.now
         assert sum(view.exits.values()) == self.deaths, "every exit is counted once"
@@ -440,10 +528,39 @@ class World:
             if w.stage is Stage.CONSUMING and not w.order and not w.signals and w.lost_at is None
         ]
         assert view.ready == len(consuming), "a worker that consumes is READY"
+        self._check_admission()
         orphans = [worker for worker in self.workers.values() if worker.is_orphan]
         assert {orphan.pid for orphan in view.orphans} == {orphan.pid for orphan in orphans}, "an orphan is forgotten"
         spared = [orphan.slot for orphan in orphans if not orphan.signals]
         assert len(spared) == len(set(spared)), "one orphan of a slot at most"
+
+    def _opened(self, seconds: float, *, is_new: bool) -> None:
+        threshold = self.settings.breaker
+        assert threshold is not None and self.now >= self._closed_until, "it opens twice"
+        assert self.failures >= (threshold.ratio * threshold.count if is_new else 1), "it opens though few have failed"
+        assert seconds >= self.settings.breaker_reset
+        self._closed_until = self.now + seconds
+
+    def _check_admission(self) -> None:
+        """What every worker was told is what holds now, whoever is new or was replaced."""
+        breaker = self.pool.view(self.now).breaker
+        state = breaker.state if breaker else breaker_policy.State.CLOSED
+        told = [
+            worker
+            for worker in self.workers.values()
+            if not (worker.order or worker.signals or worker.is_orphan or worker.stage is Stage.LEAVING)
+        ]
+        intakes = {worker.intake for worker in told}
+        if self.is_paused or state is breaker_policy.State.OPEN:
+            assert intakes <= {Intake.NONE}, "it may take nothing"
+        elif state is breaker_policy.State.HALF_OPEN:
+            assert Intake.ALL not in intakes, "it may try one task at most"
+            assert len([worker for worker in told if worker.takes]) <= 1, "two are about to try"
+        else:
+            assert Intake.ONE not in intakes, "the breaker is closed"
+            may = [worker for worker in told if worker.intake is Intake.ALL]
+            assert may or not [w for w in told if w.stage is Stage.CONSUMING], "nobody takes anything"
+            assert len(may) == len(told) or (breaker and len(may) > 1), "it was told something else"
 
     def _check_seats_are_filled(self) -> None:
         """A slot that is wanted and empty is filled within the longest backoff, once there is a nursery."""
@@ -524,8 +641,10 @@ class World:
     def fork(self, page: int) -> Worker:
         nursery = self._forking(page)
         nursery.births.remove(page)
+        self._vacant_since.pop(slot_of(page), None)  # it may be gone again before the loop turns
         worker = self.workers[page] = Worker(page, next(self._pids), self.now)
-        worker.generation, worker.rss = nursery.generation, self.size
+        worker.generation, worker.rss, worker.intake = nursery.generation, self.size, self._at_first[page]
+        worker.former = self._ended.get(page, (0, 0))
         self.tell(Started(page, worker.pid))
         return worker
 
@@ -544,14 +663,18 @@ class World:
         self._sent_away.clear()
         self.has_worked = self.has_worked or not worker.order
         self.tell(WorkerSaid(worker.page, Ready("127.0.0.1:5672", self.version, resident=self.size)))
-        if self.incoming is not None and not worker.order:
+        if self.incoming is not None and not worker.order and self.canary is None:
             assert worker.generation != self.incoming.generation, "it consumes, and its generation is not adopted"
 
     def deliver(self, worker: Worker, message: Message) -> None:
         """The broker gives it a message; it runs, or is quarantined, at once unless somebody here runs it still."""
+        may = worker.intake is Intake.ALL or (worker.intake is Intake.ONE and not worker.has_tried)
+        assert may, "a message for a worker that may take nothing"
         self.queue.remove(message)
         worker.message, worker.since, worker.is_settling = message, self.now, False
+        worker.tag += 1
         if not (message.is_redelivered or message.put_back):
+            worker.has_tried = worker.intake is Intake.ONE
             return
         worker.is_asking = True
         others = [other for other in self.workers.values() if other is not worker and other.message]
@@ -569,11 +692,13 @@ class World:
             is_urgent = self.version >= "4.0" and asking.message.returns >= RETURNS_URGENT
             assert not is_urgent, "the broker may drop what waits for its verdict"
 
-    def finish_task(self, worker: Worker) -> None:
-        """Its handler returns, and that is settled."""
+    def finish_task(self, worker: Worker, *, fails: bool = False) -> None:
+        """Its handler returns, or raises, and that is settled."""
         assert worker.is_running and not worker.is_cut_off
         worker.message = None
         worker.finished += 1
+        worker.failed += fails
+        self.failures += fails
 
     def leave(
         self, worker: Worker, cause: str, detail: str = "it says so", kind: str = "", silence: float = 0.0
@@ -621,15 +746,17 @@ class World:
         was_killed = bool(worker.signals) and not worker.is_dismissed and not status.startswith("exit ")
         if message is not None and worker.is_running:
             # Who is sent SIGKILL and nothing before it has outstayed the grace; that is no fault of the message's.
-            is_crash = worker.signals[:1] != ["SIGKILL"] or status == "OOM"
+            is_crash = (worker.signals[:1] != ["SIGKILL"] and not worker.is_executed) or status == "OOM"
             message.kills += is_crash
             self.kills[message.key] += is_crash
+            self.failures += is_crash
             assert message.kills <= self.settings.max_crashes, f"message {message.key} has killed {message.kills}"
         self._give_back(worker)
         if self.was_asked_to_stop and (was_killed or hand is not None):
             self.is_unsettled = True
-        if self.is_finishing and not worker.is_orphan:
+        if self.is_finishing and not worker.is_orphan and worker.slot < self.wanted:
             self.is_finishing = isinstance(worker.said, Leaving) and worker.said.cause == Cause.DRAINED
+        self._ended[worker.page] = worker.ended
         del self.workers[worker.page]
         self.deaths += 1
         self.tell(
@@ -641,6 +768,7 @@ class World:
                 worker.said,
                 worker.finished,
                 "Fatal Python error" if hand else "",
+                counts=worker.counts,
             )
         )
 
@@ -663,15 +791,44 @@ class World:
 
     # ---------------------------------------------------------------------------------------------------- others
 
-    def ask(self, wish: Wish) -> None:
+    def ask(self, wish: Wish, canary: Canary | None = None) -> None:
         if wish in (Wish.STOP, Wish.DRAIN):
             self.was_asked_to_stop = self.was_asked_to_stop or not self.is_stopping
-        self.tell(Asked(wish, "SIGTERM"))
+        self.is_paused = self._is_paused_after(wish)
+        self.tell(Asked(wish, "SIGTERM", canary=canary))
         if wish in (Wish.STOP, Wish.DRAIN):
             assert self.is_stopping
 
+    def _is_paused_after(self, wish: Wish) -> bool:
+        is_leaving = self.is_stopping or self.is_finishing or not self.pool.open
+        return (wish is Wish.PAUSE and not is_leaving) or (self.is_paused and wish is not Wish.RESUME)
+
+    def kill(self, worker: Worker, *, dead_letter: bool = False, at_once: bool = False) -> None:
+        """An operator asks for the end of what is in its slot."""
+        was_signalled = bool(worker.signals)
+        readings = tuple(each.read(self.now) for each in self.workers.values())
+        target = Target(str(worker.slot), "slot", dead_letter, at_once, readings)
+        self.tell(Asked(Wish.KILL, "workq kill", target=target))
+        worker.is_executed = worker.is_executed or (bool(worker.signals) and not was_signalled)
+        if worker.is_executed and not was_signalled and dead_letter:
+            assert worker.message is not None and worker.is_running and not worker.is_settling
+            self.sentenced[worker.message.key] += 1
+
+    def work(self, tries: int, failing: int = 0) -> None:
+        """Who consumes has made so many tries since the last sample; of the next generation's so many have failed."""
+        for worker in self.workers.values():
+            if worker.takes and worker.intake is Intake.ALL and not worker.is_stuck:
+                is_new = self.incoming is not None and worker.generation == self.incoming.generation
+                failed = failing if is_new else 0
+                worker.finished += tries
+                worker.failed += failed
+                self.failures += failed
+
     def sample(self) -> None:
         self.tell(Sampled(tuple(worker.read(self.now) for worker in self.workers.values()), self.away))
+        if self.canary is not None and self.pool.view(self.now).ready and not self.is_finishing and not self.is_paused:
+            assert self.reload is not None and self.reload.progress is not None
+            assert self.now < self.reload.progress.until + ABSENT_FOR, "a canary without an end"
         self._check_questions()
 
     def advance(self, seconds: float) -> None:
@@ -711,11 +868,18 @@ class World:
             self.turn()
 
     @property
+    def is_leaving(self) -> bool:
+        return self.is_stopping or self.is_finishing
+
+    @property
     def is_well(self) -> bool:
         view = self.pool.view(self.now)
         is_full = view.ready == self.wanted and len(self.workers) == self.wanted
-        is_current = all(worker.generation == view.generation for worker in self.workers.values())
-        return view.state is State.RUNNING and is_full and is_current and self.incoming is None
+        new = sum(worker.generation != view.generation for worker in self.workers.values())
+        is_current = new == 0 and self.incoming is None
+        # Its time stands still.
+        is_held = self.is_paused and self.canary is not None and new == self.canary.size(self.wanted)
+        return view.state is State.RUNNING and is_full and (is_current or is_held)
 
     def _has_news(self) -> bool:
         nurseries = [each for each in (self.nursery, self.incoming) if each is not None and not each.is_stuck]

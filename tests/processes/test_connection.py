@@ -9,8 +9,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from supervisor.clock import now
 from supervisor.endpoint import Endpoint
 
 Method = Any
+Asks = Callable[[Connection], None]
 
 GREETING = spec.Connection.Start(0, 9, {"product": "RabbitMQ", "version": "4.2.0"}, "AMQPLAIN PLAIN", "en_US")
 HEADER = b"AMQP\0\0\x09\x01"
@@ -32,15 +33,23 @@ HEADER = b"AMQP\0\0\x09\x01"
 class Peer:
     """What listens, and the connection to it, turn by turn: no thread, no wait that is not for something."""
 
-    def __init__(self, *, heartbeat: float = 0, password: str = "hunter2") -> None:
+    def __init__(
+        self, *, heartbeat: float = 0, password: str = "hunter2", expected: str = "", greeted: Sequence[Asks] = ()
+    ) -> None:
         self._door = socket.create_server(("127.0.0.1", 0))
         self._door.settimeout(10)
         self.loop = IOLoop()
         self.ends: list[BaseException] = []
-        self.greeted: list[Callable[[Connection], None]] = []
+        self.greeted = list(greeted)
         endpoint = Endpoint("127.0.0.1", self._door.getsockname()[1], user="dora", password=password)
         self.connection = Connection(
-            endpoint, self.loop, heartbeat=heartbeat, name="test", on_greeted=self._greet, on_closed=self.ends.append
+            endpoint,
+            self.loop,
+            heartbeat=heartbeat,
+            name="test",
+            on_greeted=self._greet,
+            on_closed=self.ends.append,
+            expected=expected,
         )
         self._heard = b""
         self.accept()
@@ -152,16 +161,63 @@ def test_all_that_is_wanted_goes_out_at_once_when_the_broker_has_said_who_it_is(
     peer.greeted.append(ask_for_all)
     assert peer.heard() == ["header"]
     peer.say(GREETING)
-    assert peer.heard() == [
-        "0 Connection.StartOk",
-        "0 Connection.TuneOk",
-        "0 Connection.Open",
-        "1 Channel.Open",
-        "1 Queue.Declare",
-        "1 Basic.Qos",
-        "1 Basic.Consume",
-    ]
+    assert peer.heard() == FROM_START_OK
     assert not peer.connection.is_open
+
+
+FROM_START_OK = [
+    "0 Connection.StartOk",
+    "0 Connection.TuneOk",
+    "0 Connection.Open",
+    "1 Channel.Open",
+    "1 Queue.Declare",
+    "1 Basic.Qos",
+    "1 Basic.Consume",
+]
+
+
+def test_a_broker_that_has_been_met_is_sent_everything_with_the_first_byte() -> None:
+    with closing(Peer(expected="4.2.0", greeted=[ask_for_all])) as peer:
+        assert peer.heard() == ["header", *FROM_START_OK]
+        assert peer.connection.version == "4.2.0"
+        peer.say(GREETING)
+        assert peer.heard() == []
+        peer.say(spec.Connection.Tune(2047, 131072, 60), spec.Connection.OpenOk())
+        assert peer.connection.is_open
+
+
+@pytest.mark.parametrize(
+    "said", [{"product": "RabbitMQ", "version": "4.3.0"}, {"product": "LavinMQ", "version": "4.2.0"}, {}]
+)
+def test_a_broker_that_is_not_the_one_that_was_met_is_connected_to_once_more_and_asked_in_turn(
+    said: dict[str, str],
+) -> None:
+    greeting = spec.Connection.Start(0, 9, said, "PLAIN", "en_US")
+    with closing(Peer(expected="4.2.0", greeted=[ask_for_all])) as peer:
+        peer.say(greeting)
+        assert not peer.ends
+        peer.accept()
+        assert peer.heard() == ["header"]
+        peer.say(greeting)
+        assert peer.heard() == FROM_START_OK
+        assert peer.connection.version == (said.get("version") if said.get("product") == "RabbitMQ" else "")
+
+
+def test_a_broker_that_has_been_met_and_allows_less_now_is_connected_to_once_more_within_that() -> None:
+    with closing(Peer(expected="4.2.0", greeted=[ask_for_all])) as peer:
+        peer.say(GREETING, spec.Connection.Tune(8, 4096, 60))
+        assert not peer.ends
+        peer.accept()
+        sent = peer.bytes()
+        assert sent.startswith(HEADER) and frame.Method(0, spec.Connection.TuneOk(8, 4096, 0)).marshal() in sent
+        peer.say(GREETING, spec.Connection.Tune(8, 4096, 60), spec.Connection.OpenOk())
+        assert peer.connection.is_open
+
+
+def test_what_answers_where_a_broker_was_met_is_a_stranger_all_the_same() -> None:
+    with closing(Peer(expected="4.2.0")) as peer:
+        peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        assert peer.connection.is_strange
 
 
 def test_it_introduces_itself_and_proposes_what_rabbitmq_allows(peer: Peer) -> None:

@@ -21,8 +21,20 @@ def test_what_serves_http_brings_neither_a_framework_nor_multiprocessing_nor_wha
     serve = (
         "import contextlib, sys; from supervisor.parent.http import server; server.serve([], contextlib.nullcontext())"
     )
-    found = ask(f"{serve}; print(*{{'h11', 'uvicorn', 'multiprocessing', 'watchfiles', 'click'}} & set(sys.modules))")
-    assert found == "h11"
+    heavy = "{'h11', 'uvicorn', 'starlette', 'anyio', 'multiprocessing', 'watchfiles', 'click'}"
+    assert ask(f"{serve}; print(*{heavy} & set(sys.modules))") == "h11"
+
+
+def test_no_command_but_ui_brings_the_web_framework() -> None:
+    every = "[main.get_command(None, name) for name in COMMANDS]"
+    load = f"import sys; from supervisor.commands import COMMANDS, main; {every}"
+    assert ask(f"{load}; print(*{{'starlette', 'uvicorn', 'anyio'}} & set(sys.modules))") == ""
+
+
+@pytest.mark.parametrize("verb", ["dead", "publish", "check", "kill", "status"])
+def test_verbs_that_run_no_handler_bring_neither_structlog_nor_rich_before_they_draw(verb: str) -> None:
+    load = f"import sys; from supervisor.commands import main; main.get_command(None, {verb!r})"
+    assert ask(f"{load}; print(*{{'structlog', 'rich.console', 'supervisor.worker'}} & set(sys.modules))") == ""
 
 
 def test_who_imports_rich_afterwards_gets_it_and_structlog_colours_as_ever_for_who_had_it_before() -> None:

@@ -86,7 +86,7 @@ def test_f86_supervisord_that_was_there_before_is_named_with_the_way_out(site: S
     [said] = site.said_at_start()
     assert "supervisord (supervisor 4.2.5) is installed in the same environment" in said
     assert "to upgrade or uninstall either breaks the other" in said
-    assert said.endswith(": python -m venv /opt/workq && /opt/workq/bin/pip install workq-supervise")
+    assert said.endswith(": python3 -m venv .venv && .venv/bin/pip install .  # in a clone")
 
 
 def test_f86_supervisord_that_came_later_and_then_went_is_named_and_what_is_broken_with_it(site: Site) -> None:
@@ -97,8 +97,8 @@ def test_f86_supervisord_that_came_later_and_then_went_is_named_and_what_is_brok
     site.uninstall_supervisord()
     [said] = site.said_at_start()
     assert "is missing or not ours, as after supervisord was uninstalled from here" in said
-    assert said.endswith(": pip install --force-reinstall --no-deps workq-supervise")
-    assert site.found() == [("warning", "pip install --force-reinstall --no-deps workq-supervise")]
+    assert said.endswith(": pip install --force-reinstall --no-deps .  # in a clone")
+    assert site.found() == [("warning", "pip install --force-reinstall --no-deps .  # in a clone")]
     site.install_ours_again()
     assert site.said_at_start() == []
 

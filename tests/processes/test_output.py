@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from supervisor.parent.output import BYTES_PER_SECOND, LINE_MAX, LINES_PER_SECOND, TAIL, TEXT_PER_SECOND, Output
+import supervisor
+from supervisor.parent.dumps import LEFT_OUT
+from supervisor.parent.output import (
+    BYTES_PER_SECOND,
+    LINE_MAX,
+    LINES_PER_SECOND,
+    TAIL,
+    TEXT_PER_SECOND,
+    UNMARKED,
+    Output,
+)
+from supervisor.scoreboard import Pen, Scoreboard
 
 
 class Heard:
@@ -212,4 +225,84 @@ def test_f98_a_long_line_with_a_url_keeps_what_surrounds_it() -> None:
     out, heard = output(b"x" * (LINE_MAX - 2) + b"am" + b"y" * 40_000 + url.encode())
     out.drain()
     assert leaks(*heard.lines) == [] and sum(map(len, heard.lines)) > 48_000
+    out.close()
+
+
+PAGE = 3
+
+
+@pytest.fixture
+def marked() -> Iterator[tuple[Scoreboard, Pen, int, Output]]:
+    """A worker's page on a scoreboard, the writing end of its output, and who reads that and notes how much."""
+    board = Scoreboard.create()
+    reader, writer = os.pipe()
+    out = Output(reader, Heard(), partial(board.note_read, PAGE))
+    yield board, board.pen(PAGE), writer, out
+    out.close()
+    os.close(board.fd)
+
+
+def test_evidence_of_a_task_begins_where_the_task_does(marked: tuple[Scoreboard, Pen, int, Output]) -> None:
+    board, pen, writer, out = marked
+    os.write(writer, b"set-up\n")
+    assert out.read()
+    os.write(writer, b"the task before\n")
+    pen.mark(writer)  # half of what came before is read, half is still in the pipe
+    os.write(writer, b"the task\n")
+    os.close(writer)
+    out.drain()
+    assert out.since(board.mark(PAGE)) == "the task\n"
+    assert out.tail == "set-up\nthe task before\nthe task\n"
+
+
+@pytest.mark.parametrize("mark", [0, 5, 30_000, 60_012])
+def test_evidence_of_a_task_that_wrote_a_lot_or_nothing_is_the_end_of_its_own(mark: int) -> None:
+    out, _ = output(b"begin" + b"." * 60_000 + b"the end")
+    out.drain()
+    assert out.since(mark) == (out.tail if mark < 60_012 else "")
+    out.close()
+
+
+def test_evidence_says_when_it_is_not_known_where_the_task_begins(marked: tuple[Scoreboard, Pen, int, Output]) -> None:
+    board, pen, writer, out = marked
+    os.write(writer, b"whose?\n")
+    board.note_read(PAGE, 0, is_reading=True)  # a supervisor that has no processor while it reads
+    pen.mark(writer)
+    assert out.read()
+    assert out.since(board.mark(PAGE)) == f"{UNMARKED}\nwhose?\n"
+    assert out.since(1_000) == f"{UNMARKED}\nwhose?\n"  # a handler has written over it
+    board.note_read(PAGE, 7)
+    pen.mark(writer)
+    assert board.mark(PAGE) == 7
+    os.close(writer)  # as a handler may do
+    pen.mark(writer)
+    assert board.mark(PAGE) is None
+
+
+OURS = f'  File "{os.path.dirname(supervisor.__file__)}/worker/handler.py", line 12 in run'
+PYTHONS = f'  File "{os.__file__}", line 12 in wait'
+THEIRS = '  File "/srv/tasks.py", line 12 in work'
+INSTALLED = f'  File "{os.path.dirname(os.__file__)}/site-packages/theirs.py", line 12 in work'
+
+
+@pytest.mark.parametrize(
+    ("dump", "shown"),
+    [
+        ([THEIRS, OURS, PYTHONS, OURS], [THEIRS, LEFT_OUT]),
+        ([OURS, PYTHONS, THEIRS, PYTHONS, OURS, OURS], [OURS, PYTHONS, THEIRS, PYTHONS, LEFT_OUT]),
+        ([INSTALLED, OURS], [INSTALLED, LEFT_OUT]),
+        ([PYTHONS, OURS, OURS], [PYTHONS, OURS, OURS]),
+        ([THEIRS, PYTHONS], [THEIRS, PYTHONS]),
+        ([THEIRS, OURS, "", "Thread 2:", OURS, OURS], [THEIRS, LEFT_OUT, "", "Thread 2:", OURS, OURS]),
+        ([THEIRS, "", OURS], [THEIRS, "", OURS]),
+        ([line.replace(" in ", ", in ") for line in (THEIRS, OURS)],) * 2,
+    ],
+)
+def test_of_a_stack_the_frames_that_called_the_handler_are_left_out_and_no_others(
+    dump: list[str], shown: list[str]
+) -> None:
+    out, heard = output("".join(f"{line}\n" for line in dump).encode())
+    out.drain()
+    assert heard.lines == [line for line in shown if line]
+    assert out.tail == "".join(f"{line}\n" for line in shown)
     out.close()

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.clock import now
-from supervisor.scoreboard import BOUNDS, SLOTS, Scoreboard
-from supervisor.vocabulary import LOG_SPACE, Counts, InHand, Phase, Reading
+from supervisor.scoreboard import SLOTS, Scoreboard
+from supervisor.vocabulary import BOUNDS, LOG_SPACE, Counts, InHand, Phase, Reading
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import supervisor
-from supervisor import Reject, Retry, Task, testing
+from supervisor import Publisher, Reject, Retry, Task, testing
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +43,95 @@ def test_a_task_without_anything_is_a_first_try_of_nothing() -> None:
     assert (made.body, made.headers, made.message_id, made.attempt, made.redelivered) == (b"", {}, None, 1, False)
     with pytest.raises(ValueError, match="counts from 1"):
         testing.task(attempt=0)
+
+
+@pytest.mark.parametrize("body", [{"a": 1}, [1], None, 5])
+def test_a_body_that_is_no_text_is_refused_in_words(body: Any) -> None:
+    with pytest.raises(TypeError, match=r"a body is text or bytes, and a \w+ is given: json.dumps\(\)"):
+        testing.run(print, body)
+    with pytest.raises(TypeError, match="a body is text or bytes"):
+        Publisher("amqp://127.0.0.1:1", "mails").publish(body)
+    assert testing.task(bytearray(b"x")).body == b"x"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("delay", ["1m", None, [1]])
+def test_a_delay_or_priority_that_is_no_number_is_refused_in_words(delay: Any) -> None:
+    publisher = Publisher("amqp://127.0.0.1:1", "mails")
+    with pytest.raises(TypeError, match=r"a delay is a number of seconds from 0 to 86400 \(24 h\), and .* is given"):
+        publisher.publish("", delay=delay)
+    with pytest.raises(TypeError, match="a priority is a number from 0 to 255, and '3' is given"):
+        publisher.publish("", priority="3")  # type: ignore[arg-type]
+
+
+class AsyncSetUp:
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, task: Task) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("error")
+def test_in_a_running_loop_run_says_what_to_do_instead_of_blaming_the_handler() -> None:
+    async def work(task: Task) -> None:
+        pass
+
+    async def tests() -> None:
+        for handler in (work, lambda task: work(task), AsyncSetUp):
+            with pytest.raises(RuntimeError, match=r"running event loop.*asyncio\.to_thread") as raised:
+                testing.run(handler)
+            assert raised.value.__cause__ is None
+            assert await asyncio.to_thread(testing.run, handler) == testing.Done()
+        assert testing.run(lambda task: None) == testing.Done()
+
+    asyncio.run(tests())
+
+
+def decorated(how: str) -> Any:
+    """A coroutine function behind a decorator that is none itself."""
+    ran = []
+
+    async def work(task: Task) -> None:
+        ran.append(task.text)
+
+    @functools.wraps(work)
+    def wrapper(*args: Any) -> Any:
+        if how == "runs":
+            return asyncio.run(work(*args))
+        made = work(*args)
+        if how == "returns":
+            return made
+        if how == "closes":
+            made.close()
+        return None
+
+    wrapper.ran = ran  # type: ignore[attr-defined]
+    return wrapper
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_a_task_whose_coroutine_a_decorator_drops_has_failed() -> None:
+    handler = decorated("drops")
+
+    class Called:
+        __call__ = functools.wraps(handler)(lambda self, task: handler(task))
+
+    for each in (handler, Called):
+        failed = testing.run(each, "one")
+        assert isinstance(failed, testing.Failed)
+        assert "never awaited: nothing of it has run" in failed.error
+        assert "in decorated.<locals>.work" in failed.traceback
+    assert handler.ran == []
+
+
+@pytest.mark.parametrize("how", ["runs", "returns"])
+def test_a_decorator_that_has_the_coroutine_run_is_fine(how: str) -> None:
+    handler = decorated(how)
+    assert testing.run(handler, "one") == testing.Done()
+    assert handler.ran == ["one"]
 
 
 def test_how_a_handler_ended_is_a_value() -> None:

@@ -105,6 +105,14 @@ def test_what_cannot_be_loaded_is_refused_as_a_supervisor_refuses_it(app: str) -
     assert "is a generator function" in err
 
 
+@pytest.mark.parametrize("handler", ["app", "", "app:", "app works"])
+def test_a_handler_without_a_function_is_told_how_to_be_named(app: str, handler: str) -> None:
+    _, err = workq.run("try", handler, "x", "--app-dir", app, code=78)
+    assert err.startswith(f"Error: nothing was run. The handler is {handler!r}")
+    assert err.endswith("expected module:function, such as tasks:resize\n")
+    assert ("it names no function, write app:FUNCTION" in err) == (handler == "app")
+
+
 def test_breakpoint_has_the_terminal(app: str) -> None:
     with terminal("try", "app:breaks", "x", "--app-dir", app) as shown:
         shown.see(r"\(Pdb\)")

@@ -28,18 +28,20 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config" / "prometheus"
 RULES = CONFIG / "workq.rules.yml"
 RULES_TEST = CONFIG / "workq.rules.test.yml"
+DAY_TEST = CONFIG / "workq.rules.day.test.yml"
 DASHBOARD = ROOT / "config" / "grafana" / "workq-supervise.json"
 MANUAL = ROOT / "docs" / "operations.md"
 
 ALERTS = {
     "WorkqDown", "WorkqNotConsuming", "WorkqCrashLoop", "WorkqQuarantineGrowing", "WorkqTasksFailing",
     "WorkqDeadLettersWaiting", "WorkqBacklogGrowing", "WorkqNoProgress", "WorkqMemoryRecycling",
-    "WorkqMemoryOverLimit", "WorkqOutOfMemory", "WorkqParkingBlocked",
+    "WorkqMemoryOverLimit", "WorkqOutOfMemory", "WorkqParkingBlocked", "WorkqPaused",
+    "WorkqBreakerOpen",
 }  # fmt: skip
 STABLE = {
     "workq_tasks_total", "workq_task_seconds", "workq_workers", "workq_worker_exits_total",
     "workq_worker_restart_seconds", "workq_worker_memory_bytes", "workq_queue_messages_ready", "workq_broker_up",
-    "workq_busy_seconds_total", "workq_log_lines_dropped_total", "workq_info",
+    "workq_busy_seconds_total", "workq_log_lines_dropped_total", "workq_info", "workq_paused", "workq_breaker_state",
 }  # fmt: skip
 """Names that users' own rules and dashboards rely on."""
 
@@ -55,13 +57,13 @@ def installed() -> None:
 @pytest.mark.usefixtures("installed")
 def test_the_rules_do_what_they_say() -> None:
     check("promtool", "check", "rules", "--lint-fatal", RULES)
-    check("promtool", "test", "rules", RULES_TEST)
+    check("promtool", "test", "rules", RULES_TEST, DAY_TEST)
 
 
 def test_every_alert_is_tested_to_fire_and_not_to() -> None:
     wanted = re.findall(r"- alert: (\w+)\n.*?severity: (\w+)\n", RULES.read_text(), re.S)
     assert {name for name, _ in wanted} == ALERTS
-    text = RULES_TEST.read_text()
+    text = RULES_TEST.read_text() + DAY_TEST.read_text()
     fires = re.findall(r'alertname="(\w+)", alertstate="firing", severity="(\w+)"', text)
     assert set(wanted) == set(fires)
     silent = re.findall(r"expr: '[^']*ALERTS\{([^}]*)\}[^']*', eval_time: \w+, exp_samples: \[\]", text)
@@ -133,7 +135,18 @@ def test_a_crash_loop_is_scraped_and_calls_somebody_and_every_query_finds_what_i
     broker_url: str, queue: str, tmp_path: Path
 ) -> None:
     amqp.publish(broker_url, queue, ['{"sleep": 0.01}'] * 20 + ['{"raise": "ValueError"}'])
-    options = ("--workers", "3", "--retries", "0", "--max-memory", "1G")
+    options = (
+        "--workers",
+        "3",
+        "--retries",
+        "0",
+        "--max-memory",
+        "1G",
+        "--rate",
+        "9999/s",
+        "--report",
+        "handlers:reported",
+    )
     with (
         hooked() as hook,
         supervised("handlers:act", *options, url=broker_url, queue=queue) as pool,

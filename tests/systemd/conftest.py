@@ -106,7 +106,7 @@ def snapshot(shared: Path) -> Path:
             ignored = shutil.ignore_patterns("__pycache__")
             for name in ("supervisor", "config", "scripts"):
                 shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-            for name in ("pyproject.toml", "README.md", "LICENSE"):
+            for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
                 shutil.copy(ROOT / name, copy / name)
     return copy
 

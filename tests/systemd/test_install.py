@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -43,7 +44,12 @@ def test_f91_a_machine_with_nothing_of_ours_consumes_after_the_steps_that_are_to
         box.write(toml, mine)
         box.write(secret, f"# ours\n{broker_url}\n", 0o600)
         box.write("/srv/mail/tasks.py", HANDLER)
-        box.run(f"{PREFIX}/bin/workq", "check", "--config", toml, "--url-file", secret)
+        assert "  workq check --unit mail\n" in told and box.path("/usr/local/bin/workq").is_symlink()
+        checked = box.run("workq", "check", "--unit", "mail", "--verbose").stdout
+        assert "workq-supervise@mail.service is set up well" in checked, checked
+        for wrong in ("mial", "workq-supervise@mial"):  # the template has each instance
+            refused = box.run("workq", "check", "--unit", wrong, check=False)
+            assert refused.returncode == 2 and f"no unit {wrong}" in refused.stderr
         amqp.publish(broker_url, queue, ["cat.png"], ids=["one"])
         box.run("systemctl", "enable", "--now", "workq-supervise@mail")
         eventually(lambda: "resized cat.png" in journal(box))
@@ -59,6 +65,12 @@ def test_f91_a_machine_with_nothing_of_ours_consumes_after_the_steps_that_are_to
         # A second service shares program and unit.
         other = box.run(INSTALL, "other", timeout=300).stdout
         assert "other.toml" in other and "installing" not in other
+        # Two services on one host do not share a health port: the first has the default.
+        named = [
+            re.findall(r'^health = "127.0.0.1:(\d+)"$', box.path(f"/etc/workq/{each}.toml").read_text(), re.M)
+            for each in ("mail", "other")
+        ]
+        assert named == [[], ["9192"]]
         one_of_its_own(box, mine, broker_url)
 
         # f91: the program stays for the second one, which is neither enabled nor running.
@@ -99,6 +111,7 @@ def one_of_its_own(box: Box, settings: str, broker_url: str) -> None:
     assert f"not in {PREFIX}" in box.run(INSTALL, "own", "--uninstall", "--prefix", PREFIX, check=False).stderr
     told = box.run(INSTALL, "own", "--uninstall").stdout
     assert "the unit stays, for mail, other" in told and "/opt/own stays" not in told
+    assert box.path("/usr/local/bin/workq").is_symlink(), "it leads to the shared program, which stays"
     assert not box.path(own).exists() and not box.path(f"/etc/systemd/system/{unit}.service.d").exists()
     for left in ("own.toml", "own.amqp-url"):
         box.path(f"/etc/workq/{left}").unlink()
@@ -106,7 +119,7 @@ def one_of_its_own(box: Box, settings: str, broker_url: str) -> None:
 
 def everything(box: Box) -> set[str]:
     """What is in the places where it installs."""
-    places = ["/etc/workq", "/etc/systemd/system", PREFIX, "/srv"]
+    places = ["/etc/workq", "/etc/systemd/system", PREFIX, "/srv", "/usr/local/bin/workq"]
     found = box.run("find", *places, "-not", "-name", "__pycache__", "-not", "-name", "*.pyc", check=False).stdout
     return set(found.splitlines())
 

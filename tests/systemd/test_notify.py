@@ -185,6 +185,11 @@ def test_the_brokers_words_do_not_become_assignments() -> None:
     assert "broker: gone READY=1 [31m" in line and len(line) == MAX_STATUS
 
 
+def test_why_tasks_have_to_wait_comes_first() -> None:
+    line = summary(view(refusal="paused by workq pause (anna), until workq resume"), ())
+    assert line.startswith("paused by workq pause (anna), until workq resume; ")
+
+
 def test_the_environment_is_cleared_of_what_names_us() -> None:
     environ = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1", "PATH": "/bin"}
     systemd = take(environ)

@@ -77,6 +77,12 @@ def test_ten_minutes_lead_to_a_hardened_unit_with_alerts(
         names = [rule["name"] for group in ask(server.number, "rules")["groups"] for rule in group["rules"]]
         assert "WorkqNotConsuming" in names
 
+        typed = re.findall(r"^    (workq .*--unit mail.*)$", OPERATIONS, re.M)
+        assert len(typed) >= 3
+        done = [box.run("bash", "-ec", line) for line in typed]
+        said = "".join(each.stdout + each.stderr for each in done)
+        assert f"no dead letters in {queue}.dead" in said and f"{queue}  running for" in said
+
         [kill] = re.findall(r"`(pkill .*?)`", OPERATIONS)
         [look] = re.findall(r"`(journalctl -u workq-supervise@mail -o cat -n 5)`", OPERATIONS)
         eventually(lambda: status(health.number)["totals"]["succeeded"] == 1)

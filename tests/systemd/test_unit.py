@@ -296,7 +296,7 @@ def test_f55_no_secret_is_in_the_unit_the_journal_or_anybodys_environment(
         found = [service.box.run("systemctl", "show", service.unit).stdout]
         found.append(service.box.run("systemctl", "status", "--lines=1000", service.unit).stdout)
         found.append(json.dumps(service.box.journal("--unit", service.unit)))
-        pids = eventually(lambda: pids if len(pids := service.pids()) == 5 else None)  # the spare comes last
+        pids = eventually(lambda: pids if len(pids := service.pids()) == 6 else None)  # the spare comes last
         for pid in pids:
             found += [service.box.run("cat", f"/proc/{pid}/{name}").stdout for name in ("environ", "cmdline")]
         found += [service.get(path)[1] for path in ("/status", "/metrics", "/")]
@@ -353,7 +353,7 @@ def test_workers_cannot_speak_in_the_units_name(service: Service, broker_url: st
     told = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
     assert not told & set(names.split(","))
     supervisor = int(service.show("MainPID"))
-    others = eventually(lambda: pids if len(pids := set(service.pids()) - {supervisor}) == 4 else None)
+    others = eventually(lambda: pids if len(pids := set(service.pids()) - {supervisor}) == 5 else None)
     for pid in others:
         environ = service.box.run("cat", f"/proc/{pid}/environ").stdout
         assert not [name for name in told if f"{name}=" in environ]

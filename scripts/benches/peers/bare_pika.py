@@ -9,6 +9,7 @@ from typing import Any
 
 import pika
 
+from benches.login import parameters
 from benches.tasks import run
 
 
@@ -34,7 +35,7 @@ def delivered(channel: Any, method: Any, _properties: Any, body: bytes) -> None:
 
 
 def consume_forever() -> None:
-    worker = pika.SelectConnection(pika.URLParameters(os.environ["BENCH_URL"]), on_open_callback=opened)
+    worker = pika.SelectConnection(parameters(os.environ["BENCH_URL"]), on_open_callback=opened)
     worker.ioloop.start()
 
 

@@ -1,4 +1,5 @@
-"""`workq check`: `probe`, `management`, `surroundings` gather `facts`; `broker`, `queue`, `machine` judge them."""
+"""`workq check`: `probe`, `management`, `surroundings` gather `facts`; `broker`, `queue`, `machine`,
+`container` judge them."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from supervisor import queues
 from supervisor.commands.check.case import HALF_AN_HOUR, NEVER, Case, delay_of, spelled
 from supervisor.commands.check.facts import Broker, Finding, Level, Node, note, ok, problem, warning
 from supervisor.commands.check.queue import QueueCase
+from supervisor.commands.check.versions import SUPPORT_ENDED, TABLE, TESTED, dotted, tested
 from supervisor.policy import advice
 from supervisor.settings import Settings
 from supervisor.vocabulary import Kind
@@ -24,16 +25,6 @@ CHANNELS: Final = 2
 """Of a worker: one to consume, one to ask for the queue's depth."""
 CONNECTIONS: Final = 2
 """Of a worker: one to consume, and one to park messages."""
-
-_SUPPORT_ENDED: Final = {
-    (3, 10): "2022-09",
-    (3, 11): "2023-06",
-    (3, 12): "2024-02",
-    (3, 13): "2024-09",
-    (4, 0): "2025-04",
-    (4, 1): "2026-01",
-}
-"""https://endoflife.date/rabbitmq. Other series are not judged."""
 
 
 def examine(broker: Broker, settings: Settings) -> list[Finding]:
@@ -117,19 +108,24 @@ def _percent(text: str) -> str:
 
 class BrokerCase(Case):
     def version(self) -> Iterator[Finding]:
+        oldest = dotted(TESTED[0])
         if self.release is None:
             said = f"{self.node.product} {self.node.version}".strip() or "something that does not say what it is"
-            yield note("version", f"the broker is {said}; workq-supervise is made for RabbitMQ 3.10+")
+            yield note("version", f"the broker is {said}; workq-supervise is made for RabbitMQ {oldest}+")
             return
-        if self.release < (3, 10):
-            what = f"RabbitMQ {self.node.version} is older than 3.10, the oldest that workq-supervise supports"
+        named = f"RabbitMQ {self.node.version}"
+        if self.release < TESTED[0]:
+            what = f"{named} is older than {oldest}, the oldest that workq-supervise supports"
             yield warning("version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
-        elif self.release in _SUPPORT_ENDED:
-            ended = f"community support for this series ended in {_SUPPORT_ENDED[self.release]}"
-            what = f"RabbitMQ {self.node.version}: {ended}; a distribution's or vendor's may continue"
+        elif self.release > TESTED[-1]:
+            what = f"{named} is newer than what this version of workq-supervise is tested with ({tested()})"
+            yield note("version", f"{what}: look for a newer one, and try it before you rely on it")
+        elif self.release in SUPPORT_ENDED:
+            ended = f"community support for this series ended {SUPPORT_ENDED[self.release]}"
+            what = f"{named}: {ended} ({TABLE}); a distribution's or vendor's may continue"
             yield note("version", f"{what} (https://www.rabbitmq.com/docs/upgrade)")
         else:
-            yield ok("version", f"RabbitMQ {self.node.version}")
+            yield ok("version", named)
 
     def connection(self) -> Iterator[Finding]:
         asked, agreed = self.settings.heartbeat, self.node.heartbeat

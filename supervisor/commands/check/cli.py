@@ -24,10 +24,11 @@ from supervisor.commands.check.machine import examine as examine_machine
 from supervisor.commands.check.management import ask, checked, consumer_timeout, usual
 from supervisor.commands.check.probe import Probe, may_publish
 from supervisor.commands.check.probe import look as look_at_nodes
+from supervisor.commands.check.surroundings import containers_options, is_loaded
 from supervisor.commands.check.surroundings import look as look_at_machine
 from supervisor.commands.plain import plain
 from supervisor.endpoint import Endpoint
-from supervisor.settings import OPTIONS, Option, Settings, SettingsError, has_settings, load
+from supervisor.settings import OPTIONS, UNITS, Option, Settings, SettingsError, has_settings, load
 from supervisor.settings.command_line import given, parameter, reported
 
 _NOBODY: Final = "workq:check"
@@ -45,7 +46,8 @@ _HELP: Final = """\
 Check broker, queue and machine for workq-supervise. Changes, declares and consumes nothing. Each finding comes with
 the command that fixes it.
 
-Reads the same options, WORKQ_* variables and file as workq-supervise. Imports the handler too, in a separate process,
+Reads the same options, WORKQ_* variables and file as workq-supervise; in a container also the options of the
+supervisor that runs there. Imports the handler too, in a separate process,
 if there is one (MODULE:FUNCTION, WORKQ_HANDLER or the file).
 
 Most checks use AMQP. Policies and limits need the management API: by default port 15672 of the broker's host (15671
@@ -74,8 +76,11 @@ def _check(
         except ValueError as error:
             raise click.UsageError(f"--management: {error}.") from None
     command_line = given(values)
+    unit_names = tuple(map(_unit, unit_names))
     if len(unit_names) == 1 and "config" not in command_line and has_settings(unit_names[0]):
         command_line["unit"] = unit_names[0]
+    if "unit" not in command_line:
+        command_line = _of_the_container(command_line) | command_line
     settings, has_handler = _settings(handler, command_line)
     try:
         broker = examine_broker(settings, api, rabbitmqctl)
@@ -89,6 +94,33 @@ def _check(
         _print(findings, settings, verbose)
     bad = {Level.PROBLEM, Level.WARNING} if strict else {Level.PROBLEM}
     sys.exit(codes.INCOMPLETE if any(finding.level in bad for finding in findings) else 0)
+
+
+def _unit(name: str) -> str:
+    """As systemd names it: one of ours by the NAME of its settings, else any that is loaded. Exits if there is none."""
+    if has_settings(name):
+        return name if name.endswith(".service") or "@" in name else f"workq-supervise@{name}.service"
+    # The template has each instance: systemd calls one loaded that has no settings and cannot start.
+    is_ours = name.startswith("workq-supervise@") and "*" not in name
+    if is_ours or not is_loaded(name):
+        instance = name.removeprefix("workq-supervise@").removesuffix(".service")
+        raise click.UsageError(f"--unit: no unit {name}: neither {UNITS}/{instance}.toml nor a unit of that name.")
+    return name
+
+
+def _of_the_container(command_line: dict[str, Any]) -> dict[str, Any]:
+    """The options of the supervisor in whose container this is. Not its handler, which it has imported already."""
+    if not (words := containers_options()):
+        return {}
+    try:
+        context = _OPTIONS.make_context("workq-supervise", words, resilient_parsing=True)
+    except click.UsageError:
+        return {}  # another version's
+    options = given({name: value for name, value in context.params.items() if name != "handler"})
+    is_hidden = any("*@" in url for url in options.get("url", ()))  # proctitle.hide_urls
+    if is_hidden or {"url", "url_file"} & command_line.keys():
+        options = {name: value for name, value in options.items() if name not in ("url", "url_file")}
+    return options
 
 
 def _settings(handler: str | None, command_line: dict[str, Any]) -> tuple[Settings, bool]:
@@ -178,6 +210,12 @@ def _parameter(option: Option) -> click.Parameter:
     return parameter(option, option.help, hidden=option.name in _SILENT)
 
 
+_OPTIONS: Final = click.Command(
+    "workq-supervise",
+    params=[_parameter(option) for option in OPTIONS.values()],
+    context_settings={"allow_extra_args": True},
+)
+
 check = click.Command(
     "check",
     callback=_check,
@@ -191,7 +229,7 @@ check = click.Command(
             ["--unit", "unit_names"],
             multiple=True,
             metavar="UNIT",
-            help="systemd unit to check. For workq-supervise@NAME, also use its settings in /etc/workq/NAME.toml.",
+            help="systemd unit to check: NAME of workq-supervise@NAME, with /etc/workq/NAME.toml, or any other unit.",
         ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object per finding, including ok."),
         click.Option(["--verbose", "-v"], is_flag=True, help="Also print what is ok."),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Final
 
 from supervisor.endpoint import Endpoint
 from supervisor.policy import advice
+from supervisor.values import dataclass
 from supervisor.vocabulary import Kind
 
 

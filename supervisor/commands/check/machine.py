@@ -6,12 +6,13 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+from supervisor.commands.check.container import Container, traps
 from supervisor.commands.check.facts import Finding, Level, note, ok, problem, warning
 from supervisor.policy import hung
 from supervisor.settings import Cpus, Settings
+from supervisor.values import dataclass
 
 MIB: Final = 1024**2
 OVERHEAD: Final = 100 * MIB
@@ -76,10 +77,14 @@ class Host:
     """Who else may write to `--app-dir`: `everybody`, `group games`; empty: nobody but its owner and root."""
     imported: Imported | None = None
     """None: no handler was named."""
+    report: str | None = None
+    """Why the function of --report cannot be imported; empty: it can. None: there is none."""
     clash: tuple[str, str] | None = None
     """What is wrong with our own installation, and what sets it right."""
     units: Sequence[Mapping[str, str]] | None = None
-    """`systemctl show` of each unit; None: systemd is not at work here."""
+    """`systemctl show` of each unit; None: systemd does not run here."""
+    container: Container | None = None
+    """What this runs in; None: in no container."""
 
 
 def examine(host: Host, settings: Settings) -> list[Finding]:
@@ -87,6 +92,7 @@ def examine(host: Host, settings: Settings) -> list[Finding]:
     return [
         *([warning("installation", *host.clash)] if host.clash else []),
         *_handler(host, settings),
+        *_report(host, settings),
         *_app_dir(host, settings),
         *_url_file(settings),
         *_cpus(host, settings),
@@ -95,6 +101,7 @@ def examine(host: Host, settings: Settings) -> list[Finding]:
         *_files(host, settings),
         *_health(host, settings),
         *_systemd(host, settings),
+        *(traps(host.container, host.cpus, settings, STOP_MARGIN) if host.container else []),
     ]
 
 
@@ -119,6 +126,14 @@ def _handler(host: Host, settings: Settings) -> Iterator[Finding]:
         yield warning("handler", what, "export WORKQ_PRELOAD=false")
     else:
         yield ok("handler", f"{settings.handler} is imported in {imported.seconds:.1f} s")
+
+
+def _report(host: Host, settings: Settings) -> Iterator[Finding]:
+    if host.report:
+        what = f"{settings.report} cannot be loaded, so no event is reported; tasks run all the same: {host.report}"
+        yield problem("report", what)
+    elif host.report is not None:
+        yield ok("report", f"{settings.report} can be imported")
 
 
 def _app_dir(host: Host, settings: Settings) -> Iterator[Finding]:
@@ -266,7 +281,9 @@ def _unit(unit: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
     if stop is not None and stop < needed:
         what = f"TimeoutStopSec is {stop:g} s: tasks in flight are killed before --grace {settings.grace:g}s is over"
         yield wrong("TimeoutStopSec", f"{needed:g}", what)
-    if unit.get("Type", "").startswith("notify") and seconds(unit.get("WatchdogUSec", "")) in (None, 0.0):
+    # Before its first start systemd tells none, whatever is set.
+    is_active, notifies = unit.get("ActiveState") == "active", unit.get("Type", "").startswith("notify")
+    if is_active and notifies and seconds(unit.get("WatchdogUSec", "")) in (None, 0.0):
         what = "no watchdog: a supervisor that hangs is not noticed"
         yield wrong("WatchdogSec", "30", what, Level.NOTE)
     yield from _unit_limits(unit, settings, wrong)

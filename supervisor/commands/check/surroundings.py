@@ -11,14 +11,17 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from supervisor import namesake
+from supervisor.commands.check.container import KUBERNETES, Container, arguments_of
 from supervisor.commands.check.machine import PROPERTIES, Health, Host, Imported, unit_of, units
 from supervisor.commands.running import NoAnswer, Running
 from supervisor.linux import cgroup
+from supervisor.redaction import redact
 from supervisor.settings import Address, Settings, usable_cpus
 from supervisor.vocabulary import EXIT_DONE
 
@@ -66,9 +69,41 @@ def look(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> Ho
         health=_health(settings.health) if settings.health else None,
         app_dir_open_to=_open_to(Path(settings.app_dir)),
         imported=import_handler(settings) if has_handler else None,
+        report=import_report(settings.report, settings) if settings.report is not None else None,
         clash=namesake.clash(),
         units=_units(unit_names),
+        container=_container(counter),
     )
+
+
+def _container(counter: Path | None) -> Container | None:
+    """`counter`: in its memory cgroup."""
+    # A machine may be a container, or have been one, without anybody stopping supervisors by it.
+    is_for_us = os.getpid() == 1 or (_read(Path("/proc/1/comm")) or "").startswith("workq")
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        engine = KUBERNETES
+    elif not is_for_us:
+        return None
+    elif os.environ.get("container") == "podman" or Path("/run/.containerenv").exists():  # noqa: SIM112 (its own)
+        engine = "podman"
+    elif Path("/.dockerenv").exists():
+        engine = "docker"
+    else:
+        return None
+    is_killed_whole = counter is not None and _read(counter.with_name("memory.oom.group")) == "1"
+    return Container(engine, is_killed_whole, _has_hosts_network())
+
+
+def _has_hosts_network() -> bool:
+    """A network of a container's own has no hardware and no bridge, only ends of pairs and tunnels."""
+    return any(Path("/sys/class/net").glob("*/device")) or any(Path("/sys/class/net").glob("*/bridge"))
+
+
+def containers_options() -> list[str]:
+    """The command line of the supervisor that is PID 1 of this container; empty: there is none."""
+    if os.getpid() == 1 or _container(None) is None:
+        return []
+    return arguments_of((_read(Path("/proc/1/cmdline")) or "").rstrip("\0").split("\0"))
 
 
 # ------------------------------------------------------------------------------------------------------- limits
@@ -164,6 +199,33 @@ def _end(session: int) -> None:
         pass
 
 
+def import_report(target: str, settings: Settings) -> str:
+    """Import the function of --report as its process would. Returns why that fails, in one line, or nothing."""
+    script = "import os, sys; from supervisor.reporter import find; find(*sys.argv[1:]); os._exit(0)"
+    environ = {name: value for name, value in os.environ.items() if name != "WORKQ_URL"}
+    with tempfile.TemporaryFile() as said:  # not a pipe, which a child of the import may hold open
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", script, target, settings.app_dir],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env=environ,
+            start_new_session=True,
+        )
+        try:
+            code = child.wait(settings.boot_timeout)
+        except subprocess.TimeoutExpired:
+            return f"its import is not done within --boot-timeout {settings.boot_timeout:g}s"
+        finally:
+            _end(child.pid)
+            child.wait()
+        if code == EXIT_DONE:
+            return ""
+        said.seek(0)
+        lines = said.read().decode(errors="replace").splitlines()
+    return redact(lines[-1].strip()[:_TROUBLE_MOST]) if lines else f"its import ended the process (exit {code})"
+
+
 # --------------------------------------------------------------------------------------------------- health port
 
 
@@ -190,13 +252,20 @@ def _answer(address: Address) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------------- systemd
 
 
+def is_loaded(unit: str) -> bool:
+    return bool(_show([unit]))
+
+
 def _units(names: Sequence[str]) -> list[Mapping[str, str]] | None:
+    own = unit_of(_read(Path("/proc/self/cgroup")) or "")
+    return _show(list(dict.fromkeys([*(names or UNITS), *([own] if own else [])])))
+
+
+def _show(names: Sequence[str]) -> list[Mapping[str, str]] | None:
     # sd_booted(3)
     if not Path("/run/systemd/system").is_dir():
         return None
-    own = unit_of(_read(Path("/proc/self/cgroup")) or "")
-    wanted = list(dict.fromkeys([*(names or UNITS), *([own] if own else [])]))
-    command = ["systemctl", "show", "--no-pager", f"--property={','.join(PROPERTIES)}", "--", *wanted]
+    command = ["systemctl", "show", "--no-pager", f"--property={','.join(PROPERTIES)}", "--", *names]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SYSTEMCTL_TIMEOUT

@@ -1,4 +1,5 @@
-"""`workq dead`. `queue` takes dead letters, `letter` reads one, `sweep` does something to many, `render` shows them."""
+"""`workq dead`. `queue` takes dead letters, `letter` reads one, `choice` says which are meant, `sweep` acts on many, at
+a `pace`; `asking` asks first. `table` and `groups` show many, `render` shows one, `edit` changes one."""
 
 from __future__ import annotations
 

@@ -5,66 +5,126 @@ Looking changes nothing, and interrupting loses nothing: see `queue`.
 
 from __future__ import annotations
 
+import datetime
+import functools
 import io
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import click
 
+import supervisor.commands.dead.asking as asking
+import supervisor.commands.dead.edit as edit
 import supervisor.commands.dead.render as render
 import supervisor.commands.dead.sweep as sweep
+import supervisor.commands.dead.table as table
 from supervisor import queues
 from supervisor.amqp import properties as amqp_properties
 from supervisor.amqp.client import Unreachable
 from supervisor.clock import now
-from supervisor.commands import codes, foreground, sources
+from supervisor.commands import attempts, codes, sources
+from supervisor.commands.dead.choice import FIELDS, Choice, Condition, Conditions, moment
 from supervisor.commands.dead.letter import Letter, original
+from supervisor.commands.dead.pace import Spread
+from supervisor.commands.dead.pace import parse as parse_rate
 from supervisor.commands.dead.queue import CutOff, DeadQueue
 from supervisor.commands.plain import plain
 from supervisor.commands.sources import Sources
-from supervisor.endpoint import Endpoint
 from supervisor.publisher import PublishError
+from supervisor.settings.command_line import Command
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG
-from supervisor.worker.delivery import Delivery
-from supervisor.worker.task import Task
 
 SPOOL: Final = 4 * 1024 * 1024
+
+Parsed = TypeVar("Parsed")
 
 
 @click.group()
 def dead() -> None:
     """List, show, requeue or delete dead letters.
 
-    They are in the queue QUEUE.dead. Messages that another `workq dead` holds are not seen. Exit code: 0 done,
-    1 not all done, 75 broker unreachable, 78 refused by the broker or invalid settings, 130 interrupted.
+    They are in the queue QUEUE.dead. `list --group` counts what they died of; `list`, `requeue` and `drop` choose by
+    --where, --since and --until. Interrupting loses nothing. Messages that another `workq dead` holds are not seen.
+
+    Exit code: 0 done, 1 not all done, 75 broker unreachable, 78 refused by the broker or invalid settings, 130
+    interrupted.
     """
 
 
 _at_a_queue: Final = sources.options("url", "queue")
 
 
+def _conditions(command: Command) -> Command:
+    """Adds --where, --since and --until; the command gets `conditions`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, where: tuple[str, ...], since: str | None, until: str | None, **values: Any) -> Any:
+        present = datetime.datetime.now(datetime.UTC)
+        said = [_parsed("--where", Condition.parse, each) for each in where]
+        begin = None if since is None else _parsed("--since", partial(moment, present=present), since)
+        end = None if until is None else _parsed("--until", partial(moment, present=present), until)
+        if begin is not None and end is not None and begin >= end:
+            raise click.UsageError("--since is not before --until: no dead letter is meant.")
+        return command(*args, conditions=Conditions(said, begin, end), **values)
+
+    for option in (
+        click.option("--until", metavar="D|TIME", help="Only those first seen before this; like --since."),
+        click.option(
+            "--since",
+            metavar="D|TIME",
+            help="Only those first seen since this long ago (30m, 2h, 3d), or since an ISO 8601 time (UTC).",
+        ),
+        click.option(
+            "--where",
+            multiple=True,
+            metavar="FIELD~TEXT",
+            help="Only those whose FIELD contains TEXT; FIELD=TEXT: is TEXT. Repeatable: all must hold. "
+            f"Fields: {', '.join(FIELDS)}.",
+        ),
+    ):
+        run = option(run)
+    return run
+
+
+def _parsed(option: str, parse: Callable[[str], Parsed], said: str) -> Parsed:
+    try:
+        return parse(said)
+    except ValueError as error:
+        raise click.UsageError(f"{option} {plain(said)[:60]}: {error}.") from None
+
+
 @dead.command("list")
 @_at_a_queue
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@_conditions
+@click.option("--group", is_flag=True, help="Count them by exception and last frame, or by reason and cause.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the N oldest.")
-def list_(sources: Sources, as_json: bool, limit: int | None) -> None:
-    """List the dead letters, oldest first. None is consumed."""
+@click.option("--wide", is_flag=True, help="Cut nothing, however long the lines.")
+@click.option("--ids", "ids_only", is_flag=True, help="Print only ids, one per line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+def list_(
+    sources: Sources, conditions: Conditions, group: bool, limit: int | None, wide: bool, ids_only: bool, as_json: bool
+) -> None:
+    """List the dead letters, oldest first. None is consumed.
+
+    `--group` says how many died of what; its lines can be chosen with --where 'group=...'.
+    """
+    if ids_only and (group or as_json or wide):
+        raise click.UsageError("--ids prints ids and nothing else: leave out --group, --json and --wide.")
+    choice = Choice(conditions=conditions)
     # First all is noted and handed back, then it is printed: a pager keeps nothing from anybody.
     with tempfile.SpooledTemporaryFile(SPOOL) as spool, _reported("list"):
         with DeadQueue(*sources.place()) as letters, sweep.stoppable() as stop:
-            noted = sweep.note(letters, spool, limit, stop)
-        spool.seek(0)
-        if as_json:
-            shutil.copyfileobj(spool, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-        elif noted:
-            render.print_table(spool)
-        render.sum_up(letters, noted, err=as_json)
+            noted = (sweep.count if group else sweep.note)(letters, choice, spool, limit, stop)
+        form: table.Form = "json" if as_json else "ids" if ids_only else "groups" if group else "letters"
+        table.print_spool(spool, form, is_wide=wide)
+        if not ids_only:
+            render.sum_up(letters, noted, err=as_json)
         render.warn("list", letters)
+        render.tell_undated("list", choice.undated)
         if stop:
             sys.exit(codes.INTERRUPTED)
 
@@ -104,54 +164,82 @@ def show(sources: Sources, body_only: bool, identity: str) -> None:
 
 @dead.command()
 @_at_a_queue
+@_conditions
 @click.option("--all", "everything", is_flag=True, help="All dead letters in the queue now.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--to", metavar="QUEUE", help="Requeue to this queue instead of QUEUE.")
+@click.option("--rate", metavar="N/s", help="At most N per second (N/m: per minute), evenly.")
+@click.option("--edit", "is_edited", is_flag=True, help="Change the body of this one in $VISUAL or $EDITOR first.")
 @click.argument("identities", nargs=-1, metavar="[ID]...")
 def requeue(
     sources: Sources,
+    conditions: Conditions,
     everything: bool,
-    to: str | None,
     yes: bool,
+    to: str | None,
+    rate: str | None,
+    is_edited: bool,
     identities: tuple[str, ...],
 ) -> None:
     """Put dead letters back into QUEUE, to be run again.
 
+    Chosen by ID, by --where, --since and --until, or all; except by ID it shows what is chosen, and asks.
+
     A dead letter is removed only after the broker has confirmed the requeued message, so interrupting this loses
     nothing. If this process or the broker is killed, up to 200 messages may be in both queues.
+
+    With --edit the old body is kept in the header x-workq-edited-from.
     """
-    _either(everything, identities)
+    choice = _chosen(identities, everything, conditions)
+    pace = None if rate is None else Spread(_parsed("--rate", parse_rate, rate))
+    if is_edited and (len(identities) != 1 or pace is not None):
+        raise click.UsageError("--edit is for one dead letter: give its ID, and no --rate.")
     endpoints, queue = sources.place()
     with _reported("requeue"):
-        if everything and not yes:
-            _confirm(endpoints, queue, lambda all_: f"Put {all_} back into {plain(to or queue)}, to be run again?")
+        if is_edited:
+            edit.requeue(endpoints, queue, identities[0], to or queue)
+            return
+        if not identities and not yes:
+            agreed = asking.agreed(
+                "requeue", endpoints, queue, choice, lambda these: f"Put {these} back into {plain(to or queue)}?"
+            )
+            if agreed is None:
+                return
+            choice = agreed
         with DeadQueue(endpoints, queue) as letters, sweep.stoppable() as stop:
             if letters.count:
                 letters.prepare()
-            sweep.Requeueing(letters, identities, stop, to or queue).run()
+            sweep.Requeueing(letters, choice, stop, to or queue, pace).run()
 
 
 @dead.command()
 @_at_a_queue
+@_conditions
 @click.option("--all", "everything", is_flag=True, help="All dead letters in the queue now.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.argument("identities", nargs=-1, metavar="[ID]...")
-def drop(sources: Sources, everything: bool, yes: bool, identities: tuple[str, ...]) -> None:
-    """Delete dead letters. They cannot be recovered."""
-    _either(everything, identities)
+def drop(sources: Sources, conditions: Conditions, everything: bool, yes: bool, identities: tuple[str, ...]) -> None:
+    """Delete dead letters. They cannot be recovered.
+
+    Chosen by ID, by --where, --since and --until, or all; it shows what is chosen, and asks, without a terminal only
+    for --yes unless chosen by ID.
+    """
+    choice = _chosen(identities, everything, conditions)
     endpoints, queue = sources.place()
     with _reported("drop"):
-        if not yes and (everything or sys.stdin.isatty()):
-            some = "" if everything else f"{', '.join(map(plain, identities))} of "
-            _confirm(endpoints, queue, lambda all_: f"Delete {some}{all_} for good?")
+        if not yes and (not identities or sys.stdin.isatty()):
+            agreed = asking.agreed("drop", endpoints, queue, choice, lambda these: f"Delete {these} for good?")
+            if agreed is None:
+                return
+            choice = agreed
         with DeadQueue(endpoints, queue) as letters, sweep.stoppable() as stop:
-            sweep.Dropping(letters, identities, stop).run()
+            sweep.Dropping(letters, choice, stop).run()
 
 
 @dead.command()
-@sources.options("url", *foreground.SETTINGS, "handler")
+@sources.options("url", *attempts.SETTINGS, "handler")
 @click.option("--handler", metavar="MODULE:FUNCTION", help="The handler, if not the one of the settings.")
-@foreground.options
+@attempts.options
 @click.argument("identity", metavar="ID")
 def replay(sources: Sources, handler: str | None, times: int, pdb: bool, identity: str) -> None:
     """Run a handler here, in the foreground, on a dead letter as it was before it died.
@@ -159,6 +247,11 @@ def replay(sources: Sources, handler: str | None, times: int, pdb: bool, identit
     Nothing is consumed, published or acknowledged, and breakpoint() works. Exit code: 0 it returned, 1 not, 78 the
     handler cannot be loaded.
     """
+    # Imported late: the other verbs start in two thirds of the time without the worker's code.
+    from supervisor.commands import foreground
+    from supervisor.worker.delivery import Delivery
+    from supervisor.worker.task import Task
+
     settings = sources.read()
     handler = handler or settings.get("handler")
     if not handler:
@@ -192,22 +285,12 @@ def _write_parts(found: Sequence[Letter]) -> None:
     sys.stdout.buffer.flush()
 
 
-def _either(everything: bool, identities: Sequence[str]) -> None:
-    if everything == bool(identities):
-        raise click.UsageError("Give IDs, or --all.")
-
-
-def _confirm(endpoints: Sequence[Endpoint], queue: str, question: Callable[[str], str]) -> None:
-    """Ask, on a connection that is closed before the answer: nobody knows how long that takes. `question` is given what
-    there is: how much, where."""
-    with DeadQueue(endpoints, queue) as letters:
-        count = letters.count
-    if not count:
-        return
-    everything = f"{render.so_many(count)} in {plain(letters.name)} on {letters.endpoint}"
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"--all means {everything}: confirm with --yes, since there is no terminal to ask on.")
-    click.confirm(question(everything), abort=True)
+def _chosen(identities: Sequence[str], everything: bool, conditions: Conditions) -> Choice:
+    if identities and (everything or conditions):
+        raise click.UsageError("Give IDs, or --all, --where, --since and --until, but not both.")
+    if not (identities or everything or conditions):
+        raise click.UsageError("Give IDs, or --where, --since or --until, or --all.")
+    return Choice(identities, conditions)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -56,10 +57,7 @@ class Letter:
 
     def text(self, name: str) -> str:
         """The header as text, not fit for a terminal yet; empty when there is none."""
-        value = self.header(name)
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "backslashreplace")
-        return "" if value is None else str(value)
+        return as_text(self.header(name))
 
     def part(self, name: str) -> str | int | bytes | None:
         """A property but the headers; None when it is not there. Bytes when it is not UTF-8."""
@@ -76,6 +74,30 @@ class Letter:
         return str(latest.get("reason", "")) if isinstance(latest, dict) else ""
 
     @property
+    def error(self) -> str:
+        """What was raised, or why the message cannot be read."""
+        return self.text(queues.ERROR) or self.trouble
+
+    @property
+    def first_seen(self) -> datetime.datetime | None:
+        """When we first had it, else when the sender says that it was sent."""
+        try:
+            seen = datetime.datetime.fromisoformat(self.text(queues.FIRST_SEEN))
+            return seen.astimezone(datetime.UTC) if seen.tzinfo else seen.replace(tzinfo=datetime.UTC)
+        except (ValueError, OverflowError):
+            pass
+        stamp = self.part("timestamp")
+        try:
+            return datetime.datetime.fromtimestamp(stamp, datetime.UTC) if isinstance(stamp, int) else None
+        except (ValueError, OverflowError, OSError):
+            return None
+
+    @property
+    def fingerprint(self) -> int:
+        """Tells it from others within this process: its id and its body. Bodies must not all be kept."""
+        return hash((self.id, self.body))
+
+    @property
     def returns(self) -> int:
         """How often a quorum queue has had it back; a classic one does not count."""
         return self.number("x-delivery-count") or 0
@@ -90,6 +112,13 @@ class Letter:
     def _identity(self) -> str:
         identity = self.part("message_id")
         return queues.name(identity if isinstance(identity, str | bytes) else None, self.body, self.queue)
+
+
+def as_text(value: Any) -> str:
+    """A header's or property's value, not fit for a terminal yet; empty when there is none."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return "" if value is None else str(value)
 
 
 def original(letter: Letter, user: str) -> Encoded:

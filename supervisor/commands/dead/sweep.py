@@ -7,17 +7,19 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import supervisor.commands.dead.render as render
+from supervisor.clock import now
 from supervisor.commands import codes
+from supervisor.commands.dead.choice import Choice
+from supervisor.commands.dead.groups import Groups
 from supervisor.commands.dead.letter import Letter, original
+from supervisor.commands.dead.pace import Spread
 from supervisor.commands.dead.queue import DeadQueue, Target
 from supervisor.commands.plain import plain
 
@@ -34,26 +36,25 @@ class Sweep:
 
     name: str
     done_word: str
+    size = ACTING
 
-    def __init__(self, letters: DeadQueue, identities: Sequence[str], stop: Stop) -> None:
-        """No `identities`: all are meant."""
+    def __init__(self, letters: DeadQueue, choice: Choice, stop: Stop) -> None:
         self.done: Counter[str] = Counter()
         """How many, by the queue they went to."""
         self.problems: list[str] = []
         self.letters = letters
-        self._wanted = set(identities)
-        self._found: Counter[str] = Counter()
-        self._stop = stop
+        self.stop = stop
+        self._choice = choice
 
     def act(self, chosen: list[Letter]) -> list[Letter]:
-        """Do it, count it in `done`, and return those with which it cannot be done."""
+        """Do it, count it in `done`, and return those with which it cannot be done, or not yet."""
         raise NotImplementedError
 
     def run(self) -> None:
         """Leaves with an exit code unless everything is done."""
         try:
-            for window in windows(self.letters, self._stop, self.name, size=ACTING):
-                chosen = [letter for letter in window if self._is_chosen(letter)]
+            for window in windows(self.letters, self.stop, self.name, size=self.size):
+                chosen = [letter for letter in window if self._choice.has(letter)]
                 staying = self.act(chosen)
                 meant = {letter.tag for letter in chosen}
                 self.letters.keep([*staying, *(letter for letter in window if letter.tag not in meant)])
@@ -61,35 +62,27 @@ class Sweep:
             self._sum_up()
         self._finish()
 
-    def _is_chosen(self, letter: Letter) -> bool:
-        if not self._wanted:
-            return True
-        meant = named_by(letter, self._wanted)
-        if meant is not None:
-            self._found[meant] += 1
-        return meant is not None
-
     def _sum_up(self) -> None:
         total = self.done.total()
-        among = f" of {self.letters.count or 0:,}" if not self._wanted else ""
+        among = f" of {self.letters.count or 0:,}" if not self._choice.identities else ""
         click.echo(f"{self.done_word} {total:,}{among} from {plain(self.letters.name)} on {self.letters.endpoint}")
-        for identity, count in self._found.items():
+        for identity, count in self._choice.found.items():
             if count > 1:
                 click.echo(f"  {count} dead letters have the id {plain(identity)}")
 
     def _finish(self) -> None:
         render.warn(self.name, self.letters)
+        render.tell_undated(self.name, self._choice.undated)
         for problem in self.problems[:PROBLEMS]:
             render.complain(self.name, problem)
         if len(self.problems) > PROBLEMS:
             render.complain(self.name, f"and {len(self.problems) - PROBLEMS:,} more like these")
-        if self._stop:
+        if self.stop:
             render.complain(self.name, "interrupted; the others are untouched")
             sys.exit(codes.INTERRUPTED)
-        missing = [identity for identity in sorted(self._wanted) if not self._found[identity]]
-        for identity in missing:
+        for identity in self._choice.missing:
             render.complain(self.name, absence(self.letters, identity))
-        if missing or self.problems:
+        if self._choice.missing or self.problems:
             sys.exit(codes.INCOMPLETE)
 
 
@@ -97,24 +90,40 @@ class Requeueing(Sweep):
     name = "requeue"
     done_word = "requeued"
 
-    def __init__(self, letters: DeadQueue, identities: Sequence[str], stop: Stop, to: str) -> None:
-        super().__init__(letters, identities, stop)
+    def __init__(self, letters: DeadQueue, choice: Choice, stop: Stop, to: str, pace: Spread | None = None) -> None:
+        super().__init__(letters, choice, stop)
         self._to = to
+        self._pace = pace
+        if pace is not None:
+            self.size = pace.window(ACTING)
 
     def act(self, chosen: list[Letter]) -> list[Letter]:
-        aimed = [(letter, target) for letter in chosen if (target := self._target(letter)) is not None]
-        homeless = self.letters.publish(aimed, self.done)
-        for letter in homeless:
-            self.problems.append(f"{plain(letter.id)} stays: there is no queue {plain(self._to)} to take it")
-        going = {letter.tag for letter, _ in aimed} - {letter.tag for letter in homeless}
-        return [letter for letter in chosen if letter.tag not in going]
+        waiting = [(letter, target) for letter in chosen if (target := self._aimed(letter)) is not None]
+        gone: set[int] = set()
+        while waiting:
+            share = len(waiting) if self._pace is None else self._pace.share(len(waiting))
+            aimed, waiting = waiting[:share], waiting[share:]
+            if self._pace is not None:
+                self.letters.rest(self._pace.due, self.stop)
+                if self.stop:
+                    break
+                self._pace.went(len(aimed), now())
+            homeless = self.letters.publish(aimed, self.done)
+            for letter in homeless:
+                self.problems.append(f"{plain(letter.id)} stays: there is no queue {plain(self._to)} to take it")
+            gone |= {letter.tag for letter, _ in aimed} - {letter.tag for letter in homeless}
+        return [letter for letter in chosen if letter.tag not in gone]
 
-    def _target(self, letter: Letter) -> Target | None:
+    def _aimed(self, letter: Letter) -> Target | None:
         try:
-            return Target(self._to, original(letter, self.letters.endpoint.user))
+            return self.target(letter)
         except ValueError as error:
             self.problems.append(f"{plain(letter.id)} stays: {error}; `workq dead drop` deletes it")
             return None
+
+    def target(self, letter: Letter) -> Target:
+        """Raises ValueError when it cannot be requeued."""
+        return Target(self._to, original(letter, self.letters.endpoint.user))
 
 
 class Dropping(Sweep):
@@ -127,11 +136,6 @@ class Dropping(Sweep):
         return []
 
 
-def named_by(letter: Letter, wanted: set[str]) -> str | None:
-    """By which of the wanted ids this one is meant: its own, or that as `list` shows it."""
-    return next((name for name in (letter.id, plain(letter.id)) if name in wanted), None)
-
-
 def absence(letters: DeadQueue, identity: str) -> str:
     if letters.count is None:
         return f"there is no dead letter {plain(identity)}: there is no queue {plain(letters.name)}"
@@ -141,21 +145,45 @@ def absence(letters: DeadQueue, identity: str) -> str:
 def find(letters: DeadQueue, identity: str, stop: Stop) -> list[Letter]:
     """Those that this id means, all of them handed back."""
     found: list[Letter] = []
-    for window in windows(letters, stop, "looking", size=LOOKING):
-        found += [letter for letter in window if named_by(letter, {identity})]
-        letters.keep(window)
+    see(letters, Choice([identity]), stop, found.append)
     return found
 
 
-def note(letters: DeadQueue, spool: IO[bytes], limit: int | None, stop: Stop) -> int:
+def note(letters: DeadQueue, choice: Choice, spool: IO[bytes], limit: int | None, stop: Stop) -> int:
     """Write a line of JSON for each dead letter into the spool. Returns how many, and hands them back."""
-    noted = 0
-    for window in windows(letters, stop, "list", size=LOOKING, most=limit):
+    return see(letters, choice, stop, lambda letter: _write(render.row(letter), spool), limit)
+
+
+def count(letters: DeadQueue, choice: Choice, spool: IO[bytes], limit: int | None, stop: Stop) -> int:
+    """The same for each group of them. Returns how many dead letters there are in all groups."""
+    groups = Groups()
+    seen = see(letters, choice, stop, groups.add, limit)
+    for row in groups.rows():
+        _write(row, spool)
+    return seen
+
+
+def _write(row: Mapping[str, Any], spool: IO[bytes]) -> None:
+    spool.write(json.dumps(row).replace("\x7f", "\\u007f").encode() + b"\n")
+
+
+def see(
+    letters: DeadQueue, choice: Choice, stop: Stop, look: Callable[[Letter], object], limit: int | None = None
+) -> int:
+    """Call `look` with each that is meant, or the oldest `limit` of them, and hand all back. Returns how many."""
+    seen = 0
+    most = limit if choice.is_everything else None
+
+    def is_enough() -> bool:
+        return seen == limit
+
+    for window in windows(letters, stop, "looking", size=LOOKING, most=most, is_enough=is_enough):
         for letter in window:
-            spool.write(json.dumps(render.row(letter)).replace("\x7f", "\\u007f").encode() + b"\n")
-        noted += len(window)
+            if not is_enough() and choice.has(letter):
+                look(letter)
+                seen += 1
         letters.keep(window)
-    return noted
+    return seen
 
 
 class Stop:
@@ -187,22 +215,35 @@ def stoppable() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def windows(letters: DeadQueue, stop: Stop, what: str, *, size: int, most: int | None = None) -> Iterator[list[Letter]]:
-    """Each window, until all are seen or it is interrupted; then the open ones are requeued."""
-    for window in _progress(letters.windows(most, size=size), min(letters.count or 0, most or sys.maxsize), what):
-        yield window
-        if stop:
-            break
-    letters.hand_back()
+def windows(
+    letters: DeadQueue,
+    stop: Stop,
+    what: str,
+    *,
+    size: int,
+    most: int | None = None,
+    is_enough: Callable[[], bool] = lambda: False,
+) -> Iterator[list[Letter]]:
+    """Each window, until all are seen, or enough, or it is interrupted; then the open ones are requeued."""
+    with _progress(what, min(letters.count or 0, most or sys.maxsize)) as advance:
+        for window in letters.windows(most, size=size):
+            yield window
+            advance(len(window))
+            if stop or is_enough():
+                break
+    with _progress("handing back", letters.held) as advance:
+        letters.hand_back(advance)
 
 
-def _progress(windows: Iterable[list[Letter]], total: int, what: str) -> Iterator[list[Letter]]:
-    if not sys.stderr.isatty():
-        yield from windows
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    if not total or not sys.stderr.isatty():
+        yield lambda _count: None
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
-        for window in windows:
-            yield window
-            bar.advance(task, len(window))
+        yield lambda count: bar.advance(task, count)

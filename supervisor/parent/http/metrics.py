@@ -12,18 +12,22 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from supervisor.clock import now
-from supervisor.parent.snapshot import Look
+from supervisor.parent.snapshot import Look, Reported
+from supervisor.policy import breaker
 from supervisor.policy.condition import State
+from supervisor.policy.reload import Stage
 from supervisor.policy.status import STATES, readiness, state_of, totals
 from supervisor.policy.view import RESTART_BOUNDS, PoolView
-from supervisor.scoreboard import BOUNDS
 from supervisor.version import __version__
-from supervisor.vocabulary import OUTCOMES, Cause, Counts, Reading, slot_of
+from supervisor.vocabulary import BOUNDS, OUTCOMES, Cause, Counts, Reading, slot_of
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 USUAL_CAUSES: Final = (*map(str, Cause), "SIGABRT", "SIGKILL", "SIGSEGV")
 """Exported from 0: to Prometheus a counter that first appears as 1 has not increased."""
+
+
+_BREAKER_STATES: Final = {breaker.State.CLOSED: 0, breaker.State.HALF_OPEN: 1, breaker.State.OPEN: 2}
 
 
 class PoolCollector(Collector):
@@ -39,12 +43,18 @@ class PoolCollector(Collector):
         yield from _pool(view, latest.settings.queue, latest.age)
         yield from _tasks(summed, pages)
         yield from _workers(view, pages)
+        if latest.settings.rate is not None:
+            text = "The limit of --rate, tasks per second; workers that wait for it have the state waiting."
+            yield _gauge("workq_rate_limit", text, 1 / latest.settings.rate.interval)
         yield from _exits(view)
+        yield from _canary(view)
         yield from _memory(latest.readings, latest.settings.max_memory)
         yield from _queue(view)
         dropped = summed.log_lines_dropped + latest.log_lines_dropped
         text = "Log lines that were not written: no reader, or too many."
         yield CounterMetricFamily("workq_log_lines_dropped", text, value=dropped)
+        if latest.reported is not None:
+            yield from _reports(latest.reported)
 
 
 def _pool(view: PoolView, queue: str, age: float) -> Iterator[Metric]:
@@ -52,7 +62,12 @@ def _pool(view: PoolView, queue: str, age: float) -> Iterator[Metric]:
     info.add_metric([__version__, queue], 1)
     yield info
     yield _gauge("workq_ready", "1 while /readyz returns 200.", readiness(view)[0])
-    yield _gauge("workq_broker_up", "1 while at least one worker consumes.", view.ready > 0)
+    yield _gauge("workq_paused", "1 while workq pause is in force.", view.pause is not None)
+    state = _BREAKER_STATES[view.breaker.state] if view.breaker else 0
+    yield _gauge("workq_breaker_state", "The circuit breaker: 0 closed or off, 1 half-open, 2 open.", state)
+    yield _gauge(
+        "workq_broker_up", "1 while at least one worker consumes, or would if it were not paused.", view.ready > 0
+    )
     yield _one_for_each("workq_state", "1 for the current state of the pool.", State, lambda state: view.state is state)
     yield _gauge("workq_generation", "Generation of the running code: from 1, plus one per reload.", view.generation)
     # Another thread answers, perhaps from old data; only this metric shows it.
@@ -101,6 +116,23 @@ def _exits(view: PoolView) -> Iterator[Metric]:
     )
 
 
+def _canary(view: PoolView) -> Iterator[Metric]:
+    """Both sides by role, not by generation, of which there are ever more."""
+    progress = view.reload.progress if view.reload is not None and view.reload.stage is Stage.CANARY else None
+    workers = progress.workers if progress is not None else 0
+    yield _gauge("workq_canary_workers", "Workers that run a canary's code; 0 while there is no canary.", workers)
+    text = "Tries while canaries ran, by role and outcome."
+    tasks = CounterMetricFamily("workq_canary_tasks", text, labels=["role", "outcome"])
+    for role, score in zip(("canary", "stable"), view.scores, strict=True):
+        for outcome, count in (("succeeded", score.succeeded), ("failed", score.failed), ("crashed", score.crashes)):
+            tasks.add_metric([role, outcome], count)
+    yield tasks
+    busy = CounterMetricFamily("workq_canary_busy_seconds", "Seconds of these tasks, by role.", labels=["role"])
+    for role, score in zip(("canary", "stable"), view.scores, strict=True):
+        busy.add_metric([role], score.busy_seconds)
+    yield busy
+
+
 def _memory(readings: Sequence[Reading], limit: int | None) -> Iterator[Metric]:
     memory = GaugeMetricFamily("workq_worker_memory_bytes", "Resident memory of a worker, bytes.", labels=["slot"])
     rss: Counter[int] = Counter()
@@ -123,6 +155,13 @@ def _queue(view: PoolView) -> Iterator[Metric]:
         yield _gauge("workq_queue_consumers", text, view.depth.consumers)
     if view.dead is not None:
         yield _gauge("workq_dead_letters_ready", "Messages in the dead-letter queue.", view.dead.ready)
+
+
+def _reports(reported: Reported) -> Iterator[Metric]:
+    text = "Events that were not given to --report: its process is slower than they come."
+    yield CounterMetricFamily("workq_reports_dropped", text, value=reported.dropped)
+    text = "Restarts of the process of --report: it had exited, or could not be started."
+    yield CounterMetricFamily("workq_report_restarts", text, value=reported.restarts)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

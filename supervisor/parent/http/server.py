@@ -21,6 +21,7 @@ import h11
 
 from supervisor import logs
 from supervisor.clock import now
+from supervisor.failure import rendered
 from supervisor.parent import refusals
 from supervisor.parent.http import page
 from supervisor.parent.http.app import TEXT, Answer, Site, refused
@@ -60,6 +61,7 @@ class Server:
         self._most = min(MOST, max(4, soft // 8))
         self._site = site
         self._answering = answering
+        self._said = refusals.Said()
         self._clients: dict[asyncio.StreamWriter, None] = {}
         """The oldest first."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,7 +86,7 @@ class Server:
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(PATIENCE) as patience:
-                await Client(self._site, self._answering, reader, writer, patience).attend()
+                await Client(self._site, self._answering, self._said, reader, writer, patience).attend()
         except (TimeoutError, OSError):
             pass  # it has timed out, or is gone
         finally:
@@ -100,16 +102,19 @@ class Client:
         self,
         site: Site,
         answering: AbstractContextManager[None],
+        said: refusals.Said,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         patience: asyncio.Timeout,
     ) -> None:
         self._site = site
         self._answering = answering
+        self._said = said
         self._reader = reader
         self._writer = writer
         self._patience = patience
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._socket = writer.get_extra_info("socket")
 
     async def attend(self) -> None:
         """Answer until no further request can come."""
@@ -140,10 +145,23 @@ class Client:
             if answer is None:
                 body = await self._body()
                 method, path = request.method.decode(), unquote(request.target.partition(b"?")[0].decode())
-                answer = _TOO_LONG if body is None else await self._site.answer(method, path, body)
+                answer = _TOO_LONG if body is None else await self._site.answer(method, path, body, self._socket)
         except h11.RemoteProtocolError:
             answer = _NO_HTTP
+        except OSError:
+            raise  # the client is gone
+        except Exception as error:  # noqa: BLE001 - ours; the client and the log are told, other requests are answered
+            answer = self._unforeseen(request, error)
         return await self._send(answer, is_head=request.method == b"HEAD")
+
+    def _unforeseen(self, request: h11.Request, error: Exception) -> Answer:
+        asked = (request.method + b" " + request.target.partition(b"?")[0]).decode("ascii", "backslashreplace")[:200]
+        because = f"{asked} failed: {type(error).__name__}: {error}"
+        if self._said.is_news(because, now()):
+            logs.get_logger().error(
+                "health.answer_failed", because=because, exception=rendered(error, error.__traceback__)
+            )
+        return refused(500, f"an internal error of the supervisor, which is in its log: {type(error).__name__}")
 
     async def _send(self, answer: Answer, *, is_head: bool = False) -> bool:
         has_all = self._http.their_state is h11.DONE

@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import socket
 import stat
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from supervisor.clock import now
 from supervisor.parent import descriptors
 from supervisor.settings import SOCKET_PATH_MOST, Address
+from supervisor.values import dataclass
 
 LOCK_PATIENCE: Final = 2.0
 """Seconds to wait for another supervisor that binds the same socket."""
@@ -61,6 +62,18 @@ def _listen(family: socket.AddressFamily, where: tuple[str, int], log: Any, beca
 
 
 # ------------------------------------------------------------------------------------------------ the control socket
+
+
+def peer(client: Any) -> str:
+    """The user of the process at the other end of a connection to the control socket, for the log."""
+    try:
+        uid = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+    except OSError:
+        return "an unknown user"
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +150,8 @@ def _lock(path: str) -> Iterator[bool]:
     together may each remove the other's. Yields whether it has the lock. The lock is a file that only our own user can
     open: anybody who can read a directory could hold a lock on that for ever."""
     name = f"{path}.lock"
-    until = now() + LOCK_PATIENCE
+    # Where nobody like us can make a file, waiting does not help, and binding will say why: a read-only container.
+    until = now() + (LOCK_PATIENCE if os.access(Path(path).parent, os.W_OK) else 0)
     while (fd := _try_lock(name)) is None and now() < until:
         time.sleep(0.02)
     try:

@@ -1,0 +1,56 @@
+"""A worker without anything around it, from the fork to its first task: what a recovery is compared with."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pika
+
+from supervisor import Publisher
+from supervisor.clock import now
+
+from .login import parameters
+from .recovery import TASK
+from .row import BenchError
+
+
+def births(url: str, reach: str, count: int) -> list[float]:
+    """Seconds from a fork until the child, which has all it needs imported, has connected and done a task of its own:
+    what a replacement has to do at least. By `reach`, while the tasks are published by `url`."""
+    queue = "births"
+    with Publisher(url, queue) as publisher:
+        publisher.publish_many(("", {}) for _ in range(count))
+    return [_birth(reach, queue) for _ in range(count)]
+
+
+def _birth(url: str, queue: str) -> float:
+    reader, writer = os.pipe()
+    began = now()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _first_task(url, queue)
+            os.write(writer, b".")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        done = os.read(reader, 1)
+        took = now() - began
+    finally:
+        os.close(reader)
+        os.waitpid(pid, 0)
+    if not done:
+        raise BenchError("a bare worker could not do a task: is the broker well?")
+    return took
+
+
+def _first_task(url: str, queue: str) -> None:
+    channel = pika.BlockingConnection(parameters(url)).channel()
+    channel.basic_qos(prefetch_count=1)
+    for method, _, _ in channel.consume(queue):
+        time.sleep(TASK)
+        assert method is not None
+        channel.basic_ack(method.delivery_tag)
+        return

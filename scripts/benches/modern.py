@@ -1,0 +1,62 @@
+"""A quorum queue on the newest RabbitMQ, which takes more of the broker for each task than a classic one."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from supervisor.commands.node import LocalNode, find_installation
+
+from .contenders import BarePika, CClient, Workq
+from .rates import BARE, OURS, Rates, a_second, a_task, measure_rounds
+from .row import BenchError, Options, Row
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+TARGET, REACH = 0.8, 0.95
+CPU: Final = 0.75
+
+
+def modern(options: Options) -> list[Row]:
+    """No-op tasks on a quorum queue of the newest RabbitMQ: how many a second, and what one costs."""
+    # The queue is declared by each contender, in its own way: the node says of which type it is.
+    with LocalNode(
+        options.place / "newest", conf="default_queue_type = quorum", installation=find_installation(_newest())
+    ) as node:
+        c = CClient()
+        measured = measure_rounds(replace(options, node_url=node.url), [BarePika(), c, Workq()], seconds=2.0)
+        return rows(measured, c.name, node.version)
+
+
+def rows(measured: Rates, c: str, version: str) -> list[Row]:
+    rate, cpu = measured.ratio(OURS, c, a_second), measured.ratio(OURS, BARE, a_task)
+    where = f"a quorum queue, RabbitMQ {version}, 4 workers"
+    data = {"rounds": measured.to_json(), "rate": rate, "cpu": cpu}
+    return [
+        Row(
+            what=f"no-op tasks a second on {where}",
+            ours=f"{measured.median(OURS, a_second):,.0f}, {rate:.2f}x the C client",
+            target=f"{TARGET:g}x",
+            reach=f"{REACH:g}x",
+            met=rate >= TARGET,
+            reached=rate >= REACH,
+            peers={name: f"{measured.median(name, a_second):,.0f}" for name in (BARE, c)},
+            data=data,
+        ),
+        Row(
+            what=f"CPU per no-op task on {where}, all processes",
+            ours=f"{measured.median(OURS, a_task) * 1e6:.0f} us, {cpu:.2f}x bare pika",
+            target=f"{CPU:g}x",
+            met=cpu <= CPU,
+            peers={name: f"{measured.median(name, a_task) * 1e6:.0f} us" for name in (BARE, c)},
+            data=data,
+        ),
+    ]
+
+
+def _newest() -> str:
+    done = subprocess.run([ROOT / "scripts" / "rabbitmq", "newest"], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BenchError(f"the newest RabbitMQ cannot be had: {done.stderr.strip()[-300:]}")
+    return done.stdout.split()[-1]

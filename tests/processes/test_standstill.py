@@ -1,0 +1,91 @@
+"""A process that stands still while something is decided about it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from supervisor.parent import standstill
+from tests.supervision import eventually
+
+COUNTS = """
+import mmap, os, signal, sys
+page = mmap.mmap(int(sys.argv[1]), 4096)
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(page[8]))
+while True:
+    page[0:8] = (int.from_bytes(page[0:8], "little") + 1).to_bytes(8, "little")
+"""
+"""Counts, and ends on SIGUSR1 with the number that it finds there."""
+
+
+class Counting:
+    """What `standstill` needs of a child, and its count."""
+
+    def __init__(self) -> None:
+        fd = os.memfd_create("count", 0)
+        os.ftruncate(fd, 4096)
+        self.page = mmap.mmap(fd, 4096)
+        self.pid = os.posix_spawn(sys.executable, [sys.executable, "-c", COUNTS, str(fd)], os.environ)
+        self.pidfd = os.pidfd_open(self.pid)
+        os.close(fd)
+
+    def signal(self, number: int) -> bool:
+        signal.pidfd_send_signal(self.pidfd, number)
+        return True
+
+    @property
+    def count(self) -> int:
+        return int.from_bytes(self.page[0:8], "little")
+
+
+@pytest.fixture
+def child() -> Iterator[Counting]:
+    counting = Counting()
+    eventually(lambda: counting.count)
+    yield counting
+    try:
+        counting.signal(signal.SIGKILL)
+        os.waitid(os.P_PIDFD, counting.pidfd, os.WEXITED)
+    except OSError:
+        pass  # the test has seen its end
+    os.close(counting.pidfd)
+
+
+def test_it_does_nothing_for_the_block_and_goes_on_afterwards(child: Any) -> None:
+    with standstill.of([child]):
+        before = child.count
+        time.sleep(0.05)
+        assert child.count == before
+    eventually(lambda: child.count > before)
+
+
+def test_a_signal_sent_meanwhile_is_the_first_thing_that_it_hears(child: Any) -> None:
+    with standstill.of([child]):
+        child.signal(signal.SIGUSR1)
+        child.page[8] = 42
+        before = child.count
+    ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+    assert ended is not None and ended.si_status == 42
+    assert child.count <= before + 1
+
+
+def test_sigkill_does_not_wait_for_the_end_of_the_block(child: Any) -> None:
+    with standstill.of([child]):
+        child.signal(signal.SIGKILL)
+        ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+    assert ended is not None and ended.si_status == signal.SIGKILL
+
+
+def test_one_that_is_gone_already_is_no_trouble(child: Any) -> None:
+    gone: Any = SimpleNamespace(pidfd=child.pidfd, signal=lambda number: os.kill(2**22 + 1, number))
+    with standstill.of([gone, child]):
+        assert Path(f"/proc/{child.pid}/stat").read_text().rpartition(") ")[2][0] == "T"
