@@ -158,7 +158,7 @@ class Scoreboard:
             pid=_PID.unpack_from(page, _PID_AT)[0],
             phase=phase,
             hand=held if phase in _BEGUN else None,
-            key=held.key if held else "",
+            held=held,
             beat=self._instant(_BEAT.unpack_from(page, _BEAT_AT)[0]),
             counts=counts,
             trouble=self._trouble(page),
@@ -383,7 +383,7 @@ _INDEX: Final = {name: _COUNTERS_AT // 8 + i for i, name in enumerate(_NAMES)}
 
 _BEGUN: Final = frozenset({Phase.BUSY, Phase.SETTLING})
 _LAST_PHASE: Final = max(Phase)
-_HOLDING: Final = _BEGUN | {Phase.ASKING}
+_HOLDING: Final = _BEGUN | {Phase.ASKING, Phase.PARKING}
 
 
 def _start(page: int) -> int:

@@ -270,7 +270,12 @@ class Reading:
     """Resident bytes; 0 when unknown."""
     is_stopped: bool = False
     """By SIGSTOP or a debugger; checked only when the loop is stuck."""
-    key: str = ""
-    """Of its message, whether the handler has begun or not; empty when it has none."""
+    held: InHand | None = None
+    """Its message, whether a handler has it in hand or not: the worker may ask about it, or put it away."""
     trouble: Trouble | None = None
     """The latest task that failed; noted only with `--breaker`."""
+
+    @property
+    def key(self) -> str:
+        """Of the message that it holds; empty when it has none."""
+        return self.held.key if self.held is not None else ""

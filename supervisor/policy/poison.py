@@ -33,7 +33,7 @@ from supervisor.policy import advice
 from supervisor.policy.actions import Tell
 from supervisor.policy.parkings import Parkings
 from supervisor.policy.sentences import Sentences
-from supervisor.vocabulary import Cause, Reading
+from supervisor.vocabulary import Cause, Phase, Reading
 
 RETURNS_MAX: Final = 10
 """Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: half the limit of 20 at which
@@ -144,11 +144,13 @@ class _Question:
         """Whether the message on this page, of the same key, may be the one in question. What has no id shares its key
         with all that have its body: there only deliveries of before the question count, or this worker would wait for
         as long as others are busy with the like."""
-        if reading.hand is None:
-            return True  # just told that it may run
+        if reading.held is None:
+            return False
+        if reading.phase is Phase.ASKING:
+            return True  # just told what to do with it
         if reading.page in self.holders:
-            return self.holders[reading.page] in (None, reading.hand.delivery_tag)
-        return reading.hand.message_id is not None
+            return self.holders[reading.page] in (None, reading.held.delivery_tag)
+        return reading.held.message_id is not None
 
 
 class Suspects:
@@ -195,7 +197,7 @@ class Suspects:
         """Update the holders from the pages. A dead worker's page counts until it is reaped."""
         for asked_by, question in self._waiting.items():
             question.holders = {
-                reading.page: reading.hand.delivery_tag if reading.hand is not None else None
+                reading.page: reading.held.delivery_tag if reading.held and reading.phase is not Phase.ASKING else None
                 for reading in readings
                 if reading.key == question.suspect.key
                 and reading.page != asked_by
@@ -223,7 +225,7 @@ class Suspects:
         return answers
 
     def _tell(self, page: int, suspect: Suspect, now: float) -> Tell:
-        if self._parkings.claim(suspect.key, suspect.step, now):
+        if self._parkings.claim(page, suspect.key, suspect.step, now):
             verdict = Verdict(suspect.key, run=False, name=suspect.name, is_parked=True)
             return Tell(page, verdict, "it is parked already, and its acknowledgement was lost")
         if (sentence := self.sentences.claim(page, suspect.key, suspect.step, now)) is not None:

@@ -57,7 +57,7 @@ class Succession:
             self.condition.unclean.append(exits.unclean(slot, died, judged))
             if self.condition.code == EXIT_DONE:
                 self.condition.code = EXIT_KILLED
-        self.parkings.died(died.moved, died.last)
+        self.parkings.died(died.page, died.moved, died.last)
         self.parked(slot, died.moved, now)
         name = died.hand.name if died.hand else None
         killing = slot.killing if judged.cause == Cause.OPERATOR else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from supervisor import logs, queues, streams, trace
 from supervisor.amqp.properties import Remains
+from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle
 from supervisor.messages import (
@@ -31,7 +32,7 @@ from supervisor.messages import (
     Suspect,
     Verdict,
 )
-from supervisor.policy.settle import Condemned, TooLarge, Undecodable
+from supervisor.policy.settle import Condemned, Outcome, TooLarge, Undecodable
 from supervisor.scoreboard import Pen, Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, Cause, Intake, Kind, Phase, slot_of
@@ -244,13 +245,13 @@ class Worker:
                 settling.acknowledge_parked(delivery)
                 return
             if not verdict.run:
-                settling.put_away(delivery, attempt, Condemned(verdict))
+                self._put_away(delivery, attempt, Condemned(verdict))
                 return
         if len(delivery.body) > self._settings.max_body:
-            settling.put_away(delivery, attempt, TooLarge(len(delivery.body), self._settings.max_body))
+            self._put_away(delivery, attempt, TooLarge(len(delivery.body), self._settings.max_body))
             return
         if isinstance(delivery.properties, Remains):
-            settling.put_away(delivery, attempt, Undecodable(delivery.properties.error, delivery.properties.raw))
+            self._put_away(delivery, attempt, Undecodable(delivery.properties.error, delivery.properties.raw))
             return
         tracing = self._tracing
         if tracing is not None:
@@ -287,28 +288,43 @@ class Worker:
         """Ask whether a redelivered message may run: only the supervisor knows which workers died of it. Raises Gone.
 
         The answer comes when no other worker runs the message any more. None: asked to exit meanwhile, so the message
-        is returned.
+        is returned. (Not if the answer is that it must not run: the supervisor has told nobody else.)
         """
-        pen, checksum = self._pen, delivery.checksum
-        key = queues.key(delivery.name, checksum)
-        pen.take(
+        key = queues.key(delivery.name, delivery.checksum)
+        self._note(delivery, Phase.ASKING)
+        self._link.send(Suspect(key, delivery.delivery_count, delivery.put_back, delivery.name, delivery.step))
+        while True:
+            self._consumer.turn()
+            verdict = self._verdicts.pop(key, None)
+            if verdict is not None and not verdict.run:
+                return verdict
+            if self._consumer.take_back(delivery):
+                self._pen.phase(Phase.IDLE)
+                return None
+            if verdict is not None:
+                return verdict
+
+    def _put_away(self, delivery: Delivery, attempt: int, outcome: Outcome) -> None:
+        """Settle a message that is not run. Raises Gone."""
+        # Like a handler, parking may outlive the connection: who gets the message then waits for the end of it.
+        self._note(delivery, Phase.PARKING)
+        self.settling.settle(delivery, attempt, outcome, now())
+
+    def _note(self, delivery: Delivery, phase: Phase) -> None:
+        """Note a message that is not run, or not yet."""
+        # A fresh copy is none that `policy.parkings` may take for a new message.
+        is_known = delivery.redelivered or bool(delivery.put_back)
+        self._pen.take(
             delivery.name.encode(),
             delivery.is_named,
             delivery.tag,
             delivery.attempt,
-            True,  # also a fresh copy, which `policy.parkings` must not take for a new message
+            is_known,
             delivery.trace_id,
-            checksum,
-            Phase.ASKING,
+            delivery.checksum,
+            phase,
             delivery.step,
         )
-        self._link.send(Suspect(key, delivery.delivery_count, delivery.put_back, delivery.name, delivery.step))
-        while (verdict := self._verdicts.pop(key, None)) is None:
-            self._consumer.turn()
-            if self._consumer.take_back(delivery):
-                pen.phase(Phase.IDLE)
-                return None
-        return verdict
 
     def _open_tracing(self) -> Tracing | None:
         """Spans, if wanted. Errors in them must not stop the work."""

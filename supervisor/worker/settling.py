@@ -93,11 +93,6 @@ class Settling:
         # Asked once: building a line that is not logged costs more than anything else between two tasks.
         self.tells_tasks = logs.tells("info")
 
-    def put_away(self, delivery: Delivery, attempt: int, outcome: Outcome) -> None:
-        """Settle a message that is not run. Raises Gone."""
-        self._pen.phase(Phase.PARKING)
-        self.settle(delivery, attempt, outcome, now())
-
     def acknowledge_parked(self, delivery: Delivery) -> None:
         """It is parked already, and only its acknowledgement was lost. Raises Gone."""
         self._note_moved(delivery)

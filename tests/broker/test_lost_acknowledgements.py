@@ -24,15 +24,53 @@ from handlers import act
 
 ack = Consumer.ack
 
-def die_the_first_time(self, delivery):
+def once(what):
     try:
-        os.close(os.open(os.environ["TEST_RUNS"] + ".once", os.O_CREAT | os.O_EXCL))
+        os.close(os.open(f"{os.environ['TEST_RUNS']}.{what}", os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        ack(self, delivery)
-    else:
+        return False
+    return True
+
+def die_the_first_time(self, delivery):
+    if once("ack"):
         os.kill(os.getpid(), signal.SIGKILL)
+    ack(self, delivery)
 
 Consumer.ack = die_the_first_time
+"""
+
+KILLED_WHEN_TOLD = """
+import os, signal
+from supervisor.worker.settling import Settling
+from killed import act, once
+
+told = Settling.acknowledge_parked
+
+def die_the_first_time(self, delivery):
+    if once("told"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    told(self, delivery)
+
+Settling.acknowledge_parked = die_the_first_time
+"""
+
+PARKS_SLOWLY = """
+import os, time
+from pathlib import Path
+from supervisor.worker.parking import Parking
+from killed import act, once
+from handlers import note
+
+park = Parking.park
+
+def when_told(self, *arguments):
+    note("parking", os.getpid())
+    if once("park"):
+        while not Path(os.environ["TEST_RUNS"] + ".go").exists():
+            time.sleep(0.01)
+    park(self, *arguments)
+
+Parking.park = when_told
 """
 
 
@@ -83,6 +121,48 @@ def test_f109_nor_does_a_worker_that_is_killed_before_its_acknowledgement(
         pool.hear("task.dead_lettered")
         assert pool.stop() == 0
     assert runs.lines("began") == ["task"] * 2
+    assert dead(node, queue) == 1
+
+
+def test_nor_does_one_that_is_killed_when_it_has_been_told_so(
+    node: PrivateNode, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    """The next one is told."""
+    handler_modules.write(tmp_path, "killed", KILLED_BEFORE_ITS_ACK)
+    handler_modules.write(tmp_path, "told", KILLED_WHEN_TOLD)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = runs.env | {"PYTHONPATH": path}
+    options = ("--workers", "2", "--retries", "1", "--retry-delay", "0.1")
+    with supervised("told:act", *options, url=node.url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(node.url, queue, [FAILS], ids=["task"])
+        pool.hear("worker.exited", cause="SIGKILL", count=2)
+        pool.hear("task.already_parked", message_id="task")
+        pool.hear("task.dead_lettered")
+        assert pool.stop() == 0
+    assert runs.lines("began") == ["task"] * 2
+    assert dead(node, queue) == 1
+
+
+def test_nor_does_the_loss_of_the_connection_while_a_message_that_is_not_run_is_parked(
+    frames: Proxy, node: PrivateNode, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    """Who gets it next waits until the first one has parked it, or has not."""
+    handler_modules.write(tmp_path, "killed", KILLED_BEFORE_ITS_ACK)
+    handler_modules.write(tmp_path, "slow", PARKS_SLOWLY)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = runs.env | {"PYTHONPATH": path}
+    options = ("--workers", "2", "--max-body", "1K")
+    with supervised("slow:act", *options, url=frames.url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(node.url, queue, ["x" * 2000], ids=["large"])
+        eventually(lambda: runs.lines("parking"))
+        frames.reset()
+        eventually(lambda: [worker["state"] for worker in pool.status()["workers"]] == ["busy"] * 2)
+        Path(f"{runs.path}.go").touch()
+        pool.hear("task.already_parked", message_id="large")
+        assert pool.stop() == 0
+    assert len(runs.lines("parking")) == 1
     assert dead(node, queue) == 1
 
 

@@ -397,14 +397,14 @@ class _Book:
         """How many tasks have more than one dead letter, and those of them that nothing excuses.
 
         A supervisor remembers what it has parked and cannot acknowledge. What it cannot know: that of another
-        supervisor, and what a broker has forgotten.
+        supervisor, what a broker has forgotten, and what was parked though the confirm was lost.
         """
         twice = [name for name, count in self.dead.items() if count > 1]
         return len(twice), [f"{name}: {self._letters(name)}" for name in twice if not self._is_excused(name)]
 
     def _is_excused(self, name: str) -> bool:
         task = self._evidence.tasks.get(name)
-        if task is None or task.publishes >= self.dead[name]:
+        if task is None or self.dead[name] <= task.publishes + self._unheard(name):
             return True
         if {why for why, _, _ in self._why[name]} & {Why.SUPERVISOR, Why.FORGOTTEN, Why.CLUSTER}:
             return True
@@ -425,6 +425,19 @@ class _Book:
         return any(
             fault.kind in outside and fault.began <= last and fault.ended >= since for fault in self._evidence.faults
         ) or any(death.task == name and death.settling for death in self.deaths)
+
+    def _unheard(self, name: str) -> int:
+        """How often it may have been parked without a confirm that its worker got."""
+        returned = {(run.pid, run.attempt) for run in self._of(name) if run.how == "returned"}
+        told = sum(
+            line["event"] == "task.unsettled" and (line["pid"], line["attempt"]) not in returned
+            for line in self._about(name)
+        )
+        untold = sum(
+            why is Why.CONNECTION and earlier.how.startswith("raised") and self._dropped.get(earlier.supervisor, 0) > 0
+            for why, earlier, _ in self._why[name]
+        )
+        return told + untold
 
     def wrongly_dead(self) -> list[str]:
         found = []
@@ -475,7 +488,9 @@ class _Book:
 
     def _letters(self, name: str) -> str:
         letters = [f"{each.reason} {each.cause}".strip() for each in self._evidence.letters if each.task == name]
-        return f"{', '.join(letters)}; runs: {'; '.join(self._tell(run) for run in self._of(name))}"
+        runs = "; ".join(self._tell(run) for run in self._of(name))
+        lines = "; ".join(f"{_clock(_at(line))} {line['event']} by {line['pid']}" for line in self._about(name))
+        return f"{', '.join(letters)}; runs: {runs}; log: {lines}"
 
     # -------------------------------------------------------------------------------------------- each supervisor
 
@@ -549,6 +564,10 @@ class _Book:
         return found
 
     # --------------------------------------------------------------------------------------------------- in words
+
+    def _about(self, name: str) -> list[Line]:
+        lines = [line for supervisor in self._evidence.supervisors for line in supervisor.log]
+        return [line for line in lines if line.get("message_id") == name]
 
     def _of(self, name: str) -> list[Run]:
         runs = [run for (task, _), runs in self._tries.items() if task == name for run in runs]

@@ -326,6 +326,31 @@ def test_f114_a_second_dead_letter_is_excused_by_what_no_supervisor_can_know_and
     assert TWICE not in found(task("bad", publishes=2)(twice))
 
 
+LOST_CONFIRM = ran("bad", 108, 12.5, 12.9, "raised ValueError", attempt=2)
+"""Its worker's connection ends before the confirm; the message comes back, and is parked by worker 102."""
+UNSETTLED = line(12.9, "task.unsettled", pid=108, message_id="bad", attempt=2)
+CONNECTION = died(12.95, 108, "broker")
+
+
+@pytest.mark.parametrize(
+    ("lines", "how", "dropped", "letters", "is_excused"),
+    [
+        ((UNSETTLED, CONNECTION), "raised ValueError", 0.0, 1, True),
+        ((UNSETTLED, CONNECTION), "raised ValueError", 0.0, 2, False),  # one confirm was lost, and no second one
+        ((UNSETTLED, CONNECTION), "returned", 0.0, 1, False),  # nothing was to be parked
+        ((CONNECTION,), "raised ValueError", 0.0, 1, False),
+        ((CONNECTION,), "raised ValueError", 1.0, 1, True),  # the line may be among those dropped
+        ((CONNECTION,), "returned", 1.0, 1, False),
+    ],
+)
+def test_a_second_dead_letter_is_excused_by_a_confirm_that_was_lost(
+    lines: tuple[Line, ...], how: str, dropped: float, letters: int, is_excused: bool
+) -> None:
+    changed = with_runs(replace(LOST_CONFIRM, how=how))(with_steady(dropped=dropped)(with_log(*lines)(GOOD)))
+    again = tuple(Letter("bad", "exception") for _ in range(letters))
+    assert (TWICE not in found(replace(changed, letters=(*GOOD.letters, *again)))) is is_excused
+
+
 def test_f114_two_copies_of_a_later_try_are_counted_as_doubled() -> None:
     """Published once; the retry was confirmed and its acknowledgement lost, so it was run and published again."""
     doubled = with_runs(

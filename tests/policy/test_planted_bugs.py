@@ -412,14 +412,14 @@ BUGS = [
     Bug(
         "one of many messages that are alike waits for all the others",
         "poison.py",
-        "return reading.hand.message_id is not None",
+        "return reading.held.message_id is not None",
         "return True",
         SCENES,
     ),
     Bug(
         "a holder that has gone on to another message of the same key is waited for",
         "poison.py",
-        "return self.holders[reading.page] in (None, reading.hand.delivery_tag)",
+        "return self.holders[reading.page] in (None, reading.held.delivery_tag)",
         "return True",
         SCENES,
     ),
@@ -943,8 +943,8 @@ BUGS = [
     Bug(
         "what was parked is swallowed for ever",
         "parkings.py",
-        "        if until:\n            until.popleft()\n",
-        "",
+        "until.popleft()\n        if not until:",
+        "until[0]\n        if not until:",
         PARKINGS,
     ),
     Bug(
@@ -982,8 +982,22 @@ BUGS = [
     Bug(
         "a new message is swallowed for one that was parked",
         "parkings.py",
-        "if last is not None and not last.redelivered and",
-        "if False and last is not None and not last.redelivered and",
+        "elif last is not None and not last.redelivered:",
+        "elif False:",
+        PARKINGS,
+    ),
+    Bug(
+        "a worker that is lost takes along what it was told of a parked message",
+        "parkings.py",
+        "self._remember(*told)",
+        "pass",
+        PARKINGS,
+    ),
+    Bug(
+        "what a worker did as it was told is left to the next one",
+        "parkings.py",
+        "if told is not None and told[0] == message:",
+        "if told is not None:",
         PARKINGS,
     ),
     Bug(

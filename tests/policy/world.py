@@ -165,7 +165,11 @@ class Worker:
 
     @property
     def hand(self) -> InHand | None:
-        if self.message is None or self.is_asking:
+        return None if self.is_asking else self.held
+
+    @property
+    def held(self) -> InHand | None:
+        if self.message is None:
             return None
         of = self.message
         name = of.key if of.has_id else None
@@ -186,8 +190,7 @@ class Worker:
         if self.message is not None:
             phase = Phase.ASKING if self.is_asking else Phase.SETTLING if self.is_settling else Phase.BUSY
         beat = self.beat if self.is_stuck else now
-        key = self.message.key if self.message else ""
-        return Reading(self.page, self.pid, phase, self.hand, beat, self.counts, self.rss, key=key)
+        return Reading(self.page, self.pid, phase, self.hand, beat, self.counts, self.rss, held=self.held)
 
     @property
     def counts(self) -> Counts:
