@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests import amqp
+from tests import amqp, launching
 
 KINDS = ("classic", "quorum")
 PATIENCE = 60.0
@@ -49,11 +49,11 @@ def command(*arguments: str, url: str, queue: str) -> dict[str, Any]:
 
 def dead(*arguments: str, url: str, queue: str, code: int = 0) -> tuple[str, str]:
     """Run it to its end; what it wrote to stdout and stderr."""
-    done = subprocess.run(**command(*arguments, url=url, queue=queue), timeout=PATIENCE)
-    out, err = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == code, (done.returncode, out[-2000:], err)
-    assert "Traceback" not in err
-    return out, err
+    said = command(*arguments, url=url, queue=queue)
+    done = launching.run(said["args"], env=said["env"], timeout=PATIENCE)
+    assert done.returncode == code, (done.returncode, done.stdout[-2000:], done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
 
 
 def rows(url: str, queue: str, *options: str) -> list[dict[str, Any]]:

@@ -22,8 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.linux import orphans
+from tests import launching
 
 HERE = Path(__file__).resolve().parent
+EXECUTED = ("env",)
+"""`inside` of a supervisor that is executed, not forked: its command line, its modules or its cgroup are what it is about.
+See tests/launching.py."""
 PATIENCE = 30.0
 """Seconds that a test waits for something that takes milliseconds, on a machine that may have something else to do."""
 
@@ -53,16 +57,7 @@ class Supervision:
         self._changed = threading.Condition()
         self._reading = threading.Event()
         self._reading.set()
-        self.process = subprocess.Popen(
-            # Whatever becomes of the tests: their time limit ends them by os._exit.
-            ["setpriv", "--pdeathsig", "KILL", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            cwd=cwd,
-            start_new_session=True,
-        )
+        self.process = launching.popen(command, env=env, cwd=cwd)
         self.pid = self.process.pid
         assert self.process.stderr is not None
         self._fd = self.process.stderr.fileno()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests import launching
 
 PROGRAM = str(Path(sys.executable).with_name("workq"))
 
@@ -19,9 +20,7 @@ def run(
     said = {"WORKQ_URL": url, "WORKQ_QUEUE": queue} | (env or {})
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
     environ |= {name: value for name, value in said.items() if value}
-    done = subprocess.run(
-        [PROGRAM, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environ, timeout=60, check=False
-    )
+    done = launching.run([PROGRAM, *args], env=environ)
     assert done.returncode == code, f"exit {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout, done.stderr
 

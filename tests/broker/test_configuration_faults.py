@@ -18,7 +18,7 @@ from supervisor.vocabulary import EXIT_CONFIG
 from tests import amqp
 from tests.amqp import binary
 from tests.node import PrivateNode
-from tests.supervision import Runs, Supervision, eventually, supervised
+from tests.supervision import EXECUTED, Runs, Supervision, eventually, supervised
 
 PASSWORD = "hunter2-@-secret"
 QUOTED = "hunter2-%40-secret"
@@ -279,7 +279,7 @@ def test_f40_a_login_that_is_refused_is_said_retried_slowly_and_works_once_it_is
     break_(account)
     reason = reason.format(user=account.user, vhost=account.vhost)
     options = ("--workers", "3", "--log-level", "debug")
-    with supervised("handlers:work", *options, url=account.url(), queue=queue) as pool:
+    with supervised("handlers:work", *options, url=account.url(), queue=queue, inside=EXECUTED) as pool:
         refused = pool.hear("broker.refused", kind=kind)
         assert reason in refused["because"] and "\n" not in refused["because"]
         pool.hear("worker.exited", count=3)
@@ -327,7 +327,7 @@ def test_f40_a_permission_that_is_missing_is_named_and_the_pool_works_once_it_is
     account.open().permit(**missing)
     if "read" in missing:
         amqp.publish(account.guests_url, queue, [])
-    with supervised("handlers:work", "--workers", "2", url=account.url(), queue=queue) as pool:
+    with supervised("handlers:work", "--workers", "2", url=account.url(), queue=queue, inside=EXECUTED) as pool:
         refused = pool.hear("broker.refused", kind="permission")
         assert reason in refused["because"] and queue in refused["because"]
         assert f"user {account.user}" in refused["because"], "who may not, so that it can be given"
@@ -361,7 +361,9 @@ def test_f40_a_password_changed_while_the_pool_runs_disturbs_nobody_who_is_conne
     account: Account, queue: str, runs: Runs
 ) -> None:
     account.open()
-    with supervised("handlers:work", "--workers", "2", url=account.url(), queue=queue, env=runs.env) as pool:
+    with supervised(
+        "handlers:work", "--workers", "2", url=account.url(), queue=queue, env=runs.env, inside=EXECUTED
+    ) as pool:
         pool.ready()
         account.change_password("another")
         amqp.publish(account.guests_url, queue, ["0"] * 4, ids="abcd")

@@ -23,7 +23,7 @@ import pytest
 
 from supervisor.commands import drain
 from supervisor.commands.running import Running
-from tests import amqp, handler_modules
+from tests import amqp, handler_modules, launching
 from tests.supervision import PATIENCE, Runs, Supervision, eventually, gone, supervised
 
 pytestmark = pytest.mark.any_broker
@@ -34,26 +34,25 @@ PASSWORD = "Zq7xK"
 
 
 def workq(*arguments: str, inside: tuple[str, ...] = (), **environ: str) -> subprocess.CompletedProcess[str]:
-    done = _begin(*arguments, inside=inside, **environ)
-    try:
-        out, err = done.communicate(timeout=PATIENCE)
-    finally:
-        done.kill()
-    assert "Traceback" not in err, err
-    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+    done = launching.run([*inside, WORKQ, *arguments], env=_ours() | environ, timeout=PATIENCE)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
 
 
-def _begin(*arguments: str, inside: tuple[str, ...] = (), **environ: str) -> subprocess.Popen[str]:
-    dropped = ("WORKQ_", "XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY")
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+def _begin(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*inside, WORKQ, *arguments],
+        [WORKQ, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=ours | environ,
+        env=_ours(),
         text=True,
     )
+
+
+def _ours() -> dict[str, str]:
+    dropped = ("WORKQ_", "XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY")
+    return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from supervisor.linux import orphans
 from supervisor.worker import rehearsal
 from tests import amqp, handler_modules
-from tests.supervision import Supervision, eventually, retinue, supervised
+from tests.supervision import EXECUTED, Supervision, eventually, retinue, supervised
 
 pytestmark = pytest.mark.any_broker
 
@@ -78,7 +78,7 @@ def test_a_handler_finds_in_a_forked_nursery_what_it_finds_in_an_executed_one(
     env = {"PYTHONPATH": str(tmp_path), "TELL": f"{tmp_path}/"}
     control = str(tmp_path / "control.sock")
     options = ("--workers", "1", "--control", control)
-    with supervised("app:tell", *options, url=broker_url, queue=queue, env=env) as pool:
+    with supervised("app:tell", *options, url=broker_url, queue=queue, env=env, inside=EXECUTED) as pool:
         pool.ready()
         amqp.publish(broker_url, queue, [""], ids=["forked"])
         pool.hear("task.succeeded", message_id="forked")
@@ -195,7 +195,7 @@ def sockets(pid: int) -> set[str]:
 
 def test_ps_and_pkill_f_tell_the_processes_apart(broker_url: str, queue: str) -> None:
     """`pkill -HUP -f workq-supervise` is for the supervisor. A worker that got it would die of it."""
-    with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue) as pool:
+    with supervised("handlers:work", "--workers", "2", url=broker_url, queue=queue, inside=EXECUTED) as pool:
         pool.ready()
         names = {pid: name for name, pid in retinue(pool).items()} | {
             pid: f"workq-worker-{slot}" for slot, pid in enumerate(pool.pids())

@@ -14,7 +14,7 @@ from supervisor.linux.cgroup import EXPENDABLE
 from supervisor.linux.orphans import children
 from tests import amqp
 from tests.memory_cgroup import memory_cgroup
-from tests.supervision import Runs, Supervision, retinue, supervised
+from tests.supervision import EXECUTED, Runs, Supervision, retinue, supervised
 
 pytestmark = pytest.mark.any_broker
 
@@ -26,7 +26,7 @@ def confined(*options: str, url: str, queue: str, runs: Runs) -> Iterator[Superv
     """A supervisor, ready, with everything of it in a memory cgroup of 256 MiB."""
     with memory_cgroup() as group, ExitStack() as birth:
         birth.enter_context(group.inside())
-        with supervised("offspring:eat", *options, url=url, queue=queue, env=runs.env) as pool:
+        with supervised("offspring:eat", *options, url=url, queue=queue, env=runs.env, inside=EXECUTED) as pool:
             birth.close()
             pool.ready()
             group.limit(256 * MEBIBYTE)

@@ -12,7 +12,7 @@ import pytest
 
 from tests import amqp
 from tests.node import PrivateNode
-from tests.supervision import Runs, eventually, supervised
+from tests.supervision import EXECUTED, Runs, eventually, supervised
 
 
 def declare_plain_durable(url: str, queue: str) -> None:
@@ -175,7 +175,8 @@ def test_no_password_is_found_in_argv_environ_log_or_health(own_node: PrivateNod
     own_node.ctl("add_user", "carol", "hunter2-@-secret")
     own_node.ctl("set_permissions", "-p", "/", "carol", ".*", ".*", ".*")
     url = own_node.url.replace("guest:guest", f"carol:{secret}")
-    with supervised("handlers:work", "--workers", "2", "--log-level", "debug", url=url, queue=queue) as pool:
+    options = ("--workers", "2", "--log-level", "debug")
+    with supervised("handlers:work", *options, url=url, queue=queue, inside=EXECUTED) as pool:
         pool.ready()
         texts = [pool.get(path)[1] for path in ("/status", "/metrics", "/readyz")]
         for pid in pool.pids():

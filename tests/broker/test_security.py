@@ -23,7 +23,7 @@ import pytest
 from supervisor.settings import OPTIONS
 from tests import amqp
 from tests.node import PrivateNode
-from tests.supervision import Runs, Supervision, eventually, supervised
+from tests.supervision import EXECUTED, Runs, Supervision, eventually, supervised
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -96,7 +96,8 @@ def test_f55_a_secret_that_came_by_argv_and_environment_is_found_nowhere(
     options = ("--workers", "2", "--log-level", "debug", "--retries", "0", "--max-crashes", "1", "--url", secret_url)
     env = {"PYTHONPATH": str(tmp_path), "TEST_DECOY": DECOY}
     found: dict[str, str] = {}
-    with supervised("telltale:tell", *options, "--control", str(control), url=secret_url, queue=queue, env=env) as pool:
+    options += ("--control", str(control))
+    with supervised("telltale:tell", *options, url=secret_url, queue=queue, env=env, inside=EXECUTED) as pool:
         pool.ready()
         amqp.publish(broker_url, queue, ["print", "raise", "crash"], ids=["print", "raise", "crash"])
         pool.hear("task.succeeded", message_id="print")

@@ -11,6 +11,7 @@ import pytest
 
 from supervisor.settings import OPTIONS
 from supervisor.version import __version__
+from tests import launching
 
 ROOT = Path(__file__).parents[2]
 SECRET = "Zq7xK"
@@ -19,15 +20,8 @@ SECRET = "Zq7xK"
 def run(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
     """The command with these arguments, none of the caller's WORKQ_ variables, and an end in any case."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("WORKQ_", "CREDENTIALS_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "supervisor", *arguments],
-        cwd=cwd,
-        env=ours | {"PYTHONPATH": str(ROOT)} | environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    program = str(Path(sys.executable).with_name("workq-supervise"))
+    return launching.run([program, *arguments], cwd=cwd, env=ours | environ)
 
 
 def test_all_bad_settings_are_named_in_one_report_and_the_exit_is_78(tmp_path: Path) -> None:
