@@ -3,8 +3,7 @@
 Most tests start a supervisor or a verb, a thousand times, and ask what it does once it runs. A server per process of
 the tests imports what a supervisor has imported when it is ready, then forks for each start; the fork runs what the
 installed script runs. Executed is what would not be the same after a fork: a command that goes through another program,
-or one with other variables that Python or the C library reads when it starts. With WORKQ_TESTS_EXECUTE=1 everything is:
-so it is in CI, on the newest RabbitMQ.
+or one with other variables that Python or the C library reads when it starts. With WORKQ_TESTS_EXECUTE=1 everything is.
 
 As a program, the server: it reads requests from the socket that is its standard input, and ends, with all that it has
 forked, at the end of that.

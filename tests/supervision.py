@@ -26,8 +26,8 @@ from tests import launching
 
 HERE = Path(__file__).resolve().parent
 EXECUTED = ("env",)
-"""`inside` of a supervisor that is executed, not forked: its command line, its modules or its cgroup are what it is about.
-See tests/launching.py."""
+"""`inside` of a supervisor that is executed, not forked (tests/launching.py): the test is about its command line, its
+modules or its cgroup."""
 PATIENCE = 30.0
 """Seconds that a test waits for something that takes milliseconds, on a machine that may have something else to do."""
 
