@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import click
 
@@ -21,14 +21,15 @@ _PATIENCE: Final = 10.0
 @click.command()
 @running.options(changing=True)
 @click.option("--dead-letter", is_flag=True, help="Dead-letter its message instead of running it again.")
-@click.option("--slot", "kind", flag_value="slot", help="TARGET is a slot, whatever messages are called.")
-@click.option("--id", "kind", flag_value="message", help="TARGET is a message id, even if it is a number.")
+@click.option("--slot", "is_slot", is_flag=True, help="TARGET is a slot, whatever messages are called.")
+@click.option("--id", "is_id", is_flag=True, help="TARGET is a message id, even if it is a number.")
 @running.timeout("Stop waiting for what follows after this long.  [default: 10s]")
 @click.argument("target", metavar="SLOT|ID")
 def kill(
     find: running.Finder,
     dead_letter: bool,
-    kind: Literal["slot", "message"] | None,
+    is_slot: bool,
+    is_id: bool,
     timeout: float | None,
     target: str,
 ) -> None:
@@ -41,8 +42,11 @@ def kill(
     """
     if not target:
         raise click.UsageError("SLOT|ID: a slot's number, or the id of a message in flight.")
+    if is_slot and is_id:
+        raise click.UsageError("Give --slot or --id, but not both.")
     supervisor = find()
-    answer = supervisor.wish("/kill", {"target": target, "kind": kind or "", "dead_letter": dead_letter})
+    kind = "slot" if is_slot else "message" if is_id else ""
+    answer = supervisor.wish("/kill", {"target": target, "kind": kind, "dead_letter": dead_letter})
     if not answer["ok"]:
         raise running.VerbError(plain(answer["because"]))
     click.echo(plain(answer["because"]))

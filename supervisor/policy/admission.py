@@ -107,6 +107,8 @@ class Admission:
 
     def release(self, by: str) -> list[Action]:
         """`workq resume`."""
+        if self.condition.is_leaving:
+            return [Say("pool.resumed", "warning", f"{by} ignored: the supervisor is stopping")]
         if self.pause is None:
             return [Say("pool.resumed", "info", f"{by}: it is not paused")]
         self.pause = None
@@ -119,6 +121,9 @@ class Admission:
 
     def overdue(self, now: float) -> list[Action]:
         if self.pause is None or self.pause.until > now:
+            return []
+        if self.condition.is_leaving:
+            self.pause = None
             return []
         return self.release(f"{self.pause.by}: its --for has passed")
 

@@ -103,10 +103,11 @@ def status(
     rss = {pid: reading.rss for pid, reading in sampled.items()}
     summed = totals(pages)
     ready, because = readiness(view)
+    shut = view.refusal if view.state is State.RUNNING else None
     return {
         "now": iso(now),
         "state": str(view.state),
-        "because": view.restriction or view.because,
+        "because": shut or view.restriction or view.because,
         "since": iso(view.since),
         "version": __version__,
         "ready": ready,

@@ -138,6 +138,7 @@ def test_whoever_means_nobody_or_more_than_one_is_told_so_and_nothing_is_done(
         for arguments, words in table:
             said = kill(path, *arguments, code=1)
             assert words in said and said.endswith("nothing was done\n"), said
+        assert "Give --slot or --id, but not both" in kill(path, "--slot", "--id", "1", code=2)
         assert not pool.named("worker.exited")
         assert f"worker {second} " in kill(path, "--slot", str(second))
         assert "into 1, is killed" in kill(path, "--id", "1")

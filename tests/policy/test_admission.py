@@ -121,3 +121,15 @@ def test_a_pool_that_stops_is_not_paused() -> None:
     (said,) = _said(world, "pool.paused")
     assert said.level == "warning" and "ignored: the supervisor is stopping" in said.because
     assert world.pool.view(world.now).pause is None
+    world.ask(Wish.RESUME)
+    (said,) = _said(world, "pool.resumed")
+    assert said.level == "warning" and "ignored: the supervisor is stopping" in said.because
+
+
+def test_a_pause_does_not_end_while_the_pool_stops() -> None:
+    world = _up()
+    world.is_paused = True
+    world.tell(Asked(Wish.PAUSE, "workq pause", seconds=90.0))
+    world.ask(Wish.DRAIN)
+    world.advance(100.0)
+    assert not _said(world, "pool.resumed")

@@ -11,7 +11,7 @@ import pytest
 from supervisor.messages import DeadDepth, Parked
 from supervisor.policy import status
 from supervisor.policy.condition import State
-from supervisor.policy.events import Wish, WorkerSaid
+from supervisor.policy.events import Asked, Wish, WorkerSaid
 from supervisor.policy.restart import STEADY
 from supervisor.policy.slot import SlotState
 from supervisor.settings import Span
@@ -37,6 +37,14 @@ def _pages(world: World) -> list[Reading]:
 def _status(world: World) -> dict[str, object]:
     pages = _pages(world)
     return status.status(world.pool.view(world.now), pages, pages, [], world.settings, world.now, WALL)
+
+
+def test_a_paused_pool_says_so_and_not_that_every_worker_consumes() -> None:
+    world = _up()
+    assert _status(world)["because"] == "every worker consumes"
+    world.is_paused = True
+    world.tell(Asked(Wish.PAUSE, "workq pause (anna)"))
+    assert _status(world)["because"] == "paused by workq pause (anna), until workq resume"
 
 
 # --------------------------------------------------------------------------------------------------------- readiness

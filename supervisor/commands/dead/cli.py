@@ -82,7 +82,7 @@ def _conditions(command: Command) -> Command:
             "--where",
             multiple=True,
             metavar="FIELD~TEXT",
-            help="Only those whose FIELD contains TEXT; FIELD=TEXT: is TEXT. Repeatable: all must hold. "
+            help="Only those whose FIELD contains TEXT (case matters); FIELD=TEXT: is TEXT. Repeatable: all must hold. "
             f"Fields: {', '.join(FIELDS)}.",
         ),
     ):

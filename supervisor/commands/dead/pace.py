@@ -23,7 +23,7 @@ def parse(said: str) -> float:
     except ValueError:
         interval = math.inf
     if interval > _MOST:
-        raise ValueError("expected N/s, N/m or N/h, such as 20/s, and at least 1/m")
+        raise ValueError("expected N/s, N/m or N/h, such as 20/s, and at least 1/m (60/h)")
     return 1 / interval
 
 
