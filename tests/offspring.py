@@ -39,11 +39,15 @@ def told(word, name):
 
 
 def is_alive(pid):
+    """Not if it is about to exit: it runs nothing more, and has closed its connection before it is a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+            state, *fields = stat.read().rpartition(")")[2].split()
     except OSError:
         return False
+    is_exiting = int(fields[5]) & 0x4  # proc_pid_stat(5), (9) flags: PF_EXITING
+    is_killed = int(fields[27]) & 1 << signal.SIGKILL - 1  # (31) signal
+    return state not in "ZX" and not is_exiting and not is_killed
 
 
 def child(name, pid):
