@@ -32,7 +32,7 @@ line overrides the environment, the environment overrides the file.
 
 \b
 Signals:
-  TERM, INT   drain: finish the tasks in flight, then exit. Twice: exit now
+  TERM, INT   drain: finish the tasks in flight, then exit. Twice: kill the workers
   HUP         rolling reload: new code and settings, one worker at a time
   TTIN, TTOU  add a worker, remove one
   USR1        log the stacks of every worker
@@ -41,10 +41,11 @@ Signals:
 \b
 Exit codes:
   0   stopped on request, or --burst finished; every task settled
-  1   stopped, but a worker was killed or a task left unsettled; or startup failed
+  1   stopped, but a worker was killed or a task left unsettled; or startup
+      failed, and a restart may help
   2   usage error
   75  --burst: broker down, or import failing, for longer than --burst-wait; or a
-      task did not return from its delay queue
+      delayed retry never came back to the queue
   78  configuration: handler cannot be loaded, bad settings, wrong queue type;
       restarting will not help
 """

@@ -17,7 +17,7 @@ _PURGE: Final = """\
 """
 
 
-@click.command()
+@click.command(short_help="Print the SQL for the table of supervisor.once.")
 @click.option("--ddl", is_flag=True, required=True, help="Print the SQL that makes the table, and how to purge it.")
 def once(ddl: bool) -> None:
     """Print what supervisor.once(connection, task) needs in a database: one table."""

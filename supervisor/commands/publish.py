@@ -23,7 +23,7 @@ _CHUNK: Final = 65536
 _REDRAW: Final = 0.1
 
 
-@click.command()
+@click.command(short_help="Publish messages and wait for the confirm.")
 @sources.options("url", "queue", "queue_type")
 @click.option("--header", "pairs", multiple=True, metavar="K=V", help="Header for every message. Repeatable.")
 @click.option("--id", "message_id", metavar="ID", help="Message id, for a single BODY.  [default: generated]")

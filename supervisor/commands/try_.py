@@ -13,7 +13,7 @@ from supervisor.commands.sources import Sources
 __all__ = ["try_"]
 
 
-@click.command("try")
+@click.command("try", short_help="Run a handler once, here: breakpoint() works.")
 @sources.options(*attempts.SETTINGS)
 @click.option("--header", "pairs", multiple=True, metavar="K=V", help="A header of the message; may be repeated.")
 @click.option("--id", "message_id", metavar="ID", help="The message id. None otherwise.")

@@ -83,7 +83,7 @@ _TABLE: Final = (
     ),
     Option(
         "queue_type", "Broker", "TYPE", choice(*TYPES), "default",
-        "Type to declare if the queue is missing: default, quorum or classic. default sends no type.",
+        "Type to declare if the queue is missing: quorum, classic, or default, which lets the broker choose.",
     ),
     Option(
         "declare", "Broker", "", flag, "true",
@@ -101,11 +101,11 @@ _TABLE: Final = (
     Option("app_dir", "Workers", "DIR", directory, ".", "Directory of the handler's module, appended to sys.path."),
     Option(
         "preload", "Workers", "", flag, "true",
-        "Import the handler once and fork workers from it, or import it in every worker.",
+        "Import the handler once, before the workers are forked; with --no-preload in each worker.",
     ),
     Option(
         "boot_timeout", "Workers", "D", duration(0.001, "60s"), "60s",
-        "Hard limit for import plus connect, not counting the time the broker is down.",
+        "Kill a worker that has not imported and connected within this time. Broker outages do not count.",
     ),
     Option(
         "boot_retry", "Workers", "", flag, "false",
@@ -113,7 +113,7 @@ _TABLE: Final = (
     ),
     Option(
         "grace", "Workers", "D", duration(0, "30s"), "30s",
-        "How long a stop waits for tasks in flight; then they are killed.",
+        "How long a stop waits for tasks in flight; then their workers are killed.",
     ),
     Option(
         "lost_grace", "Workers", "D", duration(0, "30s"), "30s",
@@ -125,7 +125,7 @@ _TABLE: Final = (
     ),
     Option(
         "burst_wait", "Workers", "D", duration(0, "30s"), "30s",
-        "How long --burst waits for a broker that is down, or for --boot-retry, before it exits with 75.",
+        "With --burst: exit with 75 after this long without a broker or a successful import.",
     ),
     Option(
         "reload", "Workers", "", flag, "false",
@@ -148,7 +148,7 @@ _TABLE: Final = (
     Option("max_tasks", "Limits", "N", or_off(number(1, 2**31)), "off", "Replace a worker after N tasks."),
     Option(
         "max_memory", "Limits", "SIZE", or_off(size("1M", "512M")), "off",
-        "Replace a worker above this size, between tasks.",
+        "Replace a worker above this size, between tasks. Above twice this size, kill it and blame the message.",
     ),
     Option("retries", "Limits", "N", number(0, 1000), "3", "Retries after an exception, then dead-letter."),
     Option(
@@ -165,7 +165,8 @@ _TABLE: Final = (
     ),
     Option(
         "breaker_reset", "Limits", "D", duration(1, "30s"), "30s",
-        "How long until one worker then tries a task; doubled up to 5m while tasks fail.",
+        "How long the breaker stays open before one worker runs a task as a trial. Doubled after each failed trial, "
+        "up to 5m.",
     ),
     Option("max_body", "Limits", "SIZE", size("1", "16M"), "16M", "Dead-letter larger messages without running them."),
     Option(
@@ -180,11 +181,11 @@ _TABLE: Final = (
     ),
     Option(
         "ready_when", "Health and logs", "WHEN", choice("consuming", "subscribed"), "consuming",
-        "consuming or subscribed. subscribed also counts a standby of a single active consumer queue as ready.",
+        "consuming or subscribed. subscribed: also ready while another host is the queue's single active consumer.",
     ),
     Option(
         "control", "Health and logs", "PATH", control, AUTO,
-        "Unix socket for workq status, top, scale, reload, drain and kill, or off. auto: "
+        "Unix socket for the workq commands that control a supervisor (status, scale, reload, ...), or off. auto: "
         "$RUNTIME_DIRECTORY/workq.sock, else $XDG_RUNTIME_DIR/workq-QUEUE.sock, else off.",
         reloadable=False,
     ),

@@ -33,7 +33,7 @@ _SETTLE: Final = 60.0
 _LIVE: Final = ("starting", "connecting", "idle", "waiting", "busy")
 
 
-@click.command()
+@click.command(short_help="Kill random workers for a while, and account for it.")
 @running.options(changing=True, publishing=True)
 @click.option("--for", "length", default="1m", show_default=True, metavar="D", help="How long to kill.")
 @click.option("--kill-every", "every", default="200ms", show_default=True, metavar="D", help="Time between two kills.")

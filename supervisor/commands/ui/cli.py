@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PORT: Final = 9292
 
 
-@click.command()
+@click.command(short_help="Serve the live page with buttons.")
 @sources.options("url")
 @click.option(
     "--control", "controls", multiple=True, metavar="PATH", help="Control socket of a supervisor. Repeatable."
@@ -39,7 +39,7 @@ PORT: Final = 9292
     "--port", type=click.IntRange(0, 65535), metavar="N", help=f"Port on loopback; 0: a free one. [default: {PORT}]"
 )
 def ui(sources: Sources, controls: tuple[str, ...], targets: tuple[str, ...], port: int | None) -> None:
-    """Serve the live page with verbs: scale, reload, drain, requeue, edit or drop dead letters.
+    """Serve the live page with buttons: scale, reload, drain, requeue, edit or drop dead letters.
 
     Shows the supervisors whose control sockets are given, else all that this user may use, and those of --target. The
     page is on 127.0.0.1; the printed URL works once, and opens it for that browser until this command ends.
