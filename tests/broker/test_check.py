@@ -14,10 +14,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -192,6 +192,16 @@ def check(broker: Managed, queue: str, *options: str, url: str = "", api: str | 
     assert all("\n" not in line["what"] + line["fix"] for line in lines)
     assert done.exit_code == any(line["level"] == "problem" for line in lines)
     return Report(done.exit_code, lines, done.output)
+
+
+def until(holds: Callable[[Report], object], broker: Managed, queue: str) -> Report:
+    """Check until this holds: a policy reaches the queues a moment after it was set."""
+
+    def asked() -> Report | None:
+        report = check(broker, queue, api=broker.api)
+        return report if holds(report) else None
+
+    return cast("Report", eventually(asked))
 
 
 def declare(broker: Managed, queue: str, arguments: dict[str, Any] | None = None, **how: Any) -> None:
@@ -496,10 +506,11 @@ def test_a_delivery_limit_that_drops_messages_is_a_problem_and_the_lines_mend_it
     name = f"mine-{uuid4().hex[:8]}"
     broker.shell(f"rabbitmqctl set_policy --priority 3 --apply-to queues {name} '^it' {mine}")
     try:
-        line = check(broker, queue, api=broker.api).one("delivery limit", "problem")
+        report = until(lambda report: report.of("delivery limit", "problem"), broker, queue)
+        line = report.one("delivery limit", "problem")
         assert "came back 5 times is silently dropped" in line["what"]
         broker.shell(line["fix"])
-        report = check(broker, queue, api=broker.api)
+        report = until(lambda report: report.of("delivery limit", "ok"), broker, queue)
         assert report.one("delivery limit", "ok")["what"].startswith("5;")
         policies = {
             each["name"]: each for each in json.loads(broker.shell("rabbitmqctl -s list_policies --formatter json"))
@@ -511,7 +522,7 @@ def test_a_delivery_limit_that_drops_messages_is_a_problem_and_the_lines_mend_it
         # The broker now dead-letters into a queue that is not there yet.
         line = report.one("dead letters", "warning")
         broker.shell(line["fix"])
-        assert not check(broker, queue, api=broker.api).bad
+        until(lambda report: not report.bad, broker, queue)
         # And it does what it is for.
         amqp.publish(broker.url, queue, ["returned"], ids=["x"])
         with amqp.connection(broker.url) as link:
@@ -530,12 +541,12 @@ def test_a_policy_that_drops_the_oldest_is_a_warning_and_the_line_mends_it(broke
     name = f"workq-{queue}"
     broker.shell(f"""rabbitmqctl set_policy --apply-to queues {shlex.quote(name)} '^it' '{{"max-length": 9}}'""")
     try:
-        report = check(broker, queue, api=broker.api)
+        report = until(lambda report: report.of("queue", "warning"), broker, queue)
         assert "(at 9)" in report.one("queue", "warning")["what"]
         assert "(at 9)" in report.one("dead letters", "problem")["what"]
         for line in report.bad:
             broker.shell(line["fix"])
-        assert not check(broker, queue, api=broker.api).bad
+        until(lambda report: not report.bad, broker, queue)
     finally:
         for each in (name, f"{name}-kept"):
             broker.node.eval(f'rabbit_policy:delete(<<"/">>, {amqp.binary(each)}, <<"test">>)')
@@ -560,8 +571,9 @@ def test_f123_a_policy_for_all_queues_that_dead_letters_vanish_by_is_a_problem_a
         assert f"the policy {name} says so" in said
         assert any(delay in line["what"] for line in report.of("retries", "warning"))
         broker.shell(report.of("dead letters", "problem")[0]["fix"])
-        after = check(broker, queue, api=broker.api)
-        assert not after.of("dead letters", "problem") and not after.of("retries", "warning")
+        until(
+            lambda after: not after.of("dead letters", "problem") and not after.of("retries", "warning"), broker, queue
+        )
         amqp.publish(broker.url, dead, ["a"], ids=["1"])
         amqp.publish(broker.url, other, ["a"], ids=["1"])
         eventually(lambda: amqp.depth(broker.url, other) == 0)
