@@ -166,6 +166,7 @@ def test_f116_f122_without_leave_to_declare_a_pool_that_cannot_park_is_not_ready
     amqp.publish(broker_url, queue, ["fails"] * 3, ids=["first", "second", "third"])
     options = ("--workers", "2", "--retries", "0", "--no-declare")
     with supervised("exhausted:work", *options, url=broker_url, queue=queue, env=env) as pool:
+        pool.ready()
         pool.hear("task.dead_lettered", count=3)
         assert pool.get("/readyz")[0] == 200
         with amqp.connection(broker_url) as link:
