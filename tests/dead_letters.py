@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 from tests import amqp, launching
@@ -39,7 +37,7 @@ def bury(url: str, queue: str, names: list[str], body: str = "0", **properties: 
 def command(*arguments: str, url: str, queue: str) -> dict[str, Any]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
     return {
-        "args": [str(Path(sys.executable).with_name("workq")), "dead", *arguments],
+        "args": [launching.WORKQ, "dead", *arguments],
         "env": {**environ, "WORKQ_URL": url, "WORKQ_QUEUE": queue, "COLUMNS": "80"},
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,

@@ -15,6 +15,7 @@ import array
 import gc
 import io
 import json
+import math
 import os
 import select
 import signal
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 BIN: Final = Path(sys.executable).parent
+SUPERVISE: Final = str(BIN / "workq-supervise")
+WORKQ: Final = str(BIN / "workq")
 PROGRAMS: Final = {"workq-supervise": "supervisor.__main__", "workq": "supervisor.commands"}
 """The installed scripts, and the module whose `main` each of them calls."""
 PRELOADED: Final = {
@@ -100,7 +103,6 @@ class Launched:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         out, stdout = os.pipe2(os.O_CLOEXEC)
         err, stderr = os.pipe2(os.O_CLOEXEC)
-        self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = open(out, "rb")  # noqa: SIM115
         self.stderr: IO[bytes] | None = open(err, "rb")  # noqa: SIM115
         request = json.dumps({"command": self.args, "env": dict(env), "cwd": str(cwd or Path.cwd())}).encode()
@@ -148,19 +150,19 @@ class Launched:
 
     def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
         """All of its output. Raises subprocess.TimeoutExpired."""
-        until = None if timeout is None else time.monotonic() + timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
         assert self.stdout is not None and self.stderr is not None
         came: dict[int, bytes] = {self.stdout.fileno(): b"", self.stderr.fileno(): b""}
         left = list(came)
         while left:
-            for fd in select.select(left, [], [], None if until is None else max(0.0, until - time.monotonic()))[0]:
+            for fd in select.select(left, [], [], _until(until))[0]:
                 chunk = os.read(fd, 65536)
                 came[fd] += chunk
                 if not chunk:
                     left.remove(fd)
-            if until is not None and time.monotonic() > until:
+            if time.monotonic() > until:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-        self.wait(None if until is None else max(0.0, until - time.monotonic()))
+        self.wait(_until(until))
         out, err = came.values()
         return out, err
 
@@ -172,8 +174,10 @@ class Launched:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
+
+def _until(instant: float) -> float | None:
+    """Seconds until then; None: for ever."""
+    return None if instant == math.inf else max(0.0, instant - time.monotonic())
 
 
 # ------------------------------------------------------------------------------------------------- the server

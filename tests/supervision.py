@@ -9,7 +9,6 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -44,8 +43,7 @@ class Supervision:
         env: dict[str, str] | None = None,
         inside: Sequence[str] = (),
     ) -> None:
-        program = str(Path(sys.executable).with_name("workq-supervise"))
-        command = [program, "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
+        command = [launching.SUPERVISE, "--queue", queue, "--health", "127.0.0.1:0", "--app-dir", str(HERE)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WORKQ_")}
         self.start([*inside, *command, *options, handler], {**environ, "WORKQ_URL": url, **(env or {})}, queue)
 

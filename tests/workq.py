@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from tests import launching
 
-PROGRAM = str(Path(sys.executable).with_name("workq"))
+PROGRAM = launching.WORKQ
 
 
 def run(

@@ -33,7 +33,7 @@ from supervisor.policy import advice
 from supervisor.policy.actions import Tell
 from supervisor.policy.parkings import Parkings
 from supervisor.policy.sentences import Sentences
-from supervisor.vocabulary import Cause, Phase, Reading
+from supervisor.vocabulary import Cause, InHand, Phase, Reading
 
 RETURNS_MAX: Final = 10
 """Returns of a quorum queue's message (`x-delivery-count`) at which it is not run: half the limit of 20 at which
@@ -140,17 +140,15 @@ class _Question:
     holders: dict[int, int | None]
     """The pages of workers that may still run this message, each with the delivery it holds, once that is known."""
 
-    def is_held(self, reading: Reading) -> bool:
-        """Whether the message on this page, of the same key, may be the one in question. What has no id shares its key
-        with all that have its body: there only deliveries of before the question count, or this worker would wait for
-        as long as others are busy with the like."""
-        if reading.held is None:
-            return False
+    def is_held(self, reading: Reading, held: InHand) -> bool:
+        """Whether the message that this page holds, of the same key, may be the one in question. What has no id shares
+        its key with all that have its body: there only deliveries of before the question count, or this worker would
+        wait for as long as others are busy with the like."""
         if reading.phase is Phase.ASKING:
             return True  # just told what to do with it
         if reading.page in self.holders:
-            return self.holders[reading.page] in (None, reading.held.delivery_tag)
-        return reading.held.message_id is not None
+            return self.holders[reading.page] in (None, held.delivery_tag)
+        return held.message_id is not None
 
 
 class Suspects:
@@ -197,12 +195,13 @@ class Suspects:
         """Update the holders from the pages. A dead worker's page counts until it is reaped."""
         for asked_by, question in self._waiting.items():
             question.holders = {
-                reading.page: reading.held.delivery_tag if reading.held and reading.phase is not Phase.ASKING else None
+                reading.page: None if reading.phase is Phase.ASKING else held.delivery_tag
                 for reading in readings
-                if reading.key == question.suspect.key
+                if (held := reading.held) is not None
+                and held.key == question.suspect.key
                 and reading.page != asked_by
                 and reading.page not in self._waiting
-                and question.is_held(reading)
+                and question.is_held(reading, held)
             }
         return self._answer(now)
 

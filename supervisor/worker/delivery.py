@@ -66,6 +66,11 @@ class Delivery:
         return self._counted(queues.PUT_BACK)
 
     @property
+    def came_back(self) -> bool:
+        """Another worker may have run it, or run it still: a fresh copy is not marked redelivered."""
+        return self.redelivered or self.put_back > 0
+
+    @property
     def deferred(self) -> int:
         """How often its handler raised `Unavailable`."""
         return self._counted(queues.DEFERRED)

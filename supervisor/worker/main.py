@@ -236,8 +236,7 @@ class Worker:
         attempt = min(delivery.attempt, self._tries)
         if delivery.redelivered:
             pen.count("redelivered")
-        # A fresh copy is not marked redelivered, but an earlier holder may still run it.
-        if delivery.redelivered or delivery.put_back:
+        if delivery.came_back:
             verdict = self._ask(delivery)
             if verdict is None:
                 return
@@ -312,14 +311,12 @@ class Worker:
 
     def _note(self, delivery: Delivery, phase: Phase) -> None:
         """Note a message that is not run, or not yet."""
-        # A fresh copy is none that `policy.parkings` may take for a new message.
-        is_known = delivery.redelivered or bool(delivery.put_back)
         self._pen.take(
             delivery.name.encode(),
             delivery.is_named,
             delivery.tag,
             delivery.attempt,
-            is_known,
+            delivery.came_back,  # what did not, `policy.parkings` takes for a new message
             delivery.trace_id,
             delivery.checksum,
             phase,

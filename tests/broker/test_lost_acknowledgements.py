@@ -80,6 +80,13 @@ def frames(node: PrivateNode) -> Iterator[Proxy]:
         yield between
 
 
+def written(place: Path, runs: Runs, **modules: str) -> dict[str, str]:
+    """These handler modules, where a supervisor with this environment finds them."""
+    for name, text in modules.items():
+        handler_modules.write(place, name, text)
+    return runs.env | {"PYTHONPATH": os.pathsep.join([str(place), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def dead(node: PrivateNode, queue: str) -> int:
     return amqp.depth(node.url, f"{queue}.dead")
 
@@ -109,9 +116,7 @@ def test_f109_a_lost_acknowledgement_does_not_double_the_tries(
 def test_f109_nor_does_a_worker_that_is_killed_before_its_acknowledgement(
     node: PrivateNode, queue: str, tmp_path: Path, runs: Runs
 ) -> None:
-    handler_modules.write(tmp_path, "killed", KILLED_BEFORE_ITS_ACK)
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = runs.env | {"PYTHONPATH": path}
+    env = written(tmp_path, runs, killed=KILLED_BEFORE_ITS_ACK)
     options = ("--workers", "2", "--retries", "1", "--retry-delay", "0.1")
     with supervised("killed:act", *options, url=node.url, queue=queue, env=env) as pool:
         pool.ready()
@@ -128,10 +133,7 @@ def test_nor_does_one_that_is_killed_when_it_has_been_told_so(
     node: PrivateNode, queue: str, tmp_path: Path, runs: Runs
 ) -> None:
     """The next one is told."""
-    handler_modules.write(tmp_path, "killed", KILLED_BEFORE_ITS_ACK)
-    handler_modules.write(tmp_path, "told", KILLED_WHEN_TOLD)
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = runs.env | {"PYTHONPATH": path}
+    env = written(tmp_path, runs, killed=KILLED_BEFORE_ITS_ACK, told=KILLED_WHEN_TOLD)
     options = ("--workers", "2", "--retries", "1", "--retry-delay", "0.1")
     with supervised("told:act", *options, url=node.url, queue=queue, env=env) as pool:
         pool.ready()
@@ -148,10 +150,7 @@ def test_nor_does_the_loss_of_the_connection_while_a_message_that_is_not_run_is_
     frames: Proxy, node: PrivateNode, queue: str, tmp_path: Path, runs: Runs
 ) -> None:
     """Who gets it next waits until the first one has parked it, or has not."""
-    handler_modules.write(tmp_path, "killed", KILLED_BEFORE_ITS_ACK)
-    handler_modules.write(tmp_path, "slow", PARKS_SLOWLY)
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = runs.env | {"PYTHONPATH": path}
+    env = written(tmp_path, runs, killed=KILLED_BEFORE_ITS_ACK, slow=PARKS_SLOWLY)
     options = ("--workers", "2", "--max-body", "1K")
     with supervised("slow:act", *options, url=frames.url, queue=queue, env=env) as pool:
         pool.ready()

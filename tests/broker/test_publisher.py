@@ -28,10 +28,9 @@ from supervisor.publisher import (
     Unconfirmed,
     Unroutable,
 )
-from tests import amqp, launching
+from tests import amqp
 from tests.node import PrivateNode
 from tests.supervision import eventually
-from tests.workq import PROGRAM
 
 PASSWORD = "open%20sesame-7319"
 GREEN_EVENTLET = "import eventlet; from eventlet import spawn, sleep; eventlet.monkey_patch()"
@@ -465,12 +464,7 @@ WORKQ = [sys.executable, "-c", "from supervisor.commands import main; main(prog_
 
 def workq(url: str, queue: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "WORKQ_URL": url, "WORKQ_QUEUE": queue}
-    if stdin:
-        done = subprocess.run([*WORKQ, *arguments], input=stdin, capture_output=True, env=environment, timeout=60)
-    else:
-        with launching.popen([PROGRAM, "publish", *arguments], env=environment) as process:
-            out, err = process.communicate(timeout=60)
-        done = subprocess.CompletedProcess(process.args, process.returncode or 0, out, err)
+    done = subprocess.run([*WORKQ, *arguments], input=stdin, capture_output=True, env=environment, timeout=60)
     for secret in SECRETS:
         assert secret.encode() not in done.stdout + done.stderr
     assert b"Traceback" not in done.stderr

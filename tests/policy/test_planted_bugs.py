@@ -412,14 +412,14 @@ BUGS = [
     Bug(
         "one of many messages that are alike waits for all the others",
         "poison.py",
-        "return reading.held.message_id is not None",
+        "return held.message_id is not None",
         "return True",
         SCENES,
     ),
     Bug(
         "a holder that has gone on to another message of the same key is waited for",
         "poison.py",
-        "return self.holders[reading.page] in (None, reading.held.delivery_tag)",
+        "return self.holders[reading.page] in (None, held.delivery_tag)",
         "return True",
         SCENES,
     ),
@@ -640,8 +640,8 @@ BUGS = [
     Bug(
         "a message may run again because a sample fell into the death of its holder",
         "poison.py",
-        "if reading.key == question.suspect.key",
-        "if False",
+        "and held.key == question.suspect.key",
+        "and False",
         SCENES,
     ),
     Bug(

@@ -20,8 +20,7 @@ SECRET = "Zq7xK"
 def run(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
     """The command with these arguments, none of the caller's WORKQ_ variables, and an end in any case."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("WORKQ_", "CREDENTIALS_"))}
-    program = str(Path(sys.executable).with_name("workq-supervise"))
-    return launching.run([program, *arguments], cwd=cwd, env=ours | environ)
+    return launching.run([launching.SUPERVISE, *arguments], cwd=cwd, env=ours | environ)
 
 
 def test_all_bad_settings_are_named_in_one_report_and_the_exit_is_78(tmp_path: Path) -> None:
