@@ -104,7 +104,8 @@ class Score:
 
     def __str__(self) -> str:
         mean = "" if self.mean is None else f", {_seconds(self.mean)} a task"
-        return f"{self.tries} tries, {self.failed} failed, {_number(self.crashes, 'crash', 'crashes')}{mean}"
+        crashes = "crash" if self.crashes == 1 else "crashes"
+        return f"{self.tries} tries, {self.failed} failed, {self.crashes} {crashes}{mean}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +219,6 @@ def _shares(hits: int, of: int, others: int, of_others: int, what: str) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s"
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
 
 
 @dataclass(slots=True)
