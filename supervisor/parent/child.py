@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from supervisor.link import Link
+from supervisor.linux import threads
 from supervisor.parent.descriptors import close
 from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
@@ -77,7 +78,12 @@ class Child:
 
     def signal(self, number: int) -> bool:
         """Returns True; raises OSError."""
-        signal.pidfd_send_signal(self.pidfd, number)
+        if number == signal.SIGABRT:
+            # Whichever thread hears it writes the stacks, and the others go on: the main one would finish its task,
+            # and begin another one.
+            threads.signal_main(self.pid, number)
+        else:
+            signal.pidfd_send_signal(self.pidfd, number)
         return True
 
     def close(self, wait: Wait) -> None:

@@ -56,11 +56,11 @@ class Judgement:
 def judge(slot: Slot, died: Exited, now: float, *, has_worked: bool) -> Judgement:
     """`slot`: the worker's, or the orphan; `has_worked`: a worker of this pool has consumed before."""
     cause = _cause(slot, died)
-    fault = _fault(died, cause, has_worked=has_worked)
+    fault = _fault(slot, died, cause, has_worked=has_worked)
     return Judgement(
         cause,
         fault,
-        _because(died, cause, fault),
+        _because(slot, died, cause, fault),
         died.said,
         slot.consumes_for(now),
         died.finished,
@@ -84,7 +84,7 @@ def _cause(slot: Slot, died: Exited) -> str:
     return died.status
 
 
-def _fault(died: Exited, cause: str, *, has_worked: bool) -> Fault:
+def _fault(slot: Slot, died: Exited, cause: str, *, has_worked: bool) -> Fault:
     match cause:
         case Cause.DRAINED | Cause.MAX_TASKS | Cause.GRACE | Cause.OPERATOR:
             return Fault.PLANNED
@@ -101,8 +101,17 @@ def _fault(died: Exited, cause: str, *, has_worked: bool) -> Fault:
             return Fault.CONFIG
         case Cause.MEMORY if died.hand is None:
             return Fault.PLANNED
+        case _ if _is_bystander(slot, died, cause):
+            return Fault.PLANNED
         case _:
             return Fault.MESSAGE if died.hand is not None else Fault.UNEXPLAINED
+
+
+def _is_bystander(slot: Slot, died: Exited, cause: str) -> bool:
+    """Whether the message in flight is another one than that for which the worker was aborted: that one was finished
+    before the signal arrived. What wrote to the worker's link is not known (`Cause.PROTOCOL`)."""
+    is_ours = slot.condemned == cause and cause != Cause.PROTOCOL
+    return is_ours and died.hand is not None and died.hand.delivery_tag != slot.meant
 
 
 def _fault_of_broker(said: Leaving | LoadFailed | None) -> Fault:
@@ -127,11 +136,13 @@ def unclean(slot: Slot, died: Exited, judged: Judgement) -> str:
     return f"worker {slot.number} {how}{returned}"
 
 
-def _because(died: Exited, cause: str, fault: Fault) -> str:
+def _because(slot: Slot, died: Exited, cause: str, fault: Fault) -> str:
     if isinstance(died.said, Leaving) and died.said.detail:
         return died.said.detail
     if cause == Cause.OPERATOR:
         return "an operator had it killed" + (", with a message in flight" if died.hand is not None else "")
+    if fault is Fault.PLANNED and _is_bystander(slot, died, cause):
+        return f"{cause}, but what it was aborted for was over; the message in flight is redelivered and not blamed"
     match fault:
         case Fault.MESSAGE:
             return f"{cause} with a message in flight"

@@ -81,6 +81,8 @@ class Slot:
     """The `Cause` for which the supervisor sent a signal."""
     why_killed: str = ""
     """In words."""
+    meant: int | None = None
+    """Delivery tag of the message for which it is condemned."""
     killing: Killing | None = None
     """With `Cause.OPERATOR`."""
     began_with: int = 0
@@ -147,7 +149,7 @@ class Slot:
     def _empty(self, now: float) -> None:
         self.pid = None
         self.ready_since = None
-        self.condemned, self.why_killed = None, ""
+        self.condemned, self.why_killed, self.meant = None, "", None
         self.killing = None
         self.began_with = 0
         self.is_lost = self.has_told = False

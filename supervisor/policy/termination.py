@@ -67,6 +67,7 @@ def examine(slot: Slot, reading: Reading, limits: Settings, *, held_up: bool, no
         return [replace(slot, found.cause, found.because)]
     fields = {"slot": slot.number, "pid": slot.pid, "cause": found.cause}
     if reading.hand is not None:
+        slot.meant = reading.hand.delivery_tag
         fields["message_id"] = reading.hand.name
         if reading.hand.trace_id:
             fields["trace_id"] = reading.hand.trace_id

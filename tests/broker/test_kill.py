@@ -176,6 +176,40 @@ def test_a_message_without_an_id_goes_by_its_name_in_status(
         assert pool.stop() == 0
 
 
+RESTLESS = """
+import threading, time
+from handlers import note
+
+def beside():
+    while True:
+        time.sleep(0.0001)
+
+def work(task):
+    for _ in range(8):
+        threading.Thread(target=beside, daemon=True).start()
+    note("began", task.message_id)
+    while True:
+        time.sleep(0.0001)
+"""
+
+
+def test_the_abort_is_for_the_main_thread_or_that_would_go_on_with_other_tasks(
+    broker_url: str, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    handler_modules.write(tmp_path, "restless", RESTLESS)
+    path, env = str(tmp_path / "control.sock"), runs.env | {"PYTHONPATH": str(tmp_path)}
+    with supervised("restless:work", "--workers", "1", "--control", path, url=broker_url, queue=queue, env=env) as pool:
+        pool.ready()
+        amqp.publish(broker_url, queue, ["x"], ids=["busy"])
+        for count in range(1, 6):
+            runs.hear("began", count)
+            kill(path, "busy", *(["--dead-letter"] if count == 5 else []))
+            output = pool.hear("worker.exited", count=count, message_id="busy")["output"]
+            current = output.partition("Current thread ")[2].partition("\n\n")[0]
+            assert " in work\n" in current, output
+        assert pool.stop() == 0
+
+
 def test_while_tasks_fly_by_only_the_message_that_is_named_loses_its_worker(
     broker_url: str, queue: str, tmp_path: Path, runs: Runs
 ) -> None:

@@ -36,6 +36,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
+from supervisor.linux import threads
+
 FUNCTIONS: Final = {
     "pipe": (os, "pipe2", "EMFILE,ENFILE"),
     "socketpair": (socket, "socketpair", "EMFILE,ENFILE,ENOBUFS"),
@@ -43,6 +45,7 @@ FUNCTIONS: Final = {
     "exec": (subprocess, "_fork_exec", "EAGAIN,ENOMEM,ENOENT"),
     "pidfd_open": (os, "pidfd_open", "EMFILE,ENOMEM,ESRCH"),
     "pidfd_send_signal": (signal, "pidfd_send_signal", "ESRCH,EAGAIN,EPERM"),
+    "tgkill": (threads, "signal_main", "ESRCH,EAGAIN,EPERM"),
     "kill": (os, "kill", "ESRCH,EPERM"),
     "killpg": (os, "killpg", "ESRCH,EPERM"),
     "waitid": (os, "waitid", "ECHILD,EINTR,EBADF"),

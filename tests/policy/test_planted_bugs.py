@@ -927,6 +927,13 @@ BUGS = [
         SCENES,
     ),
     Bug(
+        "a message is blamed for the signal that the task before it had earned",
+        "exits.py",
+        "return is_ours and died.hand is not None and died.hand.delivery_tag != slot.meant",
+        "return False",
+        SCENES,
+    ),
+    Bug(
         "a worker that outstays the grace is said to have ended as planned",
         "exits.py",
         "return self.fault is Fault.PLANNED and self.cause != Cause.GRACE",

@@ -27,13 +27,13 @@ from supervisor.policy import reload, status
 from supervisor.policy.actions import Action, Leave, Say, Signal, Spawn, StartNursery, StopNursery, Tell
 from supervisor.policy.broker import PROBE_FOR
 from supervisor.policy.condition import State
-from supervisor.policy.events import Asked, Garbled, NurserySaid, Wish, WorkerSaid
+from supervisor.policy.events import Asked, Exited, Garbled, NurserySaid, Wish, WorkerSaid
 from supervisor.policy.looks import DEAD_HOLDS, PARKED_SHOWN
 from supervisor.policy.poison import RETURNS_URGENT
 from supervisor.policy.restart import LULL
 from supervisor.policy.slot import ABORT_TIMEOUT, CONNECT_TIMEOUT, FORK_TIMEOUT, LEAVE_TIMEOUT, SlotState
 from supervisor.settings import Span
-from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, EXIT_KILLED, Away, Cause, Kind
+from supervisor.vocabulary import EXIT_BROKER, EXIT_CONFIG, EXIT_DONE, EXIT_KILLED, Away, Cause, InHand, Kind
 from tests.policy.world import MB, Message, Stage, Worker, World, settings
 
 
@@ -1100,6 +1100,26 @@ def test_a_task_over_its_limit_is_aborted_and_blamed() -> None:
     world.die(worker, "SIGABRT")
     assert world.pool.view(world.now).exits == {Cause.TIMEOUT: 1}
     assert "the message has killed 1 of at most 3 workers" in _obituaries(world)[0].fields["next"]
+
+
+@pytest.mark.parametrize("is_idle", [False, True], ids=["another one was", "none was"])
+def test_a_message_that_the_signal_does_not_mean_is_not_blamed(is_idle: bool) -> None:
+    """What the worker is aborted for ends, and the next task begins, before the signal arrives."""
+    world = _up(workers=1, task_timeout=20.0)
+    worker = _working(world)
+    if not is_idle:
+        world.advance(21.0)
+    else:
+        world.finish_task(worker)
+        world.stick(worker)
+        world.advance(40.0)
+    world.sample()
+    assert worker.signals == ["SIGABRT"]
+    bystander = InHand("bystander", "bystander", worker.tag + 1, 1, False, world.now)
+    died = Exited(worker.page, worker.pid, "SIGABRT", bystander, None, finished=1)
+    obituary = next(say for say in world.pool.handle(died, world.now) if isinstance(say, Say))
+    assert "is redelivered and not blamed" in obituary.because and "has killed" not in str(obituary.fields["next"])
+    assert obituary.fields["planned"] and world.pool.view(world.now).crashes == 0
 
 
 def test_an_idle_loop_that_stands_still_is_hung() -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from supervisor.parent import standstill
+from supervisor.parent.child import Child
 from tests.supervision import eventually
 
 COUNTS = """
@@ -30,34 +32,60 @@ while True:
 class Counting:
     """What `standstill` needs of a child, and its count."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = COUNTS, *fds: int) -> None:
         fd = os.memfd_create("count", 0)
         os.ftruncate(fd, 4096)
         self.page = mmap.mmap(fd, 4096)
-        self.pid = os.posix_spawn(sys.executable, [sys.executable, "-c", COUNTS, str(fd)], os.environ)
+        self.pid = os.posix_spawn(sys.executable, [sys.executable, "-c", program, *map(str, (fd, *fds))], os.environ)
         self.pidfd = os.pidfd_open(self.pid)
         os.close(fd)
 
-    def signal(self, number: int) -> bool:
-        signal.pidfd_send_signal(self.pidfd, number)
-        return True
+    signal = Child.signal
 
     @property
     def count(self) -> int:
         return int.from_bytes(self.page[0:8], "little")
 
 
+@contextmanager
+def running(program: str = COUNTS, *fds: int) -> Iterator[Counting]:
+    counting = Counting(program, *fds)
+    try:
+        eventually(lambda: counting.count)
+        yield counting
+    finally:
+        try:
+            counting.signal(signal.SIGKILL)
+            os.waitid(os.P_PIDFD, counting.pidfd, os.WEXITED)
+        except OSError:
+            pass  # the test has seen its end
+        os.close(counting.pidfd)
+
+
 @pytest.fixture
 def child() -> Iterator[Counting]:
-    counting = Counting()
-    eventually(lambda: counting.count)
-    yield counting
-    try:
-        counting.signal(signal.SIGKILL)
-        os.waitid(os.P_PIDFD, counting.pidfd, os.WEXITED)
-    except OSError:
-        pass  # the test has seen its end
-    os.close(counting.pidfd)
+    with running() as counting:
+        yield counting
+
+
+THREADS = """
+import faulthandler, mmap, sys, threading, time
+
+def beside():
+    while True:
+        time.sleep(0.0001)
+
+def main():
+    page = mmap.mmap(int(sys.argv[1]), 4096)
+    for _ in range(8):
+        threading.Thread(target=beside, daemon=True).start()
+    faulthandler.enable(int(sys.argv[2]))
+    while True:
+        page[0:8] = (int.from_bytes(page[0:8], "little") + 1).to_bytes(8, "little")
+
+main()
+"""
+"""Its main thread counts; eight others wake up all the time."""
 
 
 def test_it_does_nothing_for_the_block_and_goes_on_afterwards(child: Any) -> None:
@@ -89,3 +117,17 @@ def test_one_that_is_gone_already_is_no_trouble(child: Any) -> None:
     gone: Any = SimpleNamespace(pidfd=child.pidfd, signal=lambda number: os.kill(2**22 + 1, number))
     with standstill.of([gone, child]):
         assert Path(f"/proc/{child.pid}/stat").read_text().rpartition(") ")[2][0] == "T"
+
+
+def test_an_abort_sent_meanwhile_is_heard_by_the_main_thread_whoever_else_is_first_to_run() -> None:
+    for _ in range(10):
+        reader, writer = os.pipe()
+        os.set_inheritable(writer, True)
+        with open(reader, encoding="utf-8") as output, running(THREADS, writer) as child:
+            os.close(writer)
+            threaded: Any = child
+            with standstill.of([threaded]):
+                child.signal(signal.SIGABRT)
+            said = output.read()
+        current = said.partition("Current thread ")[2].partition("\n\n")[0]
+        assert " in main\n" in current, said
