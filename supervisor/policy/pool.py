@@ -127,7 +127,7 @@ class Pool:
         condition, looks, truth = self._condition, self._looks, self._looks.truth
         ready = self._slots.consuming()
         blockade, story = self._broker.blockade, self._broker.story(self.settings.heartbeat, len(ready), now)
-        is_held_up = bool(ready) and all(slot.number in self._broker.blocked for slot in ready)
+        is_held_up = bool(ready) and all(slot.page in self._broker.blocked for slot in ready)
         return PoolView(
             state=condition.state,
             since=condition.since,

@@ -52,5 +52,5 @@ def test_f74_a_refusal_chosen_at_random_does_no_more(node: PrivateNode, tmp_path
 
 def test_every_kind_of_call_that_is_refused_is_one_that_a_supervisor_makes(calm: injection.Told) -> None:
     """A function that it calls no more would be refused in vain."""
-    rare = {"setrlimit", "socket.sendto", "kill", "flock", "socket.recv", "socket.connect"}
+    rare = {"setrlimit", "socket.sendto", "kill", "tgkill", "flock", "socket.recv", "socket.connect"}
     assert {kind for kind in KINDS if not calm.calls.get(kind)} <= rare

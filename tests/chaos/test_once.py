@@ -29,10 +29,10 @@ def work(task):
     global connection
     if connection is None:
         connection = connect()
-    with once(connection, task) as first:
+    # Rolled back when a killed run of this task is committed after this one has looked.
+    with {block}, once(connection, task) as first:
         if first:
             connection.execute({insert!r}, (task.message_id,))
-    connection.commit()
     note("first" if first else "again", task.message_id)
     time.sleep(0.01)  # committed, and not acknowledged yet
 """
@@ -40,6 +40,7 @@ CONNECT = {
     "postgres": "import psycopg\ndef connect(): return psycopg.connect(os.environ['TEST_DATABASE'])",
     "sqlite": "import sqlite3\ndef connect(): return sqlite3.connect(os.environ['TEST_DATABASE'], timeout=30)",
 }
+BLOCK = {"postgres": "connection.transaction()", "sqlite": "connection"}
 INSERT = {"postgres": "INSERT INTO charges VALUES (%s)", "sqlite": "INSERT INTO charges VALUES (?)"}
 
 
@@ -60,7 +61,9 @@ def test_each_row_is_there_exactly_once_however_often_workers_are_killed(
         if statement.strip():
             connection.execute(statement)
     connection.commit()
-    handler_modules.write(tmp_path, "app", HANDLER.format(connect=CONNECT[database], insert=INSERT[database]))
+    handler_modules.write(
+        tmp_path, "app", HANDLER.format(connect=CONNECT[database], block=BLOCK[database], insert=INSERT[database])
+    )
     published = [f"task-{number}" for number in range(TASKS)]
     amqp.publish(broker_url, queue, [""] * TASKS, ids=published)
     env = runs.env | {"PYTHONPATH": str(tmp_path), "TEST_DATABASE": place}

@@ -536,6 +536,13 @@ BUGS = [
         SCENES,
     ),
     Bug(
+        "a stand-in on its slot's other page is not seen waiting to park a message",
+        "pool.py",
+        "all(slot.page in self._broker.blocked for slot in ready)",
+        "all(slot.number in self._broker.blocked for slot in ready)",
+        SCENES,
+    ),
+    Bug(
         "a pool that cannot park anything is called ready",
         "status.py",
         "    if view.is_held_up:\n",

@@ -909,6 +909,15 @@ def test_f122_a_pool_whose_workers_all_wait_to_park_a_message_is_not_ready_and_s
     assert said == ["parking.blocked", "broker.blocked", "parking.unblocked", "broker.unblocked"]
 
 
+def test_f122_a_stand_in_that_waits_to_park_a_message_counts_though_its_page_is_the_slot_s_other() -> None:
+    world, _, _ = _lost()
+    for page in (_stand_in(world).page, 1):
+        assert status.readiness(world.pool.view(world.now))[0]
+        world.tell(WorkerSaid(page, ParkingBlocked(True, "the queue is full")))
+    ready, says = status.readiness(world.pool.view(world.now))
+    assert not ready and says.startswith("no worker accepts tasks: 2 messages")
+
+
 def test_f122_a_worker_that_is_gone_waits_no_more() -> None:
     world = _up(workers=1)
     world.tell(WorkerSaid(0, ParkingBlocked(True, "the queue is full")))
