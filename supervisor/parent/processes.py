@@ -85,6 +85,10 @@ class _Worker(Child):
     said: Leaving | LoadFailed | None = None
 
 
+def _is_meant(page: Reading, meant: str) -> bool:
+    return meant == str(slot_of(page.page)) or (page.hand is not None and page.hand.name == meant)
+
+
 class Processes:
     """All children of the supervisor, and the one place that waits for anything."""
 
@@ -178,14 +182,17 @@ class Processes:
     def still(self, meant: str) -> Iterator[tuple[Reading, ...]]:
         """Every worker's page. Those that have a message of this name, or a slot of this number, do not move until the
         end of the block: what their pages say stays true, and a signal finds them there."""
-        workers = tuple(self._workers.values())
-        held = [each for each in workers if meant == str(slot_of(each.page)) or meant == self._name(each)]
-        with standstill.of(held):
-            yield tuple(self._read(worker) for worker in workers)
-
-    def _name(self, worker: _Worker) -> str | None:
-        hand = self._board.read(worker.page).hand
-        return hand.name if hand is not None else None
+        workers, held = tuple(self._workers.values()), set[int]()
+        with ExitStack() as until_decided:
+            while True:
+                readings = tuple(self._read(worker) for worker in workers)
+                # Again, until nobody has come to have it meanwhile.
+                those = [each for each, page in zip(workers, readings, strict=True) if _is_meant(page, meant)]
+                if held.issuperset(each.pid for each in those):
+                    break
+                until_decided.enter_context(standstill.of(each for each in those if each.pid not in held))
+                held.update(each.pid for each in those)
+            yield readings
 
     # ----------------------------------------------------------------------------------------------- nursery
 

@@ -34,8 +34,8 @@ _SECRETS: Final = frozenset({"WORKQ_URL"})
 _NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.linux.orphans", "supervisor.parent")
 """Modules, with their submodules, that a nursery must not inherit: a handler that wants one imports it itself."""
 _ANSWERS: Final = frozenset({Forked, ForkFailed})
-_ANSWERS_WITHIN: Final = 1.0
-"""Seconds; it takes two milliseconds."""
+_ANSWERS_WITHIN: Final = 3.0
+"""Seconds; it takes two milliseconds, and more where the machine stands still. The loop waits for it."""
 
 
 class NoZygote(Exception):

@@ -17,6 +17,8 @@ import pytest
 
 from supervisor.parent import standstill
 from supervisor.parent.child import Child
+from supervisor.parent.processes import Processes
+from supervisor.vocabulary import Counts, InHand, Phase, Reading
 from tests.supervision import eventually
 
 COUNTS = """
@@ -131,3 +133,30 @@ def test_an_abort_sent_meanwhile_is_heard_by_the_main_thread_whoever_else_is_fir
             said = output.read()
         current = said.partition("Current thread ")[2].partition("\n\n")[0]
         assert " in main\n" in current, said
+
+
+def test_whoever_comes_to_have_the_message_while_another_is_stopped_is_stopped_too() -> None:
+    """Redelivered in that moment: what is decided then would be about a worker that moves on."""
+    with running() as first, running() as second:
+        looks = 0
+
+        def read(worker: Any) -> Reading:
+            nonlocal looks
+            looks += 1
+            has_it = worker.page == 0 or looks > 2
+            hand = InHand("m", "m", 1, 1, False, 0.0) if has_it else None
+            return Reading(worker.page, worker.pid, Phase.BUSY, hand, 0.0, Counts(), 0)
+
+        children = {page: Held(child, page) for page, child in enumerate((first, second))}
+        with Processes.still(SimpleNamespace(_workers=children, _read=read), "m") as readings:  # type: ignore[arg-type]
+            before = first.count, second.count
+            time.sleep(0.05)
+            assert (first.count, second.count) == before
+        assert [page.hand is not None for page in readings] == [True, True]
+
+
+class Held:
+    """A child, as a worker with a page."""
+
+    def __init__(self, child: Counting, page: int) -> None:
+        self.pid, self.pidfd, self.signal, self.page = child.pid, child.pidfd, child.signal, page
