@@ -60,8 +60,8 @@ def once(connection: Connection, task: Task, key: str | None = None) -> Iterator
     if messages have none or share one.
 
     When two runs of one task overlap, one waits for the other's transaction, and may then raise the driver's
-    IntegrityError: that task fails, and its retry finds the note. Roll a connection back that is kept for the next task:
-    PostgreSQL refuses whatever follows in the same transaction.
+    IntegrityError: that task fails, and its retry finds the note. Roll back then, if the connection is kept: PostgreSQL
+    refuses whatever follows in the same transaction.
 
     Raises ValueError without id and key, and when the connection commits each statement by itself (autocommit): then
     the note could be committed without the work.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 _DISTRIBUTION: Final = re.compile(r"supervisor-([0-9][\w.+!]*?)(?:-py[0-9.]+)?\.(?:dist|egg)-info")
 _OWN: Final = "give this one an environment of its own"
@@ -15,27 +15,23 @@ _REINSTALL: Final = "pip install --force-reinstall --no-deps .  # in a clone"
 _LOST: Final = "`from supervisor import Retry` fails in a handler, `from workq import Retry` works"
 
 
-class Clash(NamedTuple):
-    """The problem with the installation, and its fix."""
+def clash() -> tuple[str, str] | None:
+    """The problem with the installation, and its fix; None when the package is ours alone.
 
-    what: str
-    fix: str
-
-
-def clash() -> Clash | None:
-    """None when the package is ours alone. Looks only at the directory that Python has imported."""
+    Looks only at the directory that Python has imported.
+    """
     other = _other(Path(__file__).parents[1])
     # Looked up, not imported: a room that imports the package would know all rooms. Theirs is empty.
     is_ours = hasattr(sys.modules["supervisor"], "__version__")
     if other and is_ours:
         what = f"supervisord ({other}) is installed in the same environment, and both are the package `supervisor`"
-        return Clash(f"{what}: to upgrade or uninstall either breaks the other; {_OWN}", _APART)
+        return f"{what}: to upgrade or uninstall either breaks the other; {_OWN}", _APART
     if other:
         what = f"supervisord ({other}) is installed in the same environment and has overwritten supervisor/__init__.py"
-        return Clash(f"{what}: {_LOST}; {_OWN}", _APART)
+        return f"{what}: {_LOST}; {_OWN}", _APART
     if not is_ours:
         what = "supervisor/__init__.py is missing or not ours, as after supervisord was uninstalled from here"
-        return Clash(f"{what}: {_LOST}; install it again", _REINSTALL)
+        return f"{what}: {_LOST}; install it again", _REINSTALL
     return None
 
 

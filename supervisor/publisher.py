@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final, Self, TypedDict
 
 from supervisor import amqp, queues
 from supervisor.amqp import Trouble
+from supervisor.amqp.channel import ignore
 from supervisor.amqp.client import Unreachable, reach
 from supervisor.amqp.connection import Limits
 from supervisor.amqp.properties import BasicProperties, persistent
@@ -166,14 +166,12 @@ class Publisher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def connect(self) -> None:
         """Connect now, and see that the queue is there. Raises NotSent."""
-        self._ready(_Call(window=1, timeout=self._connect_timeout, note=_ignore))
+        self._ready(_Call(window=1, timeout=self._connect_timeout, note=ignore))
 
     @property
     def frame_max(self) -> int:
@@ -189,7 +187,7 @@ class Publisher:
     def declare(self, declaration: queues.Declaration, *, timeout: float = 30.0) -> bool:
         """Declare a queue by this connection, and tell whether it is new, or may be. `timeout` in seconds. Raises
         NotSent."""
-        call = _Call(window=1, timeout=timeout, note=_ignore)
+        call = _Call(window=1, timeout=timeout, note=ignore)
         session = self._ready(call)
         try:
             is_new = session.declare(declaration, self._declare, timeout)
@@ -258,7 +256,7 @@ class Publisher:
         """
         if window < 1:
             raise ValueError("the window holds at least one message")
-        call = _Call(window, timeout, on_confirmed or _ignore)
+        call = _Call(window, timeout, on_confirmed or ignore)
         if self._session is not None and (self._session.pending or self._session.settled):
             # Left by a call that an `on_confirmed` broke off; its positions are not ours.
             self._drop()
@@ -303,7 +301,7 @@ class Publisher:
     def _connected(self, call: _Call) -> Session:
         def begin(endpoint: Endpoint) -> Session:
             self.endpoint = endpoint
-            return Session(endpoint, self._heartbeat, self._name, self._connect_timeout, self._on_blocked or _nothing)
+            return Session(endpoint, self._heartbeat, self._name, self._connect_timeout, self._on_blocked or ignore)
 
         def prepare(session: Session) -> None:
             session.open(self._declaration, self._declare, self._connect_timeout)
@@ -337,7 +335,7 @@ class Publisher:
             if text:
                 queues.check_short(what, text)
         session = self._ready(call)
-        if session.blocked:
+        if session.is_blocked:
             self._await_unblocked(session, call)
         if delay and delay not in self._delays:
             self._have_delay(session, delay, call)
@@ -357,11 +355,11 @@ class Publisher:
         self._delays.add(ms)
 
     def _await_unblocked(self, session: Session, call: _Call) -> None:
-        session.pump(lambda: not session.blocked, now() + call.timeout)
+        session.pump(lambda: not session.is_blocked, now() + call.timeout)
         self._collect(call)
         if session.error is not None:
             raise self._lost(session, call)
-        if session.blocked:
+        if session.is_blocked:
             raise self._late(session, call)
 
     def _make_room(self, call: _Call) -> None:
@@ -420,8 +418,8 @@ class Publisher:
     def _late(self, session: Session, call: _Call) -> PublishError:
         """No word in time. What is in flight is given up, and the connection with it."""
         pending = [sent.position for sent in session.pending.values()]
-        kind: type[Unconfirmed] = Blocked if session.blocked else Unconfirmed
-        if session.blocked:
+        kind: type[Unconfirmed] = Blocked if session.is_blocked else Unconfirmed
+        if session.is_blocked:
             what = f"{self.endpoint} accepts no publishing for now: a memory or disk alarm, see rabbitmqctl status"
         else:
             what = f"{self.endpoint} has confirmed nothing for {call.timeout:g} s"
@@ -429,7 +427,7 @@ class Publisher:
         if pending:
             self._drop()
             what = f"{what}; {_doubt(len(pending))}"
-        trouble = Trouble(Kind.BLOCKED if session.blocked else Kind.TIMEOUT, what, permanent=False)
+        trouble = Trouble(Kind.BLOCKED if session.is_blocked else Kind.TIMEOUT, what, permanent=False)
         return kind(what, trouble=trouble, sent=call.sent, confirmed=call.confirmed, pending=pending)
 
 
@@ -458,14 +456,6 @@ def _waiting(properties: BasicProperties, ms: int) -> BasicProperties:
         properties.headers = {**(properties.headers or {}), queues.EXPIRATION: properties.expiration}
     properties.expiration = str(ms)
     return properties
-
-
-def _ignore(_position: int, _message_id: str) -> None:
-    pass
-
-
-def _nothing() -> None:
-    pass
 
 
 def _note(session: Session, call: _Call) -> None:

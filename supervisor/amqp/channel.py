@@ -50,8 +50,8 @@ class Channel:
         self.is_closed = False
         self.error: BaseException | None = None
         """Why it has ended, if it was not closed by us."""
-        self.on_confirm: Confirmed = _ignore
-        self.on_return: Returned = _ignore
+        self.on_confirm: Confirmed = ignore
+        self.on_return: Returned = ignore
         self._asked: deque[tuple[Any, type, Answered | None]] = deque()
         self._consumers: dict[str, Consume] = {}
         self._cancelled: set[str] = set()
@@ -234,5 +234,5 @@ class Channel:
             self.on_return(method.method, header.properties)
 
 
-def _ignore(*_: Any) -> None:
-    pass
+def ignore(*_: Any) -> None:
+    """A callback that is not needed."""

@@ -50,6 +50,11 @@ class BrokerClient:
             self._loop.close()
             raise
 
+    @property
+    def is_blocked(self) -> bool:
+        """By an alarm of the broker's."""
+        return self.connection.blocked is not None
+
     def pump(self, until: Callable[[], bool], deadline: float) -> None:
         """Serve the connection until something is the case, or it ends, or the deadline passes."""
         self.connection.release()

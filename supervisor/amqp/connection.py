@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from pika import exceptions, frame
 from pika import spec as annotated
 
-from supervisor.amqp.channel import GOODBYE, Channel
+from supervisor.amqp.channel import GOODBYE, Channel, ignore
 from supervisor.amqp.deliveries import whole
 from supervisor.amqp.errors import opening_error
 from supervisor.amqp.ioloop import IOLoop, Timer
@@ -54,10 +54,6 @@ _PROTOCOL: Final = b"AMQP"
 _PROTOCOL_SIZE: Final = 8
 
 
-def _ignore(*_: Any) -> None:
-    pass
-
-
 class Limits(NamedTuple):
     """What we propose before we know the broker's limits: RabbitMQ's default frame size, and more channels than we
     use."""
@@ -86,7 +82,7 @@ class Connection:
         heartbeat: float,
         name: str,
         on_closed: Callable[[BaseException], None],
-        on_greeted: Callable[[Connection], None] = _ignore,
+        on_greeted: Callable[[Connection], None] = ignore,
         expected: str = "",
         timeout: float = TIMEOUT,
     ) -> None:
@@ -98,7 +94,8 @@ class Connection:
         self._on_closed = on_closed
         self._expected = expected
         self._timeout = timeout
-        self._limits = Limits()
+        self.limits = Limits()
+        """As agreed with the broker, once the connection is open."""
         self._channels: dict[int, Channel] = {}
         self._held: list[bytes] | None = None
         """Written when all that has been read is handled; None: write at once."""
@@ -111,7 +108,7 @@ class Connection:
         self.has_opened = False
         self.blocked: str | None = None
         """Why the broker takes no messages for now; None: it takes them."""
-        self.on_blocked: Callable[[], None] = _ignore
+        self.on_blocked: Callable[[], None] = ignore
         self._begin()
 
     def _begin(self) -> None:
@@ -136,13 +133,8 @@ class Connection:
         return self.error is not None
 
     @property
-    def limits(self) -> Limits:
-        """As agreed with the broker, once the connection is open."""
-        return self._limits
-
-    @property
     def frame_max(self) -> int:
-        return self._limits.frame
+        return self.limits.frame
 
     @property
     def has_written(self) -> bool:
@@ -171,11 +163,11 @@ class Connection:
 
     @property
     def has_free_channel(self) -> bool:
-        return len(self._channels) < self._limits.channels
+        return len(self._channels) < self.limits.channels
 
     def channel(self, on_open_callback: Callable[[Channel], None] | None = None) -> Channel:
         """Open a channel. It can be used at once. Raises NoFreeChannels."""
-        number = next((each for each in range(1, self._limits.channels + 1) if each not in self._channels), 0)
+        number = next((each for each in range(1, self.limits.channels + 1) if each not in self._channels), 0)
         if not number:
             raise exceptions.NoFreeChannels
         channel = Channel(self, number)
@@ -342,15 +334,15 @@ class Connection:
             "version": __version__,
         }
         self.send(0, spec.Connection.StartOk(said, _MECHANISM, login, "en_US"))
-        self.send(0, spec.Connection.TuneOk(*self._limits, self.heartbeat))
+        self.send(0, spec.Connection.TuneOk(*self.limits, self.heartbeat))
         self.send(0, spec.Connection.Open(self._endpoint.vhost, insist=True))
         self._on_greeted(self)
 
     def _tune(self, tune: Any) -> None:
-        ours = self._limits
+        ours = self.limits
         theirs = Limits(tune.channel_max or ours.channels, tune.frame_max or ours.frame)  # 0: there is none
-        self._limits = Limits(*map(min, ours, theirs))
-        if self._limits != ours:
+        self.limits = Limits(*map(min, ours, theirs))
+        if self.limits != ours:
             self._connect_again()
             return
         self._is_tuned = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from supervisor import queues
@@ -72,10 +73,6 @@ class Session(BrokerClient):
             raise refusals[0]
         return answers[0]
 
-    @property
-    def blocked(self) -> bool:
-        return self.connection.blocked is not None
-
     def send(self, exchange: str, sent: Sent, properties: BasicProperties, body: bytes) -> None:
         """At the latest with the next `pump`; not at all once the session is over. Raises ValueError for what AMQP
         cannot carry: then nothing was sent, and the session lives on."""
@@ -115,17 +112,8 @@ class Session(BrokerClient):
                 return
 
     def _confirmed(self, tag: int, multiple: bool, nacked: bool) -> None:
-        if not multiple:
-            tags = [tag]
-        elif tag == 0:
-            tags = list(self.pending)
-        else:
-            tags = []
-            for held in self.pending:
-                if held > tag:
-                    break
-                tags.append(held)
-        for each in tags:
+        up_to = takewhile(lambda held: not tag or held <= tag, self.pending)  # 0: all
+        for each in list(up_to) if multiple else [tag]:
             sent = self.pending.pop(each, None)
             if sent is not None:
                 sent.nacked = nacked

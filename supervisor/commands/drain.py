@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import sys
+from http.client import HTTPConnection
 from typing import Any, Final
 
 import click
@@ -12,6 +14,7 @@ import click
 from supervisor.clock import now
 from supervisor.commands import codes, picture, running
 from supervisor.commands.plain import plain
+from supervisor.settings.command_line import lasting
 from supervisor.vocabulary import EXIT_KILLED
 
 _LOOK_EVERY: Final = 0.5
@@ -21,7 +24,7 @@ _ASK_EVERY: Final = 2.0
 
 @click.command()
 @running.options(changing=True)
-@running.timeout("Stop waiting after this long; the drain continues.")
+@lasting("--timeout", help="Stop waiting after this long; the drain continues.")
 def drain(find: running.Finder, timeout: float | None) -> None:
     """Finish the tasks in flight, then stop the supervisor.
 
@@ -48,7 +51,7 @@ class Ending:
 
     def __init__(self, supervisor: running.Running) -> None:
         self._supervisor = supervisor
-        self._ends: list[running.End] = []
+        self._ends: dict[socket.socket, HTTPConnection] = {}
         self._ask_at = 0.0
         self._last: dict[str, Any] | None = None
 
@@ -58,7 +61,8 @@ class Ending:
         if self._last is None and now() >= self._ask_at:
             self._ask_at = now() + _ASK_EVERY
             try:
-                self._ends.append(self._supervisor.end())
+                asked = self._supervisor.end()
+                self._ends[asked.sock] = asked
             except running.NoAnswer:
                 pass  # it is gone, or has too many clients
 
@@ -67,10 +71,9 @@ class Ending:
         return self._last
 
     def _take(self) -> None:
-        for end in select.select(self._ends, [], [], 0)[0]:
-            self._ends.remove(end)
+        for sock in select.select([*self._ends], [], [], 0)[0]:
             try:
-                document = end.document()
+                _, document = self._supervisor.answer(self._ends.pop(sock), running.PATIENCE)
             except running.NoAnswer:
                 continue
             if "recent" in document and _stopped(document) is not None:

@@ -13,6 +13,7 @@ from supervisor.clock import now
 from supervisor.commands import codes, running
 from supervisor.commands.plain import plain
 from supervisor.commands.running import Running
+from supervisor.settings.command_line import lasting
 
 _LOOK_EVERY: Final = 0.05
 _PATIENCE: Final = 10.0
@@ -23,7 +24,7 @@ _PATIENCE: Final = 10.0
 @click.option("--dead-letter", is_flag=True, help="Dead-letter its message instead of running it again.")
 @click.option("--slot", "is_slot", is_flag=True, help="TARGET is a slot, whatever messages are called.")
 @click.option("--id", "is_id", is_flag=True, help="TARGET is a message id, even if it is a number.")
-@running.timeout("Stop waiting for what follows after this long.  [default: 10s]")
+@lasting("--timeout", help="Stop waiting for what follows after this long.  [default: 10s]")
 @click.argument("target", metavar="SLOT|ID")
 def kill(
     find: running.Finder,

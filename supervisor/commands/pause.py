@@ -7,18 +7,12 @@ from typing import Any
 import click
 
 from supervisor.commands import running
-from supervisor.settings.command_line import seconds
+from supervisor.settings.command_line import lasting
 
 
 @click.command()
 @running.options(changing=True)
-@click.option(
-    "--for",
-    "duration",
-    metavar="D",
-    callback=lambda _, __, value: seconds("--for", value, above_zero=True),
-    help="Resume by itself after this long.",
-)
+@lasting("--for", "duration", help="Resume by itself after this long.", above_zero=True)
 def pause(find: running.Finder, duration: float | None) -> None:
     """Take no more tasks until workq resume.
 

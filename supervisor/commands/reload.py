@@ -13,7 +13,7 @@ import click
 from supervisor.clock import now
 from supervisor.commands import codes, picture, running
 from supervisor.commands.plain import plain
-from supervisor.settings.command_line import seconds
+from supervisor.settings.command_line import lasting, seconds
 
 _LOOK_EVERY: Final = 0.1
 _FOR: Final = "10m"
@@ -41,15 +41,9 @@ def _percent(_context: click.Context, _parameter: click.Parameter, value: str | 
     callback=_percent,
     help="Run the new code in this share of the workers first, at least one and never all, and compare it.",
 )
-@click.option(
-    "--for",
-    "duration",
-    metavar="D",
-    callback=lambda _, __, value: seconds("--for", value, above_zero=True),
-    help=f"How long, with --canary (default {_FOR}).",
-)
+@lasting("--for", "duration", help=f"How long, with --canary (default {_FOR}).", above_zero=True)
 @click.option("--no-wait", is_flag=True, help="With --canary: return once it runs.")
-@running.timeout("Stop waiting after this long; the reload continues.")
+@lasting("--timeout", help="Stop waiting after this long; the reload continues.")
 def reload(
     find: running.Finder, canary: int | None, duration: float | None, no_wait: bool, timeout: float | None
 ) -> None:

@@ -21,7 +21,7 @@ import click
 from supervisor.commands import codes, sources
 from supervisor.commands.plain import plain
 from supervisor.settings import OPTIONS, Address, SettingsError, Whereabouts, locate
-from supervisor.settings.command_line import Command, declared, given, seconds
+from supervisor.settings.command_line import Command, declared, given
 from supervisor.vocabulary import EXIT_CONFIG
 
 PATIENCE: Final = 10.0
@@ -97,9 +97,10 @@ class Running:
         finally:
             connection.close()
 
-    def end(self) -> End:
-        """Ask for the document at /status when the supervisor has stopped. Raises NoAnswer and Forbidden."""
-        return End(self, self._request("GET", "/end", None, PATIENCE))
+    def end(self) -> http.client.HTTPConnection:
+        """Ask for the document at /status when the supervisor has stopped, or after some seconds; `answer` reads it.
+        Raises NoAnswer and Forbidden."""
+        return self._request("GET", "/end", None, PATIENCE)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> tuple[int, dict[str, Any]]:
         return self.answer(self._request(method, path, body, timeout), timeout)
@@ -170,22 +171,6 @@ class Running:
         return NoAnswer(f"{self.address}: {error.strerror or error}")
 
 
-class End:
-    """A request that is answered when the supervisor has stopped, or after some seconds. `select` tells when."""
-
-    def __init__(self, running: Running, connection: http.client.HTTPConnection) -> None:
-        self._running = running
-        self._connection = connection
-        self._fd: int = connection.sock.fileno()
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def document(self) -> dict[str, Any]:
-        """As `Running.status`. Raises NoAnswer."""
-        return self._running.answer(self._connection, PATIENCE)[1]
-
-
 class _Unix(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
@@ -232,12 +217,6 @@ def options(*, changing: bool, publishing: bool = False) -> Callable[[Command], 
         return declared({**helps, **{name: OPTIONS[name].help for name in broker}}, sources.unit(run))
 
     return decorate
-
-
-def timeout(help: str) -> Callable[[Command], Command]:
-    """Adds --timeout to a command that waits; the command gets seconds."""
-
-    return click.option("--timeout", metavar="D", help=help, callback=lambda _, __, value: seconds("--timeout", value))
 
 
 def report(answer: dict[str, Any]) -> None:

@@ -9,8 +9,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from supervisor.policy.actions import Action, Say
-from supervisor.policy.canary import Canary
-from supervisor.policy.events import Asked, Event, Target, Wish
+from supervisor.policy.events import Asked, Event
 from supervisor.policy.reload import Reload
 from supervisor.values import dataclass
 
@@ -39,21 +38,13 @@ class Wishes:
     def fileno(self) -> int:
         return self._wakeup
 
-    def make(
-        self,
-        wish: Wish,
-        by: str,
-        workers: int = 0,
-        seconds: float | None = None,
-        target: Target | None = None,
-        canary: Canary | None = None,
-    ) -> Future[Answer]:
-        """Callable from any thread; `workers`, `seconds`, `target` and `canary` as in `Asked`. Raises OSError."""
+    def make(self, asked: Asked) -> Future[Answer]:
+        """Callable from any thread. Raises OSError."""
         answer: Future[Answer] = Future()
         if self._has_ended:
             answer.set_result(_TOO_LATE)
             return answer
-        entry = (Asked(wish, by, workers, seconds, target=target, canary=canary), answer)
+        entry = (asked, answer)
         self._made.append(entry)
         try:
             os.eventfd_write(self._wakeup, 1)

@@ -106,7 +106,7 @@ class Loop:
         )
         self._warn_of_exposure()
         if clash := namesake.clash():
-            self._log.warning("supervisor.namesake", because=f"{clash.what}: {clash.fix}")
+            self._log.warning("supervisor.namesake", because=": ".join(clash))
         self._perform(self._pool.start(now()))
 
     def _warn_of_exposure(self) -> None:

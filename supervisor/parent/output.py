@@ -27,14 +27,12 @@ _URL_BEGINS: Final = re.compile(rb"a(?:m(?:q(?:ps?(?::/?)?)?)?)?\Z", re.IGNORECA
 UNMARKED: Final = "[perhaps with output of earlier tasks: where this task begins is not known]"
 
 
-def _ignore(_: int, *, is_reading: bool = False) -> None:
-    pass
-
-
 class Output:
     """The reading end of one child's pipe. `fields` name the child in the log."""
 
-    def __init__(self, fd: int, log: Any, note: Callable[..., None] = _ignore, /, **fields: object) -> None:
+    def __init__(
+        self, fd: int, log: Any, note: Callable[..., None] = lambda *_, **__: None, /, **fields: object
+    ) -> None:
         """`note` is called around every read, with the number of bytes read so far and `is_reading`."""
         os.set_blocking(fd, False)
         self.fd = fd

@@ -11,7 +11,7 @@ from typing import Any, Final
 from supervisor import logs
 from supervisor.parent.control import Wishes
 from supervisor.parent.snapshot import Look
-from supervisor.policy.events import Wish
+from supervisor.policy.events import Asked, Wish
 from supervisor.policy.reload import Stage
 
 _SETTLES: Final = 300
@@ -64,6 +64,6 @@ class Changes:
         while (latest := self._look().view.reload) and latest.stage in (Stage.LOADING, Stage.TRYING):
             if self._end.wait(_LOOK_EVERY / 1000):
                 return
-        wish: Future[Any] = self._wishes.make(Wish.RELOAD, f"--reload: {what} changed")
+        wish: Future[Any] = self._wishes.make(Asked(Wish.RELOAD, f"--reload: {what} changed"))
         while not wish.done() and not self._end.wait(_LOOK_EVERY / 1000):
             pass

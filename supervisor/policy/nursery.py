@@ -159,7 +159,7 @@ class Upkeep:
     def _cannot_import(self, nursery: Nursery, failed: LoadFailed, now: float) -> list[Consequence]:
         if self.may_pass(nursery, failed):
             told = self.import_later(nursery, failed, now, now, self.slots.roll())
-            nursery.state, nursery.deadline = NurseryState.NONE, self.imports.turn(is_importing=False)
+            nursery.state, nursery.deadline = NurseryState.NONE, self.imports.turn(is_trying=False)
             return [*told]
         if not self.condition.has_worked:
             return self.cannot_load(nursery, failed)
@@ -189,16 +189,12 @@ class Upkeep:
             return []
         delay, is_news = told
         by = "" if failed.is_set_up else " (--boot-retry)"
-        fields = {"handler": nursery.settings.handler, "next": f"retried in {delay:.2f} s{by}"}
-        if failed.traceback and is_news:
-            fields["exception"] = failed.traceback
-        event = "handler.setup_failed" if failed.is_set_up else "handler.import_failed"
-        return [Say(event, "warning", failed.error, fields)]
+        return [_failed(nursery, failed, f"retried in {delay:.2f} s{by}", passes=True, is_news=is_news)]
 
 
-def _failed(nursery: Nursery, failed: LoadFailed, follows: str) -> Say:
+def _failed(nursery: Nursery, failed: LoadFailed, follows: str, *, passes: bool = False, is_news: bool = True) -> Say:
     fields = {"handler": nursery.settings.handler, "next": follows}
-    if failed.traceback:
+    if failed.traceback and is_news:
         fields["exception"] = failed.traceback
     event = "handler.setup_failed" if failed.is_set_up else "handler.import_failed"
-    return Say(event, "error", failed.error, fields)
+    return Say(event, "warning" if passes else "error", failed.error, fields)

@@ -16,6 +16,7 @@ A decision is a value, computed from past exits, as in Erlang/OTP's `supervisor`
 
 from __future__ import annotations
 
+import math
 import zlib
 from enum import StrEnum
 from typing import Final
@@ -100,6 +101,33 @@ class Backoff:
             return 0.0
         full = min(self.most, self.first * 2.0 ** min(streak - self.free - 1, 30))
         return full * (1.0 - roll / 2.0)
+
+
+class OneTries:
+    """What all want has failed: one tries it again, with backoff, and the others wait.
+
+    `because`: why the latest try failed; None: it is not known to fail.
+    """
+
+    def __init__(self, backoff: Backoff) -> None:
+        self.because: str | None = None
+        self._backoff = backoff
+        self._streak = 0
+        self._failed_at = self._again_at = -math.inf
+
+    def turn(self, is_trying: bool) -> float:
+        """When the next one may try; infinite while one does."""
+        if self.because is None:
+            return -math.inf
+        return math.inf if is_trying else self._again_at
+
+    def _fail(self, because: str, now: float, roll: float) -> float:
+        """Returns the seconds until the next try."""
+        self.because, self._failed_at = because, now
+        self._streak += 1
+        delay = self._backoff.delay(self._streak, roll)
+        self._again_at = now + delay
+        return delay
 
 
 _BACKOFF: Final = {

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from supervisor import amqp, queues, trace
-from supervisor.amqp.channel import Channel
+from supervisor.amqp.channel import Channel, ignore
 from supervisor.amqp.connection import Connection
 from supervisor.amqp.ioloop import IOLoop, Timer
 from supervisor.amqp.properties import Properties
@@ -165,7 +165,7 @@ class Consumer:
     def pass_time(self, seconds: float) -> None:
         """Turn the loop for `seconds` with a delivery put back, or until `next` would not give it out again."""
         until = now() + seconds
-        timer = self._ioloop.call_later(seconds, _nothing)
+        timer = self._ioloop.call_later(seconds, ignore)
         while now() < until and self._stash and self._gone is None and (self.leaving is None or self._finish):
             # As in `next`, which has no call to spare.
             has_waited = self._idle(self._ioloop.fileno(), self._ioloop.patience(PATIENCE))
@@ -188,7 +188,7 @@ class Consumer:
     def rest(self, seconds: float) -> None:
         """Turn the loop for `seconds`, or until asked to exit. Raises Gone."""
         until = now() + seconds
-        self._ioloop.call_later(seconds, _nothing)
+        self._ioloop.call_later(seconds, ignore)
         while now() < until and self.leaving is None:
             self.turn()
 
@@ -250,7 +250,7 @@ class Consumer:
         if self._gone is None:
             self._wait(lambda: not subscription.is_changing)
         if self._gone is None and subscription.is_active:
-            subscription.end(_nothing)
+            subscription.end(ignore)
             self._wait(lambda: not subscription.is_changing)
 
     def open_channel(self) -> Channel | None:
@@ -276,7 +276,7 @@ class Consumer:
         if self._gone is not None or connection is None or not connection.is_open:
             return False
         deadline = now() + CLOSE_TIMEOUT
-        self._ioloop.call_later(CLOSE_TIMEOUT, _nothing)
+        self._ioloop.call_later(CLOSE_TIMEOUT, ignore)
         connection.close()
         while not connection.is_closed and now() < deadline:
             self._pump()
@@ -342,7 +342,7 @@ class Consumer:
     def _happens(self, what: Callable[[], bool], within: float) -> bool:
         """Turn the loop until `what()` is true, for so many seconds at most. Returns whether it is. Raises Gone."""
         deadline = now() + within
-        timer = self._ioloop.call_later(max(0.0, within), _nothing)
+        timer = self._ioloop.call_later(max(0.0, within), ignore)
         try:
             while not what():
                 self.turn()
@@ -380,7 +380,7 @@ class Consumer:
             self._lose(error)
 
     def _wake(self) -> None:
-        self._ioloop.add_callback(_nothing)
+        self._ioloop.add_callback(ignore)
 
     # ----------------------------------------------------------------------------------- what the broker tells us
 
@@ -414,7 +414,3 @@ class Consumer:
             self._gone = gone
             if self.unattended.free_since is not None:
                 self._lost(gone)
-
-
-def _nothing(*_: Any) -> None:
-    pass

@@ -44,17 +44,13 @@ def perform() -> None:
         undo.callback(os.close, nowhere)
         for _ in range(TIMES):
             with socket.create_server(("127.0.0.1", 0)) as door:
-                _live(door, board, nowhere)
+                supervisor, link = Link.pair()
+                with closing(supervisor), closing(link):
+                    _live(door, supervisor, link, board, nowhere)
 
 
-def _live(door: socket.socket, board: Scoreboard, nowhere: int) -> None:
+def _live(door: socket.socket, supervisor: Link, link: Link, board: Scoreboard, nowhere: int) -> None:
     here = Endpoint("127.0.0.1", door.getsockname()[1])
-    supervisor, link = Link.pair()
-    with closing(supervisor), closing(link):
-        _play(door, here, supervisor, link, board, nowhere)
-
-
-def _play(door: socket.socket, here: Endpoint, supervisor: Link, link: Link, board: Scoreboard, nowhere: int) -> None:
     settings = Settings("", url=(here,), queue=_QUEUE, app_dir="/")
     birth = Birth(os.getpid(), settings, link, board, nowhere, None, nowhere)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from supervisor import amqp, queues
-from supervisor.amqp.channel import Channel, Consume
+from supervisor.amqp.channel import Channel, Consume, ignore
 from supervisor.amqp.connection import Connection
 from supervisor.policy import advice, poison
 from supervisor.settings import Settings
@@ -45,7 +45,7 @@ class Subscription:
         self._has_begun = False
         self.channel: Channel | None = None
         self.intake = Intake.ALL
-        self._changed: Callable[[], None] = _nothing
+        self._changed: Callable[[], None] = ignore
         self.is_active = False
         """The broker has confirmed the consumer, which has not been cancelled."""
         self.is_changing = True
@@ -57,7 +57,7 @@ class Subscription:
 
     def begin(self, connection: Connection, channel: Channel, version: str, intake: Intake) -> None:
         """Send all requests, on this new channel. `version` as `Consumer.version`."""
-        self.intake, self._changed, self.is_changing = intake, _nothing, True
+        self.intake, self._changed, self.is_changing = intake, ignore, True
         self._version = version
         self._arguments = advice.consumer_arguments(version, self._settings)
         self._has_begun = self.is_active = False
@@ -159,7 +159,3 @@ class Subscription:
         for name, ms in self._arguments.items():
             question += f", or a message held for longer than {ms / 1000:g} s ({name})"
         self._cancelled(Gone(Cause.BROKER, f"the broker cancelled the consumer: {question}?", Kind.CANCELLED))
-
-
-def _nothing() -> None:
-    pass

@@ -366,8 +366,8 @@ def test_a_drain_of_longer_than_one_question_for_its_end_still_hears_it(
         running = Running(path)
         first = running.end()
         assert running.wish("/drain")["ok"]
-        assert select.select([first], [], [], PATIENCE)[0], "answered although the supervisor has not stopped"
-        assert first.document()["state"] == "draining"
+        assert select.select([first.sock], [], [], PATIENCE)[0], "answered although the supervisor has not stopped"
+        assert running.answer(first, PATIENCE)[1]["state"] == "draining"
         ending = drain.Ending(running)
         ending.ask()
         Path(f"{runs.path}.go").touch()

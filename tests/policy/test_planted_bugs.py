@@ -70,9 +70,9 @@ BUGS = [
     ),
     Bug(
         "all workers try the import that one has failed at",
-        "imports.py",
-        "return math.inf if is_importing else self._again_at",
-        "return -math.inf",
+        "turns.py",
+        "self.imports.turn(is_importing)",
+        "-math.inf",
     ),
     Bug(
         "each worker tells of the import that all have failed at",
@@ -178,15 +178,15 @@ BUGS = [
     Bug("names are compared with their port", "addressed.py", "_without_port(host.strip())", "host.strip()", ADDRESSED),
     Bug(
         "every slot asks a machine that refuses",
-        "shortage.py",
-        "return math.inf if is_forking else self._again_at",
-        "return -math.inf",
+        "turns.py",
+        "self.shortage.turn(self.slots.count(SlotState.FORKING) > 0)",
+        "-math.inf",
         SHORTAGE,
     ),
     Bug(
         "a refusal that says nothing new is told, and lengthens the backoff",
         "shortage.py",
-        "if self.because is not None and asked_at <= self._refused_at and now < self._again_at:",
+        "if self.because is not None and asked_at <= self._failed_at and now < self._again_at:",
         "if False:",
         SHORTAGE,
     ),
@@ -552,7 +552,7 @@ BUGS = [
     Bug(
         "one worker that waits to park a message is all of them",
         "pool.py",
-        "all(slot.number in self._broker.blocked for slot in ready)",
+        "all(slot.page in self._broker.blocked for slot in ready)",
         "bool(self._broker.blocked)",
         SCENES,
     ),

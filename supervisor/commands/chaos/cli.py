@@ -22,6 +22,7 @@ from supervisor.commands.plain import plain
 from supervisor.commands.running import Running
 from supervisor.commands.sources import Sources
 from supervisor.publisher import Publisher, PublishError
+from supervisor.settings.command_line import lasting
 from supervisor.settings.command_line import seconds as seconds_of
 
 LEAST: Final = 0.01
@@ -38,7 +39,7 @@ _LIVE: Final = ("starting", "connecting", "idle", "waiting", "busy")
 @click.option("--for", "length", default="1m", show_default=True, metavar="D", help="How long to kill.")
 @click.option("--kill-every", "every", default="200ms", show_default=True, metavar="D", help="Time between two kills.")
 @click.option("--publish", type=click.IntRange(min=1), metavar="N", help="Publish N marked tasks meanwhile.")
-@running.timeout("Wait no longer than this for the end of what was begun.  [default: 1m]")
+@lasting("--timeout", help="Wait no longer than this for the end of what was begun.  [default: 1m]")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as JSON.")
 def chaos(

@@ -11,10 +11,11 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
+from urllib.parse import quote
 
 from supervisor import queues
-from supervisor.commands.check.case import HALF_AN_HOUR, NEVER, Case, delay_of, spelled
-from supervisor.commands.check.facts import Broker, Finding, Level, Node, note, ok, problem, warning
+from supervisor.commands.check.case import HALF_AN_HOUR, Case, delay_of, spelled
+from supervisor.commands.check.facts import Broker, Finding, Level, Node, is_loopback, note, ok, problem, warning
 from supervisor.commands.check.queue import QueueCase
 from supervisor.commands.check.versions import SUPPORT_ENDED, TABLE, TESTED, dotted, tested
 from supervisor.policy import advice
@@ -61,9 +62,9 @@ def _nodes(nodes: Sequence[Node]) -> Iterator[Finding]:
             yield Finding(level, "broker", node.reason, _node_fix(node))
         else:
             yield ok("broker", f"{node.endpoint} accepts the login")
-        if not node.endpoint.tls and not _is_loopback(node.endpoint.host):
+        if not node.endpoint.tls and not is_loopback(node.endpoint.host):
             what = f"{node.endpoint}: password and messages are sent over the network unencrypted"
-            url = f"amqps://USER:PASSWORD@{node.endpoint.host}:5671/{_percent(node.endpoint.vhost)}"
+            url = f"amqps://USER:PASSWORD@{node.endpoint.host}:5671/{quote(node.endpoint.vhost, safe='')}"
             yield warning("encryption", what, f"export WORKQ_URL='{url}'")
 
 
@@ -77,7 +78,7 @@ def _node_fix(node: Node) -> str:
     grant = f"rabbitmqctl set_permissions -p {vhost} {user} '.*' '.*' '.*'"
     match kind:
         case Kind.REFUSED:
-            return "systemctl start rabbitmq-server" + ("" if _is_loopback(endpoint.host) else f"  # on {host}")
+            return "systemctl start rabbitmq-server" + ("" if is_loopback(endpoint.host) else f"  # on {host}")
         case Kind.DNS:
             return f"getent hosts {host}"
         case Kind.AUTHENTICATION:
@@ -96,14 +97,6 @@ def _node_fix(node: Node) -> str:
             return ""
         case _:
             return f"timeout 5 bash -c 'exec 3<>/dev/tcp/{endpoint.host}/{endpoint.port}' && echo open"
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
-
-
-def _percent(text: str) -> str:
-    return "".join(char if char.isalnum() else "".join(f"%{byte:02X}" for byte in char.encode()) for char in text)
 
 
 class BrokerCase(Case):
@@ -190,7 +183,7 @@ class BrokerCase(Case):
             yield ok(subject, f"workers ask for their own ({advice.ARGUMENT}) where the queue has one")
             return
         needed, known = self.needed(), self.consumer_timeout()
-        if known is not None and known >= min(needed, NEVER):
+        if known is not None and known >= min(needed, advice.NEVER):
             yield ok(subject, f"{spelled(known)} is enough")
         elif known is not None and self.settings.task_timeout is not None:
             what = f"tasks may take {spelled(needed)}, and the broker redelivers them after "

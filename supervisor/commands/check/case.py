@@ -17,9 +17,6 @@ from supervisor.vocabulary import Kind
 HALF_AN_HOUR: Final = 1_800_000
 """Milliseconds: RabbitMQ's default `consumer_timeout`."""
 
-NEVER: Final = 2**31 - 1
-"""Milliseconds, 24 days: practically none, and accepted by every version."""
-
 
 class Case:
     def __init__(self, broker: Broker, queue: Queue, settings: Settings) -> None:
@@ -49,7 +46,7 @@ class Case:
                 wanted |= {"dead-letter-exchange": "", "dead-letter-routing-key": dead}
         if self.release is not None and (3, 12) <= self.release < (4, 3):
             known = self.consumer_timeout()
-            if (HALF_AN_HOUR if known is None else known) < min(self.needed(), NEVER):
+            if (HALF_AN_HOUR if known is None else known) < min(self.needed(), advice.NEVER):
                 wanted["consumer-timeout"] = self.timeout_wanted()
         if self.queue.exists and self.drops():
             wanted["overflow"] = "reject-publish"
@@ -89,10 +86,10 @@ class Case:
             return own
         of_node = self.broker.consumer_timeout
         known = self.broker.managed is not None or not has_own
-        return (of_node or NEVER) if of_node is not None and known else None
+        return (of_node or advice.NEVER) if of_node is not None and known else None
 
     def timeout_wanted(self) -> int:
-        return min(advice.acknowledgement_ms(self.settings), NEVER)
+        return min(advice.acknowledgement_ms(self.settings), advice.NEVER)
 
     def policy_line(self) -> str:
         policy = self.broker.managed.rule.policy if self.broker.managed else None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address
 from typing import Final
 
-from supervisor.commands.check.facts import Finding, note, ok, warning
+from supervisor.commands.check.facts import Finding, is_loopback, note, ok, warning
 from supervisor.settings import Cpus, Settings
 from supervisor.values import dataclass
 
@@ -60,19 +59,12 @@ def _stop(container: Container, settings: Settings, margin: float) -> Iterator[F
 def _health(container: Container, settings: Settings) -> Iterator[Finding]:
     if settings.health is None:
         yield note("container", "no health port: a probe can only run `workq status --ready`, and metrics are not seen")
-    elif _is_loopback(settings.health.host) and not (container.has_hosts_network and container.engine != KUBERNETES):
+    elif is_loopback(settings.health.host) and not (container.has_hosts_network and container.engine != KUBERNETES):
         # With the host's network, too, a kubelet asks at the host's address.
         whom = "probes" if container.engine == KUBERNETES else "published ports"
         what = f"the health port {settings.health} is on the container's own loopback, which {whom} and Prometheus do "
         what += "not reach"
         yield warning("container", what, f"export WORKQ_HEALTH=0.0.0.0:{settings.health.port}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _control(settings: Settings) -> Iterator[Finding]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from enum import StrEnum
+from functools import partial
+from ipaddress import ip_address
 from typing import Any, Final
 
 from supervisor.endpoint import Endpoint
@@ -37,20 +39,17 @@ FORGETS: Final = "a node that is killed forgets recent acknowledgements, and tho
 """Of a classic queue; measured in docs/reliability.md."""
 
 
-def ok(subject: str, what: str) -> Finding:
-    return Finding(Level.OK, subject, what)
+ok = partial(Finding, Level.OK)
+note = partial(Finding, Level.NOTE)
+warning = partial(Finding, Level.WARNING)
+problem = partial(Finding, Level.PROBLEM)
 
 
-def note(subject: str, what: str, fix: str = "") -> Finding:
-    return Finding(Level.NOTE, subject, what, fix)
-
-
-def warning(subject: str, what: str, fix: str = "") -> Finding:
-    return Finding(Level.WARNING, subject, what, fix)
-
-
-def problem(subject: str, what: str, fix: str = "") -> Finding:
-    return Finding(Level.PROBLEM, subject, what, fix)
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)

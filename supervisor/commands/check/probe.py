@@ -23,7 +23,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from supervisor import amqp, queues
-from supervisor.amqp.channel import Channel
+from supervisor.amqp.channel import Channel, ignore
 from supervisor.amqp.client import BrokerClient
 from supervisor.amqp.properties import BasicProperties
 from supervisor.clock import now
@@ -38,23 +38,25 @@ MOST_ARGUMENTS: Final = 40
 BRIEFLY: Final = 0.3
 
 
-class Probe:
-    """One node, looked at. A context manager. Raises what `amqp.explain` knows."""
+class Probe(BrokerClient):
+    """Looks at one node. A context manager; each question has a channel of its own, which the refusal closes.
+
+    Raises what `amqp.explain` knows.
+    """
 
     def __init__(self, endpoint: Endpoint, heartbeat: float) -> None:
-        self.endpoint = endpoint
-        self._line = _Asker(endpoint, heartbeat)
+        super().__init__(endpoint, heartbeat=heartbeat, name=NAME, timeout=CONNECTING)
 
     def __enter__(self) -> Probe:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._line.close()
+        self.close()
 
     def node(self) -> Node:
         """Who it is, and what was agreed."""
-        self._line.connect(CONNECTING)
-        connection = self._line.connection
+        self.connect(CONNECTING)
+        connection = self.connection
         said = connection.server_properties or {}
         return Node(
             self.endpoint,
@@ -66,7 +68,7 @@ class Probe:
 
     def queue(self, name: str) -> Queue:
         """Does it exist, and how long is it?"""
-        answer = self._line.ask(Channel.queue_declare, **queues.inquiry(name))
+        answer = self.ask(Channel.queue_declare, **queues.inquiry(name))
         if not isinstance(answer, BaseException):
             return Queue(name, True, ready=answer.message_count, consumers=answer.consumer_count)
         trouble = amqp.explain(answer, self.endpoint)
@@ -106,10 +108,10 @@ class Probe:
         """The broker's no; empty: we may; None: it has another reason to refuse."""
 
         # Should a broker take it after all: the channel is closed at once, and what came goes back.
-        answer = self._line.ask(
+        answer = self.ask(
             Channel.basic_consume,
             queue=name,
-            on_message_callback=_ignore,
+            on_message_callback=ignore,
             consumer_tag=NAME,
             arguments={"x-priority": queues.NO_TYPE},
         )
@@ -120,34 +122,8 @@ class Probe:
     def _declare(self, name: str, arguments: dict[str, Any], durable: bool = True, auto_delete: bool = False) -> str:
         """Declare what cannot be; the refusal."""
         wanted = {**arguments, "x-queue-type": queues.NO_TYPE}
-        answer = self._line.ask(
-            Channel.queue_declare, queue=name, durable=durable, auto_delete=auto_delete, arguments=wanted
-        )
+        answer = self.ask(Channel.queue_declare, queue=name, durable=durable, auto_delete=auto_delete, arguments=wanted)
         return _refusal(answer)
-
-
-def may_publish(endpoint: Endpoint) -> tuple[str | None, str | None]:
-    """The broker's no, and why it takes no messages for now; empty: it does not say no; None: not known.
-
-    On a connection of its own: a broker with an alarm stops reading from one that publishes, and takes no goodbye
-    either. It notices that we are gone by its own heartbeat, of which we ask for the shortest.
-    """
-    line = _Asker(endpoint, heartbeat=1.0)
-    try:
-        line.connect(CONNECTING)
-        return line.publish(f"workq-check-{uuid4().hex}")
-    finally:
-        if line.is_blocked:
-            line.drop()
-        else:
-            line.close()
-
-
-class _Asker(BrokerClient):
-    """One connection; each question on a channel of its own, which the refusal closes."""
-
-    def __init__(self, endpoint: Endpoint, heartbeat: float) -> None:
-        super().__init__(endpoint, heartbeat=heartbeat, name=NAME, timeout=CONNECTING)
 
     def ask(self, request: Callable[..., None], **arguments: Any) -> Any:
         """The answer, or the error with which the broker closed the channel. Raises if the connection ends."""
@@ -182,9 +158,22 @@ class _Asker(BrokerClient):
             return _no(_refusal(error)), alarm
         return "" if returned or answered else None, alarm or ""
 
-    @property
-    def is_blocked(self) -> bool:
-        return self.connection.blocked is not None
+
+def may_publish(endpoint: Endpoint) -> tuple[str | None, str | None]:
+    """The broker's no, and why it takes no messages for now; empty: it does not say no; None: not known.
+
+    On a connection of its own: a broker with an alarm stops reading from one that publishes, and takes no goodbye
+    either. It notices that we are gone by its own heartbeat, of which we ask for the shortest.
+    """
+    line = Probe(endpoint, heartbeat=1.0)
+    try:
+        line.connect(CONNECTING)
+        return line.publish(f"workq-check-{uuid4().hex}")
+    finally:
+        if line.is_blocked:
+            line.drop()
+        else:
+            line.close()
 
 
 def look(endpoints: Sequence[Endpoint], heartbeat: float) -> list[Node]:
@@ -207,7 +196,3 @@ def _refusal(answer: Any) -> str:
 
 def _no(refusal: str) -> str:
     return refusal if refusal.startswith("ACCESS_REFUSED") else ""
-
-
-def _ignore(*_: Any) -> None:
-    pass

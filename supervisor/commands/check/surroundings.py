@@ -55,6 +55,7 @@ os.write(int(fd), json.dumps(found).encode())
 os._exit(0)
 """
 """As the nursery does it: the same loader, the same sys.path. Then gone, whatever threads or atexit there are."""
+_FIND: Final = "import os, sys; from supervisor.reporter import find; find(*sys.argv[1:3]); os._exit(0)"
 
 
 def look(settings: Settings, has_handler: bool, unit_names: Sequence[str]) -> Host:
@@ -160,70 +161,58 @@ def _is_private(gid: int, uid: int) -> bool:
 
 
 def import_handler(settings: Settings) -> Imported:
-    """Import it as the nursery would, in another process."""
-    reader, writer = os.pipe()
-    command = [sys.executable, "-P", "-c", _IMPORT, settings.handler, settings.app_dir, str(writer)]
-    # What the nursery does not get either.
-    environ = {name: value for name, value in os.environ.items() if name != "WORKQ_URL"}
-    try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(writer,),
-            env=environ,
-            start_new_session=True,
-        )
-    finally:
-        os.close(writer)
-    with os.fdopen(reader, "rb") as told, child:
-        try:
-            code = child.wait(settings.boot_timeout)
-        except subprocess.TimeoutExpired:
-            return Imported(f"its import is not done within --boot-timeout {settings.boot_timeout:g}s")
-        finally:
-            _end(child.pid)
-        if code != EXIT_DONE:
-            how = signal.Signals(-code).name if code < 0 else f"exit {code}"
-            return Imported(f"its import ended the process ({how})")
-        # Read after the end, and only what is there: a child of the handler's may hold the other end open.
-        os.set_blocking(told.fileno(), False)
-        return Imported(*json.loads(told.read() or b'["its import ended the process (exit 0)", 0, 1, true, []]'))
-
-
-def _end(session: int) -> None:
-    try:
-        os.killpg(session, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    """Import it as the nursery would."""
+    code, said = _run(_IMPORT, settings.handler, settings)
+    if code is None:
+        return Imported(_late(settings))
+    if code != EXIT_DONE:
+        how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+        return Imported(f"its import ended the process ({how})")
+    return Imported(*json.loads(said or b'["its import ended the process (exit 0)", 0, 1, true, []]'))
 
 
 def import_report(target: str, settings: Settings) -> str:
     """Import the function of --report as its process would. Returns why that fails, in one line, or nothing."""
-    script = "import os, sys; from supervisor.reporter import find; find(*sys.argv[1:]); os._exit(0)"
-    environ = {name: value for name, value in os.environ.items() if name != "WORKQ_URL"}
+    code, said = _run(_FIND, target, settings, is_told_by_stderr=True)
+    if code is None:
+        return _late(settings)
+    lines = said.decode(errors="replace").splitlines()
+    if code == EXIT_DONE:
+        return ""
+    return redact(lines[-1].strip()[:_TROUBLE_MOST]) if lines else f"its import ended the process (exit {code})"
+
+
+def _late(settings: Settings) -> str:
+    return f"its import is not done within --boot-timeout {settings.boot_timeout:g}s"
+
+
+def _run(script: str, target: str, settings: Settings, *, is_told_by_stderr: bool = False) -> tuple[int | None, bytes]:
+    """Run it with this target in another process. Its exit code, None if it was not done in time, and what it wrote to
+    its last argument, a descriptor, or to stderr."""
+    environ = {name: value for name, value in os.environ.items() if name != "WORKQ_URL"}  # as for the nursery
     with tempfile.TemporaryFile() as said:  # not a pipe, which a child of the import may hold open
         child = subprocess.Popen(
-            [sys.executable, "-P", "-c", script, target, settings.app_dir],
+            [sys.executable, "-P", "-c", script, target, settings.app_dir, str(said.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=said if is_told_by_stderr else subprocess.DEVNULL,
+            pass_fds=(said.fileno(),),
             env=environ,
             start_new_session=True,
         )
+        code = None
         try:
             code = child.wait(settings.boot_timeout)
         except subprocess.TimeoutExpired:
-            return f"its import is not done within --boot-timeout {settings.boot_timeout:g}s"
+            pass
         finally:
-            _end(child.pid)
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
             child.wait()
-        if code == EXIT_DONE:
-            return ""
         said.seek(0)
-        lines = said.read().decode(errors="replace").splitlines()
-    return redact(lines[-1].strip()[:_TROUBLE_MOST]) if lines else f"its import ended the process (exit {code})"
+        return code, said.read()
 
 
 # --------------------------------------------------------------------------------------------------- health port

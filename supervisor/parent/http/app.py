@@ -16,7 +16,7 @@ from supervisor.parent.http import page, sockets
 from supervisor.parent.snapshot import Look
 from supervisor.policy import addressed
 from supervisor.policy.canary import Canary
-from supervisor.policy.events import Target, Wish
+from supervisor.policy.events import Asked, Target, Wish
 from supervisor.policy.status import readiness
 
 STUCK_AFTER: Final = 5.0
@@ -118,8 +118,8 @@ class ControlSite(Site):
             "/scale": self._scale,
             "/reload": self._reload,
             "/pause": self._pause,
-            "/resume": lambda given, _: wishes.make(Wish.RESUME, _by("workq resume", given)),
-            "/drain": lambda *_: wishes.make(Wish.DRAIN, "workq drain"),
+            "/resume": lambda given, _: wishes.make(Asked(Wish.RESUME, _by("workq resume", given))),
+            "/drain": lambda *_: wishes.make(Asked(Wish.DRAIN, "workq drain")),
             "/kill": self._kill,
         }
 
@@ -170,7 +170,7 @@ class ControlSite(Site):
         if type(text) is not str or not text or not is_known or not all(type(flag) is bool for flag in flags):
             raise ValueError('expected {"target": "SLOT or message id"}, and perhaps "kind", "dead_letter", "at_once"')
         by = f"workq {command} by {sockets.peer(client)}"
-        return self._wishes.make(Wish.KILL, by, target=Target(text, kind, *flags))
+        return self._wishes.make(Asked(Wish.KILL, by, target=Target(text, kind, *flags)))
 
     def _note(self, path: str, given: dict[str, Any], client: Any) -> None:
         """Log who asks for what: the user is the kernel's word, the name the client's own. /note is for what was done
@@ -183,26 +183,26 @@ class ControlSite(Site):
     def _scale(self, given: dict[str, Any], _client: Any) -> Future[control.Answer]:
         workers, change = given.get("workers"), given.get("change")
         if type(workers) is int and workers > 0 and change is None:
-            return self._wishes.make(Wish.SCALE, "workq scale", workers)
+            return self._wishes.make(Asked(Wish.SCALE, "workq scale", workers))
         if change in (1, -1) and workers is None:
-            return self._wishes.make(Wish.GROW if change == 1 else Wish.SHRINK, "workq scale")
+            return self._wishes.make(Asked(Wish.GROW if change == 1 else Wish.SHRINK, "workq scale"))
         raise ValueError('expected {"workers": N}, or {"change": 1} or -1')
 
     def _pause(self, given: dict[str, Any], _client: Any) -> Future[control.Answer]:
         seconds = given.get("seconds")
         if seconds is not None and (type(seconds) not in (int, float) or not 0 < seconds <= LONGEST):
             raise ValueError(f'expected {{"seconds": N}}, more than 0 and at most {LONGEST:g}, or none')
-        return self._wishes.make(Wish.PAUSE, _by("workq pause", given), seconds=seconds)
+        return self._wishes.make(Asked(Wish.PAUSE, _by("workq pause", given), seconds=seconds))
 
     def _reload(self, given: dict[str, Any], _client: Any) -> Future[control.Answer]:
         if not {"canary", "seconds"} & given.keys():
-            return self._wishes.make(Wish.RELOAD, _by("workq reload", given))
+            return self._wishes.make(Asked(Wish.RELOAD, _by("workq reload", given)))
         percent: Any = given.get("canary")
         seconds: Any = given.get("seconds")
         is_number = type(seconds) in (int, float)
         if type(percent) is int and 0 < percent < 100 and is_number and 0 < seconds <= LONGEST:
             by = _by(f"workq reload --canary {percent}% --for {seconds:g}s", given)
-            return self._wishes.make(Wish.RELOAD, by, canary=Canary(percent, float(seconds)))
+            return self._wishes.make(Asked(Wish.RELOAD, by, canary=Canary(percent, float(seconds))))
         raise ValueError('expected {"canary": PERCENT, "seconds": N}, PERCENT from 1 to 99, or {}')
 
 
