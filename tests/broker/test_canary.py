@@ -203,7 +203,7 @@ def test_its_settings_are_tried_with_it(broker_url: str, queue: str, tmp_path: P
         file.write_text("workers = 2\nmax_tasks = 7\n")
         workq.run("reload", "--control", control, "--canary", "50%", "--for", HOUR, "--no-wait")
         [canary] = [worker["slot"] for worker in pool.workers() if worker["generation"] == 2]
-        amqp.publish(broker_url, queue, ["0.01"] * 60)
+        amqp.publish(broker_url, queue, ["0.1"] * 60)  # enough for the second life of the canary, too
         pool.hear("worker.exited", 2, cause="max_tasks")
         assert {line["slot"] for line in pool.named("worker.exited", cause="max_tasks")} == {canary}
         assert not pool.named("reload.settings"), "the supervisor itself has the former ones"

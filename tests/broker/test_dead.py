@@ -329,7 +329,7 @@ def test_sigkill_in_mid_requeue_loses_nothing(broker_url: str, buried: str) -> N
     gone: set[str] = set()
     interrupted = 0
     for _ in range(6):
-        process = subprocess.Popen(**command("requeue", "--all", "--yes", url=broker_url, queue=buried))
+        process = subprocess.Popen(**command("requeue", "--all", "--yes", *SLOWLY, url=broker_url, queue=buried))
         try:
             # Events, not seconds: once it has moved something, it is killed somewhere in what follows.
             await_moved(broker_url, buried, process, dice.randrange(1, 1000))
@@ -352,13 +352,17 @@ def await_moved(url: str, queue: str, process: subprocess.Popen[bytes], goal: in
     eventually(lambda: amqp.depth(url, queue) >= goal or process.poll() is not None)
 
 
+SLOWLY = ("--rate", "1000/s")
+"""So slowly that thousands are not moved before a look at the queue."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_ends_a_requeue_between_windows_without_a_duplicate(
     broker_url: str, buried: str, number: signal.Signals
 ) -> None:
     names = [f"m{n}" for n in range(4000)]
     bury(broker_url, buried, names)
-    process = subprocess.Popen(**command("requeue", "--all", "--yes", url=broker_url, queue=buried))
+    process = subprocess.Popen(**command("requeue", "--all", "--yes", *SLOWLY, url=broker_url, queue=buried))
     try:
         eventually(lambda: amqp.depth(broker_url, buried) > 0)
         process.send_signal(number)
@@ -379,7 +383,7 @@ def test_a_broker_killed_in_mid_requeue_loses_nothing(own_node: PrivateNode, kin
     names = [f"m{n}" for n in range(4000)]
     bury(own_node.url, "q", names)
     own_node.sync()
-    process = subprocess.Popen(**command("requeue", "--all", "--yes", url=own_node.url, queue="q"))
+    process = subprocess.Popen(**command("requeue", "--all", "--yes", *SLOWLY, url=own_node.url, queue="q"))
     try:
         eventually(lambda: amqp.depth(own_node.url, "q") > 0)
         own_node.kill()
@@ -412,7 +416,10 @@ def test_a_list_that_is_killed_gives_everything_back(broker_url: str, buried: st
 def test_two_at_once_and_new_dead_letters_meanwhile_disturb_nobody(broker_url: str, buried: str) -> None:
     names = [f"m{n}" for n in range(3000)]
     bury(broker_url, buried, names)
-    both = [subprocess.Popen(**command("requeue", "--all", "--yes", url=broker_url, queue=buried)) for _ in range(2)]
+    both = [
+        subprocess.Popen(**command("requeue", "--all", "--yes", *SLOWLY, url=broker_url, queue=buried))
+        for _ in range(2)
+    ]
     late = [f"late{n}" for n in range(500)]
     try:
         bury(broker_url, buried, late)

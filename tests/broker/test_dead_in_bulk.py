@@ -266,8 +266,9 @@ def test_sigkill_in_mid_requeue_of_some_loses_nothing(broker_url: str, buried: s
     dice = random.Random(seed)
     gone: set[str] = set()
     interrupted = 0
-    for _ in range(3):
-        options = ("--where", "error~KeyError", "--yes", *dice.choice(((), ("--rate", "2000/s"))))
+    for n in range(3):
+        slowly = ("--rate", "400/s")  # so slowly that it is met
+        options = ("--where", "error~KeyError", "--yes", *(slowly if n == 0 else dice.choice(((), slowly))))
         process = subprocess.Popen(**command("requeue", *options, url=broker_url, queue=buried))
         goal = dice.randrange(1, 300)
         try:

@@ -39,6 +39,12 @@ def quiet() -> Iterator[None]:
     logger.setLevel(before)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy broker may say goodbye late."""
+    monkeypatch.setattr("supervisor.worker.consumer.CLOSE_TIMEOUT", 10.0)
+
+
 @pytest.fixture
 def proxy(broker_url: str) -> Iterator[Proxy]:
     with Proxy(Endpoint.parse(broker_url).port) as between:

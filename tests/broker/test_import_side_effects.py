@@ -31,6 +31,8 @@ def work(task):
         time.sleep(3600)
     if task.text == "half a second":
         time.sleep(0.5)
+    if task.text == "three seconds":
+        time.sleep(3)
     note("done", task.message_id)
 """
 
@@ -52,7 +54,9 @@ def does_its_work(pool: Supervision, url: str, queue: str, count: int = 4) -> No
     os.kill(pool.pids()[0], signal.SIGKILL)
     pool.hear("worker.ready", count=3)
     amqp.publish(url, queue, ["half a second"], ids=["last"])
-    eventually(lambda: any(worker["state"] == "busy" for worker in pool.workers()))
+    eventually(
+        lambda: any(w["state"] == "busy" for w in pool.workers()) or pool.named("task.succeeded", message_id="last")
+    )
     assert pool.stop() == 0
     assert pool.named("task.succeeded", message_id="last")
     assert [line["cause"] for line in pool.named("worker.exited")] == ["SIGKILL", "drained", "drained"]
@@ -201,7 +205,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 def test_f65_whatever_signals_the_import_handles_or_blocks_workers_drain_and_tell_their_stacks(
     broker_url: str, queue: str, tmp_path: Path, runs: Runs, node: object, preload: str
 ) -> None:
-    options = (preload, "--task-timeout", "2s", "--max-crashes", "1")
+    options = (preload, "--task-timeout", "5", "--max-crashes", "1")
     with pool_of(tmp_path, SIGNALS, *options, url=broker_url, queue=queue, runs=runs) as pool:
         pool.ready()
         # SIGABRT and SIGUSR1: the stacks.
@@ -218,7 +222,7 @@ def test_f65_whatever_signals_the_import_handles_or_blocks_workers_drain_and_tel
         os.kill(pool.pids()[0], signal.SIGTERM)
         pool.hear("worker.exited", cause="drained")
         pool.hear("worker.ready", count=4)
-        amqp.publish(broker_url, queue, ["half a second"], ids=["interrupted"])
+        amqp.publish(broker_url, queue, ["three seconds"], ids=["interrupted"])
         runs.hear("began", 2)
         busy = next(worker for worker in pool.workers() if worker["state"] == "busy")
         close_connection(node, f"-{busy['pid']}-{busy['slot']}")

@@ -104,7 +104,7 @@ def test_a_worker_killed_before_it_could_dead_letter_the_message_leaves_that_to_
     with gated(tmp_path, runs, broker_url, queue, workers=1) as (pool, path):
         amqp.publish(broker_url, queue, [str(tmp_path / "gate")], ids=["stuck"])
         runs.hear("began")
-        said = kill(path, "--dead-letter", "--timeout", "0.5", "stuck", code=1)
+        said = kill(path, "--dead-letter", "--timeout", "3", "stuck", code=1)
         assert "stuck is not dead-lettered yet" in said
         pool.hear("task.parking_failed")
         with amqp.connection(broker_url) as link:

@@ -231,12 +231,14 @@ def test_f21_a_child_that_returns_raises_or_exits_is_no_second_worker(broker_url
 # -------------------------------------------------------------------------------------------- F8: hangs at its exit
 
 
-@pytest.mark.parametrize(("what", "cause", "code"), [("thread", "drained", 0), ("atexit", "grace", 1)])
+@pytest.mark.parametrize(
+    ("what", "grace", "cause", "code"), [("thread", "6", "drained", 0), ("atexit", "1", "grace", 1)]
+)
 def test_f08_a_worker_that_would_hang_at_its_exit_is_gone_within_the_grace(
-    broker_url: str, queue: str, runs: Runs, what: str, cause: str, code: int
+    broker_url: str, queue: str, runs: Runs, what: str, grace: str, cause: str, code: int
 ) -> None:
     amqp.publish(broker_url, queue, [what], ids=["m"])
-    options = ("--workers", "1", "--grace", "1")
+    options = ("--workers", "1", "--grace", grace)
     with family("offspring:hang_at_exit", *options, url=broker_url, queue=queue, runs=runs) as pool:
         pool.hear("task.succeeded", message_id="m")
         [worker] = pool.pids()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from supervisor.endpoint import Endpoint
 from supervisor.messages import Depth, Measure
 from supervisor.policy import advice
@@ -12,6 +14,13 @@ from supervisor.worker.consumer import Consumer
 from supervisor.worker.inquiries import Inquiries
 from tests import amqp
 from tests.node import PrivateNode
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy broker may say goodbye late."""
+    monkeypatch.setattr("supervisor.worker.consumer.CLOSE_TIMEOUT", 10.0)
+
 
 BODIES = [b"", b"1", bytes(range(256)) * 16, bytes(range(256)) * 4000]
 

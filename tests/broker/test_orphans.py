@@ -140,7 +140,7 @@ def test_a_drain_ends_orphans_within_the_grace_and_a_worker_that_waits_for_one_h
 ) -> None:
     env = alone(tmp_path, runs)
     amqp.publish(node.url, queue, ["60"], ids=["long"])
-    with supervised("alone:work", "--workers", "1", "--grace", "1", url=proxy.url, queue=queue, env=env) as pool:
+    with supervised("alone:work", "--workers", "1", "--grace", "4", url=proxy.url, queue=queue, env=env) as pool:
         runs.hear("began")
         proxy.reset()
         pool.hear("worker.ready", count=2)

@@ -65,7 +65,7 @@ def test_a_pause_finishes_what_is_in_flight_returns_the_rest_and_outlasts_reload
         assert (done.returncode, done.stdout) == (0, "workq resume (anna): workers take tasks again\n")
         assert sorted(runs.hear("done", 6)) == tasks
         assert pool.get("/readyz")[0] == 200 and pool.metric("workq_paused") == 0.0
-        assert amqp.consumers(node.url, queue) == 2
+        eventually(lambda: amqp.consumers(node.url, queue) == 2)
         assert pool.status()["paused"] is None
         assert "it is not paused" in workq("resume", "--control", path).stdout
         assert pool.stop() == 0

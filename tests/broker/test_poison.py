@@ -184,20 +184,22 @@ def test_f06_a_loop_that_is_stuck_while_idle_is_noticed_and_its_stack_is_logged(
     broker_url: str, queue: str, tmp_path: Path
 ) -> None:
     text = """
-import ctypes, threading, time
+import ctypes, os, threading, time
 def clog():
-    time.sleep(0.3)
+    while not os.path.exists(os.environ["TEST_GO"]):
+        time.sleep(0.01)
     ctypes.PyDLL(None).sleep(10_000)  # PyDLL keeps the GIL: nobody else in the process turns
 def work(task):
     threading.Thread(target=clog, daemon=True).start()
 """
     handler_modules.write(tmp_path, "clogged", text)
     amqp.publish(broker_url, queue, ["x"], ids=["long-done"])
-    env = {"PYTHONPATH": str(tmp_path)}
+    env = {"PYTHONPATH": str(tmp_path), "TEST_GO": str(tmp_path / "go")}
     with supervised(
         "clogged:work", "--workers", "1", "--heartbeat", "5s", url=broker_url, queue=queue, env=env
     ) as pool:
         pool.hear("task.succeeded", message_id="long-done")
+        (tmp_path / "go").touch()
         died = pool.hear("worker.exited", cause="hung")
         assert (died["status"], died["message_id"]) == ("SIGABRT", None)
         assert "in clog" in died["output"]

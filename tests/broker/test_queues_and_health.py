@@ -120,10 +120,10 @@ def test_status_and_metrics_have_the_documented_shape_and_agree(broker_url: str,
         pool.ready()
         pool.hear("task.succeeded", count=10)
         pool.hear("task.dead_lettered")
-        status = eventually(lambda: (s := pool.status())["queue"]["ready"] is not None and s)
+        depth = {"name": queue, "type": "default", "ready": 0, "consumers": 2}
+        status = eventually(lambda: (s := pool.status())["queue"] == depth and s)
         assert status["state"] == "running"
         assert {"since", "version", "generation", "recent"} <= status.keys()
-        assert status["queue"] == {"name": queue, "type": "default", "ready": 0, "consumers": 2}
         keys = {"slot", "pid", "state", "message_id", "busy_seconds", "rss_bytes", "restarts", "succeeded", "failed"}
         assert all(keys | {"last_exit"} <= worker.keys() for worker in status["workers"])
         eventually(lambda: all(worker["rss_bytes"] > 1_000_000 for worker in pool.workers()))

@@ -34,7 +34,7 @@ def test_f48_what_does_not_end_within_the_grace_is_killed_and_the_exit_code_says
 ) -> None:
     amqp.publish(broker_url, queue, ["0.5", "60"], ids=["short", "endless"])
     with supervised(
-        "handlers:work", "--workers", "2", "--grace", "1.5", url=broker_url, queue=queue, env=runs.env
+        "handlers:work", "--workers", "2", "--grace", "4", url=broker_url, queue=queue, env=runs.env
     ) as pool:
         runs.hear("began", 2)
         assert pool.stop() == 1
@@ -44,7 +44,7 @@ def test_f48_what_does_not_end_within_the_grace_is_killed_and_the_exit_code_says
         assert killed["level"] == "warning"
         because = pool.named("supervisor.stopped")[0]["because"]
         assert because.startswith("SIGTERM; worker ")
-        assert because.endswith(" was killed: still running after --grace (1.5 s); its message endless is redelivered")
+        assert because.endswith(" was killed: still running after --grace (4 s); its message endless is redelivered")
     assert runs.lines("done") == ["short"]
     eventually(lambda: amqp.unacked(node, queue) == 0)
     assert [properties.message_id for _, properties, _ in amqp.drain(broker_url, queue)] == ["endless"]

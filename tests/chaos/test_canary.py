@@ -40,7 +40,7 @@ def test_a_canary_amid_kills_and_a_broker_that_dies_comes_to_an_end_and_loses_no
     ):
         pool.ready()
         handler_modules.write(tmp_path, "app", CODE.format(name="brand_new"))
-        workq.run("reload", "--control", control, "--canary", "50%", "--for", "4s", "--no-wait")
+        workq.run("reload", "--control", control, "--canary", "50%", "--for", "10s", "--no-wait")
         amqp.publish(node.url, "chaos", [f"{weights.uniform(0.01, 0.05):.4f}" for _ in published], ids=published)
         killer = Killer(pool)
         print(f"seed {killer.seed}")

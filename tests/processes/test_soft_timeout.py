@@ -30,19 +30,22 @@ def outcome(function, ended=handler.ended):
 """
 
 
-def ends(case: str) -> None:
-    script = SCRIPT.format(limit=LIMIT, case=textwrap.dedent(case))
+def ends(case: str, limit: float = LIMIT) -> None:
+    script = SCRIPT.format(limit=limit, case=textwrap.dedent(case))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_handler_that_runs_is_interrupted_and_the_next_one_not_before_its_time() -> None:
-    ends("""
+    ends(
+        """
         for _ in range(3):
             found = outcome(lambda task: time.sleep(60))
             assert isinstance(found, Raised) and found.kind == "supervisor.worker.task.SoftTimeout", found
-            assert isinstance(outcome(lambda task: time.sleep(LIMIT / 5)), Returned)
-    """)
+            assert isinstance(outcome(lambda task: time.sleep(LIMIT / 10)), Returned)
+    """,
+        limit=0.5,
+    )
 
 
 def test_what_looks_at_how_a_handler_ended_is_not_interrupted() -> None:
