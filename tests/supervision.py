@@ -20,7 +20,7 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
-from supervisor.linux import orphans
+from supervisor.linux import descendants
 from tests import launching
 
 HERE = Path(__file__).resolve().parent
@@ -227,7 +227,7 @@ def retinue(pool: Supervision) -> dict[str, int]:
     `workq-spare`."""
 
     def everybody() -> dict[str, int] | None:
-        others = set(orphans.children(pool.pid)) - set(pool.pids())
+        others = set(descendants.children(pool.pid)) - set(pool.pids())
         try:
             named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in others}
         except (FileNotFoundError, ProcessLookupError):

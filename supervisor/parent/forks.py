@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from supervisor.link import Link
-from supervisor.linux import orphans
+from supervisor.linux import descendants
 from supervisor.messages import Begin, Fork
 from supervisor.parent.child import channel
 from supervisor.parent.descriptors import Descriptors, close
@@ -31,7 +31,7 @@ class Newborn:
 
     def begin(self, order: Begin) -> bool:
         """Send its page number. False when it is gone; raises OSError."""
-        orphans.mark(self.pid)
+        descendants.mark(self.pid)
         return self.link.send(order, wait=False)
 
     def let_go(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Set
 from typing import Final
 
 from supervisor.clock import now
-from supervisor.linux import cgroup, orphans, prctl
+from supervisor.linux import cgroup, descendants, prctl
 from supervisor.vocabulary import Cause
 
 _UNKNOWN: Final = "unknown"
@@ -22,7 +22,7 @@ class Reaper:
         self.has_orphans = False
         """A process exited: perhaps a grandchild that was reparented to us."""
         self._has_leftovers = False
-        self._not_ours = frozenset(orphans.children(os.getpid()))
+        self._not_ours = frozenset(descendants.children(os.getpid()))
         """Children that a shell had started before it exec'd this process."""
         self._oom_kills = cgroup.OomKills(cgroup.find_counter())
         prctl.adopt(orphans=True)
@@ -64,7 +64,7 @@ class Reaper:
     def kill_leftovers(self, living: Set[int]) -> None:
         """Kill descendants of workers that have exited."""
         try:
-            orphans.kill(living)
+            descendants.kill(living)
             self._has_leftovers = False
         except OSError:
             self._has_leftovers = True  # at the next sample
@@ -72,7 +72,7 @@ class Reaper:
     def kill_all(self) -> bool:
         """Kill all that was reparented to us. False when there is nothing."""
         try:
-            is_some = orphans.kill_all(self._not_ours)
+            is_some = descendants.kill_all(self._not_ours)
         except OSError:
             is_some = True  # perhaps
         self.has_orphans = self.has_orphans or is_some

@@ -31,7 +31,7 @@ _MODULE: Final = "supervisor.worker.nursery"
 """By name: the parent may not import `supervisor.worker`, and runs nothing of it but `rehearse`."""
 _SECRETS: Final = frozenset({"WORKQ_URL"})
 """Variables that no child gets: secrets leak through /proc/PID/environ."""
-_NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.linux.orphans", "supervisor.parent")
+_NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.linux.descendants", "supervisor.parent")
 """Modules, with their submodules, that a nursery must not inherit: a handler that wants one imports it itself."""
 _ANSWERS: Final = frozenset({Forked, ForkFailed})
 _ANSWERS_WITHIN: Final = 3.0

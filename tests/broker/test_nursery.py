@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.linux import orphans
+from supervisor.linux import descendants
 from supervisor.worker import rehearsal
 from tests import amqp, handler_modules
 from tests.supervision import EXECUTED, Supervision, eventually, retinue, supervised
@@ -111,7 +111,7 @@ def nursery(pool: Supervision) -> int:
 
 def others(pool: Supervision) -> dict[str, int]:
     """The supervisor's children by name, those of a name that is still to be given among them."""
-    return {comm(pid): pid for pid in orphans.children(pool.pid)}
+    return {comm(pid): pid for pid in descendants.children(pool.pid)}
 
 
 def comm(pid: int) -> str:

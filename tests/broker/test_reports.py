@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.linux import orphans
+from supervisor.linux import descendants
 from tests import amqp
 from tests.supervision import Supervision, eventually, gone, supervised
 
@@ -59,7 +59,7 @@ def kept(tmp_path: Path) -> Kept:
 
 def reporter_of(pool: Supervision) -> int:
     def find() -> int | None:
-        for pid in orphans.children(pool.pid):
+        for pid in descendants.children(pool.pid):
             try:
                 if Path(f"/proc/{pid}/comm").read_text().strip() == "workq-report":
                     return pid

@@ -26,7 +26,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from supervisor.commands.running import Running, VerbError
-from supervisor.linux import orphans
+from supervisor.linux import descendants
 from tests import amqp
 from tests.chaos.refusing import KINDS
 from tests.node import PrivateNode
@@ -213,7 +213,7 @@ def _at_rest(pid: int, status: dict[str, Any]) -> bool:
 def _names(pid: int) -> dict[int, str]:
     """Of its children, without one that is gone meanwhile."""
     names = {}
-    for child in orphans.children(pid):
+    for child in descendants.children(pid):
         with suppress(OSError):
             names[child] = Path(f"/proc/{child}/comm").read_text().strip()
     return names

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.linux import orphans
+from supervisor.linux import descendants
 
 HERE = Path(__file__).resolve().parent
 
@@ -20,7 +20,7 @@ def as_supervisor(program: str) -> list[str]:
     quiet. Everything that it leaves is killed in the end. Returns the words that it printed."""
     prelude = """
         import ctypes, os, resource, select, signal, subprocess, sys, time
-        from supervisor.linux import orphans
+        from supervisor.linux import descendants
 
         assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
 
@@ -35,7 +35,7 @@ def as_supervisor(program: str) -> list[str]:
                 os.read(reader, 1)
                 os.dup2(tells, 3)
                 os.execvp("sh", ["sh", "-c", script + "\\necho >&3; exec 3>&-; exec sleep 600"])
-            orphans.mark(pid)
+            descendants.mark(pid)
             os.write(writer, b".")
             assert os.read(told, 1) == b"\\n"
             return pid
@@ -45,7 +45,7 @@ def as_supervisor(program: str) -> list[str]:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
         def strays():
-            return set(orphans.children(os.getpid())) - {a, b}
+            return set(descendants.children(os.getpid())) - {a, b}
 
         def ends(pids):
             return all(select.select([os.pidfd_open(pid)], [], [], 30)[0] for pid in pids)
@@ -55,7 +55,7 @@ def as_supervisor(program: str) -> list[str]:
     """
     end = """
         finally:
-            while orphans.kill_all(()):
+            while descendants.kill_all(()):
                 os.wait()
     """
     text = textwrap.dedent(prelude) + textwrap.indent(textwrap.dedent(program), "    ") + textwrap.dedent(end)
@@ -71,9 +71,9 @@ def test_a_daemon_is_known_as_its_workers_without_session_parent_environment_or_
         while not [daemon for daemon in strays() if os.getsid(daemon) == daemon]:
             time.sleep(0.01)
         [daemon] = strays()
-        print(orphans.owner(daemon) == a, orphans.owner(a) == a, orphans.owner(b) == b)
+        print(descendants.owner(daemon) == a, descendants.owner(a) == a, descendants.owner(b) == b)
         stranger = subprocess.Popen(["sleep", "600"])
-        print(orphans.owner(stranger.pid), orphans.owner(os.getpid()))
+        print(descendants.owner(stranger.pid), descendants.owner(os.getpid()))
     """)
     assert words == ["True", "True", "True", "None", "None"]
 
@@ -85,9 +85,9 @@ def test_the_living_ones_daemons_are_spared_and_the_dead_ones_killed() -> None:
         stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
         while len(found := strays()) < 3:
             time.sleep(0.01)
-        of_a = {{pid for pid in found if orphans.owner(pid) == a}}
+        of_a = {{pid for pid in found if descendants.owner(pid) == a}}
         end(a)
-        orphans.kill({{b}})
+        descendants.kill({{b}})
         print(len(of_a), ends(of_a), stranger.poll())
         [of_b] = found - of_a - {{stranger.pid}}
         print(select.select([os.pidfd_open(of_b)], [], [], 0.2)[0])
@@ -103,13 +103,13 @@ def test_one_call_kills_every_generation_of_what_was_left(tmp_path: Path) -> Non
         def below():
             pids = [a]
             for pid in pids:
-                pids += orphans.children(pid)
+                pids += descendants.children(pid)
             return pids[1:]
         while len({{os.getsid(pid) for pid in below()}}) < 4:
             time.sleep(0.01)
         left = below()
         end(a)
-        orphans.kill(())
+        descendants.kill(())
         # Nobody is looked for again: whoever was not found in that one call lives on.
         print(ends(left))
     """)
@@ -118,11 +118,11 @@ def test_one_call_kills_every_generation_of_what_was_left(tmp_path: Path) -> Non
 
 def test_a_supervisor_under_a_supervisor_does_not_take_itself_for_a_leftover() -> None:
     words = as_supervisor(f"""
-        orphans.mark(os.getpid())
+        descendants.mark(os.getpid())
         child = subprocess.Popen([sys.executable, "-c", "import sys; sys.path[:0] = [{str(HERE.parents[1])!r}];"
-            "from supervisor.linux import orphans; import os; print(orphans.owner(os.getpid()))"])
+            "from supervisor.linux import descendants; import os; print(descendants.owner(os.getpid()))"])
         child.wait()
-        print(orphans.owner(os.getpid()) == os.getpid())
+        print(descendants.owner(os.getpid()) == os.getpid())
     """)
     assert words == ["None", "True"]
 
@@ -130,10 +130,10 @@ def test_a_supervisor_under_a_supervisor_does_not_take_itself_for_a_leftover() -
 def test_children_are_found_also_where_the_kernel_does_not_list_them(monkeypatch: pytest.MonkeyPatch) -> None:
     child = subprocess.Popen(["sleep", "600"])
     try:
-        listed = set(orphans.children(os.getpid()))
-        monkeypatch.setattr(orphans, "_CHILDREN_ARE_LISTED", False)
-        assert child.pid in listed and set(orphans.children(os.getpid())) == listed
-        assert orphans.children(child.pid) == []
+        listed = set(descendants.children(os.getpid()))
+        monkeypatch.setattr(descendants, "_CHILDREN_ARE_LISTED", False)
+        assert child.pid in listed and set(descendants.children(os.getpid())) == listed
+        assert descendants.children(child.pid) == []
     finally:
         child.kill()
         child.wait()
