@@ -38,7 +38,7 @@ import pika
 import supervisor
 from supervisor import Publisher
 from supervisor.clock import now
-from supervisor.linux.orphans import children
+from supervisor.linux.descendants import children
 from supervisor.publisher import Message
 from supervisor.version import __version__
 

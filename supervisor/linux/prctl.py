@@ -1,4 +1,4 @@
-"""prctl(2): die with the parent, and adopt orphans."""
+"""prctl(2): die with the parent, and be the child subreaper."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def follow(parent: int) -> None:
         os._exit(1)
 
 
-def adopt(orphans: bool) -> None:
+def be_subreaper(is_one: bool) -> None:
     """Become, or stop being, the child subreaper. Raises OSError."""
-    if _LIBC.prctl(_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0) != 0:
+    if _LIBC.prctl(_SET_CHILD_SUBREAPER, int(is_one), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def adopts() -> bool:
+def is_subreaper() -> bool:
     is_one = ctypes.c_int(0)
     _LIBC.prctl(_GET_CHILD_SUBREAPER, ctypes.byref(is_one), 0, 0, 0)
     return bool(is_one.value)

@@ -121,7 +121,7 @@ class Births:
 
     def born(self, ticket: int, pid: int, known: Set[int]) -> tuple[int | None, Newborn] | None:
         """The page and the new worker. None for one that was forgotten, cannot be watched or is gone: it sees its
-        link closed, exits, and is reaped like any orphan. `known`: the existing children."""
+        link closed, exits, and is reaped like a reparented process. `known`: the existing children."""
         birth = self._told_of(ticket)
         if birth is None:
             return None

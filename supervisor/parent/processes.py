@@ -140,18 +140,18 @@ class Processes:
         # Exits first: another worker's question in the same round may be about a message that just killed one.
         deaths = {worker.pidfd for worker in self._workers.values()}
         events += self._wait.events(0.0 if events else until, deaths)
-        if self._reaper.has_orphans:
-            self._reap_orphans()
+        if self._reaper.has_reparented:
+            self._reap_reparented()
         return events
 
-    def _reap_orphans(self) -> None:
+    def _reap_reparented(self) -> None:
         # Not while a worker may have been forked whose pid is unknown.
         if not any(nursery.births.are_due for nursery in self._all_nurseries()):
-            self._reaper.reap_orphans(self._ours(), self._living())
+            self._reaper.reap_reparented(self._ours(), self._living())
 
     def child_died(self) -> None:
         """On SIGCHLD: perhaps a grandchild was reparented to us and has exited."""
-        self._reaper.has_orphans = True
+        self._reaper.has_reparented = True
 
     def sample(self) -> Sampled:
         """Once a second: every worker's page and memory."""
@@ -224,9 +224,9 @@ class Processes:
         return nursery
 
     def _abandon(self, pid: int) -> None:
-        """Kill a child that cannot be watched; it is reaped like any orphan."""
+        """Kill a child that cannot be watched; it is reaped like a reparented one."""
         os.kill(pid, signal.SIGKILL)
-        self._reaper.has_orphans = True
+        self._reaper.has_reparented = True
 
     def _refuse(self, page: int, error: Exception) -> None:
         """The machine refuses a worker for this page."""
@@ -351,7 +351,7 @@ class Processes:
 
     def _dismiss(self, newborn: Newborn) -> None:
         newborn.let_go()
-        self._reaper.has_orphans = True
+        self._reaper.has_reparented = True
 
     def _dismiss_spare(self, nursery: _Nursery) -> None:
         if (spare := self._take_spare(nursery)) is not None:
@@ -446,7 +446,7 @@ class Processes:
         output = worker.output.tail if reading.hand is None else worker.output.since(self._board.mark(worker.page))
         self._board.vacate(worker.page)
         worker.close(self._wait)
-        self._reaper.has_orphans = True
+        self._reaper.has_reparented = True
         yield Exited(
             page=worker.page,
             pid=worker.pid,
@@ -492,6 +492,6 @@ class Processes:
                     pass
             self.wait(min(until, now() + 1.0))
             self._wait.resume()
-        self._reap_orphans()
+        self._reap_reparented()
         while now() < until and self._reaper.kill_all():
             self.wait(min(until, now() + 0.1))

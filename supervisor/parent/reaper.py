@@ -16,16 +16,16 @@ _UNKNOWN: Final = "unknown"
 
 
 class Reaper:
-    """Makes this process the subreaper: orphans below it become its children. Raises OSError."""
+    """Makes this process the subreaper: processes below it whose parent exits become its children. Raises OSError."""
 
     def __init__(self) -> None:
-        self.has_orphans = False
+        self.has_reparented = False
         """A process exited: perhaps a grandchild that was reparented to us."""
         self._has_leftovers = False
         self._not_ours = frozenset(descendants.children(os.getpid()))
         """Children that a shell had started before it exec'd this process."""
         self._oom_kills = cgroup.OomKills(cgroup.find_counter())
-        prctl.adopt(orphans=True)
+        prctl.be_subreaper(True)
 
     def sampled(self, living: Set[int]) -> None:
         """Once a second. `living`: the workers."""
@@ -38,7 +38,7 @@ class Reaper:
         status = _reap(pidfd)
         return str(Cause.OOM) if status == "SIGKILL" and self._oom_kills.claim(now()) else status
 
-    def reap_orphans(self, ours: Set[int], living: Set[int]) -> None:
+    def reap_reparented(self, ours: Set[int], living: Set[int]) -> None:
         """Reap reparented grandchildren, but none of `ours`, which are reaped by their pidfds."""
         found_any = False
         while True:
@@ -49,7 +49,7 @@ class Reaper:
             except OSError:
                 break  # at the next turn
             if found is None:
-                self.has_orphans = False
+                self.has_reparented = False
                 break
             if found.si_pid in ours:
                 break  # its pidfd comes first; then we are called again
@@ -75,7 +75,7 @@ class Reaper:
             is_some = descendants.kill_all(self._not_ours)
         except OSError:
             is_some = True  # perhaps
-        self.has_orphans = self.has_orphans or is_some
+        self.has_reparented = self.has_reparented or is_some
         return is_some
 
 

@@ -175,7 +175,7 @@ class Reports:
             self._processes.watch(pidfd, self._exited)
             self._processes.listen(started.output)
         except OSError:
-            # It is reaped like an orphan.
+            # It is reaped like a reparented process.
             os.kill(pid, signal.SIGKILL)
             self._processes.beside.discard(pid)
             self._processes.child_died()

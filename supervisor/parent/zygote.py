@@ -108,7 +108,7 @@ class Source:
     """Where nurseries come from."""
 
     def __init__(self, board_fd: int, log_fd: int, wait: Wait, reaper: Reaper, ours: set[int]) -> None:
-        """`ours`: children that the reaper must not take for orphans."""
+        """`ours`: children that the reaper must not take for reparented ones."""
         self._board_fd = board_fd
         self._log_fd = log_fd
         self._wait = wait
@@ -137,7 +137,7 @@ class Source:
             self._wait.forget(zygote.pidfd)
             self._ours.discard(zygote.pid)
             zygote.kill()
-            self._reaper.has_orphans = True
+            self._reaper.has_reparented = True
 
     def _fork(self) -> Zygote | None:
         """None if there can be none."""

@@ -84,8 +84,8 @@ class Undone:
             if signal.getitimer(timer) != (0.0, 0.0):
                 signal.setitimer(timer, 0.0)
                 yield "it set a timer, whose signal would kill the process that forks workers: stopped"
-        if prctl.adopts():
-            prctl.adopt(False)
+        if prctl.is_subreaper():
+            prctl.be_subreaper(False)
             yield (
                 "it made its process a child subreaper (prctl(2)): undone, or workers would not be the "
                 "supervisor's children"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.linux.orphans import children
+from supervisor.linux.descendants import children
 from tests import amqp, handler_modules
 from tests.node import PrivateNode
 from tests.supervision import Runs, Supervision, eventually, gone, retinue, supervised

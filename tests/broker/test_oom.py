@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.linux.cgroup import EXPENDABLE
-from supervisor.linux.orphans import children
+from supervisor.linux.descendants import children
 from tests import amqp
 from tests.memory_cgroup import memory_cgroup
 from tests.supervision import EXECUTED, Runs, Supervision, retinue, supervised

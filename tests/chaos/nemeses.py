@@ -56,7 +56,7 @@ class Nemeses:
             Nemesis("worker stopped (SIGSTOP)", 2, workers, lambda: self._signal_workers(signal.SIGSTOP, 1)),
             Nemesis("nursery killed", 2, workers, lambda: self._kill_others("workq-nursery")),
             Nemesis("zygote killed", 1, workers, lambda: self._kill_others("workq-zygote")),
-            Nemesis("standby worker killed", 3, workers, lambda: self._kill_others("workq-spare")),
+            Nemesis("spare worker killed", 3, workers, lambda: self._kill_others("workq-spare")),
             Nemesis("one worker more, then fewer (TTIN, TTOU)", 4, workers, self._scale),
             Nemesis("reload (HUP)", 3, workers, lambda: self._pool().now.send(signal.SIGHUP)),
             Nemesis("log reader stalled", 3, workers, self._stall_log),

@@ -1,6 +1,6 @@
 """A long run in bad weather: `scripts/test chaos --minutes 10`.
 
-Two supervisors share a queue behind a misbehaving network. At random, from a printed seed, workers, standbys,
+Two supervisors share a queue behind a misbehaving network. At random, from a printed seed, workers, spares,
 nurseries, one of the supervisors and brokers are killed, stopped, frozen and restarted, connections are cut where it
 hurts, while thousands of tasks of fifteen kinds are published and run. At the end the weather clears, and the account
 (account.py) must balance, message by message.

@@ -23,7 +23,7 @@ SAMPLE = report.Run(
 )  # fmt: skip
 FIRST = {
     "classic": ("worker killed", "supervisor killed", "broker killed", "cut exactly before an acknowledgement"),
-    "quorum": ("host killed", "log reader stalled", "standby worker killed", "connections reset"),
+    "quorum": ("host killed", "log reader stalled", "spare worker killed", "connections reset"),
 }
 """Each of these in any case; the dice may add to them."""
 SLOW = ("hangs", "very_long", "bloats")
