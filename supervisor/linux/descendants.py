@@ -1,6 +1,6 @@
 """Finds and kills the processes that a dead worker leaves behind.
 
-The kernel reparents them to the supervisor (PR_SET_CHILD_SUBREAPER), and also the daemon of a live worker. So the parent
+The kernel reparents them to the supervisor (PR_SET_CHILD_SUBREAPER), and a live worker's daemons, too. So the parent
 marks each worker by prlimit(2), and its descendants inherit the mark, across fork, exec and setsid: the soft
 RLIMIT_LOCKS, unused since Linux 2.4.25 (getrlimit(2)). Its limits: docs/decisions/0009.
 """
