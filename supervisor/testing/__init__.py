@@ -89,8 +89,11 @@ def task(body: str | bytes = b"", **message: Unpack[Message]) -> Task:
     """A task as a handler gets it. Text is sent as UTF-8; `attempt` is 1 unless it is given, `queue` the default one,
     and `routing_key` the queue's name.
 
-    Raises ValueError when `attempt` is less than 1, and TypeError for a body that is neither text nor bytes.
+    Raises ValueError when `attempt` is less than 1, and TypeError for a body that is neither text nor bytes, or for
+    what a message does not have.
     """
+    if unknown := ", ".join(sorted(message.keys() - Message.__annotations__.keys())):
+        raise TypeError(f"a message has no {unknown}; it has {', '.join(Message.__annotations__)}")
     attempt = message.get("attempt", 1)
     if attempt < 1:
         raise ValueError(f"attempt counts from 1, and {attempt} is given")
@@ -124,6 +127,8 @@ def run(function: Callable[..., Any], body: str | bytes | Task = b"", **message:
     name = getattr(function, "__qualname__", repr(function))
     if (why := contract.refusal(name, function)) is not None:
         raise TypeError(why)
+    if isinstance(body, Task) and message:
+        raise TypeError(f"a task is complete: give {', '.join(sorted(message))} to testing.task")
     given = body if isinstance(body, Task) else task(body, **message)
     made = Handler(name, function, _ended)
     try:

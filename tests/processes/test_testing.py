@@ -38,6 +38,14 @@ def test_a_task_made_by_hand_has_what_it_was_given() -> None:
     assert repr(made) == "<Task one attempt=2 bytes=13>"
 
 
+def test_what_a_message_does_not_have_is_named() -> None:
+    unknown: Any = {"message_ids": "one", "priority": 3}
+    with pytest.raises(TypeError, match="a message has no message_ids, priority; it has headers, message_id, "):
+        testing.task("x", **unknown)
+    with pytest.raises(TypeError, match=r"a task is complete: give attempt to testing\.task"):
+        testing.run(print, testing.task("x"), attempt=2)
+
+
 def test_a_task_without_anything_is_a_first_try_of_nothing() -> None:
     made = testing.task()
     assert (made.body, made.headers, made.message_id, made.attempt, made.redelivered) == (b"", {}, None, 1, False)
