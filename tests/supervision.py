@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fcntl import ioctl
 from pathlib import Path
 from typing import Any
@@ -223,8 +223,8 @@ def matches(line: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
 
 
 def retinue(pool: Supervision) -> dict[str, int]:
-    """The supervisor's children beside its workers, by name: `workq-zygote`, `workq-nursery` and, which is awaited,
-    `workq-spare`."""
+    """The supervisor's children beside its workers, by name: `workq-zygote`, `workq-nursery` and, which is awaited until
+    the supervisor knows it, `workq-spare`."""
 
     def everybody() -> dict[str, int] | None:
         others = set(descendants.children(pool.pid)) - set(pool.pids())
@@ -232,9 +232,19 @@ def retinue(pool: Supervision) -> dict[str, int]:
             named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in others}
         except (FileNotFoundError, ProcessLookupError):
             return None  # an orphan, reaped before its name is opened or before it is read
-        return named if named.keys() == {"workq-nursery", "workq-spare", "workq-zygote"} and len(others) == 3 else None
+        is_complete = named.keys() == {"workq-nursery", "workq-spare", "workq-zygote"} and len(others) == 3
+        return named if is_complete and named["workq-spare"] in _watched(pool.pid) else None
 
     return dict(eventually(everybody))
+
+
+def _watched(pid: int) -> set[int]:
+    """The processes that this one has pidfds of."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(line.split()[1]) for line in entry.read_text().splitlines() if line.startswith("Pid:")}
+    return found
 
 
 def eventually(happens: Callable[[], Any], timeout: float = PATIENCE) -> Any:

@@ -46,10 +46,10 @@ def test_f74_the_limit_on_descriptors_is_raised_as_workers_are_added(
     inside = ("prlimit", "--nofile=60:4096")
     with supervised("handlers:work", *options, url=broker_url, queue=queue, inside=inside) as pool:
         pool.ready()
-        before = min(at_rest(pool) for _ in range(3))
+        before = min(at_rest(pool) for _ in range(3))  # a client of health's may still have one
         scale(control, 25)
         pool.hear("worker.ready", count=25)
-        eventually(lambda: at_rest(pool) == before + 24 * PER_WORKER)  # a client of health's may still have one
+        eventually(lambda: at_rest(pool) == before + 24 * PER_WORKER)
         assert descriptors(pool.pid) > 60
         assert not pool.named("worker.start_failed")
         assert pool.stop() == 0
