@@ -204,6 +204,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         dest="contenders",
         action="append",
         default=[],
+        choices=[each.name for each in contenders()],
         metavar="NAME",
         help="beside ourselves only this one; may be given several times [all]",
     )
@@ -218,10 +219,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no bench is called {unknown[0]}; there are: {', '.join(BENCHES)}, guard")
     if "guard" in arguments.names and len(arguments.names) > 1:
         parser.error("guard runs alone")
-    try:
-        contenders(arguments.contenders)
-    except BenchError as error:
-        parser.error(str(error))
     # The document tells of everything, measured in one way: a part of it, or a quick look, is for the terminal.
     arguments.write = not (arguments.names or arguments.quick or arguments.rounds or arguments.contenders)
     return arguments

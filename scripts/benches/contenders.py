@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +39,6 @@ import supervisor
 from supervisor import Publisher
 from supervisor.clock import now
 from supervisor.linux.descendants import children
-from supervisor.publisher import Message
 from supervisor.version import __version__
 
 from .queues import connection
@@ -100,12 +99,11 @@ class Pool:
         """Until all its workers are there and consume. `timeout` in seconds. Raises BenchError."""
         consumers = self._contender.consumers(self.size)
         deadline = now() + timeout
-        queue = self._contender.queue(self._name)
         with connection(self._url) as link:
             channel = link.channel()
             while True:
                 try:
-                    method: Any = channel.queue_declare(queue, passive=True).method
+                    method: Any = channel.queue_declare(self._name, passive=True).method
                     if method.consumer_count >= consumers and len(self.workers()) >= self.size:
                         return
                 except pika.exceptions.ChannelClosedByBroker:
@@ -198,35 +196,21 @@ class Contender(ABC):
     def version(self) -> str:
         """Of what is measured, in words: `Celery 5.7.0`."""
 
-    def queue(self, name: str) -> str:
-        """The broker's queue that it consumes."""
-        return name
-
     def consumers(self, workers: int) -> int:
         """How many consumers the broker counts on the queue when all workers are there."""
         return workers
 
-    def publish(self, url: str, name: str, bodies: Sequence[bytes], ids: Sequence[str] | None = None) -> None:
+    def publish(self, url: str, name: str, bodies: Sequence[bytes]) -> None:
         """Put messages in its queue, in its own format, persistent; return when the broker has confirmed all. Declares
         the queue as it would itself."""
-        with Publisher(url, self.queue(name)) as publisher:
-            names = ids or [uuid4().hex for _ in bodies]
-            publisher.publish_many((body, {"message_id": id_}) for body, id_ in zip(bodies, names, strict=True))
+        with Publisher(url, name) as publisher:
+            publisher.publish_many(bodies)
 
     @contextmanager
-    def running(
-        self,
-        url: str,
-        name: str,
-        workers: int,
-        place: Path,
-        env: Mapping[str, str] = {},
-        options: Sequence[str] = (),
-    ) -> Iterator[Pool]:
+    def running(self, url: str, name: str, workers: int, place: Path, env: Mapping[str, str] = {}) -> Iterator[Pool]:
         """So many workers on the queue, for the length of a block; afterwards nothing of them is left.
 
-        `place` is a directory for its files, `env` is what tasks.py reads, `options` are further words of its own
-        command line. Returns at once: see `Pool.await_ready`.
+        `place` is a directory for its files, `env` is what tasks.py reads. Returns at once: see `Pool.await_ready`.
         """
         self.prepare()
         place.mkdir(parents=True, exist_ok=True)
@@ -234,15 +218,15 @@ class Contender(ABC):
         way = self.reach or url
         log = place / f"{self.slug}-{mark[:6]}.log"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(OTHERS)}
-        mine = {"BENCH_URL": way, "BENCH_QUEUE": self.queue(name), MARK: mark, "PYTHONPATH": str(SCRIPTS)}
-        with log.open("wb") as output:
+        mine = {"BENCH_URL": way, "BENCH_QUEUE": name, MARK: mark, "PYTHONPATH": str(SCRIPTS)}
+        with log.open("wb") as written:
             process = subprocess.Popen(
                 # Should this process be killed, the pool follows (PR_SET_PDEATHSIG, prctl(2)). A session of its own:
                 # Ctrl-C is for this process, which then ends everything in order.
-                ["setpriv", "--pdeathsig", "TERM", *self.command(way, name, workers, place, options)],
+                ["setpriv", "--pdeathsig", "TERM", *self.command(way, name, workers, place)],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=written,
+                stderr=written,
                 env={**inherited, **mine, **self.environment(way), **env},
                 cwd=place,
                 start_new_session=True,
@@ -255,7 +239,7 @@ class Contender(ABC):
             end(process, mark)
 
     @abstractmethod
-    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
         """What to execute."""
 
     def environment(self, url: str) -> dict[str, str]:
@@ -283,10 +267,10 @@ class BarePika(Contender):
     def version(self) -> str:
         return f"pika {pika.__version__}, Python {sys.version.split()[0]}"
 
-    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
         if self._forked:
-            return [sys.executable, "-m", "benches.peers.forked", str(workers), *options]
-        worker = [sys.executable, "-m", "benches.peers.bare_pika", *options]
+            return [sys.executable, "-m", "benches.peers.forked", str(workers)]
+        worker = [sys.executable, "-m", "benches.peers.bare_pika"]
         return [sys.executable, "-m", "benches.peers.pool", str(workers), *worker]
 
 
@@ -305,11 +289,11 @@ class Workq(Contender):
     def version(self) -> str:
         return f"workq-supervise {__version__}"
 
-    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
         program = str(Path(sys.executable).with_name("workq-supervise"))
         given = ["--queue", name, "--workers", str(workers), "--log-level", self._level, "--log-format", "json"]
         fixed = ["--health", "127.0.0.1:0", "--control", "off", "--app-dir", str(SCRIPTS)]
-        return [program, *given, *fixed, *options, "benches.tasks:handle"]
+        return [program, *given, *fixed, "benches.tasks:handle"]
 
     def environment(self, url: str) -> dict[str, str]:
         return {"WORKQ_URL": url, "PYTHONPATH": ""}  # --app-dir is how its users have it find their modules
@@ -319,7 +303,7 @@ class Workq(Contender):
 
 
 class Peer(Contender):
-    """One that lives in an environment with its own dependencies, and has messages of its own kind."""
+    """One that lives in an environment with its own dependencies; `app` makes messages of its own kind."""
 
     app: str
     distribution: str
@@ -330,31 +314,18 @@ class Peer(Contender):
     def version(self) -> str:
         return f"{self.name} {pin(self.distribution)}"
 
-    def publish(self, url: str, name: str, bodies: Sequence[bytes], ids: Sequence[str] | None = None) -> None:
-        self.prepare()
-        names = ids or [uuid4().hex for _ in bodies]
-        lines = (json.dumps([id_, body.decode("latin-1")]) for id_, body in zip(names, bodies, strict=True))
-        done = subprocess.run(
-            [str(peers_venv() / "bin/python"), "-m", self.app, "encode"],
-            input="\n".join(lines),
+    def publish(self, url: str, name: str, bodies: Sequence[bytes]) -> None:
+        made = output(
+            str(peers_venv() / "bin/python"), "-m", self.app, "encode",
+            input="\n".join(json.dumps(body.decode("latin-1")) for body in bodies),
             env={**os.environ, "BENCH_URL": url, "BENCH_QUEUE": name, "PYTHONPATH": str(SCRIPTS)},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            raise BenchError(f"{self.name} makes no messages: {done.stderr[-2000:]}")
-        with Publisher(url, self.queue(name), declare=False) as publisher:
-            publisher.publish_many(_encoded(done.stdout.splitlines()))
+        )  # fmt: skip
+        messages = map(json.loads, made.splitlines())
+        with Publisher(url, name, declare=False) as publisher:
+            publisher.publish_many((body, {"properties": pika.BasicProperties(**given)}) for body, given in messages)
 
     def environment(self, url: str) -> dict[str, str]:
         return {"PATH": f"{peers_venv() / 'bin'}:{os.environ.get('PATH', '')}"}
-
-
-def _encoded(lines: Iterable[str]) -> Iterator[Message]:
-    new_properties: Callable[..., pika.BasicProperties] = pika.BasicProperties  # which pika annotates only in part
-    for line in lines:
-        body, properties = json.loads(line)
-        yield body, {"properties": new_properties(**properties)}
 
 
 class Dramatiq(Peer):
@@ -364,10 +335,10 @@ class Dramatiq(Peer):
     app = "benches.peers.dramatiq_app"
     distribution = "dramatiq"
 
-    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
         # --skip-logging: warnings only.
         size = ["--processes", str(workers), "--threads", "1", "--skip-logging"]
-        return [str(peers_venv() / "bin/dramatiq"), self.app, *size, *options]
+        return [str(peers_venv() / "bin/dramatiq"), self.app, *size]
 
     def environment(self, url: str) -> dict[str, str]:
         return {**super().environment(url), "dramatiq_queue_prefetch": "1"}
@@ -383,11 +354,11 @@ class Celery(Peer):
     def consumers(self, workers: int) -> int:
         return 1  # its main process consumes for all
 
-    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
         quiet = ["--loglevel", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat"]
         size = ["--pool", "prefork", "--concurrency", str(workers), "-O", "fair", "--prefetch-multiplier", "1"]
         node = ["--hostname", f"{name}@localhost"]
-        return [str(peers_venv() / "bin/celery"), "-A", self.app, "worker", *size, *quiet, *node, *options]
+        return [str(peers_venv() / "bin/celery"), "-A", self.app, "worker", *size, *quiet, *node]
 
     def environment(self, url: str) -> dict[str, str]:
         # Celery warns when it runs as root, unless it is told that this is meant.
@@ -403,18 +374,14 @@ class RetryingCelery(Celery):
         return {**super().environment(url), "BENCH_CELERY_LOST": "retry"}
 
 
-class Supervisord(Contender):
+class Supervisord(Peer):
     """supervisord with N processes of the tutorial's worker, restarted whenever they leave."""
 
     name = "supervisord"
+    distribution = "supervisor"
+    publish = Contender.publish  # the tutorial's worker takes any message
 
-    def prepare(self) -> None:
-        peers_venv()
-
-    def version(self) -> str:
-        return f"supervisord {pin('supervisor')}"
-
-    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
         config = place / f"supervisord-{uuid4().hex[:6]}.conf"
         config.write_text(
             f"""[supervisord]
@@ -432,7 +399,7 @@ numprocs = {workers}
 autorestart = true
 """
         )
-        return [str(peers_venv() / "bin/supervisord"), "-c", str(config), *options]
+        return [str(peers_venv() / "bin/supervisord"), "-c", str(config)]
 
 
 class CClient(Contender):
@@ -447,8 +414,8 @@ class CClient(Contender):
         done = subprocess.run(["pkg-config", "--modversion", "librabbitmq"], capture_output=True, text=True)
         return f"librabbitmq {done.stdout.strip()}".strip()
 
-    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
-        return [sys.executable, "-m", "benches.peers.pool", str(workers), str(self._program()), *options]
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
+        return [sys.executable, "-m", "benches.peers.pool", str(workers), str(self._program())]
 
     def _program(self) -> Path:
         source = HERE / "c/worker.c"
@@ -459,11 +426,7 @@ class CClient(Contender):
                 raise BenchError(f"the C client needs: {INSTALL}")
             CACHE.mkdir(parents=True, exist_ok=True)
             made = program.with_suffix(f".{os.getpid()}")
-            done = subprocess.run(
-                [compiler, "-O2", "-o", str(made), str(source), "-lrabbitmq"], capture_output=True, text=True
-            )
-            if done.returncode != 0:
-                raise BenchError(f"{source} cannot be compiled:\n{done.stderr}")
+            output(compiler, "-O2", "-o", str(made), str(source), "-lrabbitmq")
             made.rename(program)
         return program
 
@@ -492,27 +455,23 @@ def peers_venv() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists():
             print(f"bench: installing the peers in {place}", file=sys.stderr)
-            _run([sys.executable, "-m", "venv", "--clear", str(place)])
-            _run([f"{place}/bin/pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(PINS)])
+            output(sys.executable, "-m", "venv", "--clear", str(place))
+            output(f"{place}/bin/pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(PINS))
             stamp.touch()
     return place
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def output(*command: str, **how: Any) -> str:
+    """What a program says. Raises BenchError when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, **how)
     if done.returncode != 0:
-        raise BenchError(f"{' '.join(command)} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        raise BenchError(f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()[-3000:]}")
+    return done.stdout
 
 
-def contenders(names: Sequence[str] = ()) -> list[Contender]:
-    """All of them, or those named, in the order of the table. Raises BenchError for a name that nobody has."""
-    everybody: list[Contender] = [
-        BarePika(), BarePika(forked=True), Workq(), Workq("info"), Dramatiq(), Celery(), Supervisord(), CClient()
-    ]  # fmt: skip
-    known = {each.name: each for each in everybody}
-    if unknown := [name for name in names if name not in known]:
-        raise BenchError(f"no contender {unknown[0]!r}: there are {', '.join(known)}")
-    return [known[name] for name in names] or everybody
+def contenders() -> list[Contender]:
+    """All of them, in the order of the table."""
+    return [BarePika(), BarePika(forked=True), Workq(), Workq("info"), Dramatiq(), Celery(), Supervisord(), CClient()]
 
 
 def chosen(options: Options, *contenders: Contender) -> list[Contender]:

@@ -62,7 +62,7 @@ def warm(
     contender.publish(options.node_url, name, [b""] * (WARM * workers))
     with contender.running(options.node_url, name, workers, place, env) as pool, channel(options.node_url) as link:
         pool.await_ready()
-        wait_depth(link, contender.queue(name), 0, PATIENCE)
+        wait_depth(link, name, 0, PATIENCE)
         time.sleep(REST)
         pool.demand_alive()
         yield pool

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from supervisor.commands.node import LocalNode, find_installation
 
-from .contenders import BarePika, CClient, Workq
+from .contenders import BarePika, CClient, Workq, output
 from .rates import BARE, OURS, Rates, a_second, a_task, measure_rounds
-from .row import BenchError, Options, Row
+from .row import Options, Row
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TARGET, REACH = 0.8, 0.95
@@ -20,9 +19,10 @@ CPU: Final = 0.75
 
 def modern(options: Options) -> list[Row]:
     """No-op tasks on a quorum queue of the newest RabbitMQ: how many a second, and what one costs."""
+    newest = output(str(ROOT / "scripts" / "rabbitmq"), "newest").split()[-1]
     # The queue is declared by each contender, in its own way: the node says of which type it is.
     with LocalNode(
-        options.place / "newest", conf="default_queue_type = quorum", installation=find_installation(_newest())
+        options.place / "newest", conf="default_queue_type = quorum", installation=find_installation(newest)
     ) as node:
         c = CClient()
         measured = measure_rounds(replace(options, node_url=node.url), [BarePika(), c, Workq()], seconds=2.0)
@@ -53,10 +53,3 @@ def rows(measured: Rates, c: str, version: str) -> list[Row]:
             data=data,
         ),
     ]
-
-
-def _newest() -> str:
-    done = subprocess.run([ROOT / "scripts" / "rabbitmq", "newest"], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise BenchError(f"the newest RabbitMQ cannot be had: {done.stderr.strip()[-300:]}")
-    return done.stdout.split()[-1]

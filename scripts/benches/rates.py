@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from supervisor.clock import now
 
-from .contenders import Contender, Pool, chosen, contenders, rounds_of
+from .contenders import BarePika, Contender, Pool, Workq, chosen, contenders, rounds_of
 from .measure import Reading, cpu, median
 from .progress import say
 from .queues import channel, depth
@@ -122,13 +122,12 @@ def measure(
 ) -> Rate:
     """One round of one contender: `count` messages with this body, watched for `seconds` or until they are nearly all
     done; then the parent for `rest` seconds without work. Raises BenchError when there is too little to tell."""
-    name = f"{contender.slug}-{uuid4().hex[:8]}"
-    queue = contender.queue(name)
+    queue = f"{contender.slug}-{uuid4().hex[:8]}"
     say(f"{contender.name}: publishing {count} messages")
-    contender.publish(url, name, [body] * count)
+    contender.publish(url, queue, [body] * count)
     say(f"{contender.name}: {workers} workers")
     try:
-        with channel(url) as link, contender.running(url, name, workers, place) as pool:
+        with channel(url) as link, contender.running(url, queue, workers, place) as pool:
             pool.await_ready()
             time.sleep(min(WARM, seconds / 4))
             family, parents = pool.family(), pool.parents()
@@ -213,12 +212,11 @@ def _count(name: str, pace: float | None, workers: int, body: bytes, seconds: fl
 
 def rates(options: Options) -> list[Row]:
     """CPU and time of a task that does nothing, and of one with a body of 1 MB."""
-    names = [BARE, FORKED, OURS, INFO, "Dramatiq", "Celery", "supervisord", "C client"]
     seconds = 1.5 if options.quick else SECONDS
     measured = measure_rounds(
-        options, chosen(options, *contenders(names)), seconds=seconds, rest=2.0 if options.quick else REST
+        options, chosen(options, *contenders()), seconds=seconds, rest=2.0 if options.quick else REST
     )
-    large = measure_rounds(options, chosen(options, *contenders([BARE, OURS])), body=LARGE, seconds=LARGE_SECONDS)
+    large = measure_rounds(options, chosen(options, BarePika(), Workq()), body=LARGE, seconds=LARGE_SECONDS)
     return [*no_op_rows(measured), *large_rows(large)]
 
 
@@ -389,9 +387,8 @@ def large_rows(measured: Rates) -> list[Row]:
 
 def curve(options: Options) -> list[Row]:
     """No-op tasks a second with 1, 2, 4 and 8 workers."""
-    names = [BARE, OURS, "Dramatiq", "Celery", "supervisord", "C client"]
     sizes = (1, 4) if options.quick else (1, 2, 4, 8)
-    everybody = chosen(options, *contenders(names))
+    everybody = chosen(options, *(each for each in contenders() if each.name not in (FORKED, INFO)))
     series: dict[str, dict[str, list[float]]] = {each.name: {} for each in everybody}
     for workers in sizes:
         found = measure_rounds(options, everybody, workers=workers, seconds=1.5)

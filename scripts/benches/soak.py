@@ -111,7 +111,7 @@ class Supply(threading.Thread):
         try:
             with channel(self._url) as link:
                 while self.published < self._total and not self._stopped.wait(0.2):
-                    if depth(link, self._contender.queue(self._name)) < AHEAD:
+                    if depth(link, self._name) < AHEAD:
                         upto = min(self._total, self.published + AHEAD // 2)
                         self._contender.publish(self._url, self._name, _numbered(self.published, upto))
                         self.published = upto

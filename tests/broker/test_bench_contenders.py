@@ -11,10 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -80,7 +78,7 @@ def test_nothing_of_a_pool_is_left_after_its_block_whatever_happened(
 class Scattering(BarePika):
     """Its processes have left it before anybody asks: another session, another parent, and deaf to SIGTERM."""
 
-    def command(self, url: str, name: str, workers: int, place: Path, options: Sequence[str]) -> list[str]:
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
         stray = place / "stray"
         stray.write_text("trap '' TERM; echo $$ >>strays; exec sleep 600")
         return ["sh", "-c", f"for _ in 1 2; do (setsid sh {stray} &); done; exec sleep 600"]
@@ -95,9 +93,17 @@ def test_who_has_left_its_pool_is_found_all_the_same(tmp_path: Path) -> None:
     assert all(gone(pid, timeout=0) for pid in pids)
 
 
+class Misled(Workq):
+    """Given an option that there is not."""
+
+    def command(self, url: str, name: str, workers: int, place: Path) -> list[str]:
+        *words, handler = super().command(url, name, workers, place)
+        return [*words, "--no-such-option", handler]
+
+
 def test_a_pool_that_leaves_is_said_to_have_left_and_why(node: PrivateNode, queue: str, tmp_path: Path) -> None:
     with (
-        Workq().running(node.url, queue, 1, tmp_path, options=["--no-such-option"]) as pool,
+        Misled().running(node.url, queue, 1, tmp_path) as pool,
         pytest.raises(BenchError, match=r"workq has left with 2(.|\n)*no-such-option"),
     ):
         pool.await_ready(PATIENCE)
@@ -124,7 +130,7 @@ def test_a_rate_of_too_few_messages_is_an_error(node: PrivateNode, tmp_path: Pat
 
 
 def test_the_depth_of_a_queue_is_what_is_ready(node: PrivateNode, queue: str) -> None:
-    BarePika().publish(node.url, queue, [b"x"] * 17, [uuid4().hex for _ in range(17)])
+    BarePika().publish(node.url, queue, [b"x"] * 17)
     with channel(node.url) as link:
         assert depth(link, queue) == 17
         link.basic_get(queue)

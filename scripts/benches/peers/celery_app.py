@@ -10,6 +10,8 @@ control.
 """
 
 import os
+from typing import Any
+from uuid import uuid4
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -45,11 +47,11 @@ def work(text: str) -> None:
     run(text.encode("latin-1"))
 
 
-def encode(message_id: str, text: str) -> wire.Encoded:
-    message = app.amqp.as_task_v2(message_id, "work", args=[text], kwargs={})
+def encode(text: str) -> tuple[str, dict[str, Any]]:
+    message = app.amqp.as_task_v2(uuid4().hex, "work", args=[text], kwargs={})
     content_type, content_encoding, body = dumps(message.body, serializer="json")
     properties = {"content_type": content_type, "content_encoding": content_encoding, "headers": message.headers}
-    return wire.Encoded(body, {**message.properties, **properties, "priority": 0, "delivery_mode": 2})
+    return body, {**message.properties, **properties, "priority": 0, "delivery_mode": 2}
 
 
 if __name__ == "__main__":

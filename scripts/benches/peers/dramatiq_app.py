@@ -8,6 +8,7 @@ The middleware is its default list, which its documentation says to keep but for
 """
 
 import os
+from typing import Any
 
 import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
@@ -24,10 +25,9 @@ def work(text: str) -> None:
     run(text.encode("latin-1"))
 
 
-def encode(message_id: str, text: str) -> wire.Encoded:
-    message = work.message(text)._replace(message_id=message_id)
+def encode(text: str) -> tuple[str, dict[str, Any]]:
     # As RabbitmqBroker.enqueue sends it.
-    return wire.Encoded(message.encode().decode(), {"delivery_mode": 2})
+    return work.message(text).encode().decode(), {"delivery_mode": 2}
 
 
 if __name__ == "__main__":
