@@ -9,7 +9,7 @@ from typing import Final
 from supervisor.commands.node import LocalNode, find_installation
 
 from .contenders import BarePika, CClient, Workq, output
-from .rates import BARE, OURS, Rates, a_second, a_task, measure_rounds
+from .rates import BARE, Rates, a_second, a_task, measure_rounds, ratio_row
 from .row import Options, Row
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -30,26 +30,15 @@ def modern(options: Options) -> list[Row]:
 
 
 def rows(measured: Rates, c: str, version: str) -> list[Row]:
-    rate, cpu = measured.ratio(OURS, c, a_second), measured.ratio(OURS, BARE, a_task)
     where = f"a quorum queue, RabbitMQ {version}, 4 workers"
-    data = {"rounds": measured.to_json(), "rate": rate, "cpu": cpu}
+    data = {"rounds": measured.to_json()}
     return [
-        Row(
-            what=f"no-op tasks a second on {where}",
-            ours=f"{measured.median(OURS, a_second):,.0f}, {rate:.2f}x the C client",
-            target=f"{TARGET:g}x",
-            reach=f"{REACH:g}x",
-            met=rate >= TARGET,
-            reached=rate >= REACH,
-            peers={name: f"{measured.median(name, a_second):,.0f}" for name in (BARE, c)},
-            data=data,
+        ratio_row(
+            measured, f"no-op tasks a second on {where}", a_second, (f"{TARGET:g}x", TARGET), (f"{REACH:g}x", REACH),
+            other=c, its="the C client", words="{:,.0f}".format, peers=(BARE, c), data=data,
         ),
-        Row(
-            what=f"CPU per no-op task on {where}, all processes",
-            ours=f"{measured.median(OURS, a_task) * 1e6:.0f} us, {cpu:.2f}x bare pika",
-            target=f"{CPU:g}x",
-            met=cpu <= CPU,
-            peers={name: f"{measured.median(name, a_task) * 1e6:.0f} us" for name in (BARE, c)},
-            data=data,
+        ratio_row(
+            measured, f"CPU per no-op task on {where}, all processes", a_task, (f"{CPU:g}x", CPU),
+            peers=(BARE, c), data=data,
         ),
-    ]
+    ]  # fmt: skip

@@ -20,7 +20,7 @@ from .births import births
 from .contenders import BarePika, Workq
 from .crowd import killed_at_once
 from .measure import median, ms, rank
-from .rates import BARE, OURS, Rates, a_second, a_task, measure_rounds
+from .rates import BARE, OURS, Rates, a_second, a_task, measure_rounds, ratio_row
 from .recovery import FINISHED, Shooting
 from .row import Options, Row
 
@@ -88,18 +88,12 @@ def tls_rates(options: Options, there: Broker) -> Rates:
 
 def tls_row(options: Options, there: Broker) -> Row:
     measured = tls_rates(options, there)
-    ratio = measured.ratio(OURS, BARE, a_task)
-    return Row(
-        what="CPU per no-op task over TLS, 4 workers, all processes",
-        ours=f"{measured.median(OURS, a_task) * 1e6:.0f} us, {ratio:.2f}x bare pika over TLS",
-        target=f"{CPU:g}x",
-        reach=f"{CPU_REACH:g}x",
-        met=ratio <= CPU,
-        reached=ratio <= CPU_REACH,
-        peers={BARE: f"{measured.median(BARE, a_task) * 1e6:.0f} us"},
-        data={"rounds": measured.to_json(), "ratio": ratio},
+    return ratio_row(
+        measured, "CPU per no-op task over TLS, 4 workers, all processes", a_task,
+        (f"{CPU:g}x", CPU), (f"{CPU_REACH:g}x", CPU_REACH), its="bare pika over TLS",
+        data={"rounds": measured.to_json()},
         note=f"Tasks a second: {measured.ratio(OURS, BARE, a_second):.2f}x bare pika.",
-    )
+    )  # fmt: skip
 
 
 def recoveries(options: Options, there: Broker, reach: str, kills: int) -> tuple[list[float], list[float]]:

@@ -233,26 +233,55 @@ def no_op_rows(measured: Rates) -> list[Row]:
     return rows
 
 
-def _cost(measured: Rates) -> Row:
-    ratio = measured.ratio(OURS, BARE, a_task)
-    peers = {
-        name: f"{_us(measured.median(name, a_task))}, {measured.ratio(name, BARE, a_task):.2f}x"
-        for name in measured.names
-        if name not in (OURS, INFO)
-    }
+Limit = tuple[str, float]
+"""Of a ratio: as the table has it, and as it is judged."""
+
+
+def ratio_row(
+    measured: Rates,
+    what: str,
+    of: Callable[[Rate], float],
+    must: Limit,
+    ambition: Limit | None = None,
+    *,
+    ours: str = OURS,
+    other: str = BARE,
+    its: str = BARE,
+    words: Callable[[float], str] | None = None,
+    peers: Sequence[str] = (BARE,),
+    each: bool = False,
+    data: Mapping[str, Any] = {},
+    note: str = "",
+) -> Row:
+    """Our figure and its ratio to another's, called `its`. Of tasks a second (`a_second`) more is better, of CPU less.
+    `each`: everybody stands beside it with a ratio, and who does better than we is named; else `peers`, by figure."""
+    sign, usual = (-1, "{:,.0f}/s".format) if of is a_second else (1, _us)
+    told, reach = words or usual, ambition or ("", must[1])
+    ratio, mine = measured.ratio(ours, other, of), measured.median(ours, of)
+    names = [name for name in measured.names if name not in (OURS, INFO)] if each else peers
     return Row(
-        what="CPU per no-op task, 4 workers, all processes",
-        ours=f"{_us(measured.median(OURS, a_task))}, {ratio:.2f}x bare pika",
-        target="1.25x bare pika",
-        reach="1.10x",
-        met=ratio <= 1.25,
-        reached=ratio <= 1.10,
-        peers=peers,
-        better=_cheaper(measured),
-        data={"rounds": measured.to_json(), "ratio": ratio},
-        note="Log level warning for all. CPU clocks of all processes over some seconds of work, per task done in them."
-        + _forked(measured),
+        what=what,
+        ours=f"{told(mine)}, {ratio:.2f}x {its}",
+        target=must[0],
+        reach=reach[0],
+        met=sign * ratio <= sign * must[1],
+        reached=sign * ratio <= sign * reach[1],
+        peers={
+            name: told(measured.median(name, of)) + (f", {measured.ratio(name, other, of):.2f}x" if each else "")
+            for name in names
+        },
+        better=tuple(name for name in names if each and sign * measured.median(name, of) < sign * mine),
+        data={"ratio": ratio, **data},
+        note=note,
     )
+
+
+def _cost(measured: Rates) -> Row:
+    how = "Log level warning for all. CPU clocks of all processes over some seconds of work, per task done in them."
+    return ratio_row(
+        measured, "CPU per no-op task, 4 workers, all processes", a_task, ("1.25x bare pika", 1.25), ("1.10x", 1.10),
+        each=True, data={"rounds": measured.to_json()}, note=how + _forked(measured),
+    )  # fmt: skip
 
 
 def _forked(measured: Rates) -> str:
@@ -264,11 +293,6 @@ def _forked(measured: Rates) -> str:
         "process, which shares caches as our workers do, the same program costs "
         f"{_us(measured.median(FORKED, a_task))}."
     )
-
-
-def _cheaper(measured: Rates) -> tuple[str, ...]:
-    mine = measured.median(OURS, a_task)
-    return tuple(name for name in measured.names if name != INFO and measured.median(name, a_task) < mine)
 
 
 def _cost_beside(measured: Rates) -> list[Row]:
@@ -297,24 +321,8 @@ def _cost_beside(measured: Rates) -> list[Row]:
 
 
 def _pace(measured: Rates) -> Row:
-    ratio = measured.ratio(OURS, BARE, a_second)
-    mine = measured.median(OURS, a_second)
-    return Row(
-        what="no-op tasks a second, 4 workers",
-        ours=f"{mine:,.0f}/s, {ratio:.2f}x bare pika",
-        target="0.85x bare pika",
-        reach="0.95x",
-        met=ratio >= 0.85,
-        reached=ratio >= 0.95,
-        peers={
-            name: f"{measured.median(name, a_second):,.0f}/s, {measured.ratio(name, BARE, a_second):.2f}x"
-            for name in measured.names
-            if name not in (OURS, INFO)
-        },
-        better=tuple(
-            name for name in measured.names if name not in (OURS, INFO) and measured.median(name, a_second) > mine
-        ),
-        data={"ratio": ratio},
+    return ratio_row(
+        measured, "no-op tasks a second, 4 workers", a_second, ("0.85x bare pika", 0.85), ("0.95x", 0.95), each=True
     )
 
 
@@ -347,42 +355,27 @@ def _parent(measured: Rates) -> Row:
 
 
 def _log(measured: Rates) -> Row:
-    ratio = measured.ratio(INFO, BARE, a_task)
-    return Row(
-        what="CPU per no-op task with a log line for each",
-        ours=f"{_us(measured.median(INFO, a_task))}, {ratio:.2f}x bare pika, which logs nothing",
-        target="1.6x bare pika",
-        reach="1.4x",
-        met=ratio <= 1.6,
-        reached=ratio <= 1.4,
-        data={"ratio": ratio, "a_second": measured.median(INFO, a_second)},
+    return ratio_row(
+        measured, "CPU per no-op task with a log line for each", a_task, ("1.6x bare pika", 1.6), ("1.4x", 1.4),
+        ours=INFO, its="bare pika, which logs nothing", peers=(), data={"a_second": measured.median(INFO, a_second)},
         note="Level info, JSON, into a file; the others log at warning, that is: nothing.",
-    )
+    )  # fmt: skip
 
 
 def large_rows(measured: Rates) -> list[Row]:
     """The lines about bodies of 1 MB."""
     if not {OURS, BARE} <= set(measured.names):
         return []
-    pace, cost = measured.ratio(OURS, BARE, a_second), measured.ratio(OURS, BARE, a_task)
     return [
-        Row(
-            what="tasks a second with bodies of 1 MB",
-            ours=f"{measured.median(OURS, a_second):,.0f}/s, {pace:.2f}x bare pika",
-            target="0.9x bare pika",
-            met=pace >= 0.9,
-            peers={BARE: f"{measured.median(BARE, a_second):,.0f}/s"},
-            data={"rounds": measured.to_json(), "ratio": pace},
+        ratio_row(
+            measured, "tasks a second with bodies of 1 MB", a_second, ("0.9x bare pika", 0.9),
+            data={"rounds": measured.to_json()},
         ),
-        Row(
-            what="CPU per task with a body of 1 MB",
-            ours=f"{measured.median(OURS, a_task) * 1e3:.2f} ms, {cost:.2f}x bare pika",
-            target="1.1x bare pika",
-            met=cost <= 1 / 0.9,
-            peers={BARE: f"{measured.median(BARE, a_task) * 1e3:.2f} ms"},
-            data={"ratio": cost},
+        ratio_row(
+            measured, "CPU per task with a body of 1 MB", a_task, ("1.1x bare pika", 1 / 0.9),
+            words=lambda seconds: f"{seconds * 1e3:.2f} ms",
         ),
-    ]
+    ]  # fmt: skip
 
 
 def curve(options: Options) -> list[Row]:
