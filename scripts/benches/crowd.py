@@ -10,15 +10,16 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from supervisor.clock import now
 
 from .contenders import Pool, Workq
 from .footprint import GENTLY, PATIENCE, REST, WARM, await_consumers, mib
-from .measure import cpu, median, private, pss
+from .measure import Reading, private, pss
 from .progress import progress
 from .queues import channel, wait_depth
 from .row import Options, Row
@@ -64,7 +65,7 @@ def many(options: Options) -> list[Row]:
         for size, crowds in found.items():
             crowds.append(_crowd(contender, options, f"many-{size}-{turn}", size, seconds))
     few, all_ = found[4], found[MANY]
-    data = {"crowds": {str(size): [asdict(each) for each in crowds] for size, crowds in found.items()}}
+    data = {"crowds": {str(size): crowds for size, crowds in found.items()}}
     return [*crowd_rows(all_, data), flat_row(few, all_)]
 
 
@@ -79,19 +80,18 @@ def _crowd(contender: Workq, options: Options, name: str, size: int, seconds: fl
             contender.publish(options.node_url, name, [b""] * (WARM * size))
             wait_depth(link, name, 0, PATIENCE)
             time.sleep(3 * REST)
-            workers, before = pool.workers(), cpu([pool.root])[pool.root]
-            mine, at = cpu(workers), now()
+            workers = pool.workers()
+            before = Reading.take([pool.root, *workers])
             time.sleep(seconds)
-            elapsed = now() - at
-            after, parent = cpu(workers), cpu([pool.root])[pool.root]
+            after = Reading.take([pool.root, *workers])
             crowd = Crowd(
                 size,
                 consuming,
                 pss=sum(map(pss, workers)) / size,
                 private=sum(map(private, workers)) / size,
                 parent_pss=pss(pool.root),
-                parent_cpu=(parent - before) / elapsed,
-                worker_cpu=sum(after[pid] - mine[pid] for pid in workers) / size / elapsed,
+                parent_cpu=after.share(before, [pool.root]),
+                worker_cpu=after.share(before, workers) / size,
             )
             crowd.again = _kill_all(pool, link, name, size)
             return crowd

@@ -11,8 +11,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from supervisor.clock import now
@@ -31,7 +32,7 @@ from .contenders import (
     peers_venv,
     rounds_of,
 )
-from .measure import cpu, median, private, pss, wakeups
+from .measure import Reading, private, pss, wakeups
 from .notes import Notes
 from .progress import progress
 from .queues import channel, wait_depth
@@ -289,7 +290,7 @@ def idle_row(found: Mapping[str, Sequence[Idling]], seconds: float) -> Row:
         reached=calm and most <= IDLE_REACH,
         peers={name: str(each) for name, each in typical.items() if name != OURS},
         better=tuple(name for name, each in typical.items() if each.cpu < ours.cpu),
-        data={name: [asdict(each) for each in values] for name, values in found.items()},
+        data=found,
         note="After 400 tasks; wake-ups are context switches of all threads of a process.",
     )
 
@@ -298,14 +299,13 @@ def idling_of(pools: Mapping[str, Pool], seconds: float) -> dict[str, Idling]:
     """How these idle, over the same time. Raises BenchError when a process comes or goes meanwhile."""
     families = {name: pool.family() for name, pool in pools.items()}
     everyone = [pid for family in families.values() for pid in family]
-    began, spent, woken = now(), cpu(everyone), {pid: wakeups(pid) for pid in everyone}
+    before, woken = Reading.take(everyone), {pid: wakeups(pid) for pid in everyone}
     time.sleep(seconds)
-    elapsed, spent_then, woken_then = now() - began, cpu(everyone), {pid: wakeups(pid) for pid in everyone}
-    if missing := [pid for pid in everyone if pid not in spent_then]:
-        raise BenchError(f"{len(missing)} processes have ended while they were idle")
+    after, woken_then = Reading.take(everyone), {pid: wakeups(pid) for pid in everyone}
+    elapsed = after.at - before.at
     return {
         name: Idling(
-            sum(spent_then[pid] - spent[pid] for pid in family) / elapsed,
+            after.share(before, family),
             {f"{comm(pid)} {pid}": (woken_then[pid] - woken[pid]) / elapsed for pid in family},
         )
         for name, family in families.items()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Final
 
 from .births import births
 from .contenders import BarePika, Workq
 from .footprint import mib, pool_pss
-from .measure import median, ms
+from .measure import ms
 from .network import broker, recoveries, tls_rates
 from .rates import BARE, INFO, OURS, Rates, a_second, a_task, measure_rounds
 from .recovery import FINISHED, Shooting

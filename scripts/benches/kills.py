@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import median
 from typing import Final
 
 from .contenders import Celery, Contender, Dramatiq, Supervisord, Workq, chosen
-from .measure import median
 from .row import Options, Row
 from .trials import Trial, attempt, figures, trials
 

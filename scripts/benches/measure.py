@@ -5,10 +5,9 @@ Everything here is read while the processes run, without touching them: the kern
 
 from __future__ import annotations
 
-import math
 import os
 import platform
-import statistics
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from supervisor.clock import now
-from supervisor.commands.node import Installation, find_installation
+from supervisor.commands.node import find_installation
 
 from .contenders import contenders
 from .row import BenchError
@@ -85,9 +84,8 @@ def wakeups(pid: int) -> int:
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError):
-                for line in (task / "status").read_text().splitlines():
-                    if "ctxt_switches" in line:
-                        switches += int(line.split()[1])
+                counts = re.findall(r"ctxt_switches:\s*(\d+)", (task / "status").read_text())
+                switches += sum(map(int, counts))
     return switches
 
 
@@ -101,12 +99,12 @@ class Reading:
     at: float
     """Monotonic seconds."""
     ready: int
-    """Messages in the queue."""
+    """Messages in the queue, if it was looked at."""
     cpu: Mapping[int, float]
     """Of every process, by pid, in seconds."""
 
     @classmethod
-    def take(cls, pids: Sequence[int], ready: int) -> Reading:
+    def take(cls, pids: Sequence[int], ready: int = 0) -> Reading:
         return cls(now(), ready, cpu(pids))
 
     def spent(self, before: Reading, pids: Iterable[int] | None = None) -> float:
@@ -117,21 +115,12 @@ class Reading:
             raise BenchError("a process has come or gone while its CPU time was measured")
         return sum(self.cpu[pid] - before.cpu[pid] for pid in of)
 
+    def share(self, before: Reading, pids: Iterable[int]) -> float:
+        """Of one CPU, that these processes have used since an earlier reading. Raises BenchError like `spent`."""
+        return self.spent(before, pids) / (self.at - before.at)
+
 
 # -------------------------------------------------------------------------------------------------------- figures
-
-
-def median(values: Iterable[float]) -> float:
-    """Raises BenchError when there is none."""
-    known = list(values)
-    if not known:
-        raise BenchError("there is no figure to take the median of")
-    return statistics.median(known)
-
-
-def rank(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of them does not exceed (nearest rank)."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def ms(seconds: float) -> str:
@@ -139,40 +128,24 @@ def ms(seconds: float) -> str:
 
 
 def surroundings() -> dict[str, dict[str, Any]]:
-    """This machine, and the versions of all that is measured on it and with it."""
-    return {"machine": machine(), "versions": versions()}
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cpu": _cpu_model(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "kernel": f"{platform.system()} {platform.release()}",
-    }
-
-
-def versions() -> dict[str, str]:
-    """In words, by whose they are."""
+    """This machine, and the versions of all that is measured on it and with it: in words, by whose they are."""
+    model = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     broker = find_installation()
-    found = {"Python": platform.python_version(), "RabbitMQ": broker.version, "Erlang": _erlang(broker)}
-    found.update((each.name, each.version()) for each in contenders())
-    return found
-
-
-def _erlang(broker: Installation) -> str:
-    """Its release: `25`; empty when it cannot be asked."""
-    ask = "io:put_chars(erlang:system_info(otp_release)), halt()."
-    try:
-        done = subprocess.run(broker.command("erl", "-noshell", "-eval", ask), capture_output=True, text=True)
-    except OSError:
-        return ""
-    return done.stdout.strip()
-
-
-def _cpu_model() -> str:
+    erlang = ""  # its release, `25`, where it can be asked
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
+        ask = ("erl", "-noshell", "-eval", "io:put_chars(erlang:system_info(otp_release)), halt().")
+        erlang = subprocess.run(broker.command(*ask), capture_output=True, text=True).stdout.strip()
+    return {
+        "machine": {
+            "cpu": model[1].strip() if model else platform.machine(),
+            "cpus": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "kernel": f"{platform.system()} {platform.release()}",
+        },
+        "versions": {
+            "Python": platform.python_version(),
+            "RabbitMQ": broker.version,
+            "Erlang": erlang,
+            **{each.name: each.version() for each in contenders()},
+        },
+    }

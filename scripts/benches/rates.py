@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 from uuid import uuid4
 
 from supervisor.clock import now
 
 from .contenders import BarePika, Contender, Pool, Workq, chosen, contenders, rounds_of
-from .measure import Reading, cpu, median
+from .measure import Reading
 from .progress import say
 from .queues import channel, depth
 from .row import BenchError, Options, Row
@@ -102,9 +103,6 @@ class Rates:
         """`name` to `other` within a round; of all rounds the median."""
         return median(what(each[name]) / what(each[other]) for each in self.rounds if name in each and other in each)
 
-    def to_json(self) -> list[dict[str, dict[str, Any]]]:
-        return [{name: asdict(rate) for name, rate in each.items()} for each in self.rounds]
-
 
 def a_task(rate: Rate) -> float:
     return rate.a_task
@@ -144,7 +142,9 @@ def measure(
             if rest:
                 link.queue_purge(queue)
                 time.sleep(1.0)
-                resting = at_rest(parents, rest)
+                before = Reading.take(parents)
+                time.sleep(rest)
+                resting = Reading.take(parents).share(before, parents)
             return Rate(tasks, took, last.spent(first), last.spent(first, parents), resting)
     finally:
         with channel(url) as link:
@@ -160,14 +160,6 @@ def _last(link: Any, queue: str, pool: Pool, family: Sequence[int], until: float
         pool.demand_alive()
         # Looking costs the broker something; near the end it must be often enough not to miss it.
         time.sleep(max(0.002, min(0.02, until - now())))
-
-
-def at_rest(pids: Sequence[int], seconds: float) -> float:
-    """CPU seconds a second of these processes."""
-    before, begun = cpu(pids), now()
-    time.sleep(seconds)
-    after, ended = cpu(pids), now()
-    return (sum(after.values()) - sum(before.values())) / (ended - begun)
 
 
 def measure_rounds(
@@ -280,7 +272,7 @@ def _cost(measured: Rates) -> Row:
     how = "Log level warning for all. CPU clocks of all processes over some seconds of work, per task done in them."
     return ratio_row(
         measured, "CPU per no-op task, 4 workers, all processes", a_task, ("1.25x bare pika", 1.25), ("1.10x", 1.10),
-        each=True, data={"rounds": measured.to_json()}, note=how + _forked(measured),
+        each=True, data={"rounds": measured.rounds}, note=how + _forked(measured),
     )  # fmt: skip
 
 
@@ -369,7 +361,7 @@ def large_rows(measured: Rates) -> list[Row]:
     return [
         ratio_row(
             measured, "tasks a second with bodies of 1 MB", a_second, ("0.9x bare pika", 0.9),
-            data={"rounds": measured.to_json()},
+            data={"rounds": measured.rounds},
         ),
         ratio_row(
             measured, "CPU per task with a body of 1 MB", a_task, ("1.1x bare pika", 1 / 0.9),

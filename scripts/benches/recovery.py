@@ -17,12 +17,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from statistics import median_low
 from typing import Any, Final
 
 from supervisor.clock import now
 
 from .contenders import Celery, Contender, Pool, Supervisord, Workq, chosen, rounds_of
-from .measure import ms, rank
+from .measure import ms
 from .notes import Note, Notes
 from .progress import say
 from .row import BenchError, Options, Row
@@ -252,7 +253,7 @@ class Series:
         stalled = f"{self.stalls} of them not made good within {PATIENCE:g} s" if self.stalls else ""
         if not self.recoveries:
             return stalled.replace("of them", "kills")
-        typical, worst = rank(self.seconds, 0.5), max(self.seconds)
+        typical, worst = median_low(self.seconds), max(self.seconds)
         counted = len(self.recoveries) + self.stalls
         return f"{ms(typical)}, worst of {counted}: {stalled or ms(worst)}"
 
@@ -305,8 +306,8 @@ def recovery(options: Options) -> list[Row]:
 def recovery_row(workers: int, ours: str, found: Mapping[str, Series]) -> Row:
     """`found` by contender; `ours` is the name of our own."""
     parts = {name: parts_of(series.recoveries) for name, series in found.items()}
-    typical, worst = rank(found[ours].seconds, 0.5), max(found[ours].seconds)
-    way = ", ".join(f"{part} {ms(seconds['median'])}" for part, seconds in parts[ours].items())
+    typical, worst = median_low(found[ours].seconds), max(found[ours].seconds)
+    way = ", ".join(f"{part} {ms(seconds)}" for part, seconds in parts[ours].items())
     what = "to the next finished task" if workers == 1 else "to the first task finished by the replacement"
     return Row(
         what=f"SIGKILL {what}, {workers} worker{'s' * (workers > 1)}, import of 0.5 s",
@@ -316,7 +317,7 @@ def recovery_row(workers: int, ours: str, found: Mapping[str, Series]) -> Row:
         met=typical <= MEDIAN[workers] and worst < WORST,
         reached=typical <= AMBITION[workers],
         peers={name: series.words for name, series in found.items() if name != ours},
-        better=tuple(name for name, series in found.items() if series.seconds and rank(series.seconds, 0.5) < typical),
+        better=tuple(name for name, series in found.items() if series.seconds and median_low(series.seconds) < typical),
         data={
             "plot": "recovery",
             "series": {name: series.seconds for name, series in found.items() if series.seconds},
@@ -335,11 +336,7 @@ def fewer_of(ours: str, found: Mapping[str, Series]) -> str:
     return f"; kills: ours {kills[ours]}, {', '.join(fewer)}, for a peer needs seconds for each" if fewer else ""
 
 
-def parts_of(recoveries: Sequence[Recovery]) -> dict[str, dict[str, float]]:
-    """Seconds from the kill to each thing that was reached."""
-    found: dict[str, dict[str, float]] = {}
-    for part in _WAY:
-        values = [each.reached[part] for each in recoveries if part in each.reached]
-        if values:
-            found[part] = {"median": rank(values, 0.5), "p95": rank(values, 0.95), "worst": max(values)}
-    return found
+def parts_of(recoveries: Sequence[Recovery]) -> dict[str, float]:
+    """Seconds from the kill to each thing that was reached, medians."""
+    times = {part: [each.reached[part] for each in recoveries if part in each.reached] for part in _WAY}
+    return {part: median_low(values) for part, values in times.items() if values}

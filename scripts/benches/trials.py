@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from supervisor.clock import now
 
 from .contenders import Contender, Pool, Workq, rounds_of
-from .measure import median
 from .notes import Note, Notes, Run, runs
 from .progress import say
 from .row import BenchError, Options, Row
