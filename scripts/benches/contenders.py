@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -57,7 +57,9 @@ start what was changed last."""
 STOP_SECONDS: Final = 8.0
 """How long a pool may take to leave on SIGTERM before it is killed."""
 PATIENCE: Final = 30.0
-"""Seconds to wait for what takes milliseconds."""
+"""Seconds to wait for what takes milliseconds, or a few seconds with some."""
+GENTLY: Final = 0.05
+"""Seconds between two looks: meanwhile the processors have something else to do."""
 
 
 # ---------------------------------------------------------------------------------------------------------- pool
@@ -95,23 +97,49 @@ class Pool:
         workers = set(self.workers())
         return [pid for pid in self.family() if pid not in workers]
 
+    def wait(
+        self, happens: Callable[[], object], otherwise: str, timeout: float = PATIENCE, every: float = 0.02
+    ) -> None:
+        """Until this happens; look every so many seconds, or all the time (0). Raises BenchError when it has not
+        happened after `timeout` seconds (`otherwise`: what has not), and when the top process has left."""
+        deadline = now() + timeout
+        while not happens():
+            self.demand_alive()
+            if now() > deadline:
+                raise BenchError(
+                    f"{self._contender.name}: {otherwise} after {timeout:g} s; its output ends:\n{self.tail()}"
+                )
+            if every:
+                time.sleep(every)
+
     def await_ready(self, timeout: float = 60.0) -> None:
         """Until all its workers are there and consume. `timeout` in seconds. Raises BenchError."""
         consumers = self._contender.consumers(self.size)
-        deadline = now() + timeout
         with connection(self._url) as link:
             channel = link.channel()
-            while True:
+
+            def is_ready() -> bool:
+                nonlocal channel
                 try:
                     method: Any = channel.queue_declare(self._name, passive=True).method
-                    if method.consumer_count >= consumers and len(self.workers()) >= self.size:
-                        return
                 except pika.exceptions.ChannelClosedByBroker:
                     channel = link.channel()  # not declared yet
-                self.demand_alive()
-                if now() > deadline:
-                    raise BenchError(f"{self._contender.name} is not ready after {timeout:g} s:\n{self.tail()}")
-                time.sleep(0.02)
+                    return False
+                return int(method.consumer_count) >= consumers and len(self.workers()) >= self.size
+
+            self.wait(is_ready, f"not all of {self.size} workers are ready", timeout)
+
+    def await_consumers(self, link: Any, dead: Collection[int] = (), every: float = GENTLY) -> None:
+        """Until the broker, asked on the channel `link`, counts exactly as many consumers as there shall be workers,
+        and so many workers are there, none of them `dead`. The queue must exist. Raises BenchError."""
+
+        def consume() -> bool:
+            if link.queue_declare(self._name, passive=True).method.consumer_count != self.size:
+                return False
+            workers = self.workers()
+            return len(workers) == self.size and set(workers).isdisjoint(dead)
+
+        self.wait(consume, f"not all of {self.size} workers consume", 60.0, every)
 
     def demand_alive(self) -> None:
         """Raises BenchError when the top process has left."""

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from supervisor.clock import now
 
-from .contenders import Pool, Workq
-from .footprint import GENTLY, PATIENCE, REST, WARM, await_consumers, mib
+from .contenders import GENTLY, Pool, Workq
+from .footprint import PATIENCE, REST, WARM, mib
 from .measure import Reading, private, pss
 from .progress import progress
 from .queues import channel, wait_depth
@@ -75,7 +75,7 @@ def _crowd(contender: Workq, options: Options, name: str, size: int, seconds: fl
         link.queue_declare(name, durable=True)
         began = now()
         with contender.running(options.node_url, name, size, place) as pool:
-            await_consumers(pool, link, name, size, began)
+            pool.await_consumers(link)
             consuming = now() - began
             contender.publish(options.node_url, name, [b""] * (WARM * size))
             wait_depth(link, name, 0, PATIENCE)
@@ -93,7 +93,7 @@ def _crowd(contender: Workq, options: Options, name: str, size: int, seconds: fl
                 parent_cpu=after.share(before, [pool.root]),
                 worker_cpu=after.share(before, workers) / size,
             )
-            crowd.again = _kill_all(pool, link, name, size)
+            crowd.again = _kill_all(pool, link)
             return crowd
 
 
@@ -102,20 +102,21 @@ def killed_at_once(contender: Workq, url: str, place: Path, name: str, size: int
     with channel(url) as link:
         link.queue_declare(name, durable=True)
         with contender.running(url, name, size, place / name) as pool:
-            await_consumers(pool, link, name, size, now())
+            pool.await_consumers(link)
             contender.publish(url, name, [b""] * (WARM * size))
             wait_depth(link, name, 0, PATIENCE)
             time.sleep(REST)
-            return _kill_all(pool, link, name, size, every=0.005)
+            return _kill_all(pool, link, every=0.005)
 
 
-def _kill_all(pool: Pool, link: Any, name: str, size: int, every: float = GENTLY) -> float:
-    """SIGKILL to all workers at once; seconds until as many others consume."""
+def _kill_all(pool: Pool, link: Any, every: float = GENTLY) -> float:
+    """SIGKILL to all workers at once; seconds until as many others consume. `link` is there before: connecting is not
+    in it."""
     dead = set(pool.workers())
     killed = now()
     for pid in dead:
         os.kill(pid, signal.SIGKILL)
-    await_consumers(pool, link, name, size, killed, dead, every)
+    pool.await_consumers(link, dead, every=every)
     return now() - killed
 
 

@@ -10,11 +10,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
 from supervisor.clock import now
 
@@ -33,10 +33,10 @@ from .contenders import (
     rounds_of,
 )
 from .measure import Reading, private, pss, wakeups
-from .notes import Notes
+from .notes import Note, Notes
 from .progress import progress
 from .queues import channel, wait_depth
-from .row import BenchError, Options, Row
+from .row import Options, Row
 
 MIB: Final = 1 << 20
 WHOLE, WHOLE_REACH = 55 * MIB, 50 * MIB
@@ -48,8 +48,6 @@ PATIENCE: Final = 60.0
 """Seconds for what takes a few."""
 WARM: Final = 100
 """Tasks for each worker before anything is read, so that everybody has all in memory that a task needs."""
-GENTLY: Final = 0.05
-"""Seconds between two looks: meanwhile the processors have something else to do."""
 REST: Final = 3.0
 """Seconds after that, for timers of the start to run out."""
 
@@ -111,32 +109,11 @@ def reloaded(options: Options, name: str) -> Reloaded:
         own = sum(private(pid) for pid in pool.workers()) / 4
         before, old = sum(pss(pid) for pid in pool.family()), set(pool.workers())
         os.kill(pool.root, signal.SIGHUP)
-        await_consumers(pool, link, name, 4, now(), old)
+        pool.await_consumers(link, old)
         Workq().publish(options.node_url, name, [b""] * (4 * WARM))
         wait_depth(link, name, 0, PATIENCE)
         time.sleep(REST)
         return Reloaded(own, before, sum(pss(pid) for pid in pool.family()))
-
-
-def await_consumers(
-    pool: Pool,
-    link: Any,
-    name: str,
-    size: int,
-    since: float,
-    dead: set[int] | None = None,
-    every: float = GENTLY,
-) -> None:
-    """Until the broker counts so many consumers, and there are so many workers that are not `dead`."""
-    while True:
-        if link.queue_declare(name, passive=True).method.consumer_count == size:
-            workers = pool.workers()
-            if len(workers) == size and not (dead and dead.intersection(workers)):
-                return
-        pool.demand_alive()
-        if now() - since > PATIENCE:
-            raise BenchError(f"not all of {size} workers consume after {PATIENCE:g} s; the log ends:\n{pool.tail()}")
-        time.sleep(every)
 
 
 def own_row(found: Sequence[Reloaded]) -> Row:
@@ -350,17 +327,14 @@ def _start(contender: Contender, options: Options, name: str) -> float:
     place = options.place / name
     place.mkdir()
     contender.publish(options.node_url, name, [b"x 1"])
-    notes = Notes(place / "notes")
-    began = now()
-    with contender.running(options.node_url, name, 4, place, {"BENCH_NOTES": str(notes.path)}) as pool:
-        try:
-            while True:
-                for note in notes.read():
-                    if note.has_ended:
-                        return note.at - began
-                pool.demand_alive()
-                if now() - began > PATIENCE:
-                    raise BenchError(f"{contender.name} has done nothing after {PATIENCE:g} s:\n{pool.tail()}")
-                time.sleep(0.02)
-        finally:
-            notes.close()
+    ended: list[Note] = []
+    with closing(Notes(place / "notes")) as notes:
+
+        def is_done() -> bool:
+            ended.extend(note for note in notes.read() if note.has_ended)
+            return bool(ended)
+
+        began = now()
+        with contender.running(options.node_url, name, 4, place, {"BENCH_NOTES": str(notes.path)}) as pool:
+            pool.wait(is_done, "it has done nothing", PATIENCE)
+            return ended[0].at - began

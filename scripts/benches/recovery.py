@@ -12,22 +12,21 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import median_low
-from typing import Any, Final
+from typing import Final
 
 from supervisor.clock import now
 
-from .contenders import Celery, Contender, Pool, Supervisord, Workq, chosen, rounds_of
+from .contenders import GENTLY, PATIENCE, Celery, Contender, Pool, Supervisord, Workq, chosen, rounds_of
 from .measure import ms
 from .notes import Note, Notes
 from .progress import say
 from .row import BenchError, Options, Row
-from .trials import PATIENCE
 
 IMPORT: Final = 0.5
 """Seconds that the import of the handler takes."""
@@ -37,7 +36,6 @@ KILLED_AFTER: Final = (0.02, 0.12)
 """Seconds between which the instant of a kill is drawn, once the pool is whole."""
 QUIET: Final = 0.15
 """Seconds after a kill in which nothing is looked at: that would take the processor from the recovery."""
-LOOK_EVERY: Final = 0.05
 BACKLOG: Final = 4000
 """Tasks in the queue at the least when a worker is killed. Nothing is published while its replacement is awaited."""
 STALLS: Final = 3
@@ -148,9 +146,9 @@ class Shooting:
     def _kill_one(self, pool: Pool) -> Recovery:
         """Kill one worker at a random instant of a task, and see what followed."""
         living = self._crew.living
-        self._await(pool, self._is_whole, "not all workers are at work")
+        pool.wait(self._is_whole, "not all workers are at work", every=GENTLY)
         self._fill()
-        self._await(pool, self._candidates, "no worker is old enough")
+        pool.wait(self._candidates, "no worker is old enough", every=GENTLY)
         victim = random.choice(self._candidates())
         time.sleep(random.uniform(*KILLED_AFTER))
         killed = self._shoot(pool, victim)
@@ -169,7 +167,7 @@ class Shooting:
             after.extend(self._crew.look())
             return heir() is not None and (hand is None or any(note.number == hand for note in ends()))
 
-        self._await(pool, is_over, "nobody has taken the dead worker's place and its task")
+        pool.wait(is_over, "nobody has taken the dead worker's place and its task", every=GENTLY)
         new = heir()
         assert new is not None
         reached = {BEGUN: new.first_begun - killed, FINISHED: new.first_ended - killed, NEXT: ends()[0].at - killed}
@@ -189,15 +187,13 @@ class Shooting:
 
     def _shoot(self, pool: Pool, victim: Worker) -> float:
         """SIGKILL in the middle of a task. Returns when."""
-        look = self._crew.look
-        look()  # it may have much to read; the next ones are quick
-        until = now() + PATIENCE
-        while True:
-            look()
-            if victim.hand is not None:
-                break
-            if now() > until:
-                raise self._failed(pool, f"process {victim.pid} does not begin another task")
+        self._crew.look()  # it may have much to read; the next ones are quick
+
+        def is_at_work() -> bool:
+            self._crew.look()
+            return victim.hand is not None
+
+        pool.wait(is_at_work, f"process {victim.pid} has not begun another task", every=0)
         at = now()
         os.kill(victim.pid, signal.SIGKILL)
         return at
@@ -207,18 +203,6 @@ class Shooting:
             numbers = range(self._published, self._published + 2 * BACKLOG)
             self._contender.publish(self._url, self._name, [b"%g %d" % (TASK, number) for number in numbers])
             self._published += len(numbers)
-
-    def _await(self, pool: Pool, happens: Callable[[], Any], otherwise: str) -> None:
-        until = now() + PATIENCE
-        while not happens():
-            if now() > until or not pool.alive:
-                raise self._failed(pool, otherwise)
-            time.sleep(LOOK_EVERY)
-
-    def _failed(self, pool: Pool, why: str) -> BenchError:
-        if not pool.alive:
-            return BenchError(f"{self._contender.name} has left ({why}); its output ends:\n{pool.tail()}")
-        return BenchError(f"{self._contender.name}: {why} after {PATIENCE:g} s; its output ends:\n{pool.tail()}")
 
 
 def add_parts(recoveries: list[Recovery], log: Path, wall: float) -> None:

@@ -21,8 +21,6 @@ from .notes import Note, Notes, Run, runs
 from .progress import say
 from .row import BenchError, Options, Row
 
-PATIENCE: Final = 30.0
-"""Seconds for what takes milliseconds, or a few seconds elsewhere."""
 GATE: Final = 4.0
 """Seconds that every worker is kept by a first task of its own, while the tasks that count are published: then all
 begin at the same time, with the whole queue before them, and how long a pool takes to start does not matter."""
@@ -113,14 +111,15 @@ def attempt(
 
 def await_gates(pool: Pool, notes: Notes, workers: int) -> float:
     """Until every worker has its first task in flight. Returns when the first of them got it."""
-    until = now() + PATIENCE
     seen: list[Note] = []
-    while len({note.pid for note in seen}) < workers:
-        pool.demand_alive()
-        seen += notes.read()
-        if now() > until or any(note.has_ended for note in seen):
-            raise BenchError(f"{pool.tail()}\nnot all of {workers} workers began within {GATE:g} s of each other")
-        time.sleep(0.02)
+
+    def is_decided() -> bool:
+        seen.extend(notes.read())
+        return len({note.pid for note in seen}) >= workers or any(note.has_ended for note in seen)
+
+    pool.wait(is_decided, f"not all of {workers} workers have begun")
+    if any(note.has_ended for note in seen):
+        raise BenchError(f"{pool.tail()}\nnot all of {workers} workers began within {GATE:g} s of each other")
     return min(note.at for note in seen)
 
 
