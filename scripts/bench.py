@@ -20,8 +20,8 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -91,28 +91,10 @@ class Finding:
     """Where the peers had fewer."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "rounds": self.rounds,
-            "peer_rounds": self.peer_rounds,
-            "seconds": round(self.seconds, 1),
-            "load": round(self.load, 2),
-            "error": self.error,
-            "rows": [row.to_json() for row in self.rows],
-        }
+        return asdict(self)
 
 
 # ------------------------------------------------------------------------------------------------------ running
-
-
-@contextlib.contextmanager
-def node(place: Path) -> Iterator[LocalNode]:
-    """A private broker with nothing in it."""
-    broker = LocalNode(place)
-    try:
-        broker.start()
-        yield broker
-    finally:
-        broker.kill()
 
 
 def run(name: str, arguments: argparse.Namespace) -> Finding:
@@ -120,13 +102,16 @@ def run(name: str, arguments: argparse.Namespace) -> Finding:
     bench = GUARD if name == "guard" else BENCHES[name]
     rounds = arguments.rounds or (bench.quick if arguments.quick else bench.rounds) or 1
     peers = bench.peers if bench.peers < rounds else 0
-    finding = Finding([], rounds, 0.0, os.getloadavg()[0], peer_rounds=peers)
+    finding = Finding([], rounds, 0.0, round(os.getloadavg()[0], 2), peer_rounds=peers)
     began = now()
     with tempfile.TemporaryDirectory(prefix="workq-bench-", ignore_cleanup_errors=True) as temporary:
         place = Path(temporary) / name
         place.mkdir()
         try:
-            with node(Path(temporary) / "node") as broker:
+            with contextlib.ExitStack() as stack:
+                broker = LocalNode(Path(temporary) / "node")
+                stack.callback(broker.kill)  # quicker than to stop it: it is needed no more
+                broker.start()
                 options = Options(broker.url, place, rounds, arguments.quick, tuple(arguments.contenders), peers)
                 finding.rows = bench.function()(options)
         except (BenchError, NodeError) as error:
@@ -135,7 +120,7 @@ def run(name: str, arguments: argparse.Namespace) -> Finding:
             finding.error = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         finally:
-            finding.seconds = now() - began
+            finding.seconds = round(now() - began, 1)
     return finding
 
 
@@ -180,14 +165,6 @@ def guard(once: Callable[[], Finding]) -> int:
 # ------------------------------------------------------------------------------------------------- command line
 
 
-def count(text: str) -> int:
-    """For argparse, which turns a ValueError into a sentence."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     listed = "\n".join(f"  {name:<10}{bench.what}" for name, bench in BENCHES.items())
     parser = argparse.ArgumentParser(
@@ -197,7 +174,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure [everything]")
-    parser.add_argument("--rounds", type=count, metavar="N", help="how often [what is right for each bench]")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often [what is right for each bench]")
     parser.add_argument("--quick", action="store_true", help="less of everything, to see that it works")
     parser.add_argument(
         "--contender",
@@ -219,6 +196,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no bench is called {unknown[0]}; there are: {', '.join(BENCHES)}, guard")
     if "guard" in arguments.names and len(arguments.names) > 1:
         parser.error("guard runs alone")
+    if arguments.rounds is not None and arguments.rounds < 1:
+        parser.error("argument --rounds: at least 1")
     # The document tells of everything, measured in one way: a part of it, or a quick look, is for the terminal.
     arguments.write = not (arguments.names or arguments.quick or arguments.rounds or arguments.contenders)
     return arguments
