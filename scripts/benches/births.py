@@ -10,9 +10,25 @@ import pika
 from supervisor import Publisher
 from supervisor.clock import now
 
+from .contenders import Workq
 from .login import parameters
-from .recovery import TASK
-from .row import BenchError
+from .recovery import FINISHED, TASK, Shooting
+from .row import BenchError, Options
+
+
+def beside_births(
+    options: Options, name: str, kills: int, *, before: int, after: int = 0, reach: str | None = None
+) -> tuple[list[float], list[float]]:
+    """Seconds of ours, from the SIGKILL of the one worker to the next finished task; and of bare workers, from the fork
+    to the first: so many `before` the kills, so many `after` them. `reach`: how workers reach the broker, if not by
+    `options.node_url`."""
+    way = reach or options.node_url
+    place = options.place / name
+    place.mkdir()
+    bare = births(options.node_url, way, before)
+    shooting = Shooting(Workq("info", reach), 1, options.node_url, name, place)
+    ours = [each.reached[FINISHED] for each in shooting.run(kills)]
+    return ours, bare + births(options.node_url, way, after)
 
 
 def births(url: str, reach: str, count: int) -> list[float]:

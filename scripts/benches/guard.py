@@ -12,13 +12,12 @@ from dataclasses import replace
 from statistics import median
 from typing import Final
 
-from .births import births
+from .births import beside_births
 from .contenders import BarePika, Workq
 from .footprint import mib, pool_pss
 from .measure import ms
-from .network import broker, recoveries, tls_rates
+from .network import broker, tls_rates
 from .rates import BARE, INFO, OURS, Rates, a_second, a_task, measure_rounds
-from .recovery import FINISHED, Shooting
 from .row import Options, Row
 
 CPU: Final = 1.6
@@ -38,6 +37,8 @@ SECONDS: Final = 2.0
 KILLS: Final = 24
 BIRTHS: Final = 12
 """Bare workers that are born before the kills, and as many after them."""
+FAR_BIRTHS: Final = 10
+"""The same at a round trip of 10 ms, before the kills only."""
 
 
 def guard(options: Options) -> list[Row]:
@@ -45,10 +46,12 @@ def guard(options: Options) -> list[Row]:
     everybody = [BarePika(), Workq(), Workq("info")]
     measured = measure_rounds(options, everybody, seconds=SECONDS, rest=SECONDS)
     memory = {each.name: pool_pss(each, options, f"guard-pss-{each.slug}", 4) for each in (BarePika(), Workq())}
-    near = recovery_row(*_recovery(options))
+    near = recovery_row(*beside_births(options, "near", KILLS, before=BIRTHS, after=BIRTHS))
     with broker(options.place / "network") as there:
-        far = far_row(*recoveries(replace(options, node_url=there.url), there, there.far, KILLS))
-        over_tls = tls_rates(replace(options, node_url=there.url), there).ratio(OURS, BARE, a_task)
+        away = replace(options, node_url=there.url)
+        kills, births = beside_births(away, "far", KILLS, before=FAR_BIRTHS, reach=there.far)
+        far = recovery_row(kills, births, FAR, " at a round trip of 10 ms")
+        over_tls = tls_rates(away, there).ratio(OURS, BARE, a_task)
     return [*rate_rows(measured), near, memory_row(memory[OURS], memory[BARE]), tls_row(over_tls), far]
 
 
@@ -66,25 +69,14 @@ def rate_rows(measured: Rates) -> list[Row]:
     ]
 
 
-def recovery_row(recoveries: Sequence[float], births: Sequence[float]) -> Row:
+def recovery_row(recoveries: Sequence[float], births: Sequence[float], most: float = RECOVERY, where: str = "") -> Row:
     """Both in seconds."""
     ours, bare = median(recoveries), median(births)
     return _row(
-        f"SIGKILL to the next finished task, 1 worker, median of {len(recoveries)}",
-        f"{ms(ours)}, {ours / bare:.1f}x the fork, connection and first task of a bare worker ({ms(bare)})",
-        f"at most {RECOVERY:g}x",
-        ours <= RECOVERY * bare,
-    )
-
-
-def far_row(recoveries: Sequence[float], births: Sequence[float]) -> Row:
-    """Both in seconds."""
-    ours, bare = median(recoveries), median(births)
-    return _row(
-        "the same at a round trip of 10 ms",
-        f"{ms(ours)}, {ours / bare:.2f}x that of a bare worker ({ms(bare)})",
-        f"at most {FAR:g}x",
-        ours <= FAR * bare,
+        f"SIGKILL to the next finished task{where}, 1 worker, median of {len(recoveries)}",
+        f"{ms(ours)}, {ours / bare:.2f}x the fork, connection and first task of a bare worker ({ms(bare)})",
+        f"at most {most:g}x",
+        ours <= most * bare,
     )
 
 
@@ -105,12 +97,3 @@ def memory_row(ours: float, bare: float) -> Row:
 
 def _row(what: str, ours: str, bound: str, met: bool) -> Row:
     return Row(what=what, ours=ours, target=bound, met=met, reached=met)
-
-
-def _recovery(options: Options) -> tuple[list[float], list[float]]:
-    place = options.place / "recovery"
-    place.mkdir()
-    bare = births(options.node_url, options.node_url, BIRTHS)
-    kills = Shooting(Workq("info"), 1, options.node_url, "guard-recovery", place).run(KILLS)
-    bare += births(options.node_url, options.node_url, BIRTHS)
-    return [each.reached[FINISHED] for each in kills], bare

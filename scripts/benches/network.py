@@ -17,12 +17,11 @@ from supervisor.commands.node import LocalNode, Port
 from tests.certificates import Authority
 from tests.proxy import Proxy
 
-from .births import births
+from .births import beside_births
 from .contenders import BarePika, Workq
 from .crowd import killed_at_once
 from .measure import ms
 from .rates import BARE, OURS, Rates, a_second, a_task, measure_rounds, ratio_row
-from .recovery import FINISHED, Shooting
 from .row import Options, Row
 
 ROUND_TRIP: Final = 0.010
@@ -77,8 +76,8 @@ def network(options: Options) -> list[Row]:
         rounds = replace(near, rounds=1 if options.quick else max(2, options.rounds // 5))
         return [
             tls_row(rounds, there),
-            _recovery(near, "a round trip of 10 ms", there, there.far, PLAIN, PLAIN_REACH),
-            _recovery(near, "TLS and a round trip of 10 ms", there, there.far_tls, TLS, TLS_REACH),
+            _recovery(near, "a round trip of 10 ms", "far", there.far, PLAIN, PLAIN_REACH),
+            _recovery(near, "TLS and a round trip of 10 ms", "far-tls", there.far_tls, TLS, TLS_REACH),
             _herd(rounds, there),
         ]
 
@@ -97,18 +96,8 @@ def tls_row(options: Options, there: Broker) -> Row:
     )  # fmt: skip
 
 
-def recoveries(options: Options, there: Broker, reach: str, kills: int) -> tuple[list[float], list[float]]:
-    """Seconds of ours, from the SIGKILL of the one worker to the next finished task; and of bare workers, from the fork
-    to the first."""
-    place = options.place / Path(reach).name
-    place.mkdir(exist_ok=True)
-    bare = births(there.url, reach, BIRTHS)
-    shooting = Shooting(Workq("info", reach), 1, there.url, f"far-{len(list(options.place.iterdir()))}", place)
-    return [each.reached[FINISHED] for each in shooting.run(kills)], bare
-
-
-def _recovery(options: Options, where: str, there: Broker, reach: str, target: float, ambition: float) -> Row:
-    ours, bare = recoveries(options, there, reach, options.rounds)
+def _recovery(options: Options, where: str, name: str, reach: str, target: float, ambition: float) -> Row:
+    ours, bare = beside_births(options, name, options.rounds, before=BIRTHS, reach=reach)
     typical = median(ours)
     return Row(
         what=f"SIGKILL to the next finished task at {where}, 1 worker, import of 0.5 s",
