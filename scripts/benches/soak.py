@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -73,13 +74,13 @@ def soak(options: Options) -> list[Row]:
     ):
         pool.await_ready()
         began = now()
-        supply = Supply(contender, options.node_url, name, total)
-        supply.start()
-        spared = min(pool.workers())
-        try:
-            _strain(pool, link, name, spared, supply, found)
-        finally:
-            supply.stop()
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as executor:
+            published = executor.submit(supply, contender, options.node_url, name, total, stop)
+            try:
+                _strain(pool, link, name, min(pool.workers()), published, found)
+            finally:
+                stop.set()
         found.seconds = now() - began
         done = tally(notes, total)
         # The last ones may be in the hand of a worker that has just been killed, or waiting for another try.
@@ -97,51 +98,33 @@ def _numbered(first: int, after: int) -> list[bytes]:
     return [b"x %d" % number for number in range(first, after)]
 
 
-class Supply(threading.Thread):
-    """Publishes while the pool works: so many tasks in all, so many ahead."""
-
-    def __init__(self, contender: Contender, url: str, name: str, total: int) -> None:
-        super().__init__(daemon=True)
-        self._contender, self._url, self._name, self._total = contender, url, name, total
-        self._stopped = threading.Event()
-        self.published = min(total, 2 * AHEAD)
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            with channel(self._url) as link:
-                while self.published < self._total and not self._stopped.wait(0.2):
-                    if depth(link, self._name) < AHEAD:
-                        upto = min(self._total, self.published + AHEAD // 2)
-                        self._contender.publish(self._url, self._name, _numbered(self.published, upto))
-                        self.published = upto
-        except Exception as error:
-            self.error = error
-
-    @property
-    def is_done(self) -> bool:
-        return self.published >= self._total
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join(PATIENCE)
-        if self.error is not None:
-            raise BenchError(f"publishing has failed: {self.error}")
+def supply(contender: Contender, url: str, name: str, total: int, stop: threading.Event) -> None:
+    """Publish while the pool works, `AHEAD` tasks ahead of it, until there were `total`, or until `stop`."""
+    published = min(total, 2 * AHEAD)
+    with channel(url) as link:
+        while published < total and not stop.wait(0.2):
+            if depth(link, name) < AHEAD:
+                upto = min(total, published + AHEAD // 2)
+                contender.publish(url, name, _numbered(published, upto))
+                published = upto
 
 
-def _strain(pool: Pool, link: Any, name: str, spared: int, supply: Supply, found: Soak) -> None:
-    """A kill and a look a second until the queue is empty."""
+def _strain(pool: Pool, link: Any, name: str, spared: int, published: Future[None], found: Soak) -> None:
+    """A kill and a look a second until all is published and the queue is empty. Raises what has ended the publishing
+    before."""
     began = now()
-    while not (supply.is_done and depth(link, name) == 0):
+    while True:
+        if published.done():
+            published.result()
+            if depth(link, name) == 0:
+                break
         time.sleep(1.0)
         pool.demand_alive()
         if now() - began > LIMIT:
             raise BenchError(f"{depth(link, name)} tasks are left after {LIMIT:g} s; the log ends:\n{pool.tail()}")
-        if supply.error is not None:
-            return
         workers = [pid for pid in pool.workers() if pid != spared]
         found.samples.append({"at": now() - began, "rss": _by_role(pool, spared, workers)})
-        say(f"soak: {found.samples[-1]['at']:.0f} s, {supply.published} published, {found.kills} kills")
+        say(f"soak: {found.samples[-1]['at']:.0f} s, {found.kills} kills")
         if workers:
             os.kill(random.choice(workers), signal.SIGKILL)
             found.kills += 1
