@@ -360,7 +360,7 @@ def test_a_lost_task_is_no_success() -> None:
 
 
 def a_crowd(workers: int, **other: float) -> crowd.Crowd:
-    usual = {"consuming": 3.0, "pss": 8e6, "private": 6e6, "parent_pss": 3e7, "parent_cpu": 0.01, "worker_cpu": 0.0001}
+    usual = {"consuming": 3.0, "pss": 8e6, "private": 6e6, "parent_cpu": 0.01, "worker_cpu": 0.0001}
     return crowd.Crowd(workers, **{**usual, "again": 3.0, **other})
 
 
@@ -375,7 +375,7 @@ def test_a_worker_of_a_crowd_must_not_cost_more_than_one_of_four(other: dict[str
     ("other", "broken"), [({}, []), ({"consuming": 6.1}, [0]), ({"parent_cpu": 0.021}, [1]), ({"again": 8.1}, [2])]
 )
 def test_a_crowd_is_judged_by_its_worst_round(other: dict[str, float], broken: list[int]) -> None:
-    rows = crowd.crowd_rows([a_crowd(256), a_crowd(256, **other)], {})
+    rows = crowd.crowd_rows([a_crowd(256), a_crowd(256, **other)])
     assert [number for number, row in enumerate(rows) if not row.met] == broken
 
 
