@@ -70,30 +70,6 @@ class Worker:
     """The number of the task that it has in flight."""
 
 
-class Crew:
-    """The processes that have worked, as far as they have been looked at."""
-
-    def __init__(self, notes: Notes) -> None:
-        self._notes = notes
-        self.living: dict[int, Worker] = {}
-        self.ended = 0
-        """Tasks that have come to their end."""
-
-    def look(self) -> list[Note]:
-        """What is new."""
-        fresh = self._notes.read()
-        for note in fresh:
-            worker = self.living.get(note.pid)
-            if worker is None:
-                worker = self.living[note.pid] = Worker(note.pid, note.at)
-            worker.hand = None if note.has_ended else note.number
-            if note.has_ended:
-                worker.finished += 1
-                worker.first_ended = min(worker.first_ended, note.at)
-                self.ended += 1
-        return fresh
-
-
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """One kill, and what followed."""
@@ -121,7 +97,10 @@ class Shooting:
         self._place = place
         self._published = 0
         self._notes = Notes(place / "notes")
-        self._crew = Crew(self._notes)
+        self._living: dict[int, Worker] = {}
+        """By pid: those that have worked and were not killed, as far as it was looked."""
+        self._ended = 0
+        """Tasks that have come to their end."""
         self.recoveries: list[Recovery] = []
         self.has_killed = False
         """The pool was whole once, and a kill was made: what is wrong since then is the recovery."""
@@ -145,7 +124,7 @@ class Shooting:
 
     def _kill_one(self, pool: Pool) -> Recovery:
         """Kill one worker at a random instant of a task, and see what followed."""
-        living = self._crew.living
+        living = self._living
         pool.wait(self._is_whole, "not all workers are at work", every=GENTLY)
         self._fill()
         pool.wait(self._candidates, "no worker is old enough", every=GENTLY)
@@ -154,7 +133,7 @@ class Shooting:
         killed = self._shoot(pool, victim)
         self.has_killed = True
         time.sleep(QUIET)
-        after = self._crew.look()
+        after = self._look()
         hand = living.pop(victim.pid).hand
 
         def heir() -> Worker | None:
@@ -164,7 +143,7 @@ class Shooting:
             return [note for note in after if note.has_ended and note.at > killed]
 
         def is_over() -> bool:
-            after.extend(self._crew.look())
+            after.extend(self._look())
             return heir() is not None and (hand is None or any(note.number == hand for note in ends()))
 
         pool.wait(is_over, "nobody has taken the dead worker's place and its task", every=GENTLY)
@@ -175,22 +154,36 @@ class Shooting:
             reached[AGAIN] = next(note.at for note in ends() if note.number == hand) - killed
         return Recovery(victim.pid, new.pid, killed, hand is not None, reached)
 
+    def _look(self) -> list[Note]:
+        """What is new."""
+        fresh = self._notes.read()
+        for note in fresh:
+            worker = self._living.get(note.pid)
+            if worker is None:
+                worker = self._living[note.pid] = Worker(note.pid, note.at)
+            worker.hand = None if note.has_ended else note.number
+            if note.has_ended:
+                worker.finished += 1
+                worker.first_ended = min(worker.first_ended, note.at)
+                self._ended += 1
+        return fresh
+
     def _is_whole(self) -> bool:
         """Every worker has finished tasks of its own. (Ours restarts a slot later when one death follows another
         before anything is done; that is another story.)"""
-        self._crew.look()
-        living = self._crew.living
+        self._look()
+        living = self._living
         return len(living) == self._workers and all(each.finished >= 3 for each in living.values())
 
     def _candidates(self) -> list[Worker]:
-        return [each for each in self._crew.living.values() if now() - each.first_begun >= self._age]
+        return [each for each in self._living.values() if now() - each.first_begun >= self._age]
 
     def _shoot(self, pool: Pool, victim: Worker) -> float:
         """SIGKILL in the middle of a task. Returns when."""
-        self._crew.look()  # it may have much to read; the next ones are quick
+        self._look()  # it may have much to read; the next ones are quick
 
         def is_at_work() -> bool:
-            self._crew.look()
+            self._look()
             return victim.hand is not None
 
         pool.wait(is_at_work, f"process {victim.pid} has not begun another task", every=0)
@@ -199,7 +192,7 @@ class Shooting:
         return at
 
     def _fill(self) -> None:
-        if self._published - self._crew.ended < BACKLOG:
+        if self._published - self._ended < BACKLOG:
             numbers = range(self._published, self._published + 2 * BACKLOG)
             self._contender.publish(self._url, self._name, [b"%g %d" % (TASK, number) for number in numbers])
             self._published += len(numbers)
