@@ -32,11 +32,11 @@ from .contenders import (
     peers_venv,
     rounds_of,
 )
-from .measure import Reading, private, pss, wakeups
+from .measure import Reading, ms, private, pss, wakeups
 from .notes import Note, Notes
 from .progress import progress
 from .queues import channel, wait_depth
-from .row import Options, Row
+from .row import Options, Row, at_most
 
 MIB: Final = 1 << 20
 WHOLE, WHOLE_REACH = 55 * MIB, 50 * MIB
@@ -69,10 +69,6 @@ def warm(
 
 def mib(size: float) -> str:
     return f"{size / MIB:.0f} MiB" if size >= 100 * MIB else f"{size / MIB:.1f} MiB"
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
@@ -121,10 +117,7 @@ def own_row(found: Sequence[Reloaded]) -> Row:
     return Row(
         what="private memory of a worker, 4 workers",
         ours=f"{typical / MIB:.2f} MiB",
-        target=f"{OWN / MIB:.2f} MiB",
-        reach=f"{OWN_REACH / MIB:.2f} MiB",
-        met=typical <= OWN,
-        reached=typical <= OWN_REACH,
+        **at_most(typical, OWN, OWN_REACH, lambda size: f"{size / MIB:.2f} MiB"),
         data={"bytes": [each.own for each in found]},
         note="`Private_*` of smaps_rollup, the mean of four workers that have done 100 tasks each.",
     )
@@ -171,10 +164,7 @@ def whole_row(found: Mapping[str, Sequence[float]]) -> Row:
     return Row(
         what="memory (PSS), the supervisor and 4 workers",
         ours=mib(size[OURS]),
-        target=mib(WHOLE),
-        reach=mib(WHOLE_REACH),
-        met=size[OURS] <= WHOLE,
-        reached=size[OURS] <= WHOLE_REACH,
+        **at_most(size[OURS], WHOLE, WHOLE_REACH, mib),
         peers=_others(size, mib),
         better=_less(size),
         data={"bytes": found},
@@ -312,10 +302,7 @@ def start_row(found: Mapping[str, Sequence[float]]) -> Row:
     return Row(
         what="from the start of the program to the first task done, 4 workers, a handler without imports",
         ours=f"{ms(typical[OURS])} (worst of {len(found[OURS])}: {ms(max(found[OURS]))})",
-        target=ms(START),
-        reach=ms(START_AMBITION),
-        met=typical[OURS] <= START,
-        reached=typical[OURS] <= START_AMBITION,
+        **at_most(typical[OURS], START, START_AMBITION, ms),
         peers=_others(typical, ms),
         better=_less(typical),
         data={"seconds": found},

@@ -22,7 +22,7 @@ from .contenders import BarePika, Workq
 from .crowd import killed_at_once
 from .measure import ms
 from .rates import BARE, OURS, Rates, a_second, a_task, measure_rounds, ratio_row
-from .row import Options, Row
+from .row import Options, Row, at_most
 
 ROUND_TRIP: Final = 0.010
 CPU: Final = 0.75
@@ -120,9 +120,6 @@ def _herd(options: Options, there: Broker) -> Row:
     return Row(
         what=f"{HERD} workers killed at once at a round trip of 10 ms, until all consume again",
         ours=f"{ms(typical)}, worst of {len(took)}: {ms(max(took))}",
-        target=ms(HERD_AGAIN),
-        reach=ms(HERD_REACH),
-        met=typical <= HERD_AGAIN,
-        reached=typical <= HERD_REACH,
+        **at_most(typical, HERD_AGAIN, HERD_REACH, ms),
         data={"seconds": took},
     )

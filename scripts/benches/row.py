@@ -7,7 +7,7 @@ when it begins. Modules of this package import each other relatively: tests and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -78,3 +78,8 @@ class Row:
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
         """Raises TypeError when it is not what `to_json` made."""
         return cls(**{**saved, "better": tuple(saved.get("better", ()))})
+
+
+def at_most(figure: float, must: float, ambition: float, words: Callable[[float], str]) -> dict[str, Any]:
+    """What a row says of a figure that must not be larger: target, ambition and verdict."""
+    return {"target": words(must), "reach": words(ambition), "met": figure <= must, "reached": figure <= ambition}
