@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Final
 
-from .contenders import Celery, Contender, Dramatiq, Supervisord, Workq, chosen
+from .contenders import Celery, Dramatiq, Supervisord, Workq, chosen
 from .row import Options, Row
 from .trials import Trial, attempt, figures, trials
 
@@ -25,12 +25,9 @@ def kills(options: Options) -> list[Row]:
     """
     total = KILLS_TASKS // 4 if options.quick else KILLS_TASKS
     tasks = [KILLS_TASK] * total
-
-    def one(contender: Contender, number: int) -> Trial:
-        return attempt(contender, options, f"kills-{number}", tasks, 4, KILL_EVERY)
-
     ours = Workq()
-    found = trials(chosen(options, ours, Celery(), Dramatiq(), Supervisord()), options, one)
+    everybody = chosen(options, ours, Celery(), Dramatiq(), Supervisord())
+    found = trials(everybody, options, lambda c, n: attempt(c, options, f"kills-{n}", tasks, 4, KILL_EVERY))
     return [kills_row(ours.name, found, total)]
 
 
