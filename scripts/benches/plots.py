@@ -77,9 +77,7 @@ def throughput(series: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     parts += [text((left + right) / 2, bottom + 44, "workers", "middle", "quiet")]
     ends: dict[str, float] = {}
     for name, values in series.items():
-        medians = [(x(int(count)), y(statistics.median(rounds))) for count, rounds in values.items() if rounds]
-        if not medians:
-            continue
+        medians = [(x(int(count)), y(statistics.median(rounds))) for count, rounds in values.items()]
         path = " ".join(f"{across:.1f},{down:.1f}" for across, down in medians)
         thick = 3 if name == "workq-supervise" else 1.8
         parts += [f'<polyline points="{path}" fill="none" stroke="{hue(name)}" stroke-width="{thick}"/>']
@@ -96,11 +94,8 @@ def throughput(series: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 def nice(most: float) -> tuple[float, float]:
     """A round number that is not below this one, and a step that divides it into 4 to 8."""
-    step = 10 ** math.floor(math.log10(max(most, 1e-9)))
-    for factor in (0.2, 0.25, 0.5, 1.0, 2.0):
-        if most / (step * factor) <= 6:
-            step *= factor
-            break
+    power = 10.0 ** math.floor(math.log10(max(most, 1e-9)))
+    step = next(power * factor for factor in (0.2, 0.25, 0.5, 1.0, 2.0) if most / (power * factor) <= 6)
     return math.ceil(most / step) * step, step
 
 

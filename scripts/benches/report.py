@@ -106,7 +106,7 @@ def document(saved: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         _losses(saved, rows),
         _side_by_side(rows),
         *(_PICTURES[name] for name in pictures),
-        _how(saved, rows),
+        _how(rows),
         _machine(saved),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -176,7 +176,7 @@ _PICTURES: Final = {
 }
 
 
-def _how(saved: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _how(rows: Sequence[Row]) -> str:
     general = """## How it was measured
 
 One private RabbitMQ node a bench, on loopback, with a durable classic queue; persistent messages, prefetch 1, the
@@ -190,14 +190,15 @@ depends on what else the machine does; times do."""
 
 
 def _machine(saved: Mapping[str, Any]) -> str:
-    machine, versions = saved["machine"], saved["versions"]
-    lines = [["", ""]]
-    lines.append(["processor", f"{machine['cpu']}, {machine['cpus']} cores"])
-    lines.append(["memory", f"{machine['memory_bytes'] / (1 << 30):.0f} GiB"])
-    lines.append(["kernel", machine["kernel"]])
-    lines += [[name, words] for name, words in versions.items() if words]
-    again = ("workq info", "bare pika, forked")
-    lines = [[NAMES.get(name, name), words] for name, words in lines if name not in again]
+    machine, again = saved["machine"], ("workq info", "bare pika, forked")
+    versions = {name: words for name, words in saved["versions"].items() if words and name not in again}
+    lines = [
+        ["", ""],
+        ["processor", f"{machine['cpu']}, {machine['cpus']} cores"],
+        ["memory", f"{machine['memory_bytes'] / (1 << 30):.0f} GiB"],
+        ["kernel", machine["kernel"]],
+        *([NAMES.get(name, name), words] for name, words in versions.items()),
+    ]
     loads = [bench["load"] for bench in saved["benches"].values()]
     busy = f"The load average when a bench began was between {min(loads):.1f} and {max(loads):.1f}." if loads else ""
     rounds = ", ".join(f"{name} {_rounds(bench)}" for name, bench in saved["benches"].items())
