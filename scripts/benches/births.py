@@ -23,10 +23,8 @@ def beside_births(
     to the first: so many `before` the kills, so many `after` them. `reach`: how workers reach the broker, if not by
     `options.node_url`."""
     way = reach or options.node_url
-    place = options.place / name
-    place.mkdir()
     bare = births(options.node_url, way, before)
-    shooting = Shooting(Workq("info", reach), 1, options.node_url, name, place)
+    shooting = Shooting(Workq("info", reach), 1, options.node_url, name, options.place / name)
     ours = [each.reached[FINISHED] for each in shooting.run(kills)]
     return ours, bare + births(options.node_url, way, after)
 

@@ -96,4 +96,4 @@ def memory_row(ours: float, bare: float) -> Row:
 
 
 def _row(what: str, ours: str, bound: str, met: bool) -> Row:
-    return Row(what=what, ours=ours, target=bound, met=met, reached=met)
+    return Row(what=what, ours=ours, target=bound, met=met)

@@ -46,10 +46,11 @@ class Note(NamedTuple):
 
 
 class Notes:
-    """The reader's side: what has been written since the last look."""
+    """The reader's side: what has been written since the last look. Makes the file, and the directory that it is in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._offset = 0

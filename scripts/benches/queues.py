@@ -40,12 +40,10 @@ def depth(link: BlockingChannel, queue: str) -> int:
     return int(method.message_count)
 
 
-def wait_depth(link: BlockingChannel, queue: str, at_most: int, timeout: float, every: float = 0.01) -> int:
-    """Until no more than `at_most` messages are ready; how many there are. `timeout` and `every` in seconds. Raises
-    BenchError."""
+def wait_depth(link: BlockingChannel, queue: str, at_most: int, timeout: float) -> None:
+    """Until no more than `at_most` messages are ready. `timeout` in seconds. Raises BenchError."""
     deadline = now() + timeout
     while (ready := depth(link, queue)) > at_most:
         if now() > deadline:
             raise BenchError(f"{ready} messages are left in {queue} after {timeout:g} s")
-        time.sleep(every)
-    return ready
+        time.sleep(0.01)

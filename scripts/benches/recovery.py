@@ -252,7 +252,6 @@ def _take_turn(contender: Contender, workers: int, options: Options, name: str, 
     """Raises BenchError when our own pool does not recover. A peer's stall is what there is to know about it."""
     while kills > 0 and series.stalls < STALLS:
         place = options.place / f"{name}-{series.stalls}"
-        place.mkdir()
         shooting = Shooting(contender, workers, options.node_url, place.name, place)
         try:
             series.recoveries += shooting.run(kills)

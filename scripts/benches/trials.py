@@ -77,7 +77,6 @@ def attempt(
     """
     name = f"{name}-{contender.slug}"
     place = options.place / name
-    place.mkdir()
     notes = Notes(place / "notes")
     url, numbers = options.node_url, range(1, len(tasks) + 1)
     contender.publish(url, name, [b"%g %d" % (GATE, len(tasks) + gate) for gate in range(1, workers + 1)])

@@ -13,12 +13,8 @@ def main() -> int:
     count, program = int(sys.argv[1]), sys.argv[2:]
     running = [subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *program]) for _ in range(count)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        for process in running:
-            process.wait()
-    finally:
-        for process in running:
-            process.terminate()
+    for process in running:
+        process.wait()
     return 0
 
 
