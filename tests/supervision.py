@@ -223,8 +223,8 @@ def matches(line: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
 
 
 def retinue(pool: Supervision) -> dict[str, int]:
-    """The supervisor's children beside its workers, by name: `workq-zygote`, `workq-nursery` and, which is awaited until
-    the supervisor knows it, `workq-spare`."""
+    """The supervisor's children beside its workers, by name: `workq-zygote`, `workq-nursery` and `workq-spare`, awaited
+    until the supervisor knows it."""
 
     def everybody() -> dict[str, int] | None:
         others = set(descendants.children(pool.pid)) - set(pool.pids())
