@@ -109,8 +109,8 @@ def _fault(slot: Slot, died: Exited, cause: str, *, has_worked: bool) -> Fault:
 
 def _is_bystander(slot: Slot, died: Exited, cause: str) -> bool:
     """Whether the message in flight is another one than that for which the worker was aborted: that one was finished
-    before the signal arrived. What wrote to the worker's link is not known (`Cause.PROTOCOL`)."""
-    is_ours = slot.condemned == cause and cause != Cause.PROTOCOL
+    before the signal arrived."""
+    is_ours = slot.condemned == cause and cause in (Cause.TIMEOUT, Cause.MEMORY, Cause.HUNG)
     return is_ours and died.hand is not None and died.hand.delivery_tag != slot.meant
 
 
