@@ -23,8 +23,8 @@ NO_LIMIT: Final = 10 * 365 * 86400 * 1000
 MARGIN: Final = 3600
 """Seconds beyond what tasks may take, for parking a message while the broker has an alarm."""
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)\.")
-NEVER: Final = 2**31 - 1
-"""Milliseconds, 24 days: what every version and every hosting accepts."""
+LONGEST: Final = 2**31 - 1
+"""Milliseconds, 24 days: the longest that every version and every hosting accepts."""
 
 
 def acknowledgement_ms(settings: Settings) -> int:
@@ -54,7 +54,7 @@ def acknowledgement(version: str, settings: Settings) -> str:
 def remedy(version: str, settings: Settings) -> str:
     """How the timeout is raised on a broker of this version."""
     release = release_of(version)
-    ms = min(acknowledgement_ms(settings), NEVER)
+    ms = min(acknowledgement_ms(settings), LONGEST)
     node = f"`consumer_timeout = {ms}` in rabbitmq.conf"
     if release is None:
         return f"to raise it, see {node}, or the broker's documentation"

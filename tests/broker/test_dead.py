@@ -416,10 +416,7 @@ def test_a_list_that_is_killed_gives_everything_back(broker_url: str, buried: st
 def test_two_at_once_and_new_dead_letters_meanwhile_disturb_nobody(broker_url: str, buried: str) -> None:
     names = [f"m{n}" for n in range(3000)]
     bury(broker_url, buried, names)
-    both = [
-        subprocess.Popen(**command("requeue", "--all", "--yes", *SLOWLY, url=broker_url, queue=buried))
-        for _ in range(2)
-    ]
+    both = [subprocess.Popen(**command("requeue", "--all", "--yes", url=broker_url, queue=buried)) for _ in range(2)]
     late = [f"late{n}" for n in range(500)]
     try:
         bury(broker_url, buried, late)

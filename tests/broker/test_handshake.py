@@ -26,6 +26,8 @@ from tests import amqp
 from tests.proxy import Proxy
 from tests.strangers import HTTP, conversation, listening, resetting
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 BODY = "x" * 100
 
 
@@ -37,12 +39,6 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     yield
     logger.setLevel(before)
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy broker may say goodbye late."""
-    monkeypatch.setattr("supervisor.worker.consumer.CLOSE_TIMEOUT", 10.0)
 
 
 @pytest.fixture

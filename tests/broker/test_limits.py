@@ -15,12 +15,7 @@ from supervisor.worker.inquiries import Inquiries
 from tests import amqp
 from tests.node import PrivateNode
 
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy broker may say goodbye late."""
-    monkeypatch.setattr("supervisor.worker.consumer.CLOSE_TIMEOUT", 10.0)
-
+pytestmark = pytest.mark.usefixtures("patient")
 
 BODIES = [b"", b"1", bytes(range(256)) * 16, bytes(range(256)) * 4000]
 

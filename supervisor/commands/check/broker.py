@@ -183,7 +183,7 @@ class BrokerCase(Case):
             yield ok(subject, f"workers ask for their own ({advice.ARGUMENT}) where the queue has one")
             return
         needed, known = self.needed(), self.consumer_timeout()
-        if known is not None and known >= min(needed, advice.NEVER):
+        if known is not None and known >= min(needed, advice.LONGEST):
             yield ok(subject, f"{spelled(known)} is enough")
         elif known is not None and self.settings.task_timeout is not None:
             what = f"tasks may take {spelled(needed)}, and the broker redelivers them after "

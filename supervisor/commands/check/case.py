@@ -46,7 +46,7 @@ class Case:
                 wanted |= {"dead-letter-exchange": "", "dead-letter-routing-key": dead}
         if self.release is not None and (3, 12) <= self.release < (4, 3):
             known = self.consumer_timeout()
-            if (HALF_AN_HOUR if known is None else known) < min(self.needed(), advice.NEVER):
+            if (HALF_AN_HOUR if known is None else known) < min(self.needed(), advice.LONGEST):
                 wanted["consumer-timeout"] = self.timeout_wanted()
         if self.queue.exists and self.drops():
             wanted["overflow"] = "reject-publish"
@@ -86,10 +86,10 @@ class Case:
             return own
         of_node = self.broker.consumer_timeout
         known = self.broker.managed is not None or not has_own
-        return (of_node or advice.NEVER) if of_node is not None and known else None
+        return (of_node or advice.LONGEST) if of_node is not None and known else None
 
     def timeout_wanted(self) -> int:
-        return min(advice.acknowledgement_ms(self.settings), advice.NEVER)
+        return min(advice.acknowledgement_ms(self.settings), advice.LONGEST)
 
     def policy_line(self) -> str:
         policy = self.broker.managed.rule.policy if self.broker.managed else None
