@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from typing import Any, Final
@@ -11,7 +10,7 @@ import click
 
 from supervisor.clock import now
 from supervisor.commands import codes, running
-from supervisor.commands.plain import plain
+from supervisor.commands.plain import argument, plain
 from supervisor.commands.running import Running
 from supervisor.settings.command_line import lasting
 
@@ -68,7 +67,7 @@ def _follow(supervisor: Running, killed: dict[str, Any], dead_letter: bool, unti
         if has_exited and not dead_letter:
             return True
         if has_exited and _is_parked(document, killed["message_id"]):
-            click.echo(f"{name} is dead-lettered: workq dead show {shlex.quote(name)}")
+            click.echo(f"{name} is dead-lettered: workq dead show {argument(name)}")
             return True
         if now() >= until:
             what = "it has not exited yet"

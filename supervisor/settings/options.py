@@ -165,8 +165,8 @@ _TABLE: Final = (
     ),
     Option(
         "breaker_reset", "Limits", "D", duration(1, "30s"), "30s",
-        "How long the breaker stays open before one worker runs a task as a trial. Doubled after each failed trial, "
-        "up to 5m.",
+        "How long the breaker stays open before one worker runs a task as a trial. Doubled with each opening, up "
+        "to 5m, until it stays closed.",
     ),
     Option("max_body", "Limits", "SIZE", size("1", "16M"), "16M", "Dead-letter larger messages without running them."),
     Option(

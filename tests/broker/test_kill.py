@@ -210,6 +210,18 @@ def test_the_abort_is_for_the_main_thread_or_that_would_go_on_with_other_tasks(
         assert pool.stop() == 0
 
 
+def test_the_line_that_it_shows_runs_for_an_id_like_an_option_too(
+    broker_url: str, queue: str, tmp_path: Path, runs: Runs
+) -> None:
+    with gated(tmp_path, runs, broker_url, queue) as (pool, path):
+        amqp.publish(broker_url, queue, [str(tmp_path / "gate")], ids=["--dead"])
+        runs.hear("began")
+        assert "--dead is dead-lettered: workq dead show -- --dead" in kill(path, "--dead-letter", "--", "--dead")
+        assert pool.stop() == 0
+    out, _ = workq.run("dead", "show", "--url", broker_url, "--queue", queue, "--", "--dead")
+    assert "--dead" in out
+
+
 def test_while_tasks_fly_by_only_the_message_that_is_named_loses_its_worker(
     broker_url: str, queue: str, tmp_path: Path, runs: Runs
 ) -> None:

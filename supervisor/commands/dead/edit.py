@@ -19,7 +19,7 @@ from supervisor.commands import codes
 from supervisor.commands.dead.choice import Choice
 from supervisor.commands.dead.letter import Letter, original
 from supervisor.commands.dead.queue import DeadQueue, Target
-from supervisor.commands.plain import plain
+from supervisor.commands.plain import argument, plain
 from supervisor.endpoint import Endpoint
 
 KEPT_MOST: Final = 32 * 1024
@@ -106,10 +106,11 @@ def refusal(letter: Letter, user: str, queue: str) -> str:
         labelled(letter, user)
     except ValueError as error:
         return f"{name} cannot be requeued: {error}"
-    this, there = f"--queue {shlex.quote(plain(queue))}", shlex.quote(name)
+    this = f"--queue {shlex.quote(plain(queue))}"
     by_hand = (
-        f"`workq dead show {this} --body {there} >FILE`, change it, `workq publish {this} --id {there} --file FILE` "
-        f"(with the headers that it needs), `workq dead drop {this} {there}`"
+        f"`workq dead show {this} --body {argument(name)} >FILE`, change it, "
+        f"`workq publish {this} --id {shlex.quote(name)} --file FILE` (with the headers that it needs), "
+        f"`workq dead drop {this} {argument(name)}`"
     )
     if len(letter.body) > KEPT_MOST:
         return (
