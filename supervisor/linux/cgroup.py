@@ -16,6 +16,8 @@ EXPENDABLE: Final = 500
 """Added to oom_score_adj: counts like using half of the allowed memory more (proc(5))."""
 UNCLAIMED_FOR: Final = 10.0
 """Seconds for which a kill may be matched with a death. An unmatched one was a handler's child."""
+LOOK_EVERY: Final = 5.0
+"""Seconds. To read the counter each second was a sixth of what an idle pool costs."""
 
 _V1: Final = "memory.oom_control"
 _V2: Final = "memory.events"
@@ -37,9 +39,15 @@ class OomKills:
         self._counter = counter
         self._seen = self._read()
         self._unclaimed: deque[float] = deque()
+        self._look_at = 0.0
 
     def look(self, now: float) -> None:
-        """Note new kills, and forget old ones."""
+        """Note new kills, if it is time, and forget old ones."""
+        if now >= self._look_at:
+            self._note(now)
+
+    def _note(self, now: float) -> None:
+        self._look_at = now + LOOK_EVERY
         count = self._read()
         if count is not None:
             # Kills before the first look do not count.
@@ -50,7 +58,7 @@ class OomKills:
 
     def claim(self, now: float) -> bool:
         """Whether a death by SIGKILL just now was one of them."""
-        self.look(now)
+        self._note(now)
         if not self._unclaimed:
             return False
         self._unclaimed.popleft()

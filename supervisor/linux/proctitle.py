@@ -32,7 +32,8 @@ def name(text: str) -> None:
         start, end = window
         ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
     try:
-        Path("/proc/self/comm").write_text(text)  # the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)
+        with open("/proc/self/comm", "wb", 0) as comm:  # noqa: PTH123 - in each worker, which pathlib costs memory
+            comm.write(text.encode())  # the kernel keeps 15 bytes of it (proc(5), /proc/PID/comm)
     except OSError:
         pass  # a convenience only
 
