@@ -15,7 +15,6 @@ from supervisor.commands.running import Running
 from supervisor.settings.command_line import lasting
 
 _LOOK_EVERY: Final = 0.05
-_PATIENCE: Final = 10.0
 
 
 @click.command()
@@ -23,14 +22,14 @@ _PATIENCE: Final = 10.0
 @click.option("--dead-letter", is_flag=True, help="Dead-letter its message instead of running it again.")
 @click.option("--slot", "is_slot", is_flag=True, help="TARGET is a slot, whatever messages are called.")
 @click.option("--id", "is_id", is_flag=True, help="TARGET is a message id, even if it is a number.")
-@lasting("--timeout", help="Stop waiting for what follows after this long.  [default: 10s]")
+@lasting("--timeout", help="Stop waiting for what follows after this long.", default="10s")
 @click.argument("target", metavar="SLOT|ID")
 def kill(
     find: running.Finder,
     dead_letter: bool,
     is_slot: bool,
     is_id: bool,
-    timeout: float | None,
+    timeout: float,
     target: str,
 ) -> None:
     """Kill the worker of a slot, or the one that runs a message.
@@ -51,7 +50,7 @@ def kill(
         raise running.VerbError(plain(answer["because"]))
     click.echo(plain(answer["because"]))
     with running.interruptible("the worker is killed all the same"):
-        is_done = _follow(supervisor, answer["worker"], dead_letter, now() + (timeout or _PATIENCE))
+        is_done = _follow(supervisor, answer["worker"], dead_letter, now() + timeout)
     sys.exit(0 if is_done else codes.INCOMPLETE)
 
 

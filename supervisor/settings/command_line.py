@@ -45,13 +45,15 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
-def lasting(*names: str, help: str, above_zero: bool = False) -> Callable[[Command], Command]:
-    """Adds an option that is a duration; the command gets seconds, or None."""
+def lasting(
+    *names: str, help: str, default: str | None = None, above_zero: bool = False
+) -> Callable[[Command], Command]:
+    """Adds an option that is a duration; the command gets seconds, or None if there is no default."""
 
     def parse(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
         return seconds(names[0], value, above_zero=above_zero)
 
-    return click.option(*names, metavar="D", help=help, callback=parse)
+    return click.option(*names, metavar="D", help=help, default=default, show_default=True, callback=parse)
 
 
 def seconds(flag: str, value: str | None, *, above_zero: bool = False) -> float | None:

@@ -21,11 +21,10 @@ def test_each_kill_hits_a_task_and_is_followed_to_the_end(broker_url: str, queue
     assert len({each.victim for each in recoveries} | {each.heir for each in recoveries}) >= 4
     assert sum(each.in_hand for each in recoveries) >= 2  # a task may end in the instant of the kill
     for each in recoveries:
-        reached = [each.reached[part] for part in (recovery.SEEN, recovery.FORKED, recovery.BEGUN, recovery.FINISHED)]
-        assert reached == sorted(reached)
+        # The replacement may begin its task before the supervisor has logged its start.
+        assert -0.001 < each.reached[recovery.SEEN] <= min(each.reached[recovery.FORKED], each.reached[recovery.BEGUN])
         # 2 ms, and the log has only milliseconds.
         assert each.reached[recovery.FINISHED] - each.reached[recovery.BEGUN] >= recovery.TASK
-        assert reached[0] > -0.001
         assert (recovery.AGAIN in each.reached) is each.in_hand
 
 

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from click.testing import CliRunner
 
 from supervisor import queues
@@ -208,6 +210,19 @@ def test_the_abort_is_for_the_main_thread_or_that_would_go_on_with_other_tasks(
             current = output.partition("Current thread ")[2].partition("\n\n")[0]
             assert " in work\n" in current, output
         assert pool.stop() == 0
+
+
+def test_a_timeout_of_nought_is_not_the_default(
+    broker_url: str, queue: str, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(_: float) -> None:
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr("supervisor.commands.kill.time", SimpleNamespace(sleep=wait))
+    with gated(tmp_path, runs, broker_url, queue) as (_, path):
+        amqp.publish(broker_url, queue, [str(tmp_path / "gate")], ids=["stuck"])
+        runs.hear("began", 1)
+        assert "not waiting any longer" in kill(path, "--dead-letter", "--timeout", "0", "stuck", code=1)
 
 
 def test_the_line_that_it_shows_runs_for_an_id_like_an_option_too(

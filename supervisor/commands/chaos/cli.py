@@ -23,32 +23,30 @@ from supervisor.commands.running import Running
 from supervisor.commands.sources import Sources
 from supervisor.publisher import Publisher, PublishError
 from supervisor.settings.command_line import lasting
-from supervisor.settings.command_line import seconds as seconds_of
 
 LEAST: Final = 0.01
 """Seconds between two kills, at least."""
 _LOOK_EVERY: Final = 0.1
 _QUIET: Final = 12.0
 """Seconds without a message ready or in flight after which none is to come: the supervisor looks every five."""
-_SETTLE: Final = 60.0
 _LIVE: Final = ("starting", "connecting", "idle", "waiting", "busy")
 
 
 @click.command(short_help="Kill random workers for a while, and account for it.")
 @running.options(changing=True, publishing=True)
-@click.option("--for", "length", default="1m", show_default=True, metavar="D", help="How long to kill.")
-@click.option("--kill-every", "every", default="200ms", show_default=True, metavar="D", help="Time between two kills.")
+@lasting("--for", "duration", help="How long to kill.", default="1m", above_zero=True)
+@lasting("--kill-every", "pause", help="Time between two kills.", default="200ms")
 @click.option("--publish", type=click.IntRange(min=1), metavar="N", help="Publish N marked tasks meanwhile.")
-@lasting("--timeout", help="Wait no longer than this for the end of what was begun.  [default: 1m]")
+@lasting("--timeout", help="Wait no longer than this for the end of what was begun.", default="1m")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as JSON.")
 def chaos(
     find: running.Finder,
     sources: Sources,
-    length: str,
-    every: str,
+    duration: float,
+    pause: float,
     publish: int | None,
-    timeout: float | None,
+    timeout: float,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -59,9 +57,6 @@ def chaos(
     runs exact. Ctrl-C stops the killing and prints the account. Exit code: 0 all well, 1 published tasks lost,
     unfinished or not noted, or workers missing, 69 no answer, 77 no permission.
     """
-    duration, pause = seconds_of("--for", length) or 0.0, seconds_of("--kill-every", every) or 0.0
-    if duration <= 0:
-        raise click.UsageError("--for: expected more than 0.")
     if pause < LEAST:
         raise click.UsageError(f"--kill-every: expected at least {LEAST * 1000:g}ms.")
     supervisor = find()
@@ -73,7 +68,7 @@ def chaos(
     with ExitStack() as stack:
         sending = _sending(stack, supervisor, sources, publish, duration)
         run = _Run(supervisor, Account(supervisor.status()), sending, duration, pause)
-        code = run.through(timeout or _SETTLE)
+        code = run.through(timeout)
         found = run.document()
     run.end_line()
     click.echo(json.dumps(found, indent=2) if as_json else _lines(found))
