@@ -43,8 +43,8 @@ from supervisor.parent.hearing import Hearing
 from supervisor.parent.output import Output
 from supervisor.parent.reaper import Reaper
 from supervisor.parent.refusals import Refusals
+from supervisor.parent.source import Source
 from supervisor.parent.wait import Callback, Wait
-from supervisor.parent.zygote import Source
 from supervisor.policy.events import (
     Event,
     Exited,

@@ -24,7 +24,7 @@ from supervisor.parent.descriptors import close
 from supervisor.parent.output import Output
 from supervisor.parent.processes import Processes
 from supervisor.parent.snapshot import Reported
-from supervisor.parent.zygote import execute
+from supervisor.parent.source import execute
 from supervisor.policy.events import Event
 from supervisor.policy.restart import Backoff
 from supervisor.settings import Settings

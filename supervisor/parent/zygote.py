@@ -8,9 +8,8 @@ import gc
 import os
 import select
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from importlib import import_module
 from itertools import count
@@ -19,17 +18,14 @@ from typing import Final, NoReturn
 
 from supervisor import frames, logs
 from supervisor.link import Link
-from supervisor.linux import cgroup, proctitle
+from supervisor.linux import proctitle
 from supervisor.messages import Fork, Forked, ForkFailed
 from supervisor.parent.descriptors import close
-from supervisor.parent.reaper import Reaper
-from supervisor.parent.wait import Wait
-from supervisor.policy.events import Event
 from supervisor.vocabulary import EXIT_SOFTWARE
 
-_MODULE: Final = "supervisor.worker.nursery"
+NURSERY: Final = "supervisor.worker.nursery"
 """By name: the parent may not import `supervisor.worker`, and runs nothing of it but `rehearse`."""
-_SECRETS: Final = frozenset({"WORKQ_URL"})
+SECRETS: Final = frozenset({"WORKQ_URL"})
 """Variables that no child gets: secrets leak through /proc/PID/environ."""
 _NOT_ITS_OWN: Final = ("click", "psutil", "supervisor.cli", "supervisor.linux.descendants", "supervisor.parent")
 """Modules, with their submodules, that a nursery must not inherit: a handler that wants one imports it itself."""
@@ -104,81 +100,8 @@ class Zygote:
         close(self.pidfd)
 
 
-class Source:
-    """Where nurseries come from."""
-
-    def __init__(self, board_fd: int, log_fd: int, wait: Wait, reaper: Reaper, ours: set[int]) -> None:
-        """`ours`: children that the reaper must not take for reparented ones."""
-        self._board_fd = board_fd
-        self._log_fd = log_fd
-        self._wait = wait
-        self._reaper = reaper
-        self._ours = ours
-        self._zygote: Zygote | None = None
-        self._has_begun = False
-
-    def nursery(self, link_fd: int, output: int) -> int:
-        """Start one. Returns its pid; the caller reaps it. Raises OSError; the first time, ImportError, too."""
-        if not self._has_begun:
-            self._has_begun = True
-            self._zygote = self._fork()
-        if self._zygote is not None:
-            try:
-                return self._zygote.nursery(link_fd, output)
-            except NoZygote:
-                self.close()
-        fds = (link_fd, self._board_fd, self._log_fd)
-        return execute(_MODULE, [*map(str, fds)], fds, output)
-
-    def close(self) -> None:
-        """The end of the zygote: nurseries are executed from now on."""
-        if (zygote := self._zygote) is not None:
-            self._zygote = None
-            self._wait.forget(zygote.pidfd)
-            self._ours.discard(zygote.pid)
-            zygote.kill()
-            self._reaper.has_reparented = True
-
-    def _fork(self) -> Zygote | None:
-        """None if there can be none."""
-        try:
-            zygote = Zygote.fork(self._board_fd, self._log_fd)
-        except OSError:
-            return None
-        if zygote is not None:
-            self._ours.add(zygote.pid)
-            try:
-                cgroup.make_expendable(zygote.pid)
-                self._wait.watch(zygote.pidfd, self._exited)
-            except OSError:
-                self._zygote = zygote
-                self.close()
-                return None
-        return zygote
-
-    def _exited(self) -> Iterator[Event]:
-        self.close()
-        return iter(())
-
-
-def execute(module: str, arguments: Sequence[str], fds: Sequence[int], output: int) -> int:
-    """Run one of our modules in its own session, without secrets. Returns its pid; the caller reaps it. Raises
-    OSError."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        pass_fds=fds,
-        env={name: value for name, value in os.environ.items() if name not in _SECRETS},
-        start_new_session=True,
-    )
-    process.returncode = 0  # the caller reaps it, not Popen
-    return process.pid
-
-
 def _fork(fds: tuple[int, int, int]) -> int:
-    nursery = import_module(_MODULE)
+    nursery = import_module(NURSERY)
     nursery.rehearse()
     below = tuple(f"{name}." for name in _NOT_ITS_OWN)
     ours = [name for name in sys.modules if name in _NOT_ITS_OWN or name.startswith(below)]
@@ -240,7 +163,7 @@ def _keep_only(fds: Sequence[int]) -> None:
 
 def _forget(nursery: ModuleType, ours: Sequence[str]) -> None:
     """Drop the command line, and what was imported to read it."""
-    for name in _SECRETS:
+    for name in SECRETS:
         os.environ.pop(name, None)
     proctitle.hide_removed_variables()
     sys.argv[:] = [str(nursery.__file__)]

@@ -10,7 +10,6 @@ import sys
 import threading
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from supervisor import logs, queues, streams, trace
