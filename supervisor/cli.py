@@ -97,7 +97,7 @@ def _supervise(**values: Any) -> None:
             _enter(started_in)
         return load(handler, command_line, os.environ)
 
-    sys.exit(run(settings, reread))
+    sys.exit(run(settings, reread, ctx.obj))
 
 
 def _directory_by_name(environ: Mapping[str, str]) -> str | None:

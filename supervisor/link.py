@@ -21,7 +21,7 @@ _TO_SEND, _TO_RECEIVE, _AT_ONCE, _CUT, _LOST = map(
 )
 """Plain numbers: combining enum flags runs Python code each time."""
 _INT: Final = array.array("i").itemsize
-_ROOM_FOR_FORK: Final = socket.CMSG_SPACE(3 * _INT)
+_ROOM_FOR_FORK: Final = socket.CMSG_SPACE(5 * _INT)
 """Sent to the zygote with a Fork; to a nursery, two."""
 _ROOM_FOR_ALL: Final = socket.CMSG_SPACE(253 * _INT)
 """Descriptors in one message at most (SCM_MAX_FD, unix(7))."""

@@ -23,6 +23,7 @@ from supervisor.parent.control import Wishes
 from supervisor.parent.processes import Processes
 from supervisor.parent.signals import Wakeups, asked
 from supervisor.parent.snapshot import Snapshot
+from supervisor.parent.zygote import Zygote
 from supervisor.policy import status
 from supervisor.policy.actions import Action, Leave, Say, Signal, Spawn, StartNursery, StopNursery, Tell
 from supervisor.policy.events import Asked, Event, Sampled, Wish, WorkerSaid
@@ -55,6 +56,7 @@ class Loop:
         wishes: Wishes,
         systemd: Systemd | None,
         reread: Reread,
+        zygote: Zygote | None,
     ) -> None:
         """`log_fd`: where children write their log lines. Raises OSError."""
         self._settings = settings
@@ -67,7 +69,7 @@ class Loop:
         self._wakeups = Wakeups()
         self._reread = reread
         self._wishes = wishes
-        self._processes = Processes(board, log_fd, sink)
+        self._processes = Processes(board, log_fd, sink, zygote)
         self._processes.watch(self._wakeups, self._signalled)
         self._processes.watch(wishes, wishes.take)
         self._log: Any = logs.get_logger()

@@ -1,5 +1,4 @@
-"""The parent: bind sockets first, since that may fail; then fork the zygote, while there is only one thread
-(docs/decisions/0023)."""
+"""The parent: bind sockets first, since that may fail; then start."""
 
 from __future__ import annotations
 
@@ -17,6 +16,7 @@ from supervisor.parent.http.sockets import Listener
 from supervisor.parent.http.thread import Serving
 from supervisor.parent.loop import Loop, Reread
 from supervisor.parent.snapshot import Look
+from supervisor.parent.zygote import Zygote
 from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import EXIT_CONFIG, EXIT_KILLED
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from supervisor.parent.systemd import Systemd
 
 
-def run(settings: Settings, reread: Reread) -> int:
+def run(settings: Settings, reread: Reread, zygote: Zygote | None = None) -> int:
     """Supervise until asked to stop. Returns the exit code."""
     try:
         streams.occupy()
@@ -56,7 +56,7 @@ def run(settings: Settings, reread: Reread) -> int:
             undo.callback(listener.remove)
         try:
             wishes = Wishes()
-            loop = Loop(settings, board, log_fd, sink, wishes, _systemd(), lambda: _resolved(reread(), log_fd))
+            loop = Loop(settings, board, log_fd, sink, wishes, _systemd(), lambda: _resolved(reread(), log_fd), zygote)
         except OSError as error:
             because, code = _cannot_start(error)
             log.error("supervisor.stopped", because=because, code=code)

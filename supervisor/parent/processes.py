@@ -45,6 +45,7 @@ from supervisor.parent.reaper import Reaper
 from supervisor.parent.refusals import Refusals
 from supervisor.parent.source import Source
 from supervisor.parent.wait import Callback, Wait
+from supervisor.parent.zygote import Zygote
 from supervisor.policy.events import (
     Event,
     Exited,
@@ -92,7 +93,7 @@ def _is_meant(page: Reading, meant: str) -> bool:
 class Processes:
     """All children of the supervisor, and the one place that waits for anything."""
 
-    def __init__(self, board: Scoreboard, log_fd: int, sink: logs.Sink) -> None:
+    def __init__(self, board: Scoreboard, log_fd: int, sink: logs.Sink, zygote: Zygote | None = None) -> None:
         self._board = board
         self._log_fd = log_fd
         self._sink = sink
@@ -114,7 +115,7 @@ class Processes:
         """Pages that workers have ever had."""
         self.beside: set[int] = set()
         """Further children that are reaped by their pidfds: `reap`."""
-        self._source = Source(board.fd, log_fd, self._wait, self._reaper, self.beside)
+        self._source = Source(zygote, board.fd, log_fd, self._wait, self._reaper, self.beside)
 
     # ----------------------------------------------------------------------------------------------- waiting
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import weakref
 from typing import Final
 
 from supervisor.policy.events import Asked, Wish
@@ -26,6 +27,8 @@ class Wakeups:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        # Where the kernel refuses the next thing of a start: a child that dies then would be told to a closed socket.
+        weakref.finalize(self, signal.set_wakeup_fd, -1)
         for number in (*WISHES, *CHORES):
             signal.signal(number, lambda *_: None)
         # Blocked since the process began (`supervisor.__main__`); pending ones arrive now. One by one, or the kernel

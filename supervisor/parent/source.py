@@ -8,36 +8,42 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from supervisor.linux import cgroup
+from supervisor.parent.environment import SECRETS
 from supervisor.parent.reaper import Reaper
 from supervisor.parent.wait import Wait
-from supervisor.parent.zygote import NURSERY, SECRETS, NoZygote, Zygote
+from supervisor.parent.zygote import NURSERY, NoZygote, Zygote
 from supervisor.policy.events import Event
 
 
 class Source:
-    """Where nurseries come from."""
+    """Forks by the zygote as long as there is one."""
 
-    def __init__(self, board_fd: int, log_fd: int, wait: Wait, reaper: Reaper, ours: set[int]) -> None:
+    def __init__(
+        self, zygote: Zygote | None, board_fd: int, log_fd: int, wait: Wait, reaper: Reaper, ours: set[int]
+    ) -> None:
         """`ours`: children that the reaper must not take for reparented ones."""
         self._board_fd = board_fd
         self._log_fd = log_fd
         self._wait = wait
         self._reaper = reaper
         self._ours = ours
-        self._zygote: Zygote | None = None
-        self._has_begun = False
+        self._zygote = zygote
+        if zygote is not None:
+            ours.add(zygote.pid)
+            try:
+                cgroup.make_expendable(zygote.pid)
+                wait.watch(zygote.pidfd, self._exited)
+            except OSError:
+                self.close()
 
     def nursery(self, link_fd: int, output: int) -> int:
-        """Start one. Returns its pid; the caller reaps it. Raises OSError; the first time, ImportError, too."""
-        if not self._has_begun:
-            self._has_begun = True
-            self._zygote = self._fork()
+        """Start one. Returns its pid; the caller reaps it. Raises OSError."""
+        fds = (link_fd, self._board_fd, self._log_fd)
         if self._zygote is not None:
             try:
-                return self._zygote.nursery(link_fd, output)
+                return self._zygote.nursery(*fds, output)
             except NoZygote:
                 self.close()
-        fds = (link_fd, self._board_fd, self._log_fd)
         return execute(NURSERY, [*map(str, fds)], fds, output)
 
     def close(self) -> None:
@@ -48,23 +54,6 @@ class Source:
             self._ours.discard(zygote.pid)
             zygote.kill()
             self._reaper.has_reparented = True
-
-    def _fork(self) -> Zygote | None:
-        """None if there can be none."""
-        try:
-            zygote = Zygote.fork(self._board_fd, self._log_fd)
-        except OSError:
-            return None
-        if zygote is not None:
-            self._ours.add(zygote.pid)
-            try:
-                cgroup.make_expendable(zygote.pid)
-                self._wait.watch(zygote.pidfd, self._exited)
-            except OSError:
-                self._zygote = zygote
-                self.close()
-                return None
-        return zygote
 
     def _exited(self) -> Iterator[Event]:
         self.close()

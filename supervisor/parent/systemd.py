@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from supervisor.clock import now
+from supervisor.parent.environment import NOTIFY
 from supervisor.policy.condition import State
 from supervisor.policy.reload import Stage
 from supervisor.policy.slot import SlotState
@@ -22,8 +23,6 @@ from supervisor.policy.view import PoolView
 from supervisor.redaction import redact
 from supervisor.vocabulary import Cause, Reading
 
-VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-"""Removed from the environment: a process that has them can notify in our name (sd_notify(3), `unset_environment`)."""
 EXTEND: Final = 10.0
 """Seconds by which each second extends the timeout of starting, reloading and stopping."""
 STOP_SPARE: Final = 10.0
@@ -139,8 +138,8 @@ class Systemd:
 
 
 def take(environ: MutableMapping[str, str]) -> Systemd | None:
-    """From `$NOTIFY_SOCKET`, if it names a unix socket. Removes `VARIABLES` from the environment."""
-    address, usec, pid = (environ.pop(name, "") for name in VARIABLES)
+    """From `$NOTIFY_SOCKET`, if it names a unix socket. Removes `NOTIFY` from the environment."""
+    address, usec, pid = (environ.pop(name, "") for name in NOTIFY)
     if not address.startswith(("/", "@")):
         return None  # AF_VSOCK, for virtual machines
     # The watchdog may be meant for the process that started us: sd_watchdog_enabled(3).

@@ -51,15 +51,17 @@ def main(link_fd: int, board_fd: int, log_fd: int) -> int:
         return EXIT_SOFTWARE
 
 
-def breed(link_fd: int, board_fd: int, log_fd: int, parent: int) -> int:
+def breed(link_fd: int) -> int:
     """Fork nurseries on request until the supervisor closes the link. Returns the exit code. With each request come its
-    link, its output pipe and its working directory."""
+    link, the scoreboard, the log, its output pipe and its working directory."""
     link = Link.of(link_fd)
-    prctl.follow(parent)
-    proctitle.name("workq-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    rehearse()
+    # These objects stay alive: nurseries share their pages as long as the collector does not write to them.
+    gc.collect()
+    gc.freeze()
 
-    def become(nursery_fd: int, output_fd: int, directory_fd: int) -> NoReturn:
+    def become(nursery_fd: int, board_fd: int, log_fd: int, output_fd: int, directory_fd: int) -> NoReturn:
         os.fchdir(directory_fd)
         os.close(directory_fd)
         _stand_alone(link, output_fd)
@@ -69,7 +71,7 @@ def breed(link_fd: int, board_fd: int, log_fd: int, parent: int) -> int:
         streams.flush()
         os._exit(code)
 
-    _serve(link, become, 3)
+    _serve(link, become, 5)
     return EXIT_DONE
 
 
@@ -89,9 +91,9 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not one that a sitecustomize has installed
             stream.reconfigure(line_buffering=True)
+    rehearse()  # before the handler, which may change it
     settings = Settings.from_wire(order.settings)
     configure_logs("nursery", settings, link, board_fd, log_fd)
-    rehearse()  # before the handler, which may change it
     tls.prepare(settings.url)
     if trace.is_wanted(os.environ):
         _prepare_tracing()

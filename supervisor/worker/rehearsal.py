@@ -42,14 +42,16 @@ def perform() -> None:
         undo.callback(os.close, board.fd)
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         undo.callback(os.close, nowhere)
+        sink = logs.configure(role="worker", queue=_QUEUE, fd=nowhere, lock_fd=board.fd, format="json", level="info")
+        undo.callback(logs.close)
         for _ in range(TIMES):
             with socket.create_server(("127.0.0.1", 0)) as door:
                 supervisor, link = Link.pair()
                 with closing(supervisor), closing(link):
-                    _live(door, supervisor, link, board, nowhere)
+                    _live(door, supervisor, link, board, sink, nowhere)
 
 
-def _live(door: socket.socket, supervisor: Link, link: Link, board: Scoreboard, nowhere: int) -> None:
+def _live(door: socket.socket, supervisor: Link, link: Link, board: Scoreboard, sink: logs.Sink, nowhere: int) -> None:
     here = Endpoint("127.0.0.1", door.getsockname()[1])
     settings = Settings("", url=(here,), queue=_QUEUE, app_dir="/")
     birth = Birth(os.getpid(), settings, link, board, nowhere, None, nowhere)
@@ -58,7 +60,7 @@ def _live(door: socket.socket, supervisor: Link, link: Link, board: Scoreboard, 
         supervisor.send(Drain(False, Cause.DRAINED))
 
     handler = Handler("rehearsal", leave)
-    worker = _Understudy(birth, Begin(0, has_queues=True), board.pen(0), logs.Sink(nowhere, board.fd), handler)
+    worker = _Understudy(birth, Begin(0, has_queues=True), board.pen(0), sink, handler)
     worker.play(door)
 
 

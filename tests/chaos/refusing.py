@@ -234,7 +234,7 @@ def main() -> None:
     )
     # Imported before: what the imports call is not what this is about.
     import supervisor.parent.main  # noqa: F401
-    from supervisor.cli import main as supervise
+    from supervisor.__main__ import main as supervise
 
     install(kernel)
     atexit.register(kernel.end)

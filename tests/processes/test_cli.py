@@ -12,6 +12,7 @@ import pytest
 from supervisor.settings import OPTIONS
 from supervisor.version import __version__
 from tests import launching
+from tests.supervision import PATIENCE, gone
 
 ROOT = Path(__file__).parents[2]
 SECRET = "Zq7xK"
@@ -124,6 +125,32 @@ def test_help_names_every_option_with_its_default_and_the_signals_and_exit_codes
 def test_version_names_the_command_and_the_version() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"workq-supervise, version {__version__}\n")
+
+
+FORKS_TELL = """
+import os
+def tell():
+    with open(os.environ["FORKED"], "a") as told:
+        print(os.getpid(), file=told)
+os.register_at_fork(after_in_child=tell)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "forks"), [("--help", 0, 0), ("--version", 0, 0), ("--no-such-option", 2, 1)]
+)
+def test_help_forks_nothing_and_a_usage_error_leaves_nothing_behind(
+    tmp_path: Path, argument: str, code: int, forks: int
+) -> None:
+    told = tmp_path / "forked"
+    told.touch()
+    (tmp_path / "sitecustomize.py").write_text(FORKS_TELL)
+    env = dict(os.environ) | {"PYTHONPATH": str(tmp_path), "FORKED": str(told)}
+    done = subprocess.run([launching.SUPERVISE, argument], env=env, capture_output=True, timeout=60)
+    assert done.returncode == code
+    pids = [int(line) for line in told.read_text().split()]
+    assert len(pids) == forks
+    assert all(gone(pid, PATIENCE) for pid in pids)
 
 
 def test_help_does_not_import_what_only_a_running_supervisor_needs() -> None:
