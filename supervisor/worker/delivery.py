@@ -77,7 +77,10 @@ class Delivery:
 
     def _counted(self, header: str, least: int = 0) -> int:
         """A number of unknown origin."""
-        count = (self.properties.headers or {}).get(header, least)
+        headers = self.properties.headers
+        if not headers:
+            return least
+        count = headers.get(header, least)
         # pika gives a 64-bit number as an int of its own class (RabbitMQ 4.3 counts in these); a bool is an int, too.
         is_number = isinstance(count, int) and not isinstance(count, bool)
         return count if is_number and least <= count <= _MOST else least
