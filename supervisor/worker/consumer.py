@@ -61,7 +61,7 @@ class Consumer:
         name: str,
         beat: Callable[[], None],
         lost: Callable[[Gone], None],
-        idle: Callable[[int, float], bool] = lambda *_: False,
+        idle: Callable[[IOLoop, float], bool] = lambda *_: False,
         intake: Intake = Intake.ALL,
     ) -> None:
         self._settings = settings
@@ -150,7 +150,7 @@ class Consumer:
                 return self._next_of_the_last()
             if self._stash:
                 return self._stash.popleft()
-            has_waited = self._idle(self._ioloop.fileno(), self._ioloop.patience(PATIENCE))
+            has_waited = self._idle(self._ioloop, PATIENCE)
             self._pump(0.0 if has_waited else PATIENCE)
 
     def put_back(self, delivery: Delivery) -> None:
@@ -168,7 +168,7 @@ class Consumer:
         timer = self._ioloop.call_later(seconds, ignore)
         while now() < until and self._stash and self._gone is None and (self.leaving is None or self._finish):
             # As in `next`, which has no call to spare.
-            has_waited = self._idle(self._ioloop.fileno(), self._ioloop.patience(PATIENCE))
+            has_waited = self._idle(self._ioloop, PATIENCE)
             self._pump(0.0 if has_waited else PATIENCE)
         timer.callback = None
 

@@ -13,6 +13,7 @@ from supervisor.worker import contract
 if TYPE_CHECKING:
     import asyncio
 
+    from supervisor.amqp.ioloop import IOLoop
     from supervisor.worker.soft_timeout import SoftTimeouts
 
 RETURNED: Final = Returned()
@@ -95,13 +96,13 @@ class EventLoop:
         # Not the runner's own context, which is that of its first task: each task has a span of its own.
         return self._runner.run(coroutine, context=contextvars.copy_context())
 
-    def run_until_readable(self, fd: int, seconds: float) -> bool:
-        """Let what the handler has left on the loop go on until `fd` can be read, for so many seconds at most. Whether
-        it has: not when there is no loop, or when it cannot be used any more."""
+    def run_beside(self, other: IOLoop, seconds: float) -> bool:
+        """Let what the handler has left on the loop go on until `other` has something to do, for so many seconds at
+        most. Whether it has: not when there is no loop, or when it cannot be used any more."""
         if self._runner is None or (loop := self._runner.get_loop()).is_closed():
             return False
         try:
-            loop.run_until_complete(_readable(loop, fd, seconds))
+            loop.run_until_complete(_readable(loop, other.fileno(), other.patience(seconds)))
         except BaseException as error:  # noqa: BLE001 - a callback of theirs may raise SystemExit
             streams.complain_of(error)
             return False

@@ -21,6 +21,7 @@ from supervisor.worker.event_loop import RETURNED, EventLoop
 from supervisor.worker.task import Reject, Retry, SoftTimeout, Task, Unavailable
 
 if TYPE_CHECKING:
+    from supervisor.amqp.ioloop import IOLoop
     from supervisor.policy import passing
 
 _DEEPEST: Final = 16
@@ -147,10 +148,10 @@ class Handler:
                 failed = failed or Raised(_line(error), _traceback(error))
         return failed
 
-    def idle(self, fd: int, seconds: float) -> bool:
-        """Let what the handler has left on its event loop go on until `fd` can be read, for so many seconds at most.
-        Whether there is such a loop."""
-        return self._loop.run_until_readable(fd, seconds)
+    @property
+    def idle(self) -> Callable[[IOLoop, float], bool]:
+        """`EventLoop.run_beside`, of the handler's loop."""
+        return self._loop.run_beside
 
     def _entered(self) -> Any:
         instance = self._function()
