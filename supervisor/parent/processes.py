@@ -45,7 +45,7 @@ from supervisor.parent.reaper import Reaper
 from supervisor.parent.refusals import Refusals
 from supervisor.parent.source import Source
 from supervisor.parent.wait import Callback, Wait
-from supervisor.parent.zygote import Zygote
+from supervisor.parent.zygote import NoZygote, Zygote
 from supervisor.policy.events import (
     Event,
     Exited,
@@ -202,7 +202,9 @@ class Processes:
         self.stop_nursery(generation)
         try:
             self._nurseries[generation] = self._start_nursery(generation, preload, settings)
-        except (OSError, ImportError) as error:  # the first one may import a module or two
+        except NoZygote:
+            self.start_nursery(generation, preload, settings)  # it is executed this time
+        except OSError as error:
             doing = "cannot start the process that forks workers"
             self._pending.append(NurseryFailed(generation, self._refusals.because(doing, error)))
 

@@ -27,8 +27,7 @@ class Wakeups:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        # Where the kernel refuses the next thing of a start: a child that dies then would be told to a closed socket.
-        weakref.finalize(self, signal.set_wakeup_fd, -1)
+        weakref.finalize(self, _end, self._reader, self._writer)
         for number in (*WISHES, *CHORES):
             signal.signal(number, lambda *_: None)
         # Blocked since the process began (`supervisor.__main__`); pending ones arrive now. One by one, or the kernel
@@ -52,6 +51,13 @@ class Wakeups:
             return []
         chores = [number for number in CHORES if number in numbers]
         return [number for number in numbers if number in WISHES] + chores
+
+
+def _end(*sockets: socket.socket) -> None:
+    """A child that dies later is told to nobody: where the kernel refuses the rest of a start, for instance."""
+    signal.set_wakeup_fd(-1)
+    for each in sockets:
+        each.close()
 
 
 def asked(number: signal.Signals) -> Asked | None:

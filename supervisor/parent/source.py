@@ -37,13 +37,15 @@ class Source:
                 self.close()
 
     def nursery(self, link_fd: int, output: int) -> int:
-        """Start one. Returns its pid; the caller reaps it. Raises OSError."""
+        """Start one. Returns its pid; the caller reaps it. Raises OSError, and NoZygote: again, with another link, as a
+        nursery that was forked after all would hear this one. The next is executed."""
         fds = (link_fd, self._board_fd, self._log_fd)
         if self._zygote is not None:
             try:
                 return self._zygote.nursery(*fds, output)
             except NoZygote:
                 self.close()
+                raise
         return execute(NURSERY, [*map(str, fds)], fds, output)
 
     def close(self) -> None:

@@ -171,6 +171,27 @@ def test_a_zygote_that_is_stopped_is_done_without(broker_url: str, queue: str) -
         assert pool.stop() == 0
 
 
+ANSWER_LOST = """
+import supervisor.parent.zygote as zygote
+heard = zygote.Zygote._answer
+zygote.Zygote._answer = lambda self: heard(self) and None
+"""
+
+
+def test_a_nursery_whose_birth_was_never_told_of_does_not_stay_beside_the_next(
+    broker_url: str, queue: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ANSWER_LOST)
+    env = {"PYTHONPATH": str(tmp_path)}
+    with supervised("handlers:work", "--workers", "1", url=broker_url, queue=queue, env=env, inside=EXECUTED) as pool:
+        pool.ready()
+        amqp.publish(broker_url, queue, ["0"], ids=["one"])
+        pool.hear("task.succeeded", message_id="one")
+        # Worker, spare, and the nursery that was executed: no zygote, and no nursery of its.
+        eventually(lambda: sorted(map(comm, descendants.children(pool.pid)))[1:] == ["workq-spare", "workq-worker-0"])
+        assert pool.stop() == 0
+
+
 def test_nobody_but_the_supervisor_holds_the_sockets_that_it_serves(
     broker_url: str, queue: str, tmp_path: Path
 ) -> None:

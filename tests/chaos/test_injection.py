@@ -18,6 +18,7 @@ WORST = [
     injection.Case("socket.recvmsg", (2, 9, 16, 23, 30), "EIO,ENOMEM"),
     injection.Case("epoll_ctl", (8, 20, 31, 42), "ENOSPC,ENOMEM"),
     injection.Case("epoll_wait", (3, 9, 27, 81), "ENOMEM,EINTR"),
+    injection.Case("poll", (1, 3, 5, 7, 9, 11, 13, 15), "ENOMEM,EINTR"),
     injection.Case("fork", (1,), "EAGAIN"),
     injection.Case("exec", (1,), "EAGAIN"),
     injection.Case("thread", (1,), "EAGAIN"),
