@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
@@ -13,8 +14,9 @@ def ask(script: str) -> str:
 
 
 @pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.main, supervisor.parent.http.server"])
-def test_neither_parent_nor_worker_brings_rich_along(room: str) -> None:
-    assert ask(f"import sys, {room}; print('structlog' in sys.modules, 'rich' in sys.modules)") == "True False"
+def test_neither_parent_nor_worker_brings_rich_or_greenlet_along(room: str) -> None:
+    assert importlib.util.find_spec("greenlet") is not None
+    assert ask(f"import sys, {room}; print(*{{'structlog', 'rich', 'greenlet'}} & set(sys.modules))") == "structlog"
 
 
 def test_what_serves_http_brings_neither_a_framework_nor_multiprocessing_nor_what_watches_files() -> None:
@@ -37,8 +39,9 @@ def test_verbs_that_run_no_handler_bring_neither_structlog_nor_rich_before_they_
     assert ask(f"{load}; print(*{{'structlog', 'rich.console', 'supervisor.worker'}} & set(sys.modules))") == ""
 
 
-def test_who_imports_rich_afterwards_gets_it_and_structlog_colours_as_ever_for_who_had_it_before() -> None:
+def test_who_imports_rich_or_greenlet_afterwards_gets_it_and_structlog_colours_as_ever_for_who_had_it_before() -> None:
     assert ask("import supervisor.logs, rich.table; print(rich.table.Table.__name__)") == "Table"
+    assert ask("import supervisor.logs, greenlet; print(greenlet.getcurrent is not None)") == "True"
     colours = "import structlog.dev; print(structlog.dev.rich is not None)"
     assert ask(f"import rich, supervisor.logs; {colours}") == "True"
     assert ask(f"import supervisor.logs; {colours}") == "False"
