@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import weakref
+from contextlib import suppress
 from typing import Final
 
 from supervisor.policy.events import Asked, Wish
@@ -55,7 +56,8 @@ class Wakeups:
 
 def _end(*sockets: socket.socket) -> None:
     """A child that dies later is told to nobody: where the kernel refuses the rest of a start, for instance."""
-    signal.set_wakeup_fd(-1)
+    with suppress(OSError):
+        signal.set_wakeup_fd(-1)
     for each in sockets:
         each.close()
 

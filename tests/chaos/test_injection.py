@@ -19,6 +19,7 @@ WORST = [
     injection.Case("epoll_ctl", (8, 20, 31, 42), "ENOSPC,ENOMEM"),
     injection.Case("epoll_wait", (3, 9, 27, 81), "ENOMEM,EINTR"),
     injection.Case("poll", (1, 3, 5, 7, 9, 11, 13, 15), "ENOMEM,EINTR"),
+    injection.Case("set_wakeup_fd", (2,), "EBADF"),
     injection.Case("fork", (1,), "EAGAIN"),
     injection.Case("exec", (1,), "EAGAIN"),
     injection.Case("thread", (1,), "EAGAIN"),
