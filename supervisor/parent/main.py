@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from supervisor.parent.systemd import Systemd
 
 
-def run(settings: Settings, reread: Reread, zygote: Zygote | None = None) -> int:
+def run(settings: Settings, reread: Reread, zygote: Zygote | None) -> int:
     """Supervise until asked to stop. Returns the exit code."""
     try:
         streams.occupy()

@@ -93,7 +93,7 @@ def _is_meant(page: Reading, meant: str) -> bool:
 class Processes:
     """All children of the supervisor, and the one place that waits for anything."""
 
-    def __init__(self, board: Scoreboard, log_fd: int, sink: logs.Sink, zygote: Zygote | None = None) -> None:
+    def __init__(self, board: Scoreboard, log_fd: int, sink: logs.Sink, zygote: Zygote | None) -> None:
         self._board = board
         self._log_fd = log_fd
         self._sink = sink

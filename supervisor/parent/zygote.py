@@ -50,7 +50,6 @@ class Zygote:
         self.pidfd = pidfd
         self._link = link
         self._tickets = count()
-        self._answers_within = _IS_READY_WITHIN
 
     @classmethod
     def fork(cls, held: Collection[signal.Signals]) -> Zygote | None:
@@ -81,17 +80,16 @@ class Zygote:
             sent = self._link.send(Fork(ticket), (link_fd, board_fd, log_fd, output, directory), wait=False)
         finally:
             close(directory)
-        match self._answer() if sent else None:
+        match self._answer(_ANSWERS_WITHIN if ticket else _IS_READY_WITHIN) if sent else None:
             case Forked(number, pid) if number == ticket:
                 return pid
             case ForkFailed(number, errno=code) if number == ticket:
                 raise OSError(code, os.strerror(code))
         raise NoZygote("it has exited, or does not answer")
 
-    def _answer(self) -> object:
+    def _answer(self, within: float) -> object:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
-        within, self._answers_within = self._answers_within, _ANSWERS_WITHIN
         try:
             if poll.poll(within * 1000) and (answer := self._link.hear()):
                 return frames.read(answer, _ANSWERS)

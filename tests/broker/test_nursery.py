@@ -174,7 +174,7 @@ def test_a_zygote_that_is_stopped_is_done_without(broker_url: str, queue: str) -
 ANSWER_LOST = """
 import supervisor.parent.zygote as zygote
 heard = zygote.Zygote._answer
-zygote.Zygote._answer = lambda self: heard(self) and None
+zygote.Zygote._answer = lambda self, within: heard(self, within) and None
 """
 
 
