@@ -222,9 +222,10 @@ def matches(line: dict[str, Any], event: str, fields: dict[str, Any]) -> bool:
     return line.get("event") == event and all(line.get(name) == value for name, value in fields.items())
 
 
-def retinue(pool: Supervision) -> dict[str, int]:
-    """The supervisor's children beside its workers, by name: `workq-zygote`, `workq-nursery` and `workq-spare`, awaited
-    until the supervisor knows it."""
+def retinue(pool: Supervision, *, zygote: bool = True) -> dict[str, int]:
+    """The supervisor's children beside its workers, by name: `workq-zygote`, unless it was ended, `workq-nursery` and
+    `workq-spare`, awaited until the supervisor knows it."""
+    expected = {"workq-nursery", "workq-spare"} | ({"workq-zygote"} if zygote else set())
 
     def everybody() -> dict[str, int] | None:
         others = set(descendants.children(pool.pid)) - set(pool.pids())
@@ -232,7 +233,7 @@ def retinue(pool: Supervision) -> dict[str, int]:
             named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in others}
         except (FileNotFoundError, ProcessLookupError):
             return None  # an orphan, reaped before its name is opened or before it is read
-        is_complete = named.keys() == {"workq-nursery", "workq-spare", "workq-zygote"} and len(others) == 3
+        is_complete = named.keys() == expected and len(others) == len(expected)
         return named if is_complete and named["workq-spare"] in _watched(pool.pid) else None
 
     return dict(eventually(everybody))

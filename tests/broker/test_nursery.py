@@ -87,10 +87,9 @@ def test_a_handler_finds_in_a_forked_nursery_what_it_finds_in_an_executed_one(
         end_zygote(pool)
         pool.send(signal.SIGHUP)
         pool.hear("reload.finished", generation=2)
-        eventually(lambda: others(pool).get("workq-nursery", first) != first)
         amqp.publish(broker_url, queue, [""], ids=["executed"])
         pool.hear("task.succeeded", message_id="executed")
-        executed = others(pool)["workq-nursery"]
+        executed = retinue(pool, zygote=False)["workq-nursery"]
         assert b"nursery" in Path(f"/proc/{executed}/cmdline").read_bytes()
         assert (eventually(lambda: at_rest(executed)), descriptors(pool.pids()[0])) == held
         assert pool.stop() == 0

@@ -139,10 +139,9 @@ def _live(
         if process.poll() is not None:
             raise _CannotStart
         try:
-            running.wish(path, body)
+            return bool(running.wish(path, body)["ok"])
         except (VerbError, OSError, ValueError):
             return False
-        return True
 
     def consume(workers: int) -> Callable[[], bool]:
         return lambda: (

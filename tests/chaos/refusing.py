@@ -150,12 +150,20 @@ def _site() -> str:
 
 
 def install(kernel: Kernel) -> None:
+    """In this process alone: what it forks has the real ones, or a nursery would take them for a handler's patches."""
+    reals: list[tuple[Any, str, Any]] = []
+
+    def put(owner: Any, name: str, ours: Any) -> None:
+        reals.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, ours)
+
     for kind, (module, name, _) in FUNCTIONS.items():
-        setattr(module, name, _counted(kernel, kind, getattr(module, name)))
+        put(module, name, _counted(kernel, kind, getattr(module, name)))
     for name in METHODS:
-        setattr(socket.socket, name, _counted(kernel, f"socket.{name}", getattr(socket.socket, name)))
+        put(socket.socket, name, _counted(kernel, f"socket.{name}", getattr(socket.socket, name)))
     opened = _counted(kernel, "open_file", builtins.open)
-    builtins.open = io.open = opened  # type: ignore[assignment]
+    put(builtins, "open", opened)
+    put(io, "open", opened)
     begin, start = socket.socket.__init__, threading.Thread.start
 
     def making(self: Any, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
@@ -170,8 +178,8 @@ def install(kernel: Kernel) -> None:
             raise RuntimeError("can't start new thread") from None
         start(self)
 
-    socket.socket.__init__ = making  # type: ignore[method-assign]
-    threading.Thread.start = starting  # type: ignore[method-assign]
+    put(socket.socket, "__init__", making)
+    put(threading.Thread, "start", starting)
 
     class Epoll:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -214,8 +222,10 @@ def install(kernel: Kernel) -> None:
             return self._real.poll(*args)
 
     _epoll, _poll = select.epoll, select.poll
-    select.epoll, select.poll = Epoll, Poll  # type: ignore[misc,assignment]
-    selectors.EpollSelector._selector_cls = Epoll  # type: ignore[attr-defined]
+    put(select, "epoll", Epoll)
+    put(select, "poll", Poll)
+    put(selectors.EpollSelector, "_selector_cls", Epoll)
+    os.register_at_fork(after_in_child=lambda: [setattr(*real) for real in reals])
 
 
 def _counted(kernel: Kernel, kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
