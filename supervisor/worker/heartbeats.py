@@ -22,7 +22,7 @@ TAKES_OVER_AFTER: Final = 1.0
 class Baton:
     """Its holder pumps: the main thread, except while it is `with` this."""
 
-    __slots__ = ("_lock", "_since", "_wake", "free_since", "spent")
+    __slots__ = ("_bell", "_lock", "_rests", "_since", "_wake", "free_since", "spent")
 
     def __init__(self, wake: Callable[[], None]) -> None:
         """`wake` ends a wait in the heartbeat thread's pump."""
@@ -34,10 +34,15 @@ class Baton:
         """Seconds it was busy the last time."""
         self._since = 0.0
         self._wake = wake
+        self._bell = originals.allocate_lock()
+        self._rests = False
 
     def __enter__(self) -> None:
         self.free_since = self._since = now()
         self._lock.release()
+        if self._rests:
+            self._rests = False
+            self._bell.release()
 
     def __exit__(self, *_: object) -> None:
         self.free_since = None
@@ -63,8 +68,17 @@ class Baton:
         while not is_over():
             originals.sleep(TAKES_OVER_AFTER)
             away = self.free_since
-            if away is None or now() - away < TAKES_OVER_AFTER:
-                continue
-            with self._lock:
-                while self.free_since is not None and not is_over():
-                    pump()
+            if away is None:
+                self._rest()
+            elif now() - away >= TAKES_OVER_AFTER:
+                with self._lock:
+                    while self.free_since is not None and not is_over():
+                        pump()
+
+    def _rest(self) -> None:
+        """Until the main thread gives the baton away: a worker without tasks is not woken up once a second."""
+        self._bell.acquire(blocking=False)  # rung, perhaps, when nobody waited for it
+        self._rests = True
+        if self.free_since is None:
+            self._bell.acquire()
+        self._rests = False

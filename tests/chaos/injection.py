@@ -248,8 +248,9 @@ def cases(told: Told, kinds: list[str]) -> Iterator[Case]:
             yield Case(kind, (number,), rotated())
         # Two more than there were: another run may have more.
         late = range(before + 1, count + 3)
-        # To serve again is tried at ever longer intervals: five times in a row take 31 s.
-        step = max(1, -(-len(late) // (5 if kind == "socket.listen" else AT_ONCE)))
+        # To serve again, or to start a worker, is tried at ever longer intervals: five times in a row take 31 s.
+        in_a_row = kind == "socket.listen" or len(late) <= AT_ONCE
+        step = max(1, -(-len(late) // (5 if in_a_row else AT_ONCE)))
         for first in range(step):
             yield Case(kind, tuple(late[first::step]), rotated())
 
