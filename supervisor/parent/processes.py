@@ -46,6 +46,7 @@ from supervisor.parent.refusals import Refusals
 from supervisor.parent.source import Source
 from supervisor.parent.wait import Callback, Wait
 from supervisor.parent.zygote import NoZygote, Zygote
+from supervisor.policy import hung
 from supervisor.policy.events import (
     Event,
     Exited,
@@ -62,9 +63,6 @@ from supervisor.scoreboard import Scoreboard
 from supervisor.settings import Settings
 from supervisor.vocabulary import Reading, slot_of
 
-_STILL_AFTER: Final = 5.0
-"""Seconds without a turn of a worker's loop after which to check in /proc whether it is stopped."""
-
 _WORKER_REPORTS: Final = kinds_of(WorkerReport)
 _NURSERY_REPORTS: Final = kinds_of(NurseryReport)
 
@@ -73,6 +71,7 @@ _NURSERY_REPORTS: Final = kinds_of(NurseryReport)
 class _Nursery(Child):
     generation: int
     births: Births
+    settings: Settings
     is_spent: bool = False
     """It reported why it exits, or was asked to: do not report the exit."""
 
@@ -81,6 +80,7 @@ class _Nursery(Child):
 class _Worker(Child):
     page: int
     generation: int
+    stands_still_after: float
     process: psutil.Process
     finished_before: int
     said: Leaving | LoadFailed | None = None
@@ -173,7 +173,8 @@ class Processes:
         page = self._board.read(worker.page)
         try:
             rss = worker.process.memory_info().rss
-            is_stopped = now() - page.beat > _STILL_AFTER and worker.process.status() == psutil.STATUS_STOPPED
+            stands_still = now() - page.beat > worker.stands_still_after
+            is_stopped = stands_still and worker.process.status() == psutil.STATUS_STOPPED
         except (psutil.Error, OSError):
             rss, is_stopped = 0, False
         # Not the page's own pid: a handler could forge it, to escape every check.
@@ -221,7 +222,7 @@ class Processes:
             output = Output(reader, self._log, source="nursery", pid=pid)
             hearing = Hearing(ours, _NURSERY_REPORTS, self._sink, self._log, source="nursery", pid=pid)
             births = Births(ours, self._descriptors, self._refuse)
-            nursery = _Nursery(pid, pidfd, ours, hearing, output, generation, births)
+            nursery = _Nursery(pid, pidfd, ours, hearing, output, generation, births, settings)
             nursery.watch(self._wait, partial(self._hear_nursery, nursery), partial(self._nursery_exited, nursery))
             undo.pop_all()
         return nursery
@@ -296,7 +297,7 @@ class Processes:
         self._descriptors.make_room(len(self._workers) + births + 1)
         spare = self._take_spare(nursery)
         if spare is not None:
-            started = self._assign(spare, page, generation)
+            started = self._assign(spare, page, nursery)
             if isinstance(started, Started):
                 self._pending.append(started)
                 return
@@ -305,7 +306,7 @@ class Processes:
     def _born(self, nursery: _Nursery, ticket: int, pid: int) -> Iterator[Event]:
         match nursery.births.born(ticket, pid, self._ours()):
             case int(page), newborn:
-                yield self._assign(newborn, page, nursery.generation)
+                yield self._assign(newborn, page, nursery)
             case None, spare:
                 try:
                     self.watch(spare.pidfd, partial(self._spare_exited, nursery))
@@ -314,7 +315,7 @@ class Processes:
                 else:
                     nursery.births.spare = spare
 
-    def _assign(self, newborn: Newborn, page: int, generation: int) -> Started | StartFailed:
+    def _assign(self, newborn: Newborn, page: int, nursery: _Nursery) -> Started | StartFailed:
         """Watch a new worker, then let it begin. If that fails it is dismissed, and has run nothing."""
         because = "the new worker died before the supervisor saw it"
         worker = None
@@ -325,9 +326,8 @@ class Processes:
             finished_before = self._board.read(page).counts.finished
             link, process = newborn.link, psutil.Process(newborn.pid)
             hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot_of(page), pid=newborn.pid)
-            worker = _Worker(
-                newborn.pid, newborn.pidfd, link, hearing, output, page, generation, process, finished_before
-            )
+            its = (page, nursery.generation, hung.stands_still_after(nursery.settings), process, finished_before)
+            worker = _Worker(newborn.pid, newborn.pidfd, link, hearing, output, *its)
             hear = partial(self._said_by, worker, partial(worker.reports, self._wait))
             worker.watch(self._wait, hear, partial(self._exited, worker))
             if newborn.begin(self._orders[page]):

@@ -26,7 +26,7 @@ from supervisor.vocabulary import Cause, Phase, Reading
 SAMPLE_GAP: Final = 3.0
 """Seconds without a sample that mean the supervisor itself was held up: then no worker counts as hung."""
 HUNG_AFTER: Final = 5.0
-"""Seconds without a turn of an idle loop, or the heartbeat if longer: the broker waits for two of those."""
+"""Seconds without a turn of its loop in which nobody is stuck, however short the heartbeat."""
 SILENT_AFTER: Final = 3.0
 """Missed heartbeats after which every broker has closed the connection."""
 
@@ -58,6 +58,12 @@ def too_small(max_memory: int | None, began_with: int) -> str | None:
     )
 
 
+def stands_still_after(limits: Settings) -> float:
+    """Seconds without a turn of its loop after which a worker is stuck: it turns twice in a heartbeat, and the broker
+    waits for two of those."""
+    return max(limits.heartbeat, HUNG_AFTER)
+
+
 def examine(
     reading: Reading, limits: Settings, *, began_with: int = 0, is_ready: bool, held_up: bool, now: float
 ) -> Diagnosis | None:
@@ -73,7 +79,7 @@ def examine(
         if memory is not None and reading.rss > 2 * memory:
             because = f"{reading.rss} bytes resident, more than twice {of}, mid-task"
             return Diagnosis(Cause.MEMORY, because)
-    stands_still = not held_up and now - reading.beat > max(limits.heartbeat, HUNG_AFTER)
+    stands_still = not held_up and now - reading.beat > stands_still_after(limits)
     if stands_still and reading.is_stopped:
         because = f"stopped by a signal (SIGSTOP) for {now - reading.beat:.1f} s"
         return Diagnosis(Cause.HUNG, because)

@@ -40,8 +40,9 @@ ANSWER_TIMEOUT: Final = 15.0
 OURS_WITHIN: Final = 2.0
 """Seconds at least that a worker waits for the queues for retries and dead letters; over a slow network, twice the time
 it took to consume."""
-PATIENCE: Final = 5.0
-"""Seconds that a turn of the loop waits at most: the supervisor checks that it turns."""
+PATIENCE: Final = 60.0
+"""Seconds that a turn of the loop waits at most. The heartbeat's timer is due earlier: the supervisor sees by it that
+the loop turns (`hung.stands_still_after`)."""
 CLOSE_TIMEOUT: Final = 0.5
 """Seconds to close the connection to a broker that seems healthy."""
 _NONE: Final = MappingProxyType[str, str]({})
