@@ -26,7 +26,7 @@ HELD = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-_SAYS_ONLY = frozenset({"--help", "--version"})
+_SAYS_ONLY = frozenset({"-h", "--help", "--version"})
 """Options with which nothing is supervised."""
 
 

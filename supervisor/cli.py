@@ -135,6 +135,6 @@ main = _Supervise(
     help="Keep N RabbitMQ consumers running. Each calls FUNCTION of MODULE with one task at a time.",
     epilog=_EPILOG,
     options_metavar="[OPTIONS]",
-    context_settings={"allow_extra_args": True, "max_content_width": 100},
+    context_settings={"allow_extra_args": True, "max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 click.version_option(__version__, prog_name=NAME)(main)

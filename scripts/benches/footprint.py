@@ -86,7 +86,7 @@ def memory(options: Options) -> list[Row]:
             env = with_numpy(each, options.place)
             four, eight = (pool_pss(each, options, f"numpy-{each.slug}-{size}-{turn}", size, env) for size in (4, 8))
             further[each.name].append((eight - four) / 4)
-    reloads = [reloaded(options, f"reloaded-{turn}") for turn in range(options.rounds)]
+    reloads = [reloaded(Workq(), options, f"reloaded-{turn}") for turn in range(options.rounds)]
     return [whole_row(whole), own_row(reloads), reload_row(reloads), further_row(further)]
 
 
@@ -100,13 +100,13 @@ class Reloaded:
     after: int
 
 
-def reloaded(options: Options, name: str) -> Reloaded:
-    with warm(Workq(), options, name, 4) as pool, channel(options.node_url) as link:
+def reloaded(contender: Workq, options: Options, name: str) -> Reloaded:
+    with warm(contender, options, name, 4) as pool, channel(options.node_url) as link:
         own = sum(private(pid) for pid in pool.workers()) / 4
         before, old = sum(pss(pid) for pid in pool.family()), set(pool.workers())
         os.kill(pool.root, signal.SIGHUP)
         pool.await_consumers(link, old)
-        Workq().publish(options.node_url, name, [b""] * (4 * WARM))
+        contender.publish(options.node_url, name, [b""] * (4 * WARM))
         wait_depth(link, name, 0, PATIENCE)
         time.sleep(REST)
         return Reloaded(own, before, sum(pss(pid) for pid in pool.family()))
@@ -290,7 +290,7 @@ def start(options: Options) -> list[Row]:
     found: dict[str, list[float]] = {each.name: [] for each in everybody}
     for turn in progress(options.rounds, "start"):
         for each in (each for each in everybody if turn < rounds_of(each, options)):
-            found[each.name].append(_start(each, options, f"start-{each.slug}-{turn}"))
+            found[each.name].append(started(each, options, f"start-{each.slug}-{turn}"))
     return [start_row(found)]
 
 
@@ -308,7 +308,8 @@ def start_row(found: Mapping[str, Sequence[float]]) -> Row:
     )
 
 
-def _start(contender: Contender, options: Options, name: str) -> float:
+def started(contender: Contender, options: Options, name: str) -> float:
+    """Seconds from the start of its program to the first task done."""
     place = options.place / name
     contender.publish(options.node_url, name, [b"x 1"])
     ended: list[Note] = []

@@ -17,13 +17,15 @@ TARGET, REACH = 0.8, 0.95
 CPU: Final = 0.75
 
 
+def newest(place: Path) -> LocalNode:
+    """A node whose queues are quorum queues, however they are declared: each contender does it in its own way."""
+    home = output(str(ROOT / "scripts" / "rabbitmq"), "newest").split()[-1]
+    return LocalNode(place / "newest", conf="default_queue_type = quorum", installation=find_installation(home))
+
+
 def modern(options: Options) -> list[Row]:
     """No-op tasks on a quorum queue of the newest RabbitMQ: how many a second, and what one costs."""
-    newest = output(str(ROOT / "scripts" / "rabbitmq"), "newest").split()[-1]
-    # The queue is declared by each contender, in its own way: the node says of which type it is.
-    with LocalNode(
-        options.place / "newest", conf="default_queue_type = quorum", installation=find_installation(newest)
-    ) as node:
+    with newest(options.place) as node:
         c = CClient()
         measured = measure_rounds(replace(options, node_url=node.url), [BarePika(), c, Workq()], seconds=2.0)
         return rows(measured, c.name, node.version)

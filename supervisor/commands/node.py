@@ -68,17 +68,22 @@ class Installation:
         return path if self.usr is None else Path("/usr") / path.relative_to(self.usr)
 
     def command(self, *words: str) -> list[str]:
-        """What to execute so that `words` run where the server lives; ends in an exec.
+        """What to execute so that `words` run where the server lives."""
+        return beneath(self.usr, *words)
 
-        For another system its /usr takes the place of ours, in a mount namespace that ends with the process
-        (unshare(1)), so any number of nodes run from one. A chroot would need /proc, /etc/hosts and the node's
-        directory mounted below it. Needs root, or unprivileged user namespaces.
-        """
-        if self.usr is None:
-            return list(words)
-        user = [] if os.geteuid() == 0 else ["--map-root-user"]
-        there = ["sh", "-c", 'mount --bind "$1" /usr && shift && exec "$@"', "sh", str(self.usr)]
-        return ["unshare", *user, "--mount", *there, *words]
+
+def beneath(usr: Path | None, *words: str) -> list[str]:
+    """What to execute so that `words` run with this /usr; ends in an exec.
+
+    That of another system takes the place of ours, in a mount namespace that ends with the process (unshare(1)), so any
+    number run from one. A chroot would need /proc, /etc/hosts and the node's directory mounted below it. Needs root, or
+    unprivileged user namespaces.
+    """
+    if usr is None:
+        return list(words)
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    there = ["sh", "-c", 'mount --bind "$1" /usr && shift && exec "$@"', "sh", str(usr)]
+    return ["unshare", *user, "--mount", *there, *words]
 
 
 class LocalNode:

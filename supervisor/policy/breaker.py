@@ -145,7 +145,10 @@ class Breaker:
         if settings.breaker is None:
             self._is_late = True
             return self._turn_off(now)
-        self._is_on = True
+        if not self._is_on:
+            self._is_on = True
+            before = self._history[0]
+            self._history[0] = Tally(now, before.succeeded, before.failed)
         self._count(readings, now)
         pages = {reading.page: reading for reading in readings}
         match self.state:
@@ -189,7 +192,8 @@ class Breaker:
         failed = self._now.failed - first.failed
         ended = failed + self._now.succeeded - first.succeeded
         if ended >= count and failed >= ratio * ended:
-            because = f"{failed} of {ended} tasks failed within {min(WINDOW, now - first.at):.0f} s"
+            within = min(WINDOW, max(1.0, now - first.at))
+            because = f"{failed} of {ended} tasks failed within {within:.0f} s"
             yield self._open(f"{because} (--breaker {settings.breaker}){self._latest(first.at)}", settings, now)
         elif self.allowed < math.inf:
             self._follow(pages)

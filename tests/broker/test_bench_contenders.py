@@ -20,6 +20,7 @@ from scripts.benches import rates
 from scripts.benches.contenders import BarePika, Contender, Workq
 from scripts.benches.measure import Reading, cpu, pss, reaped, rss, wakeups
 from scripts.benches.notes import Notes
+from scripts.benches.pythons import On
 from scripts.benches.queues import channel, depth, wait_depth
 from scripts.benches.row import BenchError
 from tests import amqp
@@ -35,7 +36,12 @@ def named(contender: Contender) -> str:
     return contender.name
 
 
-@pytest.mark.parametrize("contender", EVERYBODY, ids=named)
+@pytest.fixture(params=[*EVERYBODY, None], ids=lambda each: named(each) if each else "another Python")
+def contender(request: pytest.FixtureRequest, tmp_path: Path) -> Contender:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"  # the one that every machine has
+    return request.param or On(version, tmp_path / "environment")
+
+
 def test_a_contender_runs_each_task_once_and_settles_it(
     contender: Contender, node: PrivateNode, queue: str, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from scripts import bench
-from scripts.benches import crowd, footprint, guard, plots, report, soak, trials
+from scripts.benches import crowd, footprint, guard, plots, pythons, report, soak, trials
 from scripts.benches.contenders import BarePika, Celery, Workq, chosen, rounds_of
 from scripts.benches.notes import RECORD
 from scripts.benches.rates import BARE, INFO, OURS, Rate, Rates
@@ -402,6 +402,17 @@ def test_what_cannot_be_measured_is_said(words: list[str], said: str, capsys: py
         bench.parse(words)
     assert left.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("start", "idle", "met"), [(1.05, 0.5, True), (1.06, 0.5, False), (0.9, 1.1, False)])
+def test_another_python_is_judged_by_its_worst_figure_within_the_same_turns(
+    start: float, idle: float, met: bool
+) -> None:
+    mine = [{"memory": 50.0, "start": 0.2}, {"memory": 60.0, "start": 0.4}]
+    its = [{"memory": 40.0, "start": 0.2 * start}, {"memory": 48.0, "start": 0.4 * start}]
+    row = pythons.row("Python 3.99.0", {OURS: mine, "Python 3.99.0": its}, {OURS: 0.1, "Python 3.99.0": 0.1 * idle})
+    assert row.ours == f"memory 0.80x, start {start:.2f}x, idle {idle:.2f}x"
+    assert row.met is met
 
 
 @pytest.mark.parametrize("name", [*bench.BENCHES, "guard"])

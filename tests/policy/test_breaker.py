@@ -106,12 +106,19 @@ def test_only_the_last_minute_counts() -> None:
 def test_it_says_how_many_failed_by_what_and_when_it_tries() -> None:
     bench = Bench()
     bench.trouble = Trouble(bench.now, "psycopg.OperationalError", None)
+    for _ in range(9):
+        bench.sample()
     said = bench.open()
     assert said.level == "error" and said.fields == {"seconds": 30.0}
     assert said.because == (
-        "20 of 20 tasks failed within 60 s (--breaker 50%/20), the latest by psycopg.OperationalError; no worker "
+        "20 of 20 tasks failed within 9 s (--breaker 50%/20), the latest by psycopg.OperationalError; no worker "
         "consumes, one tries a task in 30 s"
     )
+
+
+def test_a_pool_that_is_younger_than_the_window_says_so() -> None:
+    bench = Bench()
+    assert "20 of 20 tasks failed within 1 s" in bench.open().because
 
 
 def test_what_its_slots_did_before_it_was_on_does_not_count() -> None:
@@ -322,7 +329,7 @@ def test_readiness_says_why_tasks_wait() -> None:
     world = _outage()
     ready, said = readiness(world.pool.view(world.now))
     assert not ready
-    assert said == "breaker open: 2 of 2 tasks failed within 60 s (--breaker 50%/2); one worker tries a task in 5 s"
+    assert said == "breaker open: 2 of 2 tasks failed within 1 s (--breaker 50%/2); one worker tries a task in 5 s"
     world.live(6.0)
     assert world.pool.view(world.now).taking == 1
     (trying,) = [worker for worker in world.workers.values() if worker.takes]

@@ -137,7 +137,7 @@ os.register_at_fork(after_in_child=tell)
 
 
 @pytest.mark.parametrize(
-    ("argument", "code", "forks"), [("--help", 0, 0), ("--version", 0, 0), ("--no-such-option", 2, 1)]
+    ("argument", "code", "forks"), [("--help", 0, 0), ("-h", 0, 0), ("--version", 0, 0), ("--no-such-option", 2, 1)]
 )
 def test_help_forks_nothing_and_a_usage_error_leaves_nothing_behind(
     tmp_path: Path, argument: str, code: int, forks: int
