@@ -356,7 +356,7 @@ class Pen:
     def settled(self, counter: str, seconds: float) -> None:
         """Count the outcome, then clear the message: a worker killed in between is seen settling."""
         page = self._page
-        self.count(counter)
+        self._add(_INDEX[counter], 1)
         self._add(_BUCKETS_AT // 8 + bisect.bisect_left(BOUNDS, seconds), 1)
         self._floats[_BUSY_AT // 8] += seconds
         page[_PHASE_AT] = Phase.IDLE

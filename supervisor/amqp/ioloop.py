@@ -74,14 +74,18 @@ class IOLoop:
     def turn(self, patience: float) -> None:
         """Wait until something happens, `patience` seconds at most, and call whom it concerns. Raises what they
         raise."""
-        for fd, events in self._epoll.poll(self.patience(patience)):
+        timers = self._timers
+        # As `patience`, and below as `_call_due` would: here a call is one of the hundred that each task costs.
+        if timers and (left := timers[0].deadline - now()) < patience:
+            patience = left if left > 0.0 else 0.0
+        for fd, events in self._epoll.poll(patience):
             handler = self._handlers.get(fd)  # None: one called before it in this turn has removed it
             if handler is not None:
                 # Whoever waits for something to read finds the end of the file.
                 handler(fd, events | EPOLLIN if events & EPOLLHUP else events)
         for _ in range(len(self._callbacks)):  # not those that they add: the descriptors have their turn first
             self._callbacks.popleft()()
-        if self._timers:
+        if timers and timers[0].deadline <= now():
             self._call_due()
 
     def patience(self, most: float) -> float:

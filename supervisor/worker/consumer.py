@@ -398,7 +398,7 @@ class Consumer:
                 body,
                 queues.name(properties.message_id, body, routing_key),
                 method.exchange,
-                trace.trace_id(properties.headers),
+                trace.trace_id(properties.headers) if properties.headers else "",
             )
         )
 

@@ -111,7 +111,7 @@ def test_it_says_how_many_failed_by_what_and_when_it_tries() -> None:
     said = bench.open()
     assert said.level == "error" and said.fields == {"seconds": 30.0}
     assert said.because == (
-        "20 of 20 tasks failed within 9 s (--breaker 50%/20), the latest by psycopg.OperationalError; no worker "
+        "20 of 20 tasks failed within 10 s (--breaker 50%/20), the latest by psycopg.OperationalError; no worker "
         "consumes, one tries a task in 30 s"
     )
 
