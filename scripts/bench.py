@@ -72,7 +72,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "idle": Bench("footprint:idle", 1, 1, "CPU and wake-ups of a pool that has nothing to do"),
     "many": Bench("crowd:many", 1, 1, "256 workers on one host"),
     "start": Bench("footprint:start", 10, 3, "from the start of the program to the first finished task", peers=3),
-    "pythons": Bench("pythons:pythons", 2, 0, "every figure of ours on newer Pythons, beside this one"),
+    "pythons": Bench("pythons:pythons", 1, 0, "every figure of ours on newer Pythons, beside this one"),
     "soak": Bench("soak:soak", 1, 0, "a million tasks with a kill every second: memory and losses"),
 }
 GUARD: Final = Bench("guard:guard", 2, 1, "ratios within one run with generous bounds, for continuous integration")
