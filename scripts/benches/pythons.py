@@ -140,6 +140,6 @@ def row(name: str, found: Mapping[str, Sequence[Figures]], idle: Figures) -> Row
         target=f"at most {WORSE:g}x each",
         met=max(ratios.values()) <= WORSE,
         data={"ratios": ratios, "found": found, "idle": idle},
-        note="In the same turns; 4 workers, recoveries with 1. Where the machine has no 3.14 it is Debian testing's, with "
-        "libraries that nobody else here maps: they count in full in its memory.",
+        note="In the same turns; 4 workers, recoveries with 1. Where the machine has no 3.14 it is Debian testing's, "
+        "whose libraries nobody else here maps: they count in full in its memory.",
     )
