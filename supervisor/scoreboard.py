@@ -146,10 +146,14 @@ class Scoreboard:
         """The token bucket of `--rate`, for the worker of this page."""
         return bucket.Bucket(self.fd, _BUCKET_AT, page)
 
+    def written(self, number: int) -> bytes:
+        """One page as it is, to be compared with what it was."""
+        return self._map[_start(number) : _start(number) + _PAGE]
+
     def read(self, number: int) -> Reading:
         """One page now. Of a live worker the fields may be a microsecond apart; of a dead one they are final."""
         with self._looking:
-            page = self._map[_start(number) : _start(number) + _PAGE]
+            page = self.written(number)
             counts = self._counts(number, page)
         phase = Phase(page[_PHASE_AT]) if page[_PHASE_AT] <= _LAST_PHASE else Phase.VACANT
         held = self._hand(page, phase) if phase in _HOLDING else None
@@ -176,7 +180,7 @@ class Scoreboard:
     def away(self, pages: Iterable[int]) -> Away:
         """What all workers of these pages have put into delay queues, and settled since."""
         with self._looking:
-            counts = [self._counts(each, self._map[_start(each) : _start(each) + _PAGE]) for each in pages]
+            counts = [self._counts(each, self.written(each)) for each in pages]
         out = sum(each.delayed for each in counts) - sum(each.returned for each in counts)
         return Away(max(0, out), max((each.due for each in counts), default=0.0))
 
@@ -210,12 +214,12 @@ class Scoreboard:
 
     def last(self, number: int) -> InHand | None:
         """The last message of this page's worker, settled or not."""
-        hand = self._hand(self._map[_start(number) : _start(number) + _PAGE], Phase.VACANT)
+        hand = self._hand(self.written(number), Phase.VACANT)
         return hand if hand.delivery_tag else None
 
     def moved(self, number: int) -> tuple[Moved, ...]:
         """The messages that this page's worker parked recently."""
-        page = self._map[_start(number) : _start(number) + _PAGE]
+        page = self.written(number)
         last = self._hand(page, Phase.VACANT).delivery_tag
         found = []
         for at in range(_MOVED_AT, _MOVED_AT + _MOVED_ROOM * _MOVED_SIZE, _MOVED_SIZE):

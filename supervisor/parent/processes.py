@@ -45,6 +45,7 @@ from supervisor.parent.reaper import Reaper
 from supervisor.parent.refusals import Refusals
 from supervisor.parent.source import Source
 from supervisor.parent.wait import Callback, Wait
+from supervisor.parent.worker import Worker
 from supervisor.parent.zygote import NoZygote, Zygote
 from supervisor.policy import hung
 from supervisor.policy.events import (
@@ -76,16 +77,6 @@ class _Nursery(Child):
     """It reported why it exits, or was asked to: do not report the exit."""
 
 
-@dataclass(slots=True, eq=False)
-class _Worker(Child):
-    page: int
-    generation: int
-    stands_still_after: float
-    process: psutil.Process
-    finished_before: int
-    said: Leaving | LoadFailed | None = None
-
-
 def _is_meant(page: Reading, meant: str) -> bool:
     return meant == str(slot_of(page.page)) or (page.hand is not None and page.hand.name == meant)
 
@@ -109,7 +100,7 @@ class Processes:
         """Events from outside `wait`."""
         self._orders: dict[int, Begin] = {}
         """By page: the first message to its next worker."""
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, Worker] = {}
         """By page."""
         self._pages: set[int] = set()
         """Pages that workers have ever had."""
@@ -169,16 +160,8 @@ class Processes:
         readings = tuple(self._read(worker) for worker in self._workers.values())
         return Sampled(readings, self._board.away(self._pages))
 
-    def _read(self, worker: _Worker) -> Reading:
-        page = self._board.read(worker.page)
-        try:
-            rss = worker.process.memory_info().rss
-            stands_still = now() - page.beat > worker.stands_still_after
-            is_stopped = stands_still and worker.process.status() == psutil.STATUS_STOPPED
-        except (psutil.Error, OSError):
-            rss, is_stopped = 0, False
-        # Not the page's own pid: a handler could forge it, to escape every check.
-        return replace(page, pid=worker.pid, rss=rss, is_stopped=is_stopped)
+    def _read(self, worker: Worker) -> Reading:
+        return worker.read(self._board)
 
     @contextmanager
     def still(self, meant: str) -> Iterator[tuple[Reading, ...]]:
@@ -327,7 +310,7 @@ class Processes:
             link, process = newborn.link, psutil.Process(newborn.pid)
             hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot_of(page), pid=newborn.pid)
             its = (page, nursery.generation, hung.stands_still_after(nursery.settings), process, finished_before)
-            worker = _Worker(newborn.pid, newborn.pidfd, link, hearing, output, *its)
+            worker = Worker(newborn.pid, newborn.pidfd, link, hearing, output, *its)
             hear = partial(self._said_by, worker, partial(worker.reports, self._wait))
             worker.watch(self._wait, hear, partial(self._exited, worker))
             if newborn.begin(self._orders[page]):
@@ -381,7 +364,7 @@ class Processes:
             "an order to a worker", lambda: not self._is_ours(worker) or worker.link.send(order, wait=False)
         )
 
-    def _is_ours(self, worker: _Worker) -> bool:
+    def _is_ours(self, worker: Worker) -> bool:
         return self._workers.get(worker.page) is worker
 
     def call(self, page: int, order: Admit | Drain) -> None:
@@ -398,7 +381,7 @@ class Processes:
         for page in list(self._workers):
             self.signal(page, number)
 
-    def _said_by(self, worker: _Worker, reports: Callable[[], Iterator[Any]]) -> Iterator[Event]:
+    def _said_by(self, worker: Worker, reports: Callable[[], Iterator[Any]]) -> Iterator[Event]:
         was_garbled = bool(worker.hearing.garbled)
         for report in reports():
             match report:
@@ -421,7 +404,7 @@ class Processes:
             worker.said = None  # the handler may have done it too
             yield Garbled(worker.page, worker.hearing.garbled)
 
-    def _holders(self, suspect: Suspect, asked_by: _Worker) -> tuple[int, ...]:
+    def _holders(self, suspect: Suspect, asked_by: Worker) -> tuple[int, ...]:
         """Other pages with this message, or whose worker has just parked it."""
         others = [worker.page for worker in self._workers.values() if worker is not asked_by]
         latest = (suspect.key, suspect.step, 0)
@@ -432,7 +415,7 @@ class Processes:
             or any((moved.key, moved.step, moved.later) == latest for moved in self._board.moved(page))
         )
 
-    def _exited(self, worker: _Worker) -> Iterator[Event]:
+    def _exited(self, worker: Worker) -> Iterator[Event]:
         """Last words before the exit, the exit before what follows from it."""
         yield from self._said_by(worker, worker.hearing.last_words)
         self._sink.dropped += worker.output.drain()

@@ -1,0 +1,52 @@
+"""A worker as the supervisor sees it: its page of the scoreboard, and what /proc says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import psutil
+
+from supervisor.clock import now
+from supervisor.messages import Leaving, LoadFailed
+from supervisor.parent.child import Child
+from supervisor.scoreboard import Scoreboard
+from supervisor.vocabulary import Phase, Reading
+
+_HOLDS: Final = 5.0
+"""Seconds for which an idle worker that writes nothing on its page is not looked at: to look at four, once a second,
+takes half of an idle supervisor's time, and only threads of the handler's could make it grow meanwhile."""
+
+
+@dataclass(slots=True, eq=False)
+class Worker(Child):
+    page: int
+    generation: int
+    stands_still_after: float
+    """Seconds without a turn of its loop."""
+    process: psutil.Process
+    finished_before: int
+    said: Leaving | LoadFailed | None = None
+    _written: bytes = field(init=False, default=b"")
+    _reading: Reading | None = field(init=False, default=None)
+    _holds_until: float = field(init=False, default=0.0)
+
+    def read(self, board: Scoreboard) -> Reading:
+        """What it does: now, or, while it idles and writes nothing, some seconds ago."""
+        written, at = board.written(self.page), now()
+        if self._reading is None or at >= self._holds_until or written != self._written:
+            self._written, self._reading = written, self._read(board, at)
+            stands_still_at = self._reading.beat + self.stands_still_after
+            self._holds_until = min(at + _HOLDS, stands_still_at) if self._reading.phase is Phase.IDLE else at
+        return self._reading
+
+    def _read(self, board: Scoreboard, at: float) -> Reading:
+        page = board.read(self.page)
+        try:
+            rss = self.process.memory_info().rss
+            stands_still = at - page.beat > self.stands_still_after
+            is_stopped = stands_still and self.process.status() == psutil.STATUS_STOPPED
+        except (psutil.Error, OSError):
+            rss, is_stopped = 0, False
+        # Not the page's own pid: a handler could forge it, to escape every check.
+        return replace(page, pid=self.pid, rss=rss, is_stopped=is_stopped)
