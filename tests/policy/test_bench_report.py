@@ -408,9 +408,9 @@ def test_what_cannot_be_measured_is_said(words: list[str], said: str, capsys: py
 def test_another_python_is_judged_by_its_worst_figure_within_the_same_turns(
     start: float, idle: float, met: bool
 ) -> None:
-    mine = [{"memory": 50.0, "start": 0.2}, {"memory": 60.0, "start": 0.4}]
-    its = [{"memory": 40.0, "start": 0.2 * start}, {"memory": 48.0, "start": 0.4 * start}]
-    row = pythons.row("Python 3.99.0", {OURS: mine, "Python 3.99.0": its}, {OURS: 0.1, "Python 3.99.0": 0.1 * idle})
+    mine = {"memory": [50.0, 60.0, 80.0], "start": [0.2, 0.4, 0.5], "idle": [0.1]}
+    its = {"memory": [40.0, 48.0, 90.0], "start": [0.2 * start, 0.4 * start, 0.1], "idle": [0.1 * idle]}
+    row = pythons.row("Python 3.99.0", {OURS: mine, "Python 3.99.0": its})
     assert row.ours == f"memory 0.80x, start {start:.2f}x, idle {idle:.2f}x"
     assert row.met is met
 
