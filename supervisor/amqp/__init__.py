@@ -1,5 +1,10 @@
 """Everything that speaks to a broker, and alone imports pika. Workers import this: keep it light."""
 
+from supervisor.late import later
+
+with later("asyncio"):  # for an adapter of pika's that nobody here uses
+    import pika  # noqa: F401
+
 from supervisor.amqp.errors import Trouble, Unusable, explain, is_missing, is_refusal, refusal
 from supervisor.amqp.topology import declare_anyway
 

@@ -1,0 +1,44 @@
+"""What others import and we do not need is kept out, or comes when it is used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+
+@contextmanager
+def without(module: str) -> Iterator[None]:
+    """Inside, importing this module raises ImportError unless it is imported already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+class _Later(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module(self.__name__), name)
+
+
+@contextmanager
+def later(module: str) -> Iterator[None]:
+    """Inside, who imports this module gets one that imports it when something in it is used, unless it is imported
+    already. Beside other threads nothing is held back: they would get that one, too."""
+    if module in sys.modules or len(sys._current_frames()) > 1:
+        yield
+        return
+    sys.modules[module] = _Later(module)
+    try:
+        yield
+    finally:
+        del sys.modules[module]
