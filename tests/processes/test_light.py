@@ -19,6 +19,27 @@ def test_neither_parent_nor_worker_brings_rich_or_greenlet_along(room: str) -> N
     assert ask(f"import sys, {room}; print(*{{'structlog', 'rich', 'greenlet'}} & set(sys.modules))") == "structlog"
 
 
+@pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.main", "supervisor.parent.zygote"])
+def test_neither_parent_nor_worker_imports_asyncio_before_something_uses_it(room: str) -> None:
+    assert ask(f"import sys, {room}; print('asyncio' in sys.modules)") == "False"
+
+
+def test_who_uses_asyncio_finds_it_structlog_and_pika_among_them() -> None:
+    load = "import supervisor.worker.nursery, structlog, pika.adapters.asyncio_connection as adapter"
+    assert ask(f"{load}; print(adapter.asyncio.SelectorEventLoop.__name__)") == "_UnixSelectorEventLoop"
+    logs = "structlog.configure(wrapper_class=structlog.stdlib.AsyncBoundLogger)"
+    say = "async def say(): await structlog.get_logger().ainfo('said')"
+    assert "said" in ask(f"{load}; {logs}\n{say}\nimport asyncio; asyncio.run(say())")
+    theirs = "import asyncio, asyncio.events; print(asyncio.events.__name__, asyncio.__file__ is not None)"
+    assert ask(f"{load}; {theirs}") == "asyncio.events True"
+
+
+def test_beside_other_threads_no_module_is_held_back_for_they_may_import_it_too() -> None:
+    thread = "import sys, threading; done = threading.Event(); threading.Thread(target=done.wait).start()"
+    said = ask(f"{thread}; import supervisor.light; print('asyncio' in sys.modules); done.set()")
+    assert said == "True"
+
+
 def test_what_serves_http_brings_neither_a_framework_nor_multiprocessing_nor_what_watches_files() -> None:
     serve = (
         "import contextlib, sys; from supervisor.parent.http import server; server.serve([], contextlib.nullcontext())"
