@@ -2,10 +2,8 @@
 
 from supervisor.late import later
 
-with later("asyncio"):  # for an adapter of pika's that nobody here uses
-    import pika  # noqa: F401
-
-from supervisor.amqp.errors import Trouble, Unusable, explain, is_missing, is_refusal, refusal
+with later("asyncio"):  # which pika imports for an adapter that nobody here uses
+    from supervisor.amqp.errors import Trouble, Unusable, explain, is_missing, is_refusal, refusal
 from supervisor.amqp.topology import declare_anyway
 
 __all__ = ["Trouble", "Unusable", "declare_anyway", "explain", "is_missing", "is_refusal", "refusal"]

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-import psutil
-
 from supervisor import logs
 from supervisor.clock import now
 from supervisor.frames import kinds_of
@@ -307,9 +305,9 @@ class Processes:
                 newborn.output, self._log, partial(self._board.note_read, page), slot=slot_of(page), pid=newborn.pid
             )
             finished_before = self._board.read(page).counts.finished
-            link, process = newborn.link, psutil.Process(newborn.pid)
+            link = newborn.link
             hearing = Hearing(link, _WORKER_REPORTS, self._sink, self._log, slot=slot_of(page), pid=newborn.pid)
-            its = (page, nursery.generation, hung.stands_still_after(nursery.settings), process, finished_before)
+            its = (page, nursery.generation, hung.stands_still_after(nursery.settings), finished_before)
             worker = Worker(newborn.pid, newborn.pidfd, link, hearing, output, *its)
             hear = partial(self._said_by, worker, partial(worker.reports, self._wait))
             worker.watch(self._wait, hear, partial(self._exited, worker))
@@ -317,7 +315,7 @@ class Processes:
                 self._workers[page] = worker
                 self._pages.add(page)
                 return Started(page, newborn.pid)
-        except (psutil.Error, OSError) as error:
+        except OSError as error:
             because = self._refusals.because("cannot start a worker", error)
         if worker is not None:
             worker.forget(self._wait)

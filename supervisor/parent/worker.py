@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -24,12 +25,19 @@ class Worker(Child):
     generation: int
     stands_still_after: float
     """Seconds without a turn of its loop."""
-    process: psutil.Process
     finished_before: int
     said: Leaving | LoadFailed | None = None
+    _process: psutil.Process = field(init=False)
     _written: bytes = field(init=False, default=b"")
     _reading: Reading | None = field(init=False, default=None)
     _holds_until: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        """Raises OSError when there is no such process."""
+        try:
+            self._process = psutil.Process(self.pid)
+        except psutil.Error as error:
+            raise ProcessLookupError(errno.ESRCH, str(error)) from None
 
     def read(self, board: Scoreboard) -> Reading:
         """What it does: now, or, while it idles and writes nothing, some seconds ago."""
@@ -43,9 +51,9 @@ class Worker(Child):
     def _read(self, board: Scoreboard, at: float) -> Reading:
         page = board.read(self.page)
         try:
-            rss = self.process.memory_info().rss
+            rss = self._process.memory_info().rss
             stands_still = at - page.beat > self.stands_still_after
-            is_stopped = stands_still and self.process.status() == psutil.STATUS_STOPPED
+            is_stopped = stands_still and self._process.status() == psutil.STATUS_STOPPED
         except (psutil.Error, OSError):
             rss, is_stopped = 0, False
         # Not the page's own pid: a handler could forge it, to escape every check.

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OWNERS = {
     "pika": ("supervisor.amqp",),
-    "psutil": ("supervisor.parent.processes",),
+    "psutil": ("supervisor.parent.worker",),
     "ctypes": ("supervisor.linux",),
     "h11": ("supervisor.parent.http.server",),
     "prometheus_client": ("supervisor.parent.http.metrics",),

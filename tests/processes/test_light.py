@@ -27,9 +27,9 @@ def test_neither_parent_nor_worker_imports_asyncio_before_something_uses_it(room
 def test_who_uses_asyncio_finds_it_structlog_and_pika_among_them() -> None:
     load = "import supervisor.worker.nursery, structlog, pika.adapters.asyncio_connection as adapter"
     assert ask(f"{load}; print(adapter.asyncio.SelectorEventLoop.__name__)") == "_UnixSelectorEventLoop"
-    logs = "structlog.configure(wrapper_class=structlog.stdlib.AsyncBoundLogger)"
-    say = "async def say(): await structlog.get_logger().ainfo('said')"
-    assert "said" in ask(f"{load}; {logs}\n{say}\nimport asyncio; asyncio.run(say())")
+    say = "async def say(): await structlog.stdlib.get_logger().ainfo('said')"
+    bound = "structlog.configure(wrapper_class=structlog.stdlib.BoundLogger)"
+    assert "said" in ask(f"{load}; {bound}\n{say}\nimport asyncio; asyncio.run(say())")
     theirs = "import asyncio, asyncio.events; print(asyncio.events.__name__, asyncio.__file__ is not None)"
     assert ask(f"{load}; {theirs}") == "asyncio.events True"
 

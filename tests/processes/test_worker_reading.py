@@ -32,9 +32,9 @@ class Looked:
         self.at = self.board.read(PAGE).beat
         monkeypatch.setattr(looking, "now", lambda: self.at)
         nobody: Any = None
-        watched = psutil.Process(process.pid)
         self.process = process
-        self.worker = Worker(process.pid, -1, nobody, nobody, nobody, PAGE, 1, STILL, watched, 0)
+        self.status = psutil.Process(process.pid).status
+        self.worker = Worker(process.pid, -1, nobody, nobody, nobody, PAGE, 1, STILL, 0)
 
     def look(self, after: float = 1.0) -> Reading:
         self.at += after
@@ -74,9 +74,9 @@ def test_one_that_is_not_idle_is_looked_at_each_time_for_its_memory_may_grow(loo
 def test_one_whose_loop_stands_still_is_asked_each_time_whether_it_is_stopped(looked: Looked) -> None:
     looked.pen.phase(Phase.IDLE)
     os.kill(looked.process.pid, signal.SIGSTOP)
-    eventually(lambda: looked.worker.process.status() == psutil.STATUS_STOPPED)
+    eventually(lambda: looked.status() == psutil.STATUS_STOPPED)
     assert not looked.look(STILL - 1).is_stopped
     assert looked.look(1.1).is_stopped
     os.kill(looked.process.pid, signal.SIGCONT)
-    eventually(lambda: looked.worker.process.status() != psutil.STATUS_STOPPED)
+    eventually(lambda: looked.status() != psutil.STATUS_STOPPED)
     assert not looked.look().is_stopped
