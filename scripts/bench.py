@@ -1,6 +1,6 @@
 """Measures workq-supervise on this machine, beside bare pika, Dramatiq, Celery, supervisord and a client in C.
 
-    scripts/bench                       everything, in half an hour; writes docs/benchmarks.md and its pictures
+    scripts/bench                       everything, in forty minutes; writes docs/benchmarks.md and its pictures
     scripts/bench NAME...               only these
     scripts/bench guard                 the ratios that continuous integration holds, in about a minute
     scripts/bench --report-from FILE... the document anew, from what --json wrote; a bench in several: the last

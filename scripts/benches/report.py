@@ -117,7 +117,7 @@ def _head(saved: Mapping[str, Any]) -> str:
     return f"""# Benchmarks
 
 workq-supervise compared with bare pika, Dramatiq, Celery, supervisord with the worker of RabbitMQ's tutorial, and a
-client in C. Written by `scripts/bench` on {saved["began"][:10]}; all figures are from one run on one machine.
+client in C. Written by `scripts/bench` on {saved["began"][:10]}; each row is from one run, all are from one machine.
 {quick}
     scripts/bench                   # all of it again, on your machine
     scripts/bench recovery start    # selected benchmarks, to the terminal
