@@ -27,18 +27,24 @@ class _Later(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        self.make_way()  # it may be used before the block ends
         return getattr(import_module(self.__name__), name)
+
+    def make_way(self) -> None:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
 
 
 @contextmanager
 def later(module: str) -> Iterator[None]:
     """Inside, who imports this module gets one that imports it when something in it is used, unless it is imported
-    already. Beside other threads nothing is held back: they would get that one, too."""
+    already. Its submodules cannot be imported inside. Beside other threads nothing is held back: they would get that
+    one, too."""
     if module in sys.modules or len(sys._current_frames()) > 1:
         yield
         return
-    sys.modules[module] = _Later(module)
+    sys.modules[module] = held = _Later(module)
     try:
         yield
     finally:
-        del sys.modules[module]
+        held.make_way()

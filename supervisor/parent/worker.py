@@ -16,7 +16,7 @@ from supervisor.vocabulary import Phase, Reading
 
 _HOLDS: Final = 5.0
 """Seconds for which an idle worker that writes nothing on its page is not looked at: to look at four, once a second,
-takes half of an idle supervisor's time, and only threads of the handler's could make it grow meanwhile."""
+is a third of what an idle supervisor does, and only threads of the handler's could make it grow meanwhile."""
 
 
 @dataclass(slots=True, eq=False)

@@ -34,6 +34,13 @@ def test_who_uses_asyncio_finds_it_structlog_and_pika_among_them() -> None:
     assert ask(f"{load}; {theirs}") == "asyncio.events True"
 
 
+@pytest.mark.parametrize("use", ["import asyncio; asyncio.Queue", "from asyncio import Queue"])
+def test_who_uses_asyncio_while_it_is_held_back_has_it_at_once(use: str) -> None:
+    """A structlog or pika to come may use it where today's only names it."""
+    block = f"import sys; from supervisor.late import later\nwith later('asyncio'): {use}"
+    assert ask(f"{block}\nimport asyncio, asyncio.queues; print(asyncio.Queue is asyncio.queues.Queue)") == "True"
+
+
 def test_beside_other_threads_no_module_is_held_back_for_they_may_import_it_too() -> None:
     thread = "import sys, threading; done = threading.Event(); threading.Thread(target=done.wait).start()"
     said = ask(f"{thread}; import supervisor.light; print('asyncio' in sys.modules); done.set()")
