@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,8 +94,15 @@ def test_what_comes_out_of_the_editor_is_the_body(editor: Editor, before: bytes,
     ],
 )
 def test_otherwise_it_is_said_why_nothing_happens(
-    editor: Editor, capfd: pytest.CaptureFixture[str], body: bytes, code: str, words: str
+    editor: Editor,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    body: bytes,
+    code: str,
+    words: str,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # an edited body that is refused is kept
     editor(code)
     with pytest.raises(SystemExit) as ended:
         edited(letter(body), "guest", "q")
