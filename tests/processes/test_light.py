@@ -30,6 +30,9 @@ def test_who_uses_asyncio_finds_it_structlog_and_pika_among_them() -> None:
     say = "async def say(): await structlog.stdlib.get_logger().ainfo('said')"
     bound = "structlog.configure(wrapper_class=structlog.stdlib.BoundLogger)"
     assert "said" in ask(f"{load}; {bound}\n{say}\nimport asyncio; asyncio.run(say())")
+    # Since Python 3.12; before, no record has the name of a task.
+    name = "async def name(): print(getattr(logging.makeLogRecord({}), 'taskName', 'Task-1'))"
+    assert ask(f"{load}, asyncio, logging\n{name}\nasyncio.run(name())") == "Task-1"
     theirs = "import asyncio, asyncio.events; print(asyncio.events.__name__, asyncio.__file__ is not None)"
     assert ask(f"{load}; {theirs}") == "asyncio.events True"
 
