@@ -6,21 +6,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from threading import get_ident
 from types import ModuleType
 from typing import Any
 
 
 @contextmanager
 def without(module: str) -> Iterator[None]:
-    """Inside, importing this module raises ImportError unless it is imported already."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
+    """Inside, importing this module on this thread raises ImportError unless it is imported already."""
+    refusal = _Refusal(module)
+    sys.meta_path.insert(0, refusal)
     try:
         yield
     finally:
-        del sys.modules[module]
+        sys.meta_path.remove(refusal)
+
+
+class _Refusal:
+    # No importlib.abc.MetaPathFinder: it imports tempfile, and more.
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._thread = get_ident()
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        if fullname == self._module and get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{fullname} is kept out", name=fullname)
 
 
 class _Later(ModuleType):

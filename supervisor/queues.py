@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any, Final, Literal, TypedDict
+
+try:
+    from _blake2 import blake2b  # hashlib would load OpenSSL: 16 ms of each start
+except ImportError:
+    from hashlib import blake2b
 
 ATTEMPT: Final = "x-workq-attempt"
 REASON: Final = "x-workq-reason"
@@ -126,7 +130,7 @@ def name(message_id: str | bytes | None, body: bytes, routing_key: str) -> str:
 def digest(identity: bytes, routing_key: str) -> str:
     """The name of a message without a usable id: the same bytes to the same queue are the same task."""
     key = routing_key.encode("utf-8", "replace")[:64]
-    return "digest:" + hashlib.blake2b(identity, digest_size=16, key=key).hexdigest()
+    return "digest:" + blake2b(identity, digest_size=16, key=key).hexdigest()
 
 
 def key(name: str, checksum: int) -> str:

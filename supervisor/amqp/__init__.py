@@ -2,7 +2,7 @@
 
 from supervisor.late import later
 
-with later("asyncio"):  # which pika imports for an adapter that nobody here uses
+with later("asyncio"), later("ssl"):  # which pika imports for adapters that nobody here uses
     from supervisor.amqp.errors import Trouble, Unusable, explain, is_missing, is_refusal, refusal
 from supervisor.amqp.topology import declare_anyway
 

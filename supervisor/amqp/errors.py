@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import socket
-import ssl
+import sys
 from typing import Any, Final
 
 from pika import exceptions
@@ -187,14 +187,8 @@ def _local(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
 
 def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
     """TLS and AMQP, before anything was said."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        hint = _REMEDIES.get(error.verify_code, "name the authority that signed it with ?cafile=")
-        return Kind.TLS, f"the certificate of {broker} is not trusted: {error.verify_message}; {hint}"
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return Kind.LOST, f"{broker} closed the connection during the TLS handshake; {broker.maybe}"
-    if isinstance(error, ssl.SSLError):
-        hint = "is it the TLS port (5671), and does the broker want a client certificate?"
-        return Kind.TLS, f"no TLS with {broker}: {error.reason or error}; {hint}"
+    if "ssl" in sys.modules and (said := _of_tls(error, broker)) is not None:
+        return said
     if isinstance(error, exceptions.IncompatibleProtocolError) and (alert := _ALERT.search(str(error))):
         # With TLS 1.3 a client has finished its handshake when the broker looks at the client's certificate.
         hint = "it wants a client certificate of an authority that it knows: ?certfile= and ?keyfile="
@@ -209,6 +203,20 @@ def _handshake(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
         return Kind.LIMIT, f"{broker} allows too few channels on a connection; raise its channel_max"
     if isinstance(error, exceptions.AuthenticationError):
         return Kind.AUTHENTICATION, f"{broker} does not offer login with user and password (SASL PLAIN)"
+    return None
+
+
+def _of_tls(error: BaseException, broker: _Who) -> tuple[Kind, str] | None:
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        hint = _REMEDIES.get(error.verify_code, "name the authority that signed it with ?cafile=")
+        return Kind.TLS, f"the certificate of {broker} is not trusted: {error.verify_message}; {hint}"
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return Kind.LOST, f"{broker} closed the connection during the TLS handshake; {broker.maybe}"
+    if isinstance(error, ssl.SSLError):
+        hint = "is it the TLS port (5671), and does the broker want a client certificate?"
+        return Kind.TLS, f"no TLS with {broker}: {error.reason or error}; {hint}"
     return None
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from supervisor import originals
 from supervisor.amqp.ioloop import Found, IOLoop, Timer, look_up
-from supervisor.amqp.tls import Tls, tls
 from supervisor.clock import now
 from supervisor.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from supervisor.amqp.tls import Layer, Tls
 
 _READ: Final = 64 * 1024
 """Bytes to ask the socket for."""
@@ -54,14 +55,18 @@ class Stream:
         on_lost: Callable[[Exception], None],
     ) -> None:
         self._loop = loop
-        self._tls_options = tls(endpoint) if endpoint.tls else None
+        self._tls_options: Tls | None = None
+        if endpoint.tls:
+            from supervisor.amqp.tls import tls  # OpenSSL is for who uses it
+
+            self._tls_options = tls(endpoint)
         self._timeout = timeout
         self._on_ready = on_ready
         self._on_read = on_read
         self._on_lost = on_lost
         self._addresses: Found = []
         self._sock: originals.socket_type | None = None
-        self._tls: _Tls | None = None
+        self._tls: Layer | None = None
         self._until = 0.0
         self._timer: Timer | None = None
         self._unsent = bytearray()
@@ -136,7 +141,7 @@ class Stream:
         if self._tls_options is None:
             self._begin()
         else:
-            self._tls = _Tls(self._tls_options)
+            self._tls = self._tls_options.layer()
             self._shake_hands(self._tls)
 
     def _expect_within(self, seconds: float) -> None:
@@ -203,7 +208,7 @@ class Stream:
             waiting += data[sent:]
             self.has_written = False
 
-    def _decrypt(self, tls: _Tls, read: bytes) -> None:
+    def _decrypt(self, tls: Layer, read: bytes) -> None:
         tls.feed(read)
         if not self._is_ready:
             self._shake_hands(tls)
@@ -214,7 +219,7 @@ class Stream:
             if not read:
                 raise EOFError
 
-    def _shake_hands(self, tls: _Tls) -> None:
+    def _shake_hands(self, tls: Layer) -> None:
         try:
             has_agreed = tls.shake_hands()
         except Exception:
@@ -225,42 +230,3 @@ class Stream:
         self._send(tls.encrypted())
         if has_agreed:
             self._begin()
-
-
-class _Tls:
-    """Encrypts and decrypts. Raises ssl.SSLError."""
-
-    def __init__(self, options: Tls) -> None:
-        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = options.context.wrap_bio(self._came, self._goes, server_hostname=options.server_name)
-
-    def feed(self, read: bytes) -> None:
-        if read:
-            self._came.write(read)
-        else:
-            self._came.write_eof()
-
-    def shake_hands(self) -> bool:
-        """Go on with the handshake; whether it is done."""
-        try:
-            self._object.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def decrypt(self) -> bytes:
-        """Decrypted data; empty if no whole record has arrived. Raises EOFError."""
-        try:
-            return self._object.read(_READ)
-        except ssl.SSLWantReadError:
-            return b""
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            raise EOFError from None
-
-    def encrypt(self, data: bytes) -> bytes:
-        self._object.write(data)
-        return self._goes.read()
-
-    def encrypted(self) -> bytes:
-        """TLS's own messages to the peer."""
-        return self._goes.read()

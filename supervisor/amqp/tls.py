@@ -12,11 +12,55 @@ from supervisor.amqp.errors import EXHAUSTED, Unusable
 from supervisor.endpoint import Endpoint
 
 
+class Layer:
+    """Encrypts and decrypts. Raises ssl.SSLError."""
+
+    def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._came, self._goes, server_hostname=server_name)
+
+    def feed(self, read: bytes) -> None:
+        if read:
+            self._came.write(read)
+        else:
+            self._came.write_eof()
+
+    def shake_hands(self) -> bool:
+        """Go on with the handshake; whether it is done."""
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def decrypt(self) -> bytes:
+        """Decrypted data; empty if no whole record has arrived. Raises EOFError."""
+        try:
+            return self._object.read(_READ)
+        except ssl.SSLWantReadError:
+            return b""
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            raise EOFError from None
+
+    def encrypt(self, data: bytes) -> bytes:
+        self._object.write(data)
+        return self._goes.read()
+
+    def encrypted(self) -> bytes:
+        """TLS's own messages to the peer."""
+        return self._goes.read()
+
+
 class Tls(NamedTuple):
     context: ssl.SSLContext
     server_name: str
 
+    def layer(self) -> Layer:
+        return Layer(self.context, self.server_name)
 
+
+_READ: Final = 64 * 1024
+"""Bytes of decrypted data to take at a time."""
 Files = tuple[str | None, ...]
 """The paths of `cafile`, `certfile` and `keyfile`."""
 _prepared: Final[dict[object, ssl.SSLContext]] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import resource
-import secrets
 import signal
 from collections.abc import Collection
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Final
 _RLIMIT_LOCKS: Final = 10  # asm-generic/resource.h, on every architecture; Python's resource module does not name it
 _PID_BITS: Final = 24
 """More than any pid has: PID_MAX_LIMIT is 2^22 (proc(5), pid_max)."""
-_OURS: Final = secrets.randbits(38) << _PID_BITS
+_OURS: Final = (int.from_bytes(os.urandom(5), "big") >> 2) << _PID_BITS
 """Makes a mark this supervisor's: a handler may run another one, and an operator may have set the limit."""
 _CHILDREN_ARE_LISTED: Final = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 """Needs CONFIG_PROC_CHILDREN, which distributions enable."""

@@ -24,7 +24,6 @@ from functools import cache, partial
 from typing import NoReturn
 
 from supervisor import logs, originals, streams, trace
-from supervisor.amqp import tls
 from supervisor.clock import now
 from supervisor.link import Link
 from supervisor.linux import prctl, proctitle
@@ -94,7 +93,10 @@ def _nurse(link_fd: int, board_fd: int, log_fd: int) -> int:
     rehearse()  # before the handler, which may change it
     settings = Settings.from_wire(order.settings)
     configure_logs("nursery", settings, link, board_fd, log_fd)
-    tls.prepare(settings.url)
+    if any(each.tls for each in settings.url):
+        from supervisor.amqp import tls
+
+        tls.prepare(settings.url)
     if trace.is_wanted(os.environ):
         _prepare_tracing()
     begun = now()

@@ -244,6 +244,8 @@ def test_the_policy_lets_nothing_in_that_is_not_the_pages_own(tab: Tab, broker_u
         assert_no_complaints(tab, pool)
         with urllib.request.urlopen(pool.health + "/") as answer:
             headers, page = answer.headers, answer.read()
+        with urllib.request.urlopen(pool.health + "/status") as answer:
+            assert "script-src 'none'; style-src 'none'" in answer.headers["content-security-policy"]
         policy = dict(each.split(" ", 1) for each in headers["content-security-policy"].split("; "))
         for element, directive in (("script", "script-src"), ("style", "style-src")):
             (content,) = re.findall(rb"<%b>(.*?)</%b>" % ((element.encode(),) * 2), page, re.S)

@@ -17,7 +17,7 @@ from supervisor.commands.node import Port
 from tests import amqp
 from tests.certificates import Authority, Identity
 from tests.node import PrivateNode
-from tests.supervision import Runs, Supervision, supervised
+from tests.supervision import EXECUTED, Runs, Supervision, retinue, supervised
 
 LOGIN = "dora:hunter2-and-more"
 
@@ -127,6 +127,20 @@ def test_amqps_with_a_client_certificate_works_for_workers_parking_and_workq_pub
         assert pool.ready().get("/readyz")[0] == 200
         keeps_secret(pool)
         assert pool.stop() == 0
+
+
+def test_who_uses_no_tls_has_no_openssl_in_any_process(broker_url: str, queue: str, tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("def handle(task):\n    assert task.body == b'good'\n")
+    amqp.publish(broker_url, queue, ["good", "bad"])
+    options = "--app-dir", str(tmp_path), "--workers", "2", "--retries", "0"
+    with supervised("plain:handle", *options, url=broker_url, queue=queue, inside=EXECUTED) as pool:
+        pool.hear("task.succeeded")
+        pool.hear("task.dead_lettered")
+        for path in ("/readyz", "/status"):  # not /metrics: prometheus_client imports all that
+            pool.get(path)
+        everybody = {"supervisor": pool.pid, **retinue(pool), **{f"worker {pid}": pid for pid in pool.pids()}}
+        maps = {name: Path(f"/proc/{pid}/maps").read_text() for name, pid in everybody.items()}
+        assert not {name for name, text in maps.items() if re.search(r"libcrypto|libssl|_ssl|_hashlib", text)}
 
 
 def test_server_name_says_what_the_certificate_is_for_when_the_address_does_not(broker: Secured) -> None:

@@ -21,7 +21,6 @@ from pika import frame, spec
 from pika.exceptions import StreamLostError
 
 from supervisor.amqp.connection import Connection
-from supervisor.amqp.stream import _Tls
 from supervisor.amqp.tls import tls
 from supervisor.endpoint import Endpoint
 from tests import certificates, wire
@@ -314,7 +313,7 @@ class Secure(WiredOurs):
         super().__init__()
         self.broker = Broker(files.server)
         self.stream._is_ready = self.connection._is_connected = False
-        self.stream._tls = _Tls(tls(Endpoint("localhost", tls=True, query=(("cafile", str(files.cafile)),))))
+        self.stream._tls = tls(Endpoint("localhost", tls=True, query=(("cafile", str(files.cafile)),))).layer()
         self.stream._shake_hands(self.stream._tls)
         while not self.stream._is_ready:
             self.broker.hear(self.wire.arrived())

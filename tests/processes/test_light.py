@@ -24,6 +24,24 @@ def test_neither_parent_nor_worker_imports_asyncio_before_something_uses_it(room
     assert ask(f"import sys, {room}; print('asyncio' in sys.modules)") == "False"
 
 
+@pytest.mark.parametrize("room", ["supervisor.worker.nursery", "supervisor.parent.main", "supervisor.parent.zygote"])
+def test_neither_parent_nor_worker_loads_openssl_before_something_uses_it(room: str) -> None:
+    assert ask(f"import sys, {room}; print(*{{'ssl', '_ssl', '_hashlib'}} & set(sys.modules))") == ""
+
+
+def test_pika_finds_ssl_when_it_uses_it() -> None:
+    use = "import ssl, pika; print(pika.SSLOptions(ssl.create_default_context()).context.verify_mode.name)"
+    assert ask(f"import supervisor.worker.nursery; {use}") == "CERT_REQUIRED"
+
+
+def test_what_a_thread_does_without_others_find() -> None:
+    other = "import threading; found = []; find = lambda: found.append(__import__('ssl'))"
+    inside = "thread = threading.Thread(target=find); thread.start(); thread.join()"
+    refused = "with without('ssl'):\n try: import ssl\n except ImportError as error: print(error.name)"
+    block = f"from supervisor.late import without\n{other}\n{refused}\n {inside}\n import ssl; print(ssl is found[0])"
+    assert ask(block).split() == ["ssl", "True"]
+
+
 def test_who_uses_asyncio_finds_it_structlog_and_pika_among_them() -> None:
     load = "import supervisor.worker.nursery, structlog, pika.adapters.asyncio_connection as adapter"
     assert ask(f"{load}; print(adapter.asyncio.SelectorEventLoop.__name__)") == "_UnixSelectorEventLoop"

@@ -50,7 +50,7 @@ class Site:
             "/readyz": self._readyz,
             "/metrics": self._scrape,
             "/status": self._status,
-            "/": lambda: (200, _HTML, page.HTML),
+            "/": self._page,
         }
 
     def refusal(self, headers: Mapping[bytes, bytes]) -> Answer | None:
@@ -69,6 +69,10 @@ class Site:
             return await self._respond(method, path, body, client)
         except (OSError, ImportError) as error:  # out of descriptors, most likely
             return refused(503, refusals.because("cannot answer now", error))
+
+    def _page(self) -> Answer:
+        page.own_policy()  # fails here or not at all
+        return 200, _HTML, page.HTML
 
     def _is_for_us(self, host: str) -> bool:
         settings = self._look().settings
@@ -122,6 +126,10 @@ class ControlSite(Site):
             "/drain": lambda *_: wishes.make(Asked(Wish.DRAIN, "workq drain")),
             "/kill": self._kill,
         }
+
+    def _page(self) -> Answer:
+        page.own_policy()  # fails here or not at all
+        return 200, _HTML, page.HTML
 
     def _is_for_us(self, host: str) -> bool:
         return True  # no browser reaches a socket in the file system

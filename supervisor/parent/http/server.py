@@ -194,6 +194,7 @@ def _response(answer: Answer, *, is_last: bool, is_head: bool) -> tuple[h11.Even
         (b"content-type", kind.encode()),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
+        (b"content-security-policy", page.own_policy() if body is page.HTML else page.NO_PAGE),
         *page.HEADERS,
         *([(b"connection", b"close")] if is_last else []),
     ]

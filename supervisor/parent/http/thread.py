@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import gc
+import select
 import socket
 import threading
 from typing import Any, Final
 
 from supervisor import logs
 from supervisor.clock import now
+from supervisor.late import without
 from supervisor.parent import refusals
 from supervisor.parent.control import Wishes
 from supervisor.parent.http.sockets import Listener
@@ -19,6 +21,8 @@ from supervisor.policy.restart import Backoff
 _BACKOFF: Final = Backoff(free=0, first=1.0, most=30.0)
 _STEADY: Final = 10.0
 """Seconds of service after which the backoff is reset."""
+_HEAD_START: Final = 1.0
+"""Seconds before this thread imports anything, unless a client comes: the workers' start needs the processor."""
 _LAST_ANSWERS: Final = 1.0
 """Seconds to finish answers when the supervisor exits: `workq drain` waits for the answer to its own request."""
 
@@ -93,7 +97,9 @@ class Serving:
 
     def _serve(self) -> None:
         try:
-            from supervisor.parent.http import app, server
+            self._await_client(_HEAD_START)
+            with without("ssl"):  # for asyncio, that is
+                from supervisor.parent.http import app, server
 
             sites: list[tuple[socket.socket, app.Site]] = []
             if self._health is not None:
@@ -103,6 +109,13 @@ class Serving:
             server.serve(sites, self._answering)
         except Exception as error:  # noqa: BLE001 - the workers must run on without it
             self._failed = error
+
+    def _await_client(self, seconds: float) -> None:
+        clients = select.poll()
+        for sock in (self._health, self._listener.socket if self._listener else None):
+            if sock is not None:
+                clients.register(sock, select.POLLIN)
+        clients.poll(seconds * 1000)
 
     def _give_up(self, error: Exception) -> None:
         self._failures = 1 if now() - self._started_at > _STEADY else self._failures + 1
