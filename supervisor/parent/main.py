@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import socket
 from contextlib import ExitStack
@@ -74,7 +75,8 @@ def run(settings: Settings, reread: Reread, zygote: Zygote | None) -> int:
 
 def _cannot_start(error: OSError) -> tuple[str, int]:
     """The reason, in one line, and the exit code."""
-    hint = "; mount /proc" if str(error.filename or "").startswith("/proc") else ""
+    is_missing = error.errno == errno.ENOENT and str(error.filename or "").startswith("/proc")
+    hint = "; mount /proc" if is_missing else ""
     code = EXIT_KILLED if error.errno in refusals.RESTART_MAY_HELP else EXIT_CONFIG
     return f"{refusals.because('the supervisor cannot start', error)}{hint}", code
 

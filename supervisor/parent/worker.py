@@ -15,8 +15,9 @@ from supervisor.scoreboard import Scoreboard
 from supervisor.vocabulary import Phase, Reading
 
 _HOLDS: Final = 5.0
-"""Seconds for which an idle worker that writes nothing on its page is not looked at: to look at four, once a second,
-is a third of what an idle supervisor does, and only threads of the handler's could make it grow meanwhile."""
+"""Seconds for which an idle worker is not looked at if it writes nothing on its page and has not grown since the last
+look: to look at four, once a second, is a third of what an idle supervisor does. A thread of the handler's may make it
+grow meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,9 +44,10 @@ class Worker(Child):
         """What it does: now, or, while it idles and writes nothing, some seconds ago."""
         written, at = board.written(self.page), now()
         if self._reading is None or at >= self._holds_until or written != self._written:
-            self._written, self._reading = written, self._read(board, at)
+            before, self._written, self._reading = self._reading, written, self._read(board, at)
+            is_steady = before is not None and self._reading.rss <= before.rss and self._reading.phase is Phase.IDLE
             stands_still_at = self._reading.beat + self.stands_still_after
-            self._holds_until = min(at + _HOLDS, stands_still_at) if self._reading.phase is Phase.IDLE else at
+            self._holds_until = min(at + _HOLDS, stands_still_at) if is_steady else at
         return self._reading
 
     def _read(self, board: Scoreboard, at: float) -> Reading:

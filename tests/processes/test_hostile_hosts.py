@@ -48,6 +48,7 @@ def test_f81_too_few_descriptors_end_a_start_in_one_line(limit: int) -> None:
     assert code == 1
     assert "Too many open files" in said.splitlines()[-1]
     assert limit < 8 or "LimitNOFILE" in said.splitlines()[-1]
+    assert "mount /proc" not in said
 
 
 @needs_root
@@ -60,6 +61,7 @@ def test_f81_without_proc_or_dev_a_start_ends_in_one_line(prelude: str, word: st
     assert "Traceback" not in said
     assert code == 78
     assert word in said.splitlines()[-1]
+    assert ("mount /proc" in said) == (word == "/proc")
 
 
 def test_f81_a_working_directory_that_is_deleted_ends_a_start_in_one_line(tmp_path: Path) -> None:

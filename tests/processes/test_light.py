@@ -62,6 +62,26 @@ def test_who_uses_asyncio_while_it_is_held_back_has_it_at_once(use: str) -> None
     assert ask(f"{block}\nimport asyncio, asyncio.queues; print(asyncio.Queue is asyncio.queues.Queue)") == "True"
 
 
+@pytest.mark.parametrize("hooked", ["pika", "structlog", "structlog.stdlib"])
+@pytest.mark.parametrize("submodule", ["events", "base_futures"])
+def test_an_import_hook_that_wants_a_submodule_of_asyncio_finds_it_and_only_once(hooked: str, submodule: str) -> None:
+    """As agents that watch applications do, when they see what they know."""
+    find = (
+        f"def find_spec(self, name, *_):\n  if name == {hooked!r}: import asyncio.{submodule} as it; found.append(it)"
+    )
+    hook = f"import sys\nfound = []\nclass Hook:\n {find}\nsys.meta_path.insert(0, Hook())"
+    same = f"found[0] is asyncio.{submodule} is sys.modules['asyncio.{submodule}']"
+    told = f"print({same}, found[0].__spec__.loader.name, asyncio.run(asyncio.sleep(0, 'ran')))"
+    assert ask(f"{hook}\nimport supervisor.worker.nursery, asyncio\n{told}") == f"True asyncio.{submodule} ran"
+
+
+def test_a_submodule_that_asyncio_itself_does_not_import_is_found_too() -> None:
+    block = "from supervisor.late import later\nwith later('xml'): import xml.dom.minidom"
+    assert (
+        ask(f"{block}\nimport xml; print(xml.dom.minidom.__name__, xml.__file__ is not None)") == "xml.dom.minidom True"
+    )
+
+
 def test_beside_other_threads_no_module_is_held_back_for_they_may_import_it_too() -> None:
     thread = "import sys, threading; done = threading.Event(); threading.Thread(target=done.wait).start()"
     said = ask(f"{thread}; import supervisor.light; print('asyncio' in sys.modules); done.set()")

@@ -1,4 +1,5 @@
-"""How often the supervisor looks at a worker: always, unless it idles and nothing was written on its page."""
+"""How often the supervisor looks at a worker: always, unless it idles, has not grown and nothing was written on its
+page."""
 
 from __future__ import annotations
 
@@ -18,6 +19,9 @@ from supervisor.scoreboard import Pen, Scoreboard
 from supervisor.vocabulary import Phase, Reading
 from tests.supervision import eventually
 
+GROWING = (
+    "import sys; kept = []; print(flush=True)\nfor _ in sys.stdin: kept.append(b'1' * 10_000_000); print(flush=True)"
+)
 PAGE = 0
 STILL = 15.0
 
@@ -36,6 +40,12 @@ class Looked:
         self.status = psutil.Process(process.pid).status
         self.worker = Worker(process.pid, -1, nobody, nobody, nobody, PAGE, 1, STILL, 0)
 
+    def grow(self) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        self.process.stdout.readline()
+
     def look(self, after: float = 1.0) -> Reading:
         self.at += after
         return self.worker.read(self.board)
@@ -43,22 +53,36 @@ class Looked:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looked]:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    command = sys.executable, "-c", GROWING
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
         yield Looked(process, monkeypatch)
         process.kill()
 
 
 def test_an_idle_worker_that_writes_nothing_is_looked_at_every_few_seconds(looked: Looked) -> None:
     looked.pen.phase(Phase.IDLE)
+    looked.look()
     first = looked.look()
     assert first.pid == looked.process.pid and first.rss > 0
     assert all(looked.look() is first for _ in range(4))
     assert looked.look() is not first
 
 
+def test_one_that_grows_while_it_idles_is_looked_at_each_time(looked: Looked) -> None:
+    looked.pen.phase(Phase.IDLE)
+    sizes = [looked.look().rss]
+    for _ in range(3):
+        looked.grow()
+        sizes.append(looked.look().rss)
+    assert sizes == sorted(set(sizes))
+
+
 @pytest.mark.parametrize("write", [Pen.beat, Pen.returned, lambda pen: pen.count("succeeded")])
 def test_it_is_looked_at_as_soon_as_it_has_written(looked: Looked, write: Any) -> None:
     looked.pen.phase(Phase.IDLE)
+    looked.look()
     first = looked.look()
     write(looked.pen)
     assert looked.look(0.0) is not first
@@ -67,6 +91,7 @@ def test_it_is_looked_at_as_soon_as_it_has_written(looked: Looked, write: Any) -
 @pytest.mark.parametrize("phase", sorted(set(Phase) - {Phase.IDLE}))
 def test_one_that_is_not_idle_is_looked_at_each_time_for_its_memory_may_grow(looked: Looked, phase: Phase) -> None:
     looked.pen.phase(phase)
+    looked.look()
     first = looked.look()
     assert looked.look() is not first
 
