@@ -21,7 +21,7 @@ from supervisor.policy.restart import Backoff
 _BACKOFF: Final = Backoff(free=0, first=1.0, most=30.0)
 _STEADY: Final = 10.0
 """Seconds of service after which the backoff is reset."""
-_HEAD_START: Final = 1.0
+_HEAD_START: Final = 0.2
 """Seconds before this thread imports anything, unless a client comes: the workers' start needs the processor."""
 _LAST_ANSWERS: Final = 1.0
 """Seconds to finish answers when the supervisor exits: `workq drain` waits for the answer to its own request."""
