@@ -9,7 +9,6 @@ import faulthandler
 import os
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -118,13 +117,11 @@ def threads_after_a_fork() -> list[str]:
 
 
 def threads() -> list[str]:
-    """The names of this process's threads; of those of C libraries, the kernel's."""
-    known = {thread.native_id: thread.name for thread in threading.enumerate()}
+    """The kernel's names of this process's threads, including those of C libraries."""
     names = []
     for task in sorted(Path("/proc/self/task").iterdir(), key=lambda path: int(path.name)):
         try:
-            comm = (task / "comm").read_text().strip()
-            names.append(known.get(int(task.name), comm))
+            names.append((task / "comm").read_text().strip())
         except OSError:
             pass  # it ended meanwhile
     return names
